@@ -1,0 +1,42 @@
+"""gatecli: put gates into a trained image classifier, train them, and remove what never runs.
+
+Every command of the command line is a function here. Importing the package does not import torch; the first use of a name does.
+"""
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gatecli.attaching import attach
+    from gatecli.checkpoint import load, write
+    from gatecli.data import load_data
+    from gatecli.errors import GatecliError
+    from gatecli.evaluation import evaluate
+    from gatecli.inputs import fit
+    from gatecli.network import Network
+    from gatecli.profiling import profile
+    from gatecli.pruning import prune
+    from gatecli.record import force, record_gates
+    from gatecli.training import TrainOptions, finetune
+
+__version__ = "0.1.0"
+__all__ = [
+    "GatecliError", "Network", "TrainOptions", "attach", "evaluate", "finetune", "fit", "force",
+    "load", "load_data", "profile", "prune", "record_gates", "write",
+]  # fmt: skip
+_HOMES = {
+    "GatecliError": "errors", "Network": "network", "TrainOptions": "training", "attach": "attaching", "evaluate": "evaluation", "finetune": "training",
+    "fit": "inputs", "force": "record", "load": "checkpoint", "load_data": "data", "profile": "profiling", "prune": "pruning", "record_gates": "record",
+    "write": "checkpoint",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module `gatecli` has no attribute `{name}`")
+    return getattr(import_module(f"gatecli.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,0 +1,145 @@
+"""Build a network from its name and arguments. Only `build_pretrained` ever fetches weights."""
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from gatecli.architectures.arguments import NO_TIMM, accepted_args, check_args, is_callable_name, parse_arch_args, split_arch
+from gatecli.architectures.cifar import CifarResNet
+from gatecli.architectures.surgery import EXTRAS, alter
+from gatecli.errors import ArchitectureError
+
+__all__ = ["build", "build_pretrained", "check_args", "current_folder_importable", "find_callable", "is_callable_name", "parse_arch_args"]
+
+
+def build(arch: str, args: Mapping[str, Any]) -> nn.Module:
+    """The network with random weights, in evaluation mode.
+
+    `arch` is torchvision:NAME, cifar:resnet20 (32, 44, 56, 110), timm:NAME or package.module:callable, the last imported with the
+    current folder on the path. Downloads nothing.
+
+    Raises:
+        ArchitectureError: there is no such network, it does not take `args`, or a callable fails.
+    """
+    check_args(arch, args)
+    library, name = split_arch(arch)
+    if is_callable_name(arch):
+        model = _call(arch, args)
+    else:
+        make = {"torchvision": _torchvision, "cifar": _cifar, "timm": _timm}[library]
+        try:
+            model = make(name, args)
+        except (TypeError, ValueError, RuntimeError, AssertionError, NotImplementedError, ZeroDivisionError, MemoryError) as error:
+            raise ArchitectureError(f"{arch} cannot be built with {_spell(args)}: {_line(error)}") from error
+    return model.eval()
+
+
+def build_pretrained(arch: str) -> nn.Module:
+    """The library's own pretrained network, in evaluation mode; downloads its weights unless they are in the library's cache.
+
+    Raises:
+        ArchitectureError: there is no such network, or its weights cannot be had.
+    """
+    library, name = split_arch(arch)
+    if library not in ("torchvision", "timm"):
+        raise ArchitectureError(f"{arch} has no pretrained weights: give a checkpoint file, or torchvision:NAME or timm:NAME")
+    accepted_args(arch)
+    try:
+        if library == "torchvision":
+            from torchvision import models
+
+            model: nn.Module = models.get_model(name, weights="DEFAULT", progress=False)
+        else:
+            import timm
+
+            model = timm.create_model(name, pretrained=True)
+    except Exception as error:  # the network, the disk, a hub's client: each has errors of its own
+        way_out = "download them elsewhere and give the file"
+        raise ArchitectureError(f"the pretrained weights of {arch} cannot be had ({_line(error)}): {way_out}") from error
+    return model.eval()
+
+
+def find_callable(arch: str) -> Callable[..., Any]:
+    """Import what package.module:callable names. Raises ArchitectureError if that fails."""
+    module, name = split_arch(arch)
+    try:
+        with current_folder_importable():
+            found = functools.reduce(getattr, name.split("."), importlib.import_module(module))
+    except AttributeError as error:
+        raise ArchitectureError(f"{arch} cannot be found: {_line(error)}") from error
+    except (Exception, SystemExit) as error:
+        raise ArchitectureError(f"{arch} cannot be imported: {type(error).__name__}: {_line(error)}") from error
+    if not callable(found):
+        raise ArchitectureError(f"expected {arch} to be a callable that returns an nn.Module but got {type(found).__name__}")
+    return found
+
+
+@contextmanager
+def current_folder_importable() -> Iterator[None]:
+    """Let the code inside import modules of the current folder, as `python FILE` there would."""
+    before, here = list(sys.path), os.getcwd()
+    importlib.invalidate_caches()  # the file may be younger than the last look at the folder
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        if here not in before and here in sys.path:
+            sys.path.remove(here)
+
+
+def _call(arch: str, args: Mapping[str, Any]) -> nn.Module:
+    make = find_callable(arch)
+    try:
+        inspect.signature(make).bind(**args)
+    except TypeError as error:
+        raise ArchitectureError(f"{arch} cannot be called with {_spell(args)}: {_line(error)}; its signature is {inspect.signature(make)}") from error
+    except ValueError:  # written in C: it has no signature to look at
+        pass
+    try:
+        with current_folder_importable():
+            model = make(**args)
+    except (Exception, SystemExit) as error:
+        raise ArchitectureError(f"{arch} failed with {_spell(args)}: {type(error).__name__}: {_line(error)}") from error
+    if not isinstance(model, nn.Module):
+        raise ArchitectureError(f"expected {arch} to return an nn.Module but got {type(model).__name__}")
+    return model
+
+
+def _torchvision(name: str, args: Mapping[str, Any]) -> nn.Module:
+    from torchvision import models
+
+    own = {key: value for key, value in args.items() if key not in EXTRAS}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # GoogLeNet and Inception announce another initialisation
+        model = models.get_model(name, weights=None, **own)
+    return alter(model, f"torchvision:{name}", {key: value for key, value in args.items() if key in EXTRAS})
+
+
+def _cifar(name: str, args: Mapping[str, Any]) -> nn.Module:
+    return CifarResNet(int(name.removeprefix("resnet")), **args)
+
+
+def _timm(name: str, args: Mapping[str, Any]) -> nn.Module:
+    try:
+        import timm
+    except ImportError as error:
+        raise ArchitectureError(NO_TIMM.format(arch=f"timm:{name}")) from error
+    model: nn.Module = timm.create_model(name, pretrained=False, **args)
+    return model
+
+
+def _spell(args: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in args.items()) or "no arguments"
+
+
+def _line(error: BaseException) -> str:
+    return " ".join((str(error) or type(error).__name__).split())[:200]

@@ -1,0 +1,89 @@
+"""CIFAR ResNets: the small residual networks that the gating papers use at 32x32.
+
+He et al., "Deep Residual Learning for Image Recognition" (2015), section 4.2: a 3x3 stem, three groups of n basic blocks
+with 16, 32 and 64 filters, depth 6n + 2, global average pooling and one linear layer.
+"""
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+DEPTHS = (20, 32, 44, 56, 110)
+WIDTHS = (16, 32, 64)
+
+
+class PadShortcut(nn.Module):
+    """Option A of He et al.: take every second pixel and fill the new channels with zeros; no weights.
+
+    `pad` says where the zeros go: "both" sides of the channels or at their "end"; released checkpoints differ in it.
+    """
+
+    def __init__(self, new_channels: int, stride: int, pad: str) -> None:
+        super().__init__()
+        before = new_channels // 2 if pad == "both" else 0
+        self.padding = (0, 0, 0, 0, before, new_channels - before)
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x[:, :, :: self.stride, :: self.stride], self.padding)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut: (N, C, H, W) -> (N, width, H / stride, W / stride)."""
+
+    def __init__(self, channels: int, width: int, stride: int, shortcut: str, pad: str) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample: nn.Module | None = None
+        if channels != width or stride != 1:
+            self.downsample = (
+                PadShortcut(width - channels, stride, pad)
+                if shortcut == "pad"
+                else nn.Sequential(nn.Conv2d(channels, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        out = self.relu(out + (x if self.downsample is None else self.downsample(x)))
+        return out
+
+
+class CifarResNet(nn.Module):
+    """A CIFAR ResNet of `depth` 6n + 2 layers for (N, channels, 32, 32) images; returns logits (N, num_classes).
+
+    `shortcut` is "projection" (1x1 convolutions, option B) or "pad" (option A).
+    """
+
+    def __init__(self, depth: int, num_classes: int = 10, channels: int = 3, shortcut: str = "projection", pad: str = "both") -> None:
+        super().__init__()
+        blocks, self.width = (depth - 2) // 6, WIDTHS[0]
+        self.conv1 = nn.Conv2d(channels, self.width, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(self.width)
+        self.relu = nn.ReLU(inplace=True)
+        self.layer1 = self._group(WIDTHS[0], blocks, 1, shortcut, pad)
+        self.layer2 = self._group(WIDTHS[1], blocks, 2, shortcut, pad)
+        self.layer3 = self._group(WIDTHS[2], blocks, 2, shortcut, pad)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(WIDTHS[2], num_classes)
+        for part in self.modules():
+            if isinstance(part, nn.Conv2d):
+                nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+
+    def _group(self, width: int, blocks: int, stride: int, shortcut: str, pad: str) -> nn.Sequential:
+        group = []
+        for index in range(blocks):
+            group.append(BasicBlock(self.width, width, stride if index == 0 else 1, shortcut, pad))
+            self.width = width
+        return nn.Sequential(*group)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        logits: Tensor = self.fc(torch.flatten(self.avgpool(x), 1))
+        return logits

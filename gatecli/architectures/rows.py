@@ -1,0 +1,162 @@
+"""What is known of an architecture without building it: its tensors' names and shapes, with the class count left open, and its input.
+
+The shipped table holds a row for every architecture that `identify` knows; names and shapes are numbered once for all rows,
+because the networks of a family share nearly all of them.
+"""
+from __future__ import annotations
+
+import functools
+import gzip
+import importlib.resources
+import inspect
+import io
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from gatecli.architectures.arguments import is_callable_name, split_arch
+from gatecli.architectures.build import build, find_callable
+from gatecli.architectures.cifar import CifarResNet
+from gatecli.errors import ArchitectureError
+
+CLASSES, CHANNELS = -1, -2  # stand in a shape for the number of classes and of input channels
+CHANNEL_ARGS = {"torchvision": "in_channels", "cifar": "channels", "timm": "in_chans"}
+COUNTER = "num_batches_tracked"  # BatchNorm's: files before torch 0.4.1 lack it
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+# A shape tells classes and channels from the rest by building twice: with the first numbers, then with the second.
+CLASS_PROBES, CHANNEL_PROBES = (11, 13), (3, 5)
+NO_TENSORS = {"maxpool", "stem_stride", "stride_on", "pad", "zero_init_residual"}  # arguments that no tensor shows
+DEFAULTS = {"stem": "imagenet", "shortcut": "projection"}
+Shape = tuple[int, ...]
+Statistics = tuple[float, ...] | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """An architecture: its tensors (CLASSES and CHANNELS in their shapes), input size in pixels, and normalisation of values in [0, 1].
+
+    `mean` and `std` are None where the data set's own are meant; `resnet` allows the ResNets' other spellings.
+    """
+
+    arch: str
+    args: dict[str, Any]
+    tensors: dict[str, Shape]
+    input_size: int
+    mean: Statistics
+    std: Statistics
+    resnet: bool
+
+
+def make_row(arch: str, args: Mapping[str, Any], leave_open: bool = True) -> Row:
+    """Build the network, on the meta device where possible, and describe it.
+
+    Counts in `args` are taken as given; the others are left open, or with `leave_open` false keep their defaults.
+
+    Raises:
+        ArchitectureError: it cannot be built.
+    """
+    open_counts = _open_counts(arch, args) if leave_open else {}
+    model = _skeleton(arch, {**args, **{name: probes[0] for name, probes in open_counts.items()}})
+    tensors = shapes_of(model)
+    if open_counts:
+        other = shapes_of(_skeleton(arch, {**args, **{name: probes[1] for name, probes in open_counts.items()}}))
+        tensors = {name: _open_shape(arch, name, shape, other.get(name, ())) for name, shape in tensors.items()}
+    resnet = isinstance(model, CifarResNet) or (arch.startswith("torchvision:") and type(model).__name__ == "ResNet")
+    return Row(arch, dict(args), tensors, *_input(arch, args, model), resnet)
+
+
+def shapes_of(model: nn.Module) -> dict[str, Shape]:
+    """Names and shapes of a network's tensors, without BatchNorm's counters."""
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if not name.endswith(COUNTER)}
+
+
+def find_row(arch: str, args: Mapping[str, Any]) -> Row | None:
+    """The table's row for an architecture with these arguments, counts and what no tensor shows aside."""
+    counts = {"num_classes", *CHANNEL_ARGS.values()}
+    shown = {name: value for name, value in args.items() if name not in counts | NO_TENSORS and DEFAULTS.get(name) != value}
+    return next((row for row in table() if row.arch == arch and row.args == shown), None)
+
+
+@functools.cache
+def table() -> tuple[Row, ...]:
+    """All rows of the shipped table."""
+    return unpack(importlib.resources.files("gatecli.architectures").joinpath("table.json.gz").read_bytes())
+
+
+def pack(rows: Iterable[Row]) -> bytes:
+    """Rows as gzipped JSON; the same rows give the same bytes."""
+    names: dict[str, int] = {}
+    shapes: dict[Shape, int] = {}
+    packed = []
+    for row in rows:
+        ids = [names.setdefault(name, len(names)) for name in row.tensors]
+        packed.append({**vars(row), "tensors": [ids, [shapes.setdefault(shape, len(shapes)) for shape in row.tensors.values()]]})
+    text = json.dumps({"names": list(names), "shapes": list(shapes), "rows": packed}, separators=(",", ":"))
+    out = io.BytesIO()
+    with gzip.GzipFile(filename="", fileobj=out, mode="wb", mtime=0) as file:
+        file.write(text.encode())
+    return out.getvalue()
+
+
+def unpack(data: bytes) -> tuple[Row, ...]:
+    """The inverse of `pack`."""
+    raw = json.loads(gzip.decompress(data))
+    names, shapes = raw["names"], [tuple(shape) for shape in raw["shapes"]]
+    rows = []
+    for row in raw["rows"]:
+        tensors = {names[name]: shapes[shape] for name, shape in zip(*row["tensors"], strict=True)}
+        mean, std = (None if row[key] is None else tuple(row[key]) for key in ("mean", "std"))
+        rows.append(Row(**{**row, "tensors": tensors, "mean": mean, "std": std}))
+    return tuple(rows)
+
+
+def _open_counts(arch: str, args: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """The count arguments that the architecture has and `args` does not give, with two values to try."""
+    if is_callable_name(arch):
+        try:
+            counts = {"num_classes": CLASS_PROBES} if "num_classes" in inspect.signature(find_callable(arch)).parameters else {}
+        except ValueError:  # written in C: no signature
+            counts = {}
+    else:
+        counts = {"num_classes": CLASS_PROBES, CHANNEL_ARGS[split_arch(arch)[0]]: CHANNEL_PROBES}
+    return {name: probes for name, probes in counts.items() if name not in args}
+
+
+def _skeleton(arch: str, args: Mapping[str, Any]) -> nn.Module:
+    """The network without memory for its weights, where it can be built so."""
+    if not is_callable_name(arch):  # a user's code may do anything on the way
+        try:
+            with torch.device("meta"):
+                return build(arch, args)
+        except ArchitectureError:  # wrong arguments fail again below; RegNets only fail here
+            pass
+    return build(arch, args)
+
+
+def _open_shape(arch: str, name: str, first: Shape, second: Shape) -> Shape:
+    marks = {CLASS_PROBES: CLASSES, CHANNEL_PROBES: CHANNELS}
+    try:
+        return tuple(a if a == b else marks[a, b] for a, b in zip(first, second, strict=True))
+    except (KeyError, ValueError) as error:
+        raise ArchitectureError(
+            f"the class count of {arch} cannot be told from its tensors (`{name}` has shape {first} or {second}): add --arch-arg num_classes=N"
+        ) from error
+
+
+def _input(arch: str, args: Mapping[str, Any], model: nn.Module) -> tuple[int, Statistics, Statistics]:
+    """Input size, mean and std that the library states; 32 and the data set's own for CIFAR networks; else 224 and ImageNet's."""
+    library, name = split_arch(arch)
+    if library == "cifar" or args.get("stem") == "cifar":
+        return 32, None, None
+    if library == "torchvision":
+        from torchvision import models
+
+        official = models.get_model_weights(name).DEFAULT.transforms()
+        return int(official.crop_size[0]), tuple(official.mean), tuple(official.std)
+    if library == "timm" and isinstance(config := getattr(model, "default_cfg", None), dict):
+        return int(config["input_size"][-1]), tuple(config["mean"]), tuple(config["std"])
+    return 224, *IMAGENET

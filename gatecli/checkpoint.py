@@ -1,0 +1,231 @@
+"""Checkpoints: read whatever users have, write one safe file, and rebuild a network from it by replaying its structural steps."""
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from gatecli import methods
+from gatecli.architectures.build import build, build_pretrained, is_callable_name
+from gatecli.architectures.identify import Found, found_for, identify
+from gatecli.errors import ArchitectureError, CheckpointError, GatecliError, SettingError
+from gatecli.graph.rewrite import renamed
+from gatecli.network import Network
+from gatecli.reading import file_sha256, read_tensors
+from gatecli.recipe import InputSpec, Recipe, Source
+
+KEY = "gatecli"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the user says about a checkpoint: the architecture (None: find it), and how its images were prepared (None: as recorded)."""
+
+    arch: str | None = None
+    arch_args: Mapping[str, Any] | None = None
+    trust_pickle: bool = False
+    input_size: tuple[int, int] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    leaves: Sequence[str] = ()
+
+
+def load(path: str | os.PathLike[str], arch: str | None = None, **how: Any) -> Network:
+    """Load a checkpoint, gatecli's own or a plain one, as a network in evaluation mode that really skips.
+
+    Args: arch: the architecture, needed where the file names a callable (`package.module:callable`), which is never imported on
+    the file's word. how: further fields of `Reading`.
+    Raises: CheckpointError, ArchitectureError.
+    """
+    return read(Path(path), Reading(arch=arch, **how))[0].eval()
+
+
+def read(path: Path, how: Reading = Reading()) -> tuple[Network, list[str]]:
+    """The network in a file, in evaluation mode, and notes for people on what had to be assumed."""
+    recipe = read_recipe(path)
+    return (_read_plain(path, how)) if recipe is None else (_read_own(path, recipe, how), [])
+
+
+def read_recipe(path: Path) -> Recipe | None:
+    """The recipe in a gatecli checkpoint; None for any other file, readable or not."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+    except (OSError, SafetensorError):
+        return None
+    return Recipe.from_json(metadata[KEY], path.name) if KEY in metadata else None
+
+
+def _read_plain(path: Path, how: Reading) -> tuple[Network, list[str]]:
+    if _names_a_library(path):
+        pretrained = build_pretrained(str(path))
+        tensors, how = pretrained.state_dict(), replace(how, arch=how.arch or str(path))
+        sha256, size_bytes = "", sum(t.numel() * t.element_size() for t in tensors.values())
+    else:
+        tensors = read_tensors(path, how.trust_pickle)
+        sha256, size_bytes = file_sha256(path), path.stat().st_size
+    found = _find(path, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, how)
+    source = Source(found.arch, dict(found.args), dict(found.names), path.name, sha256, size_bytes, leaves=list(how.leaves))
+    size = how.input_size or (found.input_size, found.input_size)
+    network, notes = _network(Recipe(source, InputSpec(size, 0, how.mean or found.mean, how.std or found.std)))
+    _fill(network, tensors, path, strict=False)
+    source = replace(source, params=network.params, macs=network.macs_dense, num_classes=_classes(network))
+    network.recipe = replace(network.recipe, source=source)
+    return network, [*found.notes, *notes]
+
+
+def _names_a_library(path: Path) -> bool:
+    return str(path).startswith(("torchvision:", "timm:")) and not path.exists()
+
+
+def _find(path: Path, shapes: Mapping[str, tuple[int, ...]], how: Reading) -> Found:
+    try:
+        if how.arch is not None:
+            return found_for(how.arch, dict(how.arch_args or {}), shapes)
+        found = identify(shapes)
+        return found_for(found.arch, {**found.args, **how.arch_args}, shapes) if how.arch_args else found
+    except ArchitectureError as error:
+        raise ArchitectureError(f"{path.name}: {error}") from error
+
+
+def _read_own(path: Path, recipe: Recipe, how: Reading) -> Network:
+    source = recipe.source
+    if how.arch is not None and how.arch != source.arch:
+        raise ArchitectureError(f"{path.name} was made from `{source.arch}`, but --arch says `{how.arch}`")
+    if is_callable_name(source.arch) and how.arch is None:
+        raise CheckpointError(
+            f"{path.name} names its architecture as `{source.arch}`, code that gatecli does not import on a file's word: "
+            f"if you trust it, say so with --arch {source.arch} (library: arch=...)"
+        )
+    given = recipe.input
+    spec = replace(given, size=how.input_size or given.size, mean=how.mean or given.mean, std=how.std or given.std)
+    tensors = read_tensors(path)
+    try:
+        network, _ = _network(replace(recipe, input=spec))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise CheckpointError(f"{path.name} has steps that cannot be replayed ({error!r}): the file is damaged") from error
+    except GatecliError as error:
+        raise type(error)(f"{path.name}: {error}") from error
+    _fill(network, tensors, path, strict=True)
+    return network
+
+
+def _network(recipe: Recipe) -> tuple[Network, list[str]]:
+    """The source architecture, traced, with the recipe's structural steps replayed; its tensors are still to be filled."""
+    source = recipe.source
+    module = _skeleton(source)
+    network = Network(module, recipe, source.names, source.leaves)
+    dropped = _first_parts(renamed(name, source.names) for name in module.state_dict()) - _first_parts(network.state_dict())
+    for step in recipe.steps:
+        if step.op == "attach":
+            method = methods.get(step.settings["method"])
+            settings = methods.parse_settings(method, step.settings["settings"])
+            unknown = [site for site in step.settings["sites"] if site not in network.sites]
+            if unknown:
+                raise CheckpointError(f"the recipe gates `{unknown[0]}`, which this network does not have")
+            method.attach(network, step.settings["sites"], settings)
+        elif step.op == "prune":
+            methods.apply_plan(network, step.settings["plan"])
+    notes = [f"dropped {', '.join(sorted(dropped))}: evaluation never runs it"] if dropped else []
+    return network.eval(), notes
+
+
+def _first_parts(names: Iterable[str]) -> set[str]:
+    return {name.partition(".")[0] for name in names}
+
+
+def _skeleton(source: Source) -> nn.Module:
+    """The plain architecture without memory where it can be built so (a file's tensors fill it), else with random weights."""
+    if not is_callable_name(source.arch):
+        with suppress(ArchitectureError), torch.device("meta"):
+            return build(source.arch, source.arch_args)
+    return build(source.arch, source.arch_args)
+
+
+def skeleton_with_weights(source: Source) -> nn.Module:
+    """The plain architecture with random weights, as it was before anything was attached."""
+    return build(source.arch, source.arch_args)
+
+
+def _fill(network: Network, tensors: Mapping[str, Tensor], path: Path, strict: bool) -> None:
+    """Load the tensors, every one where `strict`; a plain file may lack `num_batches_tracked` and hold heads that were dropped."""
+    wanted = network.state_dict()
+    given = {name: tensor for name, tensor in tensors.items() if strict or name in wanted}
+    for name in wanted:
+        if name not in given and name.endswith("num_batches_tracked") and not strict:
+            given[name] = torch.tensor(0)
+    missing, extra = sorted(set(wanted) - set(given)), sorted(set(given) - set(wanted))
+    odd = [name for name in given if name in wanted and given[name].shape != wanted[name].shape]
+    if missing or extra or odd:
+        what = f"lacks `{missing[0]}`" if missing else f"has `{extra[0]}` too much" if extra else f"has `{odd[0]}` of shape {tuple(given[odd[0]].shape)} for {tuple(wanted[odd[0]].shape)}"
+        raise CheckpointError(f"{path.name} does not hold the tensors that its recipe asks for: it {what}")
+    network.load_state_dict(given, assign=True)
+    if any(tensor.is_meta for tensor in [*network.parameters(), *network.buffers()]):
+        raise CheckpointError(f"{path.name}: the architecture keeps tensors that no file stores; build it with --arch package.module:callable")
+
+
+def _classes(network: Network) -> int:
+    output = next(node for node in network.graph.nodes if node.op == "output")
+    logits = output.all_input_nodes[0]
+    shape = network.costs[logits.name].shape
+    if len(output.all_input_nodes) != 1 or shape is None or len(shape) != 2:
+        raise ArchitectureError(f"expected the network to return logits (N, classes), but it returns {shape or 'something else'}")
+    return shape[1]
+
+
+def check_output(out: Path, force: bool, inputs: Sequence[Path] = ()) -> None:
+    """Refuse, before any work, an output that exists (without `force`), is an input, or lies where nothing can be written."""
+    if any(out.exists() and given.exists() and out.samefile(given) for given in inputs):
+        raise CheckpointError(f"{out} is the input: gatecli never overwrites what it reads; name another file with --out")
+    if out.exists() and not force:
+        raise CheckpointError(f"{out} exists already: use --force to replace it, or --out to name another file")
+    if not out.parent.is_dir():
+        raise CheckpointError(f"cannot write {out}: the folder {out.parent} does not exist")
+    if not os.access(out.parent, os.W_OK):
+        raise CheckpointError(f"cannot write {out}: the folder {out.parent} is not writable")
+
+
+def write(network: Network, path: Path) -> None:
+    """Write the network and its recipe, all or nothing. Raises CheckpointError where it cannot be written (a full disk, say)."""
+    if not network.recipe.source.arch:
+        raise SettingError("this network has no architecture that a file could name: attach with arch='package.module:callable'")
+    save_tensors(network.state_dict(), path, {KEY: network.recipe.to_json()})
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file atomically: a temporary file in the same folder, flushed to the disk, then renamed."""
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        os.close(handle)
+        save_file({name: tensor.detach().cpu().contiguous().clone() if _is_view(tensor) else tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary, dict(metadata))
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot write {path}: {error}") from error
+    finally:
+        if temporary is not None:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
+
+
+def _is_view(tensor: Tensor) -> bool:
+    return tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+

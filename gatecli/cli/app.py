@@ -1,0 +1,49 @@
+"""The command line's wiring: one Typer program, one function a command."""
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from gatecli.cli import attach, demo, evaluate, finetune, inspect, methods, profile, prune, state
+from gatecli.cli.session import command
+
+app = typer.Typer(
+    name="gatecli",
+    help="Put gates into a trained image classifier, train them, and remove what never runs: smaller, really faster, with an honest table.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+for name, body in {
+    "attach": attach.attach,
+    "finetune": finetune.finetune,
+    "prune": prune.prune,
+    "profile": profile.profile,
+    "eval": evaluate.evaluate,
+    "inspect": inspect.inspect,
+    "methods": methods.methods,
+    "log": state.log,
+    "use": state.use,
+    "demo": demo.demo,
+}.items():
+    app.command(name)(command(body))
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from gatecli import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _main(version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version.")) -> None:
+    pass
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(app())

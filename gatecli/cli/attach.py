@@ -1,0 +1,50 @@
+"""gatecli attach"""
+from __future__ import annotations
+
+from typing import Annotated, Any, Optional
+
+import typer
+
+from gatecli.cli.render import gmacs, millions
+from gatecli.cli.session import Checkpoint, Force, Out, Session, Set, parse_pairs, reads_checkpoints
+from gatecli.cli.workspace import default_out
+
+
+@reads_checkpoints
+def attach(
+    session: Session,
+    checkpoint: Checkpoint = None,
+    method: Annotated[str, typer.Option(help="How to gate; see gatecli methods.")] = "",
+    set_: Set = None,
+    include: Annotated[Optional[list[str]], typer.Option(help="Pattern of sites to gate, as 'layer3.*'; repeatable.")] = None,
+    exclude: Annotated[Optional[list[str]], typer.Option(help="Pattern of sites to leave alone; repeatable.")] = None,
+    out: Out = None,
+    force: Force = False,
+) -> dict[str, Any]:
+    """Put a method's gates into a checkpoint. Predictions stay as they are."""
+    from gatecli import attaching, methods
+    from gatecli.checkpoint import check_output, write
+    from gatecli.costs import expected_macs, known_rates
+    from gatecli.errors import SettingError
+
+    if not method:
+        raise SettingError(f"expected --method NAME, one of {', '.join(methods.names())}")
+    settings = parse_pairs(set_)
+    methods.parse_settings(methods.get(method), settings)  # before any reading: a slip costs no time
+    path = session.checkpoint(checkpoint)
+    target = out or default_out(path, method)
+    check_output(target, force, [path])
+    network = session.open(path)
+    result = attaching.attach(network, method, include=include or (), exclude=exclude or (), **settings)
+    write(result.network, target)
+    session.say(
+        f"{network.recipe.source.arch}: {result.gates} gates of {method}, logits changed by {result.max_logit_change:.1e} of the largest; "
+        f"{millions(result.params)} parameters, {gmacs(result.network.macs_dense)} GMACs with all gates open ({gmacs(network.macs_dense)} before)"
+    )
+    session.written(target)
+    session.say("next: gatecli finetune --data ...")
+    return {
+        "checkpoint": str(path), "out": str(target), "arch": network.recipe.source.arch, "method": method, "gates": result.gates, "units": result.units,
+        "params": result.params, "macs_dense": result.network.macs_dense, "macs_expected": expected_macs(result.network, known_rates(result.network)),
+        "max_logit_change": result.max_logit_change,
+    }  # fmt: skip

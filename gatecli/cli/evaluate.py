@@ -1,0 +1,41 @@
+"""gatecli eval"""
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from gatecli.cli.progress import Reporter
+from gatecli.cli.render import gmacs, percent
+from gatecli.cli.session import BatchSize, Checkpoint, Data, Session, Workers, reads_checkpoints, remembered
+
+
+@reads_checkpoints
+def evaluate(
+    session: Session,
+    checkpoint: Checkpoint = None,
+    data: Data = None,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "val",
+    strategy: Annotated[str, typer.Option(help="threshold, stochastic, always-on or ensemble.")] = "threshold",
+    batch_size: BatchSize = 256,
+    workers: Workers = 0,
+) -> dict[str, Any]:
+    """Measure accuracy, expected MACs and rates on one split."""
+    from gatecli import evaluation
+    from gatecli.costs import site_rates
+    from gatecli.inputs import open_data, split_of
+
+    path = session.checkpoint(checkpoint)
+    network = session.open(path)
+    dataset = open_data(network, remembered(data))
+    result = evaluation.evaluate(
+        network, dataset, split=split_of(dataset, split), strategy=strategy, batch_size=batch_size, workers=workers, seed=session.seed, progress=Reporter(session)
+    )
+    if not session.json_:
+        spread = "" if result.top1_std is None else f" +- {result.top1_std:.2f}"
+        print(f"{path} on {split} ({result.samples} images, {strategy}): top-1 {percent(result.top1)}{spread}, top-5 {percent(result.top5)}, {gmacs(result.macs_expected)} GMACs an image")
+    return {
+        "checkpoint": str(path), "arch": network.recipe.source.arch, "split": split, "strategy": strategy, "samples": result.samples, "top1": result.top1,
+        "top5": result.top5, "params": network.params, "macs_dense": network.macs_dense, "macs_expected": result.macs_expected, "rates": site_rates(result.rates),
+        **({"top1_std": result.top1_std} if result.top1_std is not None else {}),
+    }  # fmt: skip

@@ -1,0 +1,129 @@
+"""gatecli finetune"""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from gatecli.cli.progress import Reporter
+from gatecli.cli.render import gmacs
+from gatecli.cli.session import Checkpoint, Data, Force, Out, Session, Set, Workers, parse_pairs, reads_checkpoints, remembered
+from gatecli.cli.workspace import RUNS, default_out
+from gatecli.errors import SettingError, TrainingError
+
+if TYPE_CHECKING:
+    from gatecli.training import Finetuned
+
+OPTIONS = ("epochs", "lr", "batch_size", "weight_decay", "momentum", "schedule", "precision", "augment", "label_smoothing", "workers", "bn_batches", "save_every")
+
+
+@reads_checkpoints
+def finetune(
+    session: Session,
+    context: typer.Context,
+    checkpoint: Checkpoint = None,
+    data: Data = None,
+    set_: Set = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the training split.")] = 100,
+    lr: Annotated[float, typer.Option(help="Learning rate at the start.")] = 0.1,
+    batch_size: Annotated[int, typer.Option(help="Images a batch.")] = 256,
+    weight_decay: Annotated[float, typer.Option(help="Weight decay.")] = 1e-4,
+    momentum: Annotated[float, typer.Option(help="Momentum of SGD.")] = 0.9,
+    schedule: Annotated[str, typer.Option(help="step (x0.1 at 30, 60 and 90 % of the epochs), cosine or constant.")] = "step",
+    precision: Annotated[str, typer.Option(help="fp32 or bf16 (autocast).")] = "fp32",
+    augment: Annotated[Optional[str], typer.Option(help="none, shift, crop-flip or imagenet; none given: the data set's own.")] = None,
+    label_smoothing: Annotated[float, typer.Option(help="Label smoothing.")] = 0.0,
+    workers: Workers = 0,
+    bn_batches: Annotated[int, typer.Option(help="Batches to re-estimate BatchNorm statistics with; 0: leave them.")] = 200,
+    save_every: Annotated[float, typer.Option(help="Seconds between saved states.")] = 60.0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that was interrupted last, with its settings.")] = False,
+    out: Out = None,
+    force: Force = False,
+) -> dict[str, Any]:
+    """Train the gates, and the weights with them. Interrupted runs go on with --resume."""
+    from gatecli import training
+    from gatecli.checkpoint import check_output, write
+    from gatecli.inputs import open_data
+    from gatecli.training.finetune import trained_method
+
+    if resume:
+        run, about = _resumed(session, context)
+    else:
+        options = {name: context.params[name] for name in OPTIONS}
+        about = _about(session, checkpoint, out, remembered(data), parse_pairs(set_), options, force)
+        run = None
+    path, target = Path(about["checkpoint"]), Path(about["out"])
+    check_output(target, about["force"], [path])
+    chosen = training.TrainOptions(**about["options"])
+    network = session.open(path)
+    if not network.methods:
+        raise TrainingError(f"{path} has no gates to train: attach a method first (gatecli attach {path} --method NAME)")
+    trained_method(network.recipe, about["settings"])  # a slip in --set costs no time
+    dataset = open_data(network, about["data"])
+    run = run or training.Run.begin(RUNS / target.name.removesuffix(".safetensors"), about)
+    result = training.finetune(network, dataset, chosen, changes=about["settings"], run=run, progress=Reporter(session))
+    write(result.network, target)
+    run.finish()
+    _report(session, result, run)
+    session.written(target)
+    session.say("next: gatecli prune --threshold 0.5")
+    return _json(result, path, target)
+
+
+def _about(session: Session, checkpoint: str | None, out: Path | None, data: str | None, settings: dict[str, str], options: dict[str, Any], force: bool) -> dict[str, Any]:
+    """All that is needed to start this run again."""
+    import torch
+
+    path = session.checkpoint(checkpoint)
+    return {
+        "checkpoint": str(path), "out": str(out or default_out(path, "tuned")), "data": data, "settings": settings, "force": force,
+        "options": {**options, "seed": session.seed}, "threads": torch.get_num_threads(), "reading": session.reading,
+    }  # fmt: skip
+
+
+def _resumed(session: Session, context: typer.Context) -> tuple[Any, dict[str, Any]]:
+    """The unfinished run and what it was started with. Raises SettingError where an option on the command line contradicts it."""
+    import torch
+
+    from gatecli.training import Run
+
+    run = Run.unfinished(RUNS)
+    about = run.about
+    was = {**about["options"], "out": about["out"], "checkpoint": about["checkpoint"], "threads": about["threads"], "data": about["data"], "force": about["force"]}
+    for name, value in context.params.items():
+        given = context.get_parameter_source(name)
+        if given is None or given.name != "COMMANDLINE" or name not in was and name != "set_":
+            continue
+        if name == "set_" and parse_pairs(value) == about["settings"] or name == "data" and remembered(value) == was["data"]:
+            continue
+        if name == "set_" or str(was[name]) != str(value):
+            before = about["settings"] if name == "set_" else was[name]
+            raise SettingError(f"--resume goes on with the run's own settings: {name.strip('_')} was {before}, not {value}; leave it out, or start a new run without --resume")
+    torch.set_num_threads(about["threads"])
+    session.reading = about["reading"]
+    session.say(f"resuming {about['out']} from {run.folder}")
+    return run, about
+
+
+def _report(session: Session, result: Finetuned, run: Any) -> None:
+    norms = result.batchnorm
+    session.say(f"chosen {result.chosen}")
+    if norms["after"] is not None:
+        session.say(f"BatchNorm re-estimated: val top-1 {norms['before']:.2f} before, {norms['after']:.2f} after; kept: {norms['kept']}")
+    session.say(
+        f"val top-1 {result.top1:.2f} (all gates open before training: {result.baseline_top1:.2f}), rate {result.achieved_rate:.3f} for {result.target_rate:.2f} asked, "
+        f"{gmacs(result.macs_expected)} GMACs of {gmacs(result.network.macs_dense)}; log, best and last state in {run.folder}"
+    )
+
+
+def _json(result: Finetuned, path: Path, target: Path) -> dict[str, Any]:
+    from gatecli.costs import site_rates
+
+    network = result.network
+    return {
+        "checkpoint": str(path), "out": str(target), "arch": network.recipe.source.arch, "epochs": result.epochs, "split": "val", "top1": result.top1,
+        "baseline_top1": result.baseline_top1, "params": network.params, "macs_dense": network.macs_dense, "macs_expected": result.macs_expected,
+        "rates": site_rates(result.rates), "target_rate": result.target_rate, "achieved_rate": result.achieved_rate, "chosen": result.chosen,
+        "batchnorm": result.batchnorm, "history": result.history,
+    }  # fmt: skip

@@ -1,0 +1,90 @@
+"""Progress for people: a bar with rate and time left on a terminal, a line every few seconds elsewhere."""
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from gatecli.cli.session import Session
+from gatecli.errors import Interrupted
+
+LINE_EVERY = 5.0  # seconds
+
+
+class Reporter:
+    """The command line's `gatecli.progress.Progress`."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    @property
+    def stopping(self) -> bool:
+        return self.session.stopping
+
+    def say(self, line: str) -> None:
+        self.session.say(line)
+
+    @contextmanager
+    def task(self, label: str, total: int | None) -> Iterator[Any]:
+        self.session.busy += 1
+        try:
+            if self.session.quiet:
+                yield _Counter(self.session)
+            elif sys.stderr.isatty():
+                with _bar() as bar:
+                    yield _Bar(self.session, bar, bar.add_task(label, total=total, shown=""))
+            else:
+                yield _Lines(self.session, label, total)
+        finally:
+            self.session.busy -= 1
+
+
+class _Counter:
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    def advance(self, **shown: str) -> None:
+        self.show(shown)
+        if self.session.stopping:
+            raise Interrupted("interrupted; nothing was written")
+
+    def show(self, shown: dict[str, str]) -> None:
+        pass
+
+
+class _Lines(_Counter):
+    def __init__(self, session: Session, label: str, total: int | None) -> None:
+        super().__init__(session)
+        self.label, self.total, self.done = label, total, 0
+        self.start = self.last = time.monotonic()
+
+    def show(self, shown: dict[str, str]) -> None:
+        self.done += 1
+        now = time.monotonic()
+        if now - self.last >= LINE_EVERY:
+            self.last, rate = now, self.done / (now - self.start)
+            left = f" of {self.total}, {(self.total - self.done) / rate:.0f} s left" if self.total else ""
+            self.session.say(f"{self.label}: {self.done}{left}, {rate:.1f}/s  {_spell(shown)}".rstrip())
+
+
+class _Bar(_Counter):
+    def __init__(self, session: Session, bar: Any, task: Any) -> None:
+        super().__init__(session)
+        self.bar, self.task = bar, task
+
+    def show(self, shown: dict[str, str]) -> None:
+        self.bar.update(self.task, advance=1, shown=_spell(shown))
+
+
+def _spell(shown: dict[str, str]) -> str:
+    return "  ".join(f"{name} {text}" for name, text in shown.items())
+
+
+def _bar() -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[shown]}"))
+    return Progress(*columns, console=Console(stderr=True), transient=True)

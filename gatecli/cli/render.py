@@ -1,0 +1,42 @@
+"""Tables for people, with rich; on stdout, or on stderr where stdout is for JSON."""
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from gatecli.cli.session import Session
+
+MACS_FOOT = "GMACs: convolutions and linear layers of one image; FLOPs = 2 x MACs"
+
+
+def table(session: Session, title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], foot: str = "") -> None:
+    """Print a table; columns that begin with `<` are text, the others are set to the right."""
+    if session.quiet and session.json_:
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    result = Table(title=title, caption=foot or None, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left", title_style="bold")
+    for column in columns:
+        result.add_column(column.removeprefix("<"), justify="left" if column.startswith("<") else "right", overflow="fold")
+    for row in rows:
+        result.add_row(*(str(cell) for cell in row))
+    console = Console(stderr=session.json_)
+    console.print(result) if console.is_terminal else Console(stderr=session.json_, width=140).print(result)
+
+
+def gmacs(macs: float) -> str:
+    return f"{macs / 1e9:.4f}" if macs < 1e9 else f"{macs / 1e9:.3f}"
+
+
+def millions(count: int) -> str:
+    return f"{count / 1e6:.3f} M"
+
+
+def megabytes(count: int) -> str:
+    return f"{count / 1e6:.2f} MB"
+
+
+def percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"

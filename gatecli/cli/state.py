@@ -1,0 +1,45 @@
+"""gatecli log, gatecli use"""
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gatecli.cli import workspace
+from gatecli.cli.render import gmacs, percent, table
+from gatecli.cli.session import Checkpoint, Session
+from gatecli.errors import CheckpointError
+
+
+def log(session: Session, checkpoint: Checkpoint = None) -> dict[str, Any]:
+    """Print the steps that made a checkpoint: what, when, with which settings, accuracy and MACs then."""
+    from gatecli.checkpoint import read_recipe
+
+    path = session.checkpoint(checkpoint)
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist")
+    recipe = read_recipe(path)
+    if recipe is None:
+        raise CheckpointError(f"{path} is no gatecli checkpoint, so it carries no steps")
+    rows = []
+    for step in recipe.steps:
+        settings = {**step.settings, **step.settings.get("settings", {})}
+        told = ", ".join(f"{k}={v}" for k, v in settings.items() if k not in ("settings", "plan", "sites") and v is not None)
+        macs = step.results.get("macs_expected")
+        rows.append((step.op, step.at.replace("+00:00", "Z"), told, percent(step.results.get("top1")), "" if macs is None else gmacs(macs)))
+    if not session.json_:
+        baseline = recipe.baseline or {}
+        first = ("source", "", f"{recipe.source.file}: {recipe.source.arch}", percent(baseline.get("top1")), gmacs(recipe.source.macs))
+        table(session, str(path), ("<step", "<when", "<settings", "val top-1", "GMACs"), [first, *rows])
+    return {"checkpoint": str(path), "arch": recipe.source.arch, "source": asdict(recipe.source), "baseline": recipe.baseline, "steps": [asdict(s) for s in recipe.steps]}
+
+
+def use(session: Session, checkpoint: Annotated[Path, typer.Argument(help="The checkpoint to make current.")]) -> dict[str, Any]:
+    """Make a checkpoint the current one of this folder."""
+    if not checkpoint.is_file():
+        raise CheckpointError(f"{checkpoint} does not exist")
+    workspace.make_current(checkpoint)
+    session.say(f"{checkpoint} is now current")
+    return {"checkpoint": str(checkpoint)}

@@ -1,0 +1,43 @@
+"""The working folder: which checkpoint is current, where runs are kept, and how outputs are named."""
+from __future__ import annotations
+
+from pathlib import Path
+
+from gatecli.errors import CheckpointError
+
+FOLDER = Path(".gatecli")
+CURRENT = FOLDER / "current"
+RUNS = FOLDER / "runs"
+SUFFIXES = (".safetensors", ".pth.tar", ".pt", ".pth", ".bin", ".ckpt", ".pkl", ".tar")
+
+
+def current() -> Path:
+    """The current checkpoint. Raises CheckpointError where there is none, or it is gone."""
+    try:
+        name = CURRENT.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        name = ""
+    if not name:
+        raise CheckpointError("there is no current checkpoint in this folder: name one, or begin with gatecli attach CHECKPOINT --method NAME")
+    if not Path(name).is_file():
+        raise CheckpointError(f"the current checkpoint {name} is gone: name another, or make one current with gatecli use FILE")
+    return Path(name)
+
+
+def make_current(path: Path) -> None:
+    """Make `path` the current checkpoint."""
+    try:
+        FOLDER.mkdir(exist_ok=True)
+        CURRENT.write_text(f"{path}\n", encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(f"cannot write {CURRENT}: {error.strerror}") from error
+
+
+def default_out(checkpoint: Path, done: str) -> Path:
+    """`resnet50.pt` + `aig-perbatch` -> `resnet50.aig-perbatch.safetensors`, in the working folder."""
+    name = checkpoint.name.partition(":")[2] or checkpoint.name
+    for suffix in SUFFIXES:
+        if name.endswith(suffix):
+            name = name.removesuffix(suffix)
+            break
+    return Path(f"{name}.{done}.safetensors")

@@ -1,0 +1,35 @@
+"""What a network costs on average, from what it costs with everything running and from how often each site runs."""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from gatecli.network import Network
+
+Rates = Mapping[str, Sequence[float]]  # site -> the rate of each unit
+
+
+def expected_macs(network: Network, rates: Rates) -> float:
+    """Mean MACs of one image where each gated site runs at its rate; sites without one count in full. Gates are included."""
+    saved = sum(network.sites[site].macs * (1 - mean_rate(units)) for site, units in rates.items() if site in network.methods)
+    return network.macs_dense - saved
+
+
+def mean_rate(units: Sequence[float]) -> float:
+    return sum(units) / len(units)
+
+
+def overall_rate(rates: Rates) -> float:
+    """Mean over all gates, the achieved rate; 1 where there are none."""
+    return mean_rate([mean_rate(units) for units in rates.values()]) if rates else 1.0
+
+
+def site_rates(rates: Rates) -> dict[str, float]:
+    """The mean activation of each site, as reports give it."""
+    return {site: mean_rate(units) for site, units in rates.items()}
+
+
+def known_rates(network: Network) -> dict[str, list[float]]:
+    """Rates that need no data: those recorded by the latest step that measured them; where none has, gates are as attached, all open."""
+    step = network.recipe.last("finetune", "calibrate", "prune")
+    recorded = step.results.get("unit_rates", {}) if step is not None else {}
+    return {site: recorded.get(site, [1.0] * gate.units) for site, gate in network.site_gates.items()}

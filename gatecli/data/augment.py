@@ -1,0 +1,61 @@
+"""Random augmentations of uint8 batches, and the one source of randomness of this package."""
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+AUGMENTS = ("none", "shift", "crop-flip", "imagenet")
+ORDER, PIXELS = 0, 1  # what a generator is for: the order of the samples, or their augmentation
+
+
+def generator(purpose: int, seed: int, epoch: int, index: int = 0) -> torch.Generator:
+    """A random generator that is a function of its four numbers alone; the global one is neither read nor moved."""
+    words = np.array([number % 2**64 for number in (purpose, seed, epoch, index)], dtype=np.uint64).view(np.uint32)
+    state = np.random.SeedSequence(words.tolist()).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]))
+
+
+def augmented(images: Tensor, augment: str, draw: torch.Generator) -> Tensor:
+    """Apply `none`, `shift` or `crop-flip` to uint8 images (n, C, H, W), each with its own draw."""
+    if augment == "shift":
+        return shift(images, draw)
+    if augment == "crop-flip":
+        return crop_flip(images, draw)
+    return images
+
+
+def shift(images: Tensor, draw: torch.Generator) -> Tensor:
+    """Move every image by up to 2 pixels in 32, at least 1, each way; what comes in repeats the border's pixels."""
+    height, width = images.shape[-2:]
+    rows = _starts(images, _scaled(2, height), draw) - _scaled(2, height) + torch.arange(height)
+    columns = _starts(images, _scaled(2, width), draw) - _scaled(2, width) + torch.arange(width)
+    return _window(images, rows.clamp(0, height - 1), columns.clamp(0, width - 1))
+
+
+def crop_flip(images: Tensor, draw: torch.Generator) -> Tensor:
+    """Pad by 4 zeros in 32, crop to the old size anywhere, mirror every second image on average."""
+    height, width = images.shape[-2:]
+    high, wide = _scaled(4, height), _scaled(4, width)
+    rows = _starts(images, high, draw) + torch.arange(height)
+    columns = _starts(images, wide, draw) + torch.arange(width)
+    mirrored = torch.randint(2, (len(images), 1), generator=draw).bool()
+    return _window(F.pad(images, (wide, wide, high, high)), rows, torch.where(mirrored, columns.flip(1), columns))
+
+
+def _scaled(pixels: int, side: int) -> int:
+    """`pixels` are meant for a side of 32."""
+    return max(1, round(pixels * side / 32))
+
+
+def _starts(images: Tensor, reach: int, draw: torch.Generator) -> Tensor:
+    """(n, 1), from 0 to 2 * reach."""
+    return torch.randint(2 * reach + 1, (len(images), 1), generator=draw)
+
+
+def _window(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Pick `rows` (n, h) and `columns` (n, w) of images (n, C, H, W): (n, C, h, w)."""
+    n, channels, _, width = images.shape
+    picked = images.gather(2, rows[:, None, :, None].expand(-1, channels, -1, width))
+    return picked.gather(3, columns[:, None, None, :].expand(n, channels, rows.shape[1], -1))

@@ -1,0 +1,64 @@
+"""eval: accuracy and cost of a checkpoint on one split, by one of four ways of deciding.
+
+Herrmann et al. 2018, section 3.2: `threshold` (run where P(on) > threshold, 1/2 unless calibrated), `stochastic` (sample; mean and
+deviation over 5 runs), `always-on`, `ensemble` (the mean of the class probabilities of 5 stochastic runs).
+"""
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gatecli.costs import expected_macs
+from gatecli.data import DataSet, batches, steps
+from gatecli.errors import SettingError
+from gatecli.gates import STRATEGIES
+from gatecli.inference import predict, topk
+from gatecli.network import Network
+from gatecli.progress import Progress, silent
+from gatecli.record import strategy as deciding
+
+ALL_STRATEGIES = (*STRATEGIES, "ensemble")
+RUNS = 5
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Percent right on `split`; MACs of one image, averaged over it (all runs' together for `ensemble`); each unit's rate."""
+
+    split: str
+    strategy: str
+    samples: int
+    top1: float
+    top5: float
+    macs_expected: float
+    rates: dict[str, list[float]]
+    top1_std: float | None = None
+
+
+def evaluate(
+    network: Network, data: DataSet, *, split: str = "val", strategy: str = "threshold", batch_size: int = 256, workers: int = 0, seed: int = 0, progress: Progress = silent
+) -> Evaluation:
+    """Evaluate `network` on a split that `data` has, its input normalisation being known (see gatecli.inputs). Raises SettingError."""
+    if strategy not in ALL_STRATEGIES:
+        raise SettingError(f"expected --strategy to be one of {', '.join(ALL_STRATEGIES)}, but got `{strategy}`")
+    several = strategy in ("stochastic", "ensemble")
+    total = steps(data.splits[split], batch_size)
+    passes: list[tuple[Tensor, Tensor, dict[str, list[float]]]] = []
+    with deciding(network, "stochastic" if several else strategy):
+        for run in range(RUNS if several else 1):
+            torch.manual_seed(seed + run)
+            images = batches(data.splits[split], input=network.input, batch_size=batch_size, workers=workers)
+            passes.append(predict(network, images, progress, f"{strategy} on {split}" + (f", run {run + 1}/{RUNS}" if several else ""), total))
+    labels = passes[0][1]
+    rates = {site: [statistics.fmean(unit) for unit in zip(*(p[2][site] for p in passes), strict=True)] for site in passes[0][2]}
+    macs = expected_macs(network, rates) * (RUNS if strategy == "ensemble" else 1)
+    if strategy == "ensemble":
+        mean = torch.stack([logits.softmax(1) for logits, _, _ in passes]).mean(0)
+        return Evaluation(split, strategy, len(labels), topk(mean, labels, 1), topk(mean, labels, 5), macs, rates)
+    top1s = [topk(logits, labels, 1) for logits, _, _ in passes]
+    top5 = statistics.fmean(topk(logits, labels, 5) for logits, _, _ in passes)
+    spread = statistics.stdev(top1s) if strategy == "stochastic" else None
+    return Evaluation(split, strategy, len(labels), statistics.fmean(top1s), top5, macs, rates, spread)

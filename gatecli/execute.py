@@ -1,0 +1,171 @@
+"""Run a gated network so that what is skipped is not computed.
+
+The network's graph says what a gated network *means*: every branch computed, then multiplied by its gate's decision. That is what
+training runs. For evaluation the graph is lowered: each masked branch, with the addition and the ReLU that follow, becomes one
+`SkipBlock` that computes the branch only for the samples whose gate is open.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from gatecli.gates import Gate
+from gatecli.graph.ops import is_add, is_mask, is_relu, module_of, never_negative
+from gatecli.graph.trace import compile_graph, remove_dead
+
+FRESH_MODULES = (nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.MaxPool2d, nn.AvgPool2d, Gate)
+LOWERED = "_lowered"  # the module that holds the executors; they have no tensors, so no file ever sees them
+
+
+class SkipBlock(nn.Module):
+    """`relu(shortcut + z * branch(x))`, the branch computed where z = 1 only.
+
+    `write`: the shortcut's storage may be overwritten, as nothing else reads it. `rectify`: a ReLU follows the addition;
+    `rectified`: the shortcut is never negative, so a closed gate need not touch it.
+    """
+
+    def __init__(self, root: nn.Module, branch: Callable[..., Tensor], write: bool, rectify: bool, rectified: bool) -> None:
+        super().__init__()
+        self.__dict__["root"] = root  # not a child: the branch's modules belong to the network itself
+        self.branch, self.write, self.rectify, self.rectified = branch, write, rectify, rectified
+        self.never_negative = rectify
+
+    def forward(self, x: Tensor, shortcut: Tensor, z: Tensor) -> Tensor:
+        """x (N, ...), shortcut (N, ...), z (N, 1) -> the shape of the shortcut."""
+        if x.shape[0] == 1:
+            return self._full(x, shortcut) if z.item() else self._closed(shortcut)
+        open_ = z.reshape(-1).nonzero().reshape(-1)
+        if open_.numel() == x.shape[0]:
+            return self._full(x, shortcut)
+        if open_.numel() == 0:
+            return self._closed(shortcut)
+        return self._some(x, shortcut, open_)
+
+    def _full(self, x: Tensor, shortcut: Tensor) -> Tensor:
+        return self._finish(_add(self.branch(self.root, x), shortcut))
+
+    def _closed(self, shortcut: Tensor) -> Tensor:
+        if self.rectified or not self.rectify:
+            return shortcut
+        return torch.relu_(shortcut) if self._may_write() else torch.relu(shortcut)
+
+    def _some(self, x: Tensor, shortcut: Tensor, open_: Tensor) -> Tensor:
+        rows = take(x, open_)
+        base = rows if shortcut is x else take(shortcut, open_)
+        result = self._finish(_add(self.branch(self.root, rows), base))
+        out = self._closed(shortcut)
+        if out is shortcut and not self._may_write():
+            out = shortcut.clone()
+        return put(out, open_, result.to(out.dtype))
+
+    def _finish(self, value: Tensor) -> Tensor:
+        if not self.rectify:
+            return value
+        return torch.relu(value) if torch.is_grad_enabled() else torch.relu_(value)
+
+    def _may_write(self) -> bool:
+        return self.write and not torch.is_grad_enabled()
+
+
+def _add(value: Tensor, shortcut: Tensor) -> Tensor:
+    """Add into `value`, which nobody else holds, where autograd and the dtypes allow it."""
+    return value + shortcut if torch.is_grad_enabled() or value.dtype != shortcut.dtype else value.add_(shortcut)
+
+
+def _rows_last(x: Tensor) -> bool:
+    return x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+
+
+def take(x: Tensor, rows: Tensor) -> Tensor:
+    """Samples `rows` (k,) of x (N, ...), in x's memory format: index_select alone would turn channels_last into NCHW."""
+    if _rows_last(x):
+        return x.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
+    return x.index_select(0, rows)
+
+
+def put(x: Tensor, rows: Tensor, values: Tensor) -> Tensor:
+    """x with its samples `rows` replaced by `values`; in place unless autograd watches."""
+    if torch.is_grad_enabled():
+        return x.index_copy(0, rows, values)
+    view, source = (x.permute(0, 2, 3, 1), values.permute(0, 2, 3, 1)) if _rows_last(x) else (x, values)
+    view.index_copy_(0, rows, source)
+    return x
+
+
+def lower(root: nn.Module, graph: fx.Graph) -> fx.Graph:
+    """A copy of `graph` that skips; masks that no executor fits stay, and save nothing. The executors become children of `root`."""
+    lowered = fx.Graph()
+    outputs: Any = lowered.graph_copy(graph, {})
+    lowered.output(outputs)
+    holder = nn.ModuleDict()
+    root.add_module(LOWERED, holder)
+    for node in list(lowered.nodes):
+        if is_mask(node):
+            _lower_block(root, lowered, node, holder)
+    if not len(holder):
+        del root._modules[LOWERED]
+    return lowered
+
+
+def _lower_block(root: nn.Module, graph: fx.Graph, masked: fx.Node, holder: nn.ModuleDict) -> None:
+    value, decision = masked.args
+    add = next(iter(masked.users))
+    if not isinstance(value, fx.Node) or not isinstance(decision, fx.Node) or len(masked.users) != 1 or not is_add(add):
+        return
+    shortcut = next(arg for arg in add.args if arg is not masked)
+    region = _region(value, masked)
+    entries = {source for node in region for source in node.all_input_nodes} - region
+    if len(entries) != 1 or not isinstance(shortcut, fx.Node):
+        return
+    (entry,) = entries
+    relu = next(iter(add.users)) if len(add.users) == 1 and is_relu(root, next(iter(add.users))) else None
+    block = SkipBlock(root, _branch(region, entry, value), _writable(root, shortcut, add), relu is not None, never_negative(root, shortcut))
+    holder[str(len(holder))] = block
+    last = relu or add
+    with graph.inserting_before(last):
+        node = graph.call_module(f"{LOWERED}.{len(holder) - 1}", (entry, shortcut, decision))
+    last.replace_all_uses_with(node)
+    remove_dead(graph)
+
+
+def _region(value: fx.Node, masked: fx.Node) -> set[fx.Node]:
+    """What only the masked value needs: the nodes whose every reader is itself such a node."""
+    region = {value}
+    for node in reversed(list(masked.graph.nodes)):
+        if node.op not in ("placeholder", "output") and node.users and all(user in region for user in node.users):
+            region.add(node)
+    return region
+
+
+def _branch(region: set[fx.Node], entry: fx.Node, value: fx.Node) -> Callable[..., Tensor]:
+    graph = fx.Graph()
+    copies = {entry: graph.placeholder("x")}
+    for node in value.graph.nodes:
+        if node in region:
+            copies[node] = graph.node_copy(node, lambda source: copies[source])
+    graph.output(copies[value])
+    return compile_graph(graph)
+
+
+def _writable(root: nn.Module, node: fx.Node, writer: fx.Node) -> bool:
+    """Whether `writer` may overwrite the node's storage: all other readers, also of what may be a view of it, have run by then."""
+    order = {other: index for index, other in enumerate(node.graph.nodes)}
+
+    def read(node: fx.Node) -> bool:
+        others = [user for user in node.users if user is not writer]
+        return all(order[user] < order[writer] and (_is_fresh(root, user) or read(user)) for user in others)
+
+    def owned(node: fx.Node) -> bool:
+        if node.op in ("placeholder", "get_attr") or not read(node):
+            return False
+        return _is_fresh(root, node) or all(owned(source) for source in node.all_input_nodes)
+
+    return owned(node)
+
+
+def _is_fresh(root: nn.Module, node: fx.Node) -> bool:
+    """Whether the node's result is known to have storage of its own."""
+    return is_add(node) or is_mask(node) or isinstance(module_of(root, node), FRESH_MODULES)

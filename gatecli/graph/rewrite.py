@@ -1,0 +1,107 @@
+"""Change a traced network: put a gate before a value, take a branch out, let go of modules that nothing calls, rename."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import fx, nn
+
+from gatecli.graph.ops import is_mask, is_relu, mask, never_negative
+from gatecli.graph.sites import Site
+from gatecli.graph.trace import remove_dead
+
+
+def place(root: nn.Module, path: str, module: nn.Module) -> None:
+    """Put `module` at `path` under `root`, making plain containers for the parts of the path that do not exist yet."""
+    parent, last = _parent(root, path)
+    parent.add_module(last, module)
+
+
+def place_tensor(root: nn.Module, path: str, source: nn.Module) -> None:
+    """Share the parameter or buffer at `path` of `source` with `root`, at the same path."""
+    parent, last = _parent(root, path)
+    owner = source.get_submodule(path.rpartition(".")[0])
+    if last in owner._parameters:
+        parent.register_parameter(last, owner._parameters[last])
+    else:
+        parent.register_buffer(last, getattr(owner, last), persistent=last not in owner._non_persistent_buffers_set)
+
+
+def _parent(root: nn.Module, path: str) -> tuple[nn.Module, str]:
+    *parents, last = path.split(".")
+    for part in parents:
+        if part not in root._modules:
+            root.add_module(part, nn.Module())
+        root = root.get_submodule(part)
+    return root, last
+
+
+def node_named(graph: fx.Graph, name: str) -> fx.Node:
+    return next(node for node in graph.nodes if node.name == name)
+
+
+def insert_mask(root: nn.Module, graph: fx.Graph, site: Site, gate: nn.Module) -> None:
+    """Let `gate` see the site's entry and multiply the branch's value by what it decides; the gate becomes `gates.SITE`."""
+    path = f"gates.{site.name}"
+    place(root, path, gate)
+    entry, value = node_named(graph, site.entry), node_named(graph, site.value)
+    with graph.inserting_after(entry):
+        decision = graph.call_module(path, (entry,))
+    with graph.inserting_after(value):
+        masked = graph.call_function(mask, (value, decision))
+    value.replace_all_uses_with(masked, delete_user_cb=lambda user: user is not masked)
+
+
+def remove_mask(graph: fx.Graph, site: Site) -> None:
+    """Take the site's gate out and let its branch always run."""
+    for user in list(node_named(graph, site.value).users):
+        if is_mask(user):
+            user.replace_all_uses_with(node_named(graph, site.value))
+    remove_dead(graph)
+
+
+def remove_branch(root: nn.Module, graph: fx.Graph, site: Site) -> dict[str, str]:
+    """Take the site's branch out, with its gate: what remains is the shortcut, and a ReLU after it only where it still does something.
+
+    Returns which nodes are gone whose values other sites may have named: name -> the name of what has taken their place.
+    """
+    add, shortcut = node_named(graph, site.add), node_named(graph, site.shortcut)
+    gone = [add]
+    if never_negative(root, shortcut):
+        gone += [user for user in add.users if is_relu(root, user)]
+    for node in gone:
+        node.replace_all_uses_with(shortcut)
+    remove_dead(graph)
+    return {node.name: shortcut.name for node in gone}
+
+
+def drop_unused(root: nn.Module, graph: fx.Graph) -> None:
+    """Let go of every module and tensor that the graph no longer reaches."""
+    used = {str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr")}
+    _drop(root, "", used)
+
+
+def _drop(module: nn.Module, path: str, used: set[str]) -> None:
+    for kind in (module._parameters, module._buffers):
+        for name in [name for name in kind if f"{path}{name}" not in used]:
+            del kind[name]
+    for name, child in list(module._modules.items()):
+        if f"{path}{name}" in used:
+            continue
+        if child is not None:
+            _drop(child, f"{path}{name}.", used)
+        if child is None or not any(True for _ in child.children()) and not child._parameters and not child._buffers:
+            del module._modules[name]
+
+
+def renamed(path: str, names: Mapping[str, str]) -> str:
+    """A module's path with each of its parts spelled as `names` says."""
+    return ".".join(names.get(part, part) for part in path.split("."))
+
+
+def rename(root: nn.Module, graph: fx.Graph, names: Mapping[str, str]) -> None:
+    """Give modules the names that the source uses: `names` maps one part of a path, as `downsample`, to another, as `shortcut`."""
+    for node in graph.nodes:
+        if node.op in ("call_module", "get_attr"):
+            node.target = renamed(str(node.target), names)
+    for parent in list(root.modules()):
+        parent._modules = {names.get(name, name): child for name, child in parent._modules.items()}

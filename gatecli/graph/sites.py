@@ -1,0 +1,133 @@
+"""Find what can be gated, on the traced graph: no class names, only how values flow.
+
+A *block* is a residual branch: an addition whose two operands come from one common value by disjoint ways, of equal shape, where one
+way (the branch) computes and the other (the shortcut) carries the value on. Skipping the branch then leaves the shortcut.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from torch import fx, nn
+
+from gatecli.graph.macs import NodeCost
+from gatecli.graph.ops import is_add, module_of
+
+
+@dataclass(frozen=True)
+class Site:
+    """A named place that can be gated. Nodes are named, not held, so that a site outlives copies of the graph.
+
+    `branch`: the nodes whose work a closed gate saves; `entry`: the value they start from; `value`: the last of them;
+    `add`: the addition that `value` and the `shortcut` go into; `macs` of the branch for one image.
+    """
+
+    name: str
+    kind: str
+    units: int
+    macs: int
+    entry: str
+    value: str
+    shortcut: str
+    add: str
+    branch: tuple[str, ...]
+    channels: int  # of the entry, what a data-dependent gate reads
+
+
+def find_blocks(root: nn.Module, graph: fx.Graph, costs: Mapping[str, NodeCost]) -> dict[str, Site]:
+    """All residual branches, in the order of execution, by name.
+
+    A site is offered only where it is clear which operand is the shortcut: it computes nothing that has weights, or at most one
+    convolution or linear layer where the branch has at least two.
+    """
+    dominators = immediate_dominators(graph)
+    found = []
+    for node in graph.nodes:
+        if is_add(node):
+            site = _block_at(node, root, dominators, costs)
+            if site is not None:
+                found.append(site)
+    return _with_unique_names(found)
+
+
+def _block_at(add: fx.Node, root: nn.Module, dominators: Mapping[fx.Node, fx.Node | None], costs: Mapping[str, NodeCost]) -> Site | None:
+    entry = dominators[add]
+    a, b = (arg for arg in add.args if isinstance(arg, fx.Node))
+    if entry is None or a is b or costs[a.name].shape is None or costs[a.name].shape != costs[b.name].shape:
+        return None
+    ways = {a: _between(entry, a), b: _between(entry, b)}
+    if ways[a] & ways[b]:
+        return None
+    weights = {end: sum(costs[node.name].macs > 0 for node in way) for end, way in ways.items()}
+    value, shortcut = (a, b) if weights[a] >= weights[b] else (b, a)
+    if weights[value] < 1 or weights[shortcut] > 1 or (weights[shortcut] == 1 and weights[value] < 2):
+        return None
+    branch = ways[value]
+    if any(user not in branch and user is not add for node in branch for user in node.users):
+        return None
+    shape, image = costs[entry.name].shape, costs[value.name].shape
+    if shape is None or image is None or len(image) < 2:
+        return None
+    order = tuple(node.name for node in add.graph.nodes if node in branch)
+    macs = sum(costs[name].macs for name in order)
+    return Site(_name(add, branch, root), "block", 1, macs, entry.name, value.name, shortcut.name, add.name, order, shape[1])
+
+
+def _between(entry: fx.Node, end: fx.Node) -> set[fx.Node]:
+    """The nodes on the ways from `entry` (left out) to `end`; constants, which several ways may share, are left out too."""
+    inside: set[fx.Node] = set()
+    todo = [end]
+    while todo:
+        node = todo.pop()
+        if node is not entry and node not in inside and node.op != "get_attr":
+            inside.add(node)
+            todo.extend(node.all_input_nodes)
+    return inside
+
+
+def immediate_dominators(graph: fx.Graph) -> dict[fx.Node, fx.Node | None]:
+    """For each node, the latest node through which every way from the input to it leads. Constants lie on no way."""
+    dominators: dict[fx.Node, fx.Node | None] = {}
+    depth: dict[fx.Node, int] = {}
+    for node in graph.nodes:
+        inputs = [source for source in node.all_input_nodes if source in depth]
+        if not inputs and node.op != "placeholder":
+            continue
+        common: fx.Node | None = inputs[0] if inputs else None
+        for other in inputs[1:]:
+            common = _common(common, other, dominators, depth)
+        dominators[node] = common
+        depth[node] = 0 if common is None else depth[common] + 1
+    return {node: dominators.get(node) for node in graph.nodes}
+
+
+def _common(a: fx.Node | None, b: fx.Node | None, dominators: Mapping[fx.Node, fx.Node | None], depth: Mapping[fx.Node, int]) -> fx.Node | None:
+    while a is not b and a is not None and b is not None:
+        if depth[a] >= depth[b]:
+            a = dominators[a]
+        else:
+            b = dominators[b]
+    return a if a is b else None
+
+
+def _name(add: fx.Node, branch: set[fx.Node], root: nn.Module) -> str:
+    """The module path that the branch's modules share, as `layer1.0`; where they share none, the addition's own name."""
+    paths = [str(node.target).split(".") for node in branch if module_of(root, node) is not None]
+    if len(paths) == 1:
+        return ".".join(paths[0])
+    shared = []
+    for parts in zip(*(path[:-1] for path in paths)):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    return ".".join(shared) or add.name
+
+
+def _with_unique_names(found: list[Site]) -> dict[str, Site]:
+    """Branches under one module, as a transformer block's two, are told apart by their order: `block#1`, `block#2`."""
+    names = [site.name for site in found]
+    result: dict[str, Site] = {}
+    for index, site in enumerate(found):
+        name = site.name if names.count(site.name) == 1 else f"{site.name}#{names[:index].count(site.name) + 1}"
+        result[name] = replace(site, name=name)
+    return result

@@ -1,0 +1,92 @@
+"""Trace a network with torch.fx into one flat graph whose modules keep the names that they had."""
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import fx, nn
+
+from gatecli.errors import ArchitectureError
+
+
+class SiteTracer(fx.Tracer):
+    """Leaves are torch's own layers, their subclasses, modules that read `self.training`, and those that the user names.
+
+    A trace bakes `self.training` into the graph as a constant (stochastic depth would never drop again, or always), so
+    whatever reads it stays a module.
+    """
+
+    def __init__(self, leaves: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.leaves = leaves
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if type(m).forward is nn.Sequential.forward:
+            return False
+        if any(fnmatchcase(module_qualified_name, pattern) for pattern in self.leaves):
+            return True
+        return _is_torch_layer(m) or "training" in _names_read(type(m).forward)
+
+
+_NO_LAYERS = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+def _is_torch_layer(module: nn.Module) -> bool:
+    return any(cls.__module__.startswith("torch.nn.modules") and cls not in _NO_LAYERS for cls in type(module).__mro__)
+
+
+def _names_read(function: Callable[..., Any]) -> tuple[str, ...]:
+    code = getattr(function, "__code__", None)
+    return code.co_names if code is not None else ()
+
+
+def trace(module: nn.Module, leaves: Sequence[str] = ()) -> fx.Graph:
+    """The evaluation graph of `module`, without dead code. `leaves` are patterns of module paths to keep whole.
+
+    Raises ArchitectureError, which names the line that stands in the way, where the forward cannot be traced.
+    """
+    was_training = module.training
+    module.eval()
+    try:
+        graph = SiteTracer(leaves).trace(module)
+    except Exception as error:
+        raise ArchitectureError(
+            f"{type(module).__name__} cannot be traced: {_blame(error)}. Rewrite that line without control flow on tensors, or keep the module "
+            "that holds it whole with `--leaf MODULE_PATH`"
+        ) from error
+    finally:
+        module.train(was_training)
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    for extra in inputs[1:]:
+        if extra.users:
+            raise ArchitectureError(f"expected {type(module).__name__} to take one image tensor, but it also reads `{extra.name}`")
+    remove_dead(graph)
+    return graph
+
+
+def _blame(error: Exception) -> str:
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename and "/gatecli/" not in f.filename]
+    text = (str(error).splitlines() or [type(error).__name__])[0]
+    return f"{frames[-1].filename}:{frames[-1].lineno} `{frames[-1].line}` ({text})" if frames else text
+
+
+def remove_dead(graph: fx.Graph) -> None:
+    """Erase every node that nothing reads, and unread inputs but the first. Evaluation has no side effects to lose."""
+    first = next(node for node in graph.nodes if node.op == "placeholder")
+    for node in reversed(graph.nodes):
+        if not node.users and node.op != "output" and node is not first:
+            graph.erase_node(node)
+
+
+def compile_graph(graph: fx.Graph) -> Callable[..., Any]:
+    """The graph as a function (root, *inputs): `root` is the module in which the nodes' targets are looked up.
+
+    Looking modules up when called, rather than binding them, is what lets a copied or moved network work on its own tensors.
+    """
+    code = graph.python_code("self")
+    namespace: dict[str, Any] = dict(code.globals)
+    exec(compile(code.src, "<gatecli graph>", "exec"), namespace)  # torch.fx wrote this source from our own graph
+    function: Callable[..., Any] = namespace["forward"]
+    return function

@@ -1,0 +1,164 @@
+"""What a method is, and where methods are registered.
+
+A method is one file in this folder: a docstring with the paper and its equations, a settings dataclass, the gate modules, and a
+subclass of `Method` whose instances are registered. The command line, the docs and the contract tests find it here.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import Field, dataclass, field, fields, replace
+from difflib import get_close_matches
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from gatecli.errors import SettingError
+from gatecli.gates import Gate
+from gatecli.graph.sites import Site
+from gatecli.network import Network
+
+
+def setting(default: Any, help: str, low: float | None = None, high: float | None = None, choices: tuple[str, ...] = (), structural: bool = False) -> Any:
+    """A field of a settings dataclass. `structural` ones shape the gates, so they are fixed once attached."""
+    return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices, "structural": structural})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings that every method has; methods subclass it and add their own."""
+
+    gate_lr: float | None = setting(None, "learning rate of the gates; none: that of the weights", low=0)
+    gate_weight_decay: float | None = setting(None, "weight decay of the gates; none: that of the weights", low=0)
+
+
+class Method:
+    """A way of gating. Subclasses say which sites it gates, with which gates, and which loss trains them.
+
+    Class attributes: `needs`, what a network must have, for people; `paper`, its source. An instance has a name, a line of
+    explanation, and the dataclass of its settings.
+    """
+
+    needs: ClassVar[str] = "something to gate"
+    paper: ClassVar[str] = ""
+
+    def __init__(self, name: str, summary: str, settings: type[Settings]) -> None:
+        self.name, self.summary, self.settings = name, summary, settings
+
+    def candidates(self, network: Network) -> list[Site]:
+        """The sites of `network` that this method can gate, gated ones included."""
+        raise NotImplementedError
+
+    def gate(self, site: Site, settings: Any) -> Gate:
+        """A new gate for a site, opened so that it changes no prediction."""
+        raise NotImplementedError
+
+    def attach(self, network: Network, sites: Iterable[str], settings: Any) -> None:
+        """Gate the named sites of `network`, in place."""
+        for name in sites:
+            network.insert_gate(name, self.gate(network.sites[name], settings), self.name)
+        network.recompile()
+        network.recount()
+
+    def target(self, settings: Any, epoch: int) -> float:
+        """The rate aimed at in `epoch` (from 0)."""
+        raise NotImplementedError
+
+    def loss(self, decisions: Mapping[str, Tensor], settings: Any, epoch: int) -> Tensor:
+        """The weighted loss of the gates' decisions (site -> z (N, units)) in `epoch`: a scalar."""
+        raise NotImplementedError
+
+    def always_runs(self, gate: Gate, threshold: float | None) -> list[bool] | None:
+        """For each unit of a data-independent gate, whether P(on) > threshold (none: its own); None where it depends on the data."""
+        if gate.data_dependent:
+            return None
+        limit = gate.threshold if threshold is None else torch.full_like(gate.threshold, threshold)
+        with torch.no_grad():
+            odds = gate.log_odds(torch.empty(1, device=gate.threshold.device))[0]
+        return [bool(flag) for flag in odds > torch.logit(limit.clamp(0, 1))]
+
+    def prune(self, network: Network, site: str, kept: list[int]) -> None:
+        """Keep only the units `kept` of a site, ungated, in place; `recompile` and `recount` follow once all is done."""
+        if kept:
+            network.remove_gate(site)
+        else:
+            network.remove_branch(site)
+
+
+def apply_plan(network: Network, plan: Mapping[str, list[int]]) -> None:
+    """Prune as `plan` says (site -> kept units; sites left out stay as they are), in place."""
+    for site, kept in plan.items():
+        get(network.methods[site]).prune(network, site, kept)
+    network.recompile()
+    network.recount()
+
+
+_REGISTRY: dict[str, Method] = {}
+
+
+def register(method: Method) -> None:
+    """Make a method known by its name. Raises ValueError where the name is taken."""
+    if method.name in _REGISTRY:
+        raise ValueError(f"method `{method.name}` is registered twice")
+    _REGISTRY[method.name] = method
+
+
+def names() -> list[str]:
+    """The names of all methods, sorted."""
+    return sorted(_REGISTRY)
+
+
+def get(name: str) -> Method:
+    """The method of that name. Raises SettingError, which lists the names, where there is none."""
+    if name not in _REGISTRY:
+        raise SettingError(f"expected --method to be one of {', '.join(names())}, but got `{name}`")
+    return _REGISTRY[name]
+
+
+def parse_settings(method: Method, given: Mapping[str, Any], base: Any = None) -> Any:
+    """Check settings (values may be the command line's strings) against the method's dataclass and return an instance of it.
+
+    Args: base: settings to start from; structural ones may then not change. Raises: SettingError naming the setting, what was
+    expected and what came.
+    """
+    known = {f.name: f for f in fields(method.settings)}
+    start = method.settings() if base is None else base
+    values = {}
+    for name, value in given.items():
+        if name not in known:
+            near = get_close_matches(name, known, 1)
+            hint = f"; did you mean `{near[0]}`?" if near else ""
+            raise SettingError(f"`{name}` is no setting of {method.name} (it has {', '.join(known)}){hint}")
+        values[name] = _checked(known[name], value)
+        if base is not None and known[name].metadata["structural"] and values[name] != getattr(base, name):
+            raise SettingError(f"`{name}` shapes the gates and cannot change after attach: attach again with --set {name}={value}")
+    return replace(start, **values)
+
+
+def _checked(known: Field[Any], value: Any) -> Any:
+    kind, optional = _kind(known)
+    limits, name = known.metadata, known.name
+    if optional and value in (None, "none"):
+        return None
+    try:
+        if isinstance(value, bool) or kind is int and isinstance(value, float):
+            raise ValueError
+        result = kind(value)
+    except (TypeError, ValueError):
+        raise SettingError(f"expected setting `{name}` to be {_ARTICLE[kind]}, but got `{value}`") from None
+    low, high, choices = limits["low"], limits["high"], limits["choices"]
+    if choices and result not in choices:
+        raise SettingError(f"expected setting `{name}` to be one of {', '.join(choices)}, but got `{value}`")
+    if kind is not str and not (low is None or result >= low) or not (high is None or result <= high) or result != result:
+        span = f"at least {low}" if high is None else f"between {low} and {high}"
+        raise SettingError(f"expected setting `{name}` to be {span}, but got `{value}`")
+    return result
+
+
+_ARTICLE = {int: "a whole number", float: "a number", str: "a word"}
+
+
+def _kind(known: Field[Any]) -> tuple[type, bool]:
+    """The type of a setting, from its postponed annotation (`float`, `float | None`), and whether it may be none."""
+    first, _, rest = str(known.type).partition("|")
+    return {"int": int, "float": float, "str": str}[first.strip()], rest.strip() == "None"

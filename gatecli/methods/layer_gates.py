@@ -1,0 +1,128 @@
+"""Layer gates: learn which residual branches to run, for each image or once for all.
+
+    x_l = shortcut(x_{l-1}) + z_l * F_l(x_{l-1}),  z_l in {0, 1}
+
+Herrmann, Bowen, Zabih, "Deep networks with probabilistic gates" (2018), with the gate of Veit & Belongie, "Convolutional Networks
+with Adaptive Inference Graphs" (2018). One gate a residual branch, downsampling blocks included; a projection shortcut always runs.
+Training samples z with the straight-through Gumbel-softmax at temperature 1; the loss is
+    cross-entropy + loss_weight * (t - mean of z over all gates and instances)^2      (per batch, section 3.1)
+In evaluation a branch runs where P(on) > threshold (1/2: the most probable decision).
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gatecli.gates import Gate
+from gatecli.graph.sites import Site
+from gatecli.losses import FORMS, per_batch
+from gatecli.methods.base import Method, Settings, register, setting
+from gatecli.network import Network
+from gatecli.schedules import annealed_target
+
+
+@dataclass(frozen=True)
+class LayerGateSettings(Settings):
+    """Settings of the layer gates; defaults are the paper's where it gives one."""
+
+    target_rate: float = setting(0.6, "share of branches to run, t in the paper (.4, .5, .6 there)", low=0, high=1)
+    loss_weight: float = setting(1.0, "weight of the target loss beside the cross-entropy", low=0)
+    loss_form: str = setting("quadratic", "quadratic, or const-quad: no penalty at or below the target (S2.2)", choices=FORMS)
+    anneal_step: float = setting(0.0, "lower the target by this much from anneal_start on (S2.1; typical .05); 0: no annealing", low=0, high=1)
+    anneal_every: int = setting(5, "... every so many epochs", low=1)
+    anneal_start: float = setting(1.0, "the target that annealing starts from", low=0, high=1)
+
+
+@dataclass(frozen=True)
+class AigSettings(LayerGateSettings):
+    hidden: int = setting(16, "width of the gate's hidden layer", low=1, structural=True)
+
+
+class DataDependentGate(Gate):
+    """AIG's gate: global average pool -> linear C -> hidden -> BatchNorm -> ReLU -> linear -> [off, on] logits.
+
+    The last layer starts with zero weights and bias [0.1, 2]: P(on) = sigmoid(1.9) = .87 for every input (the authors' code
+    draws the weights from N(0, .001), which closes some gates of a deep network before any training).
+    """
+
+    def __init__(self, site: str, channels: int, hidden: int) -> None:
+        super().__init__(site, 1)
+        self.reduce = nn.Linear(channels, hidden)
+        self.norm = nn.BatchNorm1d(hidden)
+        self.decide = nn.Linear(hidden, 2)
+        nn.init.kaiming_normal_(self.reduce.weight)
+        nn.init.zeros_(self.reduce.bias)
+        nn.init.zeros_(self.decide.weight)
+        with torch.no_grad():
+            self.decide.bias.copy_(torch.tensor([0.1, 2.0]))
+        self._folded: tuple[tuple[int, ...], tuple[Tensor, ...]] | None = None
+
+    def scores(self, x: Tensor) -> Tensor:
+        """x (N, C, H, W) -> (N, 1, 2)."""
+        hidden = F.relu(self.norm(self.reduce(x.mean((2, 3)))))
+        pair: Tensor = self.decide(hidden)
+        return pair.unsqueeze(1)
+
+    def log_odds(self, x: Tensor) -> Tensor:
+        """The same with the BatchNorm folded into the first layer and one difference of logits: (N, 1)."""
+        weight, bias, difference, offset = self._fold()
+        return F.linear(F.relu(F.linear(x.mean((2, 3)), weight, bias)), difference, offset)
+
+    def _fold(self) -> tuple[Tensor, ...]:
+        tensors = [self.reduce.weight, self.reduce.bias, self.norm.weight, self.norm.bias, self.norm.running_mean, self.norm.running_var, self.decide.weight, self.decide.bias]
+        key = tuple(number for t in tensors if t is not None for number in (t.data_ptr(), t._version))
+        if self._folded is None or self._folded[0] != key:
+            norm, decide = self.norm, self.decide
+            assert norm.running_var is not None and norm.running_mean is not None
+            scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+            bias = (self.reduce.bias - norm.running_mean) * scale + norm.bias
+            difference = decide.weight[1:] - decide.weight[:1]
+            folded = (self.reduce.weight * scale[:, None], bias, difference, decide.bias[1:] - decide.bias[:1])
+            self._folded = key, tuple(t.detach() for t in folded)
+        return self._folded[1]
+
+
+class DataIndependentGate(Gate):
+    """Two logits for all inputs, starting at [0.1, 4] (P(on) = .98); sampled for each instance in training."""
+
+    data_dependent = False
+
+    def __init__(self, site: str) -> None:
+        super().__init__(site, 1)
+        self.logits = nn.Parameter(torch.tensor([[0.1, 4.0]]))
+
+    def scores(self, x: Tensor) -> Tensor:
+        """x (N, ...) -> (N, 1, 2)."""
+        return self.logits.expand(x.shape[0], 1, 2)
+
+
+class LayerGates(Method):
+    """Gates on residual branches; `dependent` says which of the two gates."""
+
+    needs: ClassVar[str] = "residual blocks (an addition of a shortcut and a branch)"
+    paper: ClassVar[str] = "Herrmann, Bowen, Zabih: Deep networks with probabilistic gates, 2018"
+
+    def __init__(self, name: str, summary: str, dependent: bool) -> None:
+        super().__init__(name, summary, AigSettings if dependent else LayerGateSettings)
+        self.dependent = dependent
+
+    def candidates(self, network: Network) -> list[Site]:
+        return [site for site in network.sites.values() if site.kind == "block"]
+
+    def gate(self, site: Site, settings: Any) -> Gate:
+        return DataDependentGate(site.name, site.channels, settings.hidden) if self.dependent else DataIndependentGate(site.name)
+
+    def target(self, settings: Any, epoch: int) -> float:
+        return annealed_target(settings.target_rate, epoch, settings.anneal_start, settings.anneal_step, settings.anneal_every)
+
+    def loss(self, decisions: Mapping[str, Tensor], settings: Any, epoch: int) -> Tensor:
+        return settings.loss_weight * per_batch(decisions, self.target(settings, epoch), settings.loss_form)
+
+
+register(LayerGates("aig-perbatch", "a small gate looks at each branch's input; the loss holds the mean rate of the batch", dependent=True))
+register(LayerGates("ind-perbatch", "two learned logits a branch, the same for all images; what collapses to 0 can be pruned", dependent=False))

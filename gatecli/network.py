@@ -1,0 +1,141 @@
+"""The gated network: the source's own modules under their own names, and a graph that says how they are called."""
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from gatecli.errors import ArchitectureError
+from gatecli.execute import lower
+from gatecli.gates import Gate
+from gatecli.graph import rewrite
+from gatecli.graph.macs import NodeCost, count_nodes
+from gatecli.graph.sites import Site, find_blocks
+from gatecli.graph.trace import compile_graph, trace
+from gatecli.recipe import InputSpec, Recipe
+from gatecli.record import gates_of
+
+
+class Network(nn.Module):
+    """A classifier (N, C, H, W) -> (N, classes), traced, with sites that can be gated and removed.
+
+    In training it runs the masked graph; in evaluation the lowered one, which really skips. Its state dict has the source's names.
+
+    Args:
+        source: the classifier to trace; its modules are shared, not copied.
+        recipe: where it comes from and how large its images are.
+        names: parts of module paths to spell otherwise, see gatecli.graph.rewrite.rename.
+        leaves: patterns of module paths that tracing keeps whole.
+    Raises: ArchitectureError where the network cannot be traced, or does not take such images.
+    """
+
+    def __init__(self, source: nn.Module, recipe: Recipe, names: dict[str, str] | None = None, leaves: Sequence[str] = ()) -> None:
+        super().__init__()
+        graph = trace(source, leaves)
+        self._adopt(source, graph)
+        rewrite.rename(self, graph, names or {})
+        if recipe.input.channels == 0:  # not known: ask the first convolution
+            recipe = replace(recipe, input=replace(recipe.input, channels=input_channels(self, graph)))
+        self.graph, self.recipe = graph, recipe
+        self.methods: dict[str, str] = {}  # site -> the method that gates it
+        self.costs = self._count()
+        self.sites: dict[str, Site] = find_blocks(self, self.graph, self.costs)
+        self.recompile()
+        self.train(source.training)
+
+    def _adopt(self, source: nn.Module, graph: fx.Graph) -> None:
+        """Take what the graph reaches, under the same path; the source's containers stay its own."""
+        for node in graph.nodes:
+            path = str(node.target)
+            if node.op == "call_module":
+                rewrite.place(self, path, source.get_submodule(path))
+            elif node.op == "get_attr":
+                rewrite.place_tensor(self, path, source)
+
+    def _count(self) -> dict[str, NodeCost]:
+        image = (self.recipe.input.channels, *self.recipe.input.size)
+        try:
+            return count_nodes(self, self.graph, image)
+        except (RuntimeError, ValueError, AssertionError, TypeError, IndexError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ArchitectureError(f"the network does not take images of {image[0]} x {image[1]} x {image[2]} ({reason}); `--input-size` says how it was trained") from error
+
+    def recompile(self) -> None:
+        """Make the graph's two executable forms anew; call it after the graph has changed."""
+        rewrite.drop_unused(self, self.graph)
+        self._masked = compile_graph(self.graph)
+        self._skipping = compile_graph(lower(self, self.graph))
+        self.train(self.training)  # new modules follow the network's mode
+
+    def recount(self) -> None:
+        """Count every node's MACs anew; call it after structure or input size has changed."""
+        self.costs = self._count()
+        for name, site in self.sites.items():
+            self.sites[name] = replace(site, macs=sum(self.costs[node].macs for node in site.branch))
+
+    def forward(self, x: Tensor) -> Any:
+        return self._masked(self, x) if self.training else self._skipping(self, x)
+
+    @property
+    def site_gates(self) -> dict[str, Gate]:
+        """The gates by site, in the order in which they run."""
+        return gates_of(self)
+
+    @property
+    def input(self) -> InputSpec:
+        return self.recipe.input
+
+    @property
+    def macs_dense(self) -> int:
+        """MACs of one image with every unit running, gates included."""
+        return sum(cost.macs for cost in self.costs.values())
+
+    @property
+    def params(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def insert_gate(self, site: str, gate: Gate, method: str) -> None:
+        """Gate a site; `recompile` and `recount` once all are in."""
+        rewrite.insert_mask(self, self.graph, self.sites[site], gate)
+        self.methods[site] = method
+
+    def remove_gate(self, site: str) -> None:
+        """Let a gated site always run, as it did before it was gated."""
+        rewrite.remove_mask(self.graph, self.sites[site])
+        del self.methods[site]
+
+    def remove_branch(self, site: str) -> None:
+        """Take a site out of the network for good, with its gate."""
+        gone = rewrite.remove_branch(self, self.graph, self.sites.pop(site))
+        self.methods.pop(site, None)
+        for name, other in self.sites.items():
+            self.sites[name] = replace(other, entry=gone.get(other.entry, other.entry), shortcut=gone.get(other.shortcut, other.shortcut))
+
+    def copy(self) -> Network:
+        """An independent copy: its own tensors, graph and gates."""
+        return copy.deepcopy(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Network:
+        twin = self.__class__.__new__(self.__class__)
+        memo[id(self)] = twin
+        derived = ("_masked", "_skipping")
+        twin.__dict__.update({key: copy.deepcopy(value, memo) for key, value in self.__dict__.items() if key not in derived})
+        twin.recompile()
+        return twin
+
+
+def input_channels(root: nn.Module, graph: fx.Graph) -> int:
+    """Channels of the images that the network takes: those of the first convolution that reads the input; 3 where there is none."""
+    for node in graph.nodes:
+        module = root.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+            return module.in_channels
+    return 3

@@ -1,0 +1,182 @@
+"""profile: parameters, bytes, MACs and measured latency, the source beside what was made of it, and how much of the promise came true.
+
+All networks are timed in one interleaved run with one number of threads, so that what else the machine does hits them alike; the
+speed-up is the ratio of medians. `realised` = measured speed-up / the speed-up that the expected MACs promise.
+"""
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from gatecli.costs import Rates, expected_macs, mean_rate
+from gatecli.errors import SettingError
+from gatecli.network import Network
+from gatecli.progress import Progress, silent
+from gatecli.record import force
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network to profile. `rates`: per unit, measured or recorded; `network` None is the source, `module` is what is timed."""
+
+    name: str
+    module: nn.Module
+    file_bytes: int
+    params: int
+    macs_dense: int
+    macs_expected: float
+    rates: Rates
+    network: Network | None = None
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds of one call."""
+
+    median: float
+    p95: float
+    min: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One checkpoint's figures; latency by batch size, speed-ups against the first row, at the first batch size and at each."""
+
+    name: str
+    params: int
+    file_bytes: int
+    macs_dense: int
+    macs_expected: float
+    latency_ms: dict[str, Latency]
+    speedup: float
+    ideal_speedup: float
+    realised: float
+    speedups: dict[str, float]
+
+
+@dataclass(frozen=True)
+class SiteRow:
+    """One site of the last checkpoint: MACs of its branch, the method that gates it, how often it runs (1 where nothing gates it)."""
+
+    name: str
+    kind: str
+    units: int
+    macs: int
+    method: str | None
+    rate: float
+
+
+@dataclass(frozen=True)
+class Profile:
+    """`decisions`: "measured" (real images) or "recorded" (drawn from recorded rates); `threads` that computed."""
+
+    rows: list[Row]
+    sites: list[SiteRow]
+    decisions: str
+    threads: int
+    repeats: int
+
+
+def profile(
+    source: Subject, subjects: Sequence[Subject], *, batch_sizes: Sequence[int] = (1,), repeats: int = 30, images: Tensor | None = None, progress: Progress = silent
+) -> Profile:
+    """Profile `subjects` against `source`.
+
+    Args: images: real ones (n, C, H, W), normalised, for real decisions; none: random images, decisions drawn from the rates.
+    Raises: SettingError for values out of range.
+    """
+    if repeats < 3 or not batch_sizes or min(batch_sizes) < 1:
+        raise SettingError(f"expected --repeats of at least 3 and batch sizes of at least 1, but got {repeats} and {list(batch_sizes)}")
+    everyone = [source, *subjects]
+    times: dict[str, list[list[float]]] = {}
+    with progress.task("timing", len(batch_sizes) * repeats) as task:
+        for size in batch_sizes:
+            times[str(size)] = _interleaved(everyone, size, repeats, images, task.advance)
+    rows = [_row(everyone, index, times) for index in range(len(everyone))]
+    return Profile(rows, site_rows(subjects[-1]) if subjects else [], "recorded" if images is None else "measured", torch.get_num_threads(), repeats)
+
+
+def site_rows(subject: Subject) -> list[SiteRow]:
+    network = subject.network
+    if network is None:
+        return []
+    return [
+        SiteRow(site.name, site.kind, site.units, site.macs, network.methods.get(site.name), mean_rate(subject.rates.get(site.name, [1.0])))
+        for site in network.sites.values()
+    ]
+
+
+def subject_of(name: str, network: Network, file_bytes: int, rates: Rates) -> Subject:
+    return Subject(name, network, file_bytes, network.params, network.macs_dense, expected_macs(network, rates), rates, network)
+
+
+def _interleaved(subjects: Sequence[Subject], size: int, repeats: int, images: Tensor | None, tick: Callable[[], None]) -> list[list[float]]:
+    draw = torch.Generator().manual_seed(0)
+    times: list[list[float]] = [[] for _ in subjects]
+    for repeat in range(-3, repeats):  # three rounds to warm up
+        for index, subject in enumerate(subjects):
+            x = _images(subjects[-1], size, images, draw)
+            with _drawn(subject, size, draw if images is None else None), torch.inference_mode():
+                elapsed = _time(subject.module, x)
+            if repeat >= 0:
+                times[index].append(elapsed)
+        if repeat >= 0:
+            tick()
+    return times
+
+
+def _images(subject: Subject, size: int, images: Tensor | None, draw: torch.Generator) -> Tensor:
+    device = next(subject.module.parameters()).device
+    if images is not None:
+        return images[torch.randint(len(images), (size,), generator=draw)].to(device)
+    assert subject.network is not None
+    return torch.randn(size, subject.network.input.channels, *subject.network.input.size, generator=draw).to(device)
+
+
+@contextmanager
+def _drawn(subject: Subject, size: int, draw: torch.Generator | None) -> Iterator[None]:
+    """Decisions for one call drawn from the subject's rates, where no real images decide."""
+    with ExitStack() as stack:
+        if draw is not None and subject.network is not None:
+            stack.enter_context(force(subject.network, _decisions(subject.rates, size, draw)))
+        yield
+
+
+def _decisions(rates: Rates, size: int, draw: torch.Generator) -> Mapping[str, Tensor]:
+    return {site: (torch.rand(size, len(units), generator=draw) < torch.tensor(units)).float() for site, units in rates.items()}
+
+
+def _time(module: nn.Module, x: Tensor) -> float:
+    _wait(x)
+    start = time.perf_counter()
+    module(x)
+    _wait(x)
+    return (time.perf_counter() - start) * 1e3
+
+
+def _wait(x: Tensor) -> None:
+    if x.device.type == "cuda":
+        torch.cuda.synchronize(x.device)
+    elif x.device.type == "mps":
+        torch.mps.synchronize()
+
+
+def _row(subjects: Sequence[Subject], index: int, times: Mapping[str, list[list[float]]]) -> Row:
+    subject, source = subjects[index], subjects[0]
+    speedups = {size: statistics.median(each[0]) / statistics.median(each[index]) for size, each in times.items()}
+    ideal = source.macs_expected / subject.macs_expected
+    first = next(iter(speedups.values()))
+    return Row(
+        subject.name, subject.params, subject.file_bytes, subject.macs_dense, subject.macs_expected,
+        {size: _latency(each[index]) for size, each in times.items()}, first, ideal, first / ideal, speedups,
+    )  # fmt: skip
+
+
+def _latency(times: Sequence[float]) -> Latency:
+    return Latency(statistics.median(times), statistics.quantiles(times, n=20)[-1], min(times))

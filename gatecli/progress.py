@@ -1,0 +1,48 @@
+"""How long work reports on itself, without knowing who looks: the command line draws bars, a library call is silent.
+
+A task's `advance` is also where a pending Ctrl-C or SIGTERM takes effect, so that work stops between batches, never inside one.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+
+class Task(Protocol):
+    def advance(self, **shown: str) -> None:
+        """One more batch is done; `shown` are short texts by name, such as loss="0.31"."""
+
+
+class Progress(Protocol):
+    def task(self, label: str, total: int | None) -> _TaskContext: ...
+
+    def say(self, line: str) -> None:
+        """A line for people."""
+
+    @property
+    def stopping(self) -> bool:
+        """Whether somebody has asked to stop."""
+
+
+class _TaskContext(Protocol):
+    def __enter__(self) -> Task: ...
+
+    def __exit__(self, *error: object) -> bool | None: ...
+
+
+class _Silent:
+    stopping = False
+
+    @contextmanager
+    def task(self, label: str, total: int | None) -> Iterator[_Silent]:
+        yield self
+
+    def advance(self, **shown: str) -> None:
+        pass
+
+    def say(self, line: str) -> None:
+        pass
+
+
+silent: Progress = _Silent()

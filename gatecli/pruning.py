@@ -1,0 +1,107 @@
+"""prune: remove what never runs, let go of gates that never close, and prove that nothing else has changed."""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from gatecli import methods
+from gatecli.costs import Rates, expected_macs, known_rates
+from gatecli.errors import GatecliError, SettingError
+from gatecli.network import Network
+from gatecli.probe import random_images, relative_change
+from gatecli.recipe import Step
+from gatecli.record import force
+
+TOLERANCE = 1e-4  # of the largest logit: above this, prune has broken something and writes nothing
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """The smaller network, and what was done to which site.
+
+    `removed`: branches gone; `ungated`: gates gone, the branch always runs; `kept_dynamic`: decided at run time as before.
+    `max_logit_change`: against the input with the same units forced, relative to the largest logit, on random images.
+    """
+
+    network: Network
+    removed: list[str]
+    ungated: list[str]
+    kept_dynamic: list[str]
+    params_before: int
+    macs_before: int
+    max_logit_change: float
+    rates: dict[str, list[float]]
+
+    @property
+    def macs_expected(self) -> float:
+        return expected_macs(self.network, self.rates)
+
+
+def prune(network: Network, *, threshold: float | None = None, rates: Rates | None = None, collapse: float = 0.01, static: float | None = None) -> Pruned:
+    """A pruned copy of `network`.
+
+    Args:
+        threshold: units of data-independent gates run where P(on) > threshold; none: each gate's own (calibrated, else .5).
+        rates: how often each unit of the data-dependent gates runs, measured on validation data.
+        collapse: a data-dependent unit with a rate below it is removed, one above 1 - collapse loses its gate.
+        static: decide the remaining data-dependent units by rate > static, instead of leaving them dynamic.
+    Raises: SettingError for values out of range, and where a data-dependent gate has no rate; GatecliError if nothing is gated.
+    """
+    _check(network, threshold, collapse, static)
+    plan = make_plan(network, threshold, rates or {}, collapse, static)
+    smaller = network.copy().eval()
+    methods.apply_plan(smaller, plan)
+    change = _verify(network, smaller, plan)
+    removed = [site for site, kept in plan.items() if not kept]
+    left = {site: list(units) for site, units in (rates or known_rates(network)).items() if site in smaller.methods}
+    result = Pruned(smaller, removed, [site for site in plan if site not in removed], list(smaller.methods), network.params, network.macs_dense, change, left)
+    settings = {"threshold": threshold, "collapse": collapse, "static": static, "plan": plan}
+    measured = {"params": smaller.params, "macs_dense": smaller.macs_dense, "macs_expected": result.macs_expected, "max_logit_change": change, "unit_rates": left}
+    smaller.recipe = network.recipe.with_step(Step("prune", settings, measured))
+    return result
+
+
+def _check(network: Network, threshold: float | None, collapse: float, static: float | None) -> None:
+    if not network.methods:
+        raise SettingError("there are no gates to prune by: attach a method first (gatecli attach CHECKPOINT --method NAME)")
+    for name, value, high in (("--collapse", collapse, 0.5), ("--static", static, 1.0)):
+        if value is not None and not 0 <= value <= high:
+            raise SettingError(f"expected {name} to be between 0 and {high}, but got {value}")
+    if threshold is not None and threshold != threshold:
+        raise SettingError("expected --threshold to be a number, but got nan")
+
+
+def make_plan(network: Network, threshold: float | None, rates: Rates, collapse: float, static: float | None) -> dict[str, list[int]]:
+    """Which units each decided site keeps: site -> kept units, sites that stay dynamic left out."""
+    plan: dict[str, list[int]] = {}
+    for site, gate in network.site_gates.items():
+        runs = methods.get(network.methods[site]).always_runs(gate, threshold)
+        if runs is None:
+            runs = _by_rate(site, rates, collapse, static)
+        if runs is not None:
+            plan[site] = [unit for unit, run in enumerate(runs) if run]
+    return plan
+
+
+def _by_rate(site: str, rates: Rates, collapse: float, static: float | None) -> list[bool] | None:
+    if site not in rates:
+        raise SettingError(f"the gate at `{site}` depends on the image, so prune needs its rate: name a data set with --data (rates are measured on its val split)")
+    units: Sequence[float] = rates[site]
+    if static is not None:
+        return [rate > static for rate in units]
+    if all(rate < collapse or rate > 1 - collapse for rate in units):
+        return [rate > 0.5 for rate in units]
+    return None
+
+
+def _verify(network: Network, smaller: Network, plan: Mapping[str, list[int]]) -> float:
+    gates = network.site_gates
+    decisions = {site: [int(unit in kept) for unit in range(gates[site].units)] for site, kept in plan.items()}
+    images = random_images(network)
+    with torch.no_grad(), force(network.eval(), decisions):
+        change = relative_change(network(images), smaller(images))
+    if not change <= TOLERANCE:
+        raise GatecliError(f"the pruned network's logits differ by {change:.1e} of the largest logit from the gated network's: this is a bug in gatecli; nothing was written")
+    return change

@@ -1,0 +1,135 @@
+"""Look at gates and overrule them: what each one decided, for losses, calibration, pruning and profiling."""
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from gatecli.errors import SettingError
+from gatecli.gates import STRATEGIES, Gate
+
+
+def gates_of(network: nn.Module) -> dict[str, Gate]:
+    """The network's gates by site, in the order in which they run."""
+    return {part.site: part for part in network.modules() if isinstance(part, Gate)}
+
+
+@dataclass
+class Record:
+    """What the gates decided in the forwards since the last `clear`: site -> one tensor (N, units) a forward."""
+
+    decisions: dict[str, list[Tensor]] = field(default_factory=dict)
+    odds: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    def __call__(self, gate: Gate, z: Tensor, odds: Tensor | None) -> None:
+        self.decisions.setdefault(gate.site, []).append(z)
+        if odds is not None:
+            self.odds.setdefault(gate.site, []).append(odds)
+
+    def latest(self) -> dict[str, Tensor]:
+        """The last forward's decisions: site -> (N, units)."""
+        return {site: seen[-1] for site, seen in self.decisions.items()}
+
+    def clear(self) -> None:
+        self.decisions.clear()
+        self.odds.clear()
+
+
+class RateMeter:
+    """Sums of decisions: an observer that keeps no tensors per sample, for passes over whole data sets."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+    def __call__(self, gate: Gate, z: Tensor, odds: Tensor | None) -> None:
+        total = z.detach().sum(0)
+        self.sums[gate.site] = self.sums[gate.site] + total if gate.site in self.sums else total
+        self.counts[gate.site] = self.counts.get(gate.site, 0) + z.shape[0]
+
+    def rates(self) -> dict[str, list[float]]:
+        """Mean decision of each unit: site -> list of `units` rates."""
+        return {site: (total / self.counts[site]).tolist() for site, total in self.sums.items()}
+
+
+@contextmanager
+def observe(network: nn.Module, observer: Record | RateMeter) -> Iterator[None]:
+    """Call `observer` at every decision inside the block; observers do not nest."""
+    gates = gates_of(network).values()
+    for gate in gates:
+        gate.observer = observer
+    try:
+        yield
+    finally:
+        for gate in gates:
+            gate.observer = None
+
+
+@contextmanager
+def record_gates(network: nn.Module) -> Iterator[Record]:
+    """Collect every gate's decisions and log-odds inside the block."""
+    record = Record()
+    with observe(network, record):
+        yield record
+
+
+@contextmanager
+def force(network: nn.Module, decisions: Mapping[str, Sequence[int] | Tensor]) -> Iterator[None]:
+    """Fix the units' decisions of the named sites, whatever the gates say.
+
+    Args: decisions: site -> `units` values 0 or 1 for all samples, or a tensor (N, units).
+    Raises: SettingError where a site carries no gate, or the number of units or a value is wrong.
+    """
+    gates = gates_of(network)
+    before = {site: gate.forced for site, gate in gates.items()}
+    fixed = {site: _checked(gates, site, units) for site, units in decisions.items()}
+    for site, units in fixed.items():
+        gates[site].forced = units
+    try:
+        yield
+    finally:
+        for site, gate in gates.items():
+            gate.forced = before[site]
+
+
+def _checked(gates: Mapping[str, Gate], site: str, units: Sequence[int] | Tensor) -> Tensor:
+    if site not in gates:
+        raise SettingError(f"expected a gated site but got `{site}`; gated are: {', '.join(gates) or 'none'}")
+    z = torch.as_tensor(units, dtype=torch.float32)
+    if z.ndim == 0 or z.shape[-1] != gates[site].units or not bool(((z == 0) | (z == 1)).all()):
+        raise SettingError(f"expected {gates[site].units} decisions of 0 or 1 for site `{site}` but got {units}")
+    return z
+
+
+@contextmanager
+def strategy(network: nn.Module, name: str) -> Iterator[None]:
+    """Let evaluation decide by `name`, one of STRATEGIES, inside the block."""
+    if name not in STRATEGIES:
+        raise SettingError(f"expected the strategy to be one of {', '.join(STRATEGIES)}, but got `{name}`")
+    gates = gates_of(network).values()
+    before = [gate.strategy for gate in gates]
+    for gate in gates:
+        gate.strategy = name
+    try:
+        yield
+    finally:
+        for gate, name_before in zip(gates, before, strict=True):
+            gate.strategy = name_before
+
+
+@contextmanager
+def at_threshold(network: nn.Module, threshold: float | None) -> Iterator[None]:
+    """Let every gate run its units where P(on) > `threshold` inside the block; None: each gate's own."""
+    gates = gates_of(network).values()
+    before = [gate.threshold for gate in gates]
+    for gate in gates:
+        if threshold is not None:
+            gate.threshold = torch.full_like(gate.threshold, threshold)
+    try:
+        yield
+    finally:
+        for gate, own in zip(gates, before, strict=True):
+            gate.threshold = own

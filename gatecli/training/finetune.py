@@ -1,0 +1,134 @@
+"""finetune: baseline, loop, the best state, BatchNorm re-estimation, and the final figures."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from gatecli import methods
+from gatecli.costs import expected_macs, overall_rate, site_rates
+from gatecli.data import DataSet
+from gatecli.errors import TrainingError
+from gatecli.methods import Method
+from gatecli.network import Network
+from gatecli.progress import Progress, silent
+from gatecli.recipe import Recipe, Step
+from gatecli.record import strategy
+from gatecli.training.loop import Loop
+from gatecli.training.norms import reestimate
+from gatecli.training.options import TrainOptions
+from gatecli.training.run import Run
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """The trained network and its figures on val: `top1` percent, `rates` per unit, `history` a row an epoch.
+
+    `chosen` says which epoch it is and why; `batchnorm` holds val top-1 before and after the re-estimation and which was kept.
+    """
+
+    network: Network
+    epochs: int
+    top1: float
+    baseline_top1: float
+    macs_expected: float
+    rates: dict[str, list[float]]
+    target_rate: float
+    chosen: str
+    batchnorm: dict[str, Any]
+    history: list[dict[str, Any]]
+
+    @property
+    def achieved_rate(self) -> float:
+        return overall_rate(self.rates)
+
+
+def finetune(
+    network: Network,
+    data: DataSet,
+    options: TrainOptions = TrainOptions(),
+    *,
+    changes: Mapping[str, Any] | None = None,
+    run: Run | None = None,
+    progress: Progress = silent,
+) -> Finetuned:
+    """Train what the latest attached method trains, in place; for layer gates, the network with them.
+
+    Args:
+        network: a gated network whose input normalisation is known (see gatecli.inputs).
+        data: fit on its train split, chosen on its val split.
+        changes: settings of the method to change for this training, such as target_rate.
+        run: where to keep a resumable state; a run with a saved state is resumed.
+    Raises: TrainingError without gates, or when the loss or a weight is no longer finite; Interrupted.
+    """
+    method, settings = trained_method(network.recipe, changes or {})
+    loop = Loop(network, data, method, settings, options, run, progress)
+    saved = run.saved() if run is not None else None
+    baseline = _baseline(network, loop)
+    if saved is not None:
+        loop.restore(*saved)
+    loop.train()
+    result = _finish(loop, baseline)
+    network.recipe = replace(network.recipe, baseline=network.recipe.baseline or {"top1": baseline, "split": "val"})
+    return result
+
+
+def trained_method(recipe: Recipe, changes: Mapping[str, Any]) -> tuple[Method, Any]:
+    """The method that the latest attach put in, and its settings with `changes`. Raises TrainingError where there is none to train."""
+    step = recipe.last("attach", "prune")
+    if step is None or (step.op == "prune" and not step.results.get("unit_rates")):
+        raise TrainingError(f"{recipe.source.file or 'the network'} has no gates to train: attach a method first (gatecli attach CHECKPOINT --method NAME)")
+    attach = recipe.last("attach")
+    assert attach is not None
+    method = methods.get(attach.settings["method"])
+    return method, methods.parse_settings(method, changes, methods.parse_settings(method, attach.settings["settings"]))
+
+
+def _baseline(network: Network, loop: Loop) -> float:
+    """Val top-1 with all gates open; measured once in a checkpoint's life, before anything is trained."""
+    known = network.recipe.baseline
+    if known is not None:
+        return float(known["top1"])
+    with strategy(network, "always-on"):
+        top1 = loop.validate().top1
+    loop.progress.say(f"before training: val top-1 {top1:.2f} with all gates open")
+    return top1
+
+
+def _finish(loop: Loop, baseline: float) -> Finetuned:
+    network, position, goal = loop.network, loop.position, loop.method.target(loop.settings, loop.options.epochs - 1)
+    if loop.run is not None:
+        loop.run.save_last(network.state_dict())
+    if position.best is not None:
+        chosen = f"best: epoch {position.best + 1}, the highest val top-1 among those whose rate is at most {goal:.2f} + .02"
+        network.load_state_dict(loop.best_tensors)
+    else:
+        chosen = f"last: epoch {loop.options.epochs}, as no epoch's rate came down to {goal:.2f} + .02"
+    network.eval()
+    batchnorm, scores = _steady_norms(loop)
+    result = Finetuned(
+        network, loop.options.epochs, scores.top1, baseline, expected_macs(network, scores.rates), scores.rates, goal, chosen, batchnorm, position.history,
+    )  # fmt: skip
+    measured = {
+        "top1": scores.top1, "top5": scores.top5, "split": "val", "macs_expected": result.macs_expected, "achieved_rate": result.achieved_rate,
+        "target_rate": goal, "chosen": chosen, "batchnorm": batchnorm, "rates": site_rates(scores.rates), "unit_rates": scores.rates,
+    }  # fmt: skip
+    network.recipe = network.recipe.with_step(Step("finetune", {**asdict(loop.options), "method": loop.method.name, "settings": asdict(loop.settings), "data": loop.data.spec}, measured))
+    return result
+
+
+def _steady_norms(loop: Loop) -> tuple[dict[str, Any], Any]:
+    """Re-estimate the BatchNorm statistics and keep them unless val says that they were better before."""
+    network, before = loop.network, loop.validate()
+    if not loop.options.bn_batches:
+        return {"before": before.top1, "after": None, "kept": "before"}, before
+    old = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    torch.manual_seed(loop.options.seed)  # the gates sample: a resumed run must sample alike
+    reestimate(network, loop.batches(loop.options.epochs), min(loop.options.bn_batches, loop.steps_per_epoch), loop.progress)
+    after = loop.validate()
+    kept = "after" if after.top1 >= before.top1 else "before"
+    if kept == "before":
+        network.load_state_dict(old)
+    return {"before": before.top1, "after": after.top1, "kept": kept}, after if kept == "after" else before

@@ -1,0 +1,198 @@
+"""The training loop: steps, epochs, validation, the best state, and a saved state that resumes to the bit.
+
+Nothing random is carried from step to step: each step seeds the generators from (seed, step), each batch is a function of
+(seed, epoch, index). So the weights, the momentum and the position are the whole state.
+"""
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gatecli.costs import expected_macs, overall_rate
+from gatecli.data import DataSet, batches, steps
+from gatecli.errors import Interrupted, TrainingError
+from gatecli.inference import Scores, score
+from gatecli.losses import batch_rate
+from gatecli.methods import Method
+from gatecli.network import Network
+from gatecli.progress import Progress
+from gatecli.record import Record, observe
+from gatecli.schedules import learning_rate
+from gatecli.training.options import TrainOptions
+from gatecli.training.processes import OneProcess
+from gatecli.training.run import Run
+
+LOG_EVERY = 20  # steps
+RATE_SLACK = 0.02  # an epoch may be the best if its achieved rate is at most the target plus this
+
+
+@dataclass
+class Position:
+    """Where a run is: steps done, epochs closed (validated), sums of the open epoch, the closed epochs' rows, the best epoch's index."""
+
+    step: int = 0
+    closed: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best: int | None = None
+
+
+class Loop:
+    """Trains `network` in place with `method`'s loss beside the cross-entropy."""
+
+    def __init__(self, network: Network, data: DataSet, method: Method, settings: Any, options: TrainOptions, run: Run | None, progress: Progress) -> None:
+        self.network, self.data, self.method, self.settings, self.options = network, data, method, settings, options
+        self.run, self.progress, self.processes = run, progress, OneProcess()
+        self.train_split, self.augment = data.splits["train"], options.augment or data.augment
+        self.batch_size = min(options.batch_size, len(self.train_split))
+        self.steps_per_epoch = steps(self.train_split, self.batch_size, drop_last=True)
+        self.optimizer = torch.optim.SGD(self._groups(), lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay)
+        self.position, self.best_tensors = Position(), dict[str, Tensor]()
+        self.saved_at = time.monotonic()
+
+    def _groups(self) -> list[dict[str, Any]]:
+        gates = [p for name, p in self.network.named_parameters() if name.startswith("gates.")]
+        weights = [p for name, p in self.network.named_parameters() if not name.startswith("gates.")]
+        own_lr, own_decay = self.settings.gate_lr, self.settings.gate_weight_decay
+        decay = self.options.weight_decay if own_decay is None else own_decay
+        base = self.options.lr if own_lr is None else own_lr
+        return [{"params": weights, "base_lr": self.options.lr}, {"params": gates, "base_lr": base, "weight_decay": decay}]
+
+    def train(self) -> None:
+        """Run to the end of the last epoch, from wherever the position is. Raises Interrupted and TrainingError; the state is saved before."""
+        try:
+            while self.position.closed < self.options.epochs:
+                self._epoch(self.position.closed)
+                self._close(self.position.closed)
+        except Interrupted as error:
+            self.save()
+            raise Interrupted(f"interrupted after step {self.position.step} of {self.total_steps}; go on with: gatecli finetune --resume") from error
+
+    @property
+    def total_steps(self) -> int:
+        return self.options.epochs * self.steps_per_epoch
+
+    def batches(self, epoch: int, start: int = 0) -> Any:
+        """The augmented training batches of an epoch, from index `start` on."""
+        o = self.options
+        return batches(
+            self.train_split, input=self.network.input, batch_size=self.batch_size, augment=self.augment, shuffle=True,
+            seed=o.seed, epoch=epoch, start=start, workers=o.workers, drop_last=True,
+        )  # fmt: skip
+
+    def _epoch(self, epoch: int) -> None:
+        start = self.position.step - epoch * self.steps_per_epoch
+        self.network.train()
+        model, record = self.processes.wrap(self.network), Record()
+        label = f"epoch {epoch + 1}/{self.options.epochs}"
+        with observe(self.network, record), self.progress.task(label, self.steps_per_epoch - start) as task:
+            for x, y in self.batches(epoch, start):
+                record.clear()
+                self._step(model, record, x.to(self.network.device), y.to(self.network.device), epoch)
+                if self.run is not None and time.monotonic() - self.saved_at > self.options.save_every:
+                    self.save()
+                task.advance(**self._shown(epoch))
+
+    def _step(self, model: Network, record: Record, x: Tensor, y: Tensor, epoch: int) -> None:
+        torch.manual_seed(self.options.seed * 1_000_003 + self.position.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.options.schedule, group["base_lr"], self.position.step / self.total_steps)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.options.precision == "bf16"):
+            logits = model(x)
+            task_loss = F.cross_entropy(logits.float(), y, label_smoothing=self.options.label_smoothing)
+        decisions = record.latest()
+        loss = task_loss + self.method.loss(decisions, self.settings, epoch)
+        value = self.processes.mean(loss.detach()).item()
+        if not math.isfinite(value):
+            raise TrainingError(self._diverged(f"the loss is {value}"))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.position.step += 1
+        self._add(value, logits.detach(), y, decisions)
+        if self.run is not None and self.position.step % LOG_EVERY == 0:
+            self.run.log({"step": self.position.step, "epoch": epoch + 1, "loss": value, "rate": batch_rate(decisions).item(), "lr": self.optimizer.param_groups[0]["lr"]})
+
+    def _add(self, loss: float, logits: Tensor, y: Tensor, decisions: Mapping[str, Tensor]) -> None:
+        now = {"batches": 1.0, "loss": loss, "top1": 100 * (logits.argmax(1) == y).double().mean().item()}
+        now.update({f"rate {site}": z.detach().mean().item() for site, z in decisions.items()})
+        for name, value in now.items():
+            self.position.sums[name] = self.position.sums.get(name, 0.0) + value
+
+    def _means(self) -> dict[str, float]:
+        return {name: total / self.position.sums["batches"] for name, total in self.position.sums.items()}
+
+    def _shown(self, epoch: int) -> dict[str, str]:
+        means = self._means()
+        rates = {name.removeprefix("rate "): [mean] for name, mean in means.items() if name.startswith("rate ")}
+        return {
+            "loss": f"{means['loss']:.3f}",
+            "top-1": f"{means['top1']:.1f}",
+            "rate": f"{overall_rate(rates):.2f} (asked {self.method.target(self.settings, epoch):.2f})",
+            "GMACs": f"{expected_macs(self.network, rates) / 1e9:.4g}",
+        }
+
+    def _close(self, epoch: int) -> None:
+        """Validate the epoch that has ended, keep it if it is the best, and save."""
+        means = self._means()
+        scores = self.validate()
+        achieved, target = overall_rate(scores.rates), self.method.target(self.settings, epoch)
+        row = {
+            "step": self.position.step, "epoch": epoch + 1, "train_loss": means["loss"], "train_top1": means["top1"], "val_top1": scores.top1,
+            "target_rate": target, "achieved_rate": achieved, "macs_expected": expected_macs(self.network, scores.rates),
+        }  # fmt: skip
+        best = None if self.position.best is None else self.position.history[self.position.best]
+        goal = self.method.target(self.settings, self.options.epochs - 1)
+        if achieved <= goal + RATE_SLACK and (best is None or scores.top1 > best["val_top1"]):
+            self.position.best = epoch
+            self.best_tensors = {name: tensor.detach().clone() for name, tensor in self.network.state_dict().items()}
+            if self.run is not None:
+                self.run.save_best(self.best_tensors)
+        self.position.history.append(row)
+        self.position.closed, self.position.sums = epoch + 1, {}
+        if self.run is not None:
+            self.run.log(row)
+        self.save()
+        self.progress.say(f"epoch {epoch + 1}/{self.options.epochs}: loss {means['loss']:.3f}, val top-1 {scores.top1:.2f}, rate {achieved:.3f} (asked {target:.2f}), {row['macs_expected'] / 1e9:.4g} GMACs")
+
+    def validate(self) -> Scores:
+        split, size = self.data.splits["val"], self.options.batch_size
+        return score(self.network, batches(split, input=self.network.input, batch_size=size, workers=self.options.workers), self.progress, "validating", steps(split, size))
+
+    def save(self) -> None:
+        """Save the state, unless a weight is no longer finite: the last good state stays."""
+        self.saved_at = time.monotonic()
+        if self.run is None or not self.processes.is_main:
+            return
+        tensors = {f"model.{name}": tensor for name, tensor in self.network.state_dict().items()}
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+            raise TrainingError(self._diverged("a weight is no longer finite"))
+        for name, parameter in self.network.named_parameters():
+            momentum = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
+            if momentum is not None:
+                tensors[f"momentum.{name}"] = momentum
+        self.run.save(tensors, asdict(self.position))
+
+    def restore(self, tensors: Mapping[str, Tensor], position: Mapping[str, Any]) -> None:
+        """Go back to a saved state."""
+        self.position = Position(**position)
+        parts = {kind: {name.removeprefix(f"{kind}."): t for name, t in tensors.items() if name.startswith(f"{kind}.")} for kind in ("model", "momentum")}
+        self.network.load_state_dict(parts["model"])
+        for name, parameter in self.network.named_parameters():
+            if name in parts["momentum"]:
+                self.optimizer.state[parameter]["momentum_buffer"] = parts["momentum"][name].to(parameter.device)
+        if self.run is not None:
+            self.run.rewind_log(self.position.step)
+            if self.position.best is not None:
+                self.best_tensors = self.run.best()
+
+    def _diverged(self, what: str) -> str:
+        kept = f"the last good state is in {self.run.folder}" if self.run is not None else "the network holds the step before"
+        return f"training stopped at step {self.position.step + 1}: {what}; {kept}. Begin again with a lower --lr"
