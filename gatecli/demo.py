@@ -1,0 +1,38 @@
+"""What the demo needs before its first command: a plain network, trained and saved as a user would have it."""
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+from gatecli.architectures.cifar import CifarResNet
+from gatecli.data import batches, load_data, steps
+from gatecli.progress import Progress
+from gatecli.recipe import InputSpec
+
+SIZE = 16  # pixels: the digits are 8x8, so more would only cost time
+CLASSES = 10
+
+
+def train_source(path: Path, epochs: int, progress: Progress, seed: int = 0) -> None:
+    """Train a CIFAR-style ResNet-20 on scikit-learn's handwritten digits and save its state dict at `path`."""
+    data = load_data("digits")
+    torch.manual_seed(seed)
+    network = CifarResNet(20, CLASSES)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    size = 64
+    total = epochs * steps(data.splits["train"], size, drop_last=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=total)
+    spec = replace(InputSpec((SIZE, SIZE)), mean=data.mean, std=data.std)
+    with progress.task("training the source", total) as task:
+        for epoch in range(epochs):
+            for x, y in batches(data.splits["train"], input=spec, batch_size=size, augment=data.augment, shuffle=True, seed=seed, epoch=epoch, drop_last=True):
+                loss = F.cross_entropy(network(x), y)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                task.advance(loss=f"{loss.item():.3f}")
+    torch.save(network.state_dict(), path)
