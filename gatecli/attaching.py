@@ -2,21 +2,23 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-import torch
 from torch import nn
 
 from gatecli import methods
+from gatecli.architectures.identify import found_for
 from gatecli.errors import ArchitectureError, SettingError
 from gatecli.graph.sites import Site
 from gatecli.methods import Method
 from gatecli.network import Network
-from gatecli.probe import random_images, relative_change
+from gatecli.probe import logits, random_images, relative_change
 from gatecli.recipe import InputSpec, Recipe, Source, Step
+
+TOLERANCE = 1e-5  # of the largest logit: a trace that is further from its model is not its trace
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ def attach(
     exclude: Sequence[str] = (),
     input_size: tuple[int, int] = (224, 224),
     arch: str = "",
+    arch_args: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Attached:
     """Gate a copy of `model` with a method, in evaluation mode; `model` itself is left alone.
@@ -47,20 +50,21 @@ def attach(
         model: a Network, or any classifier (N, C, H, W) -> (N, classes) that torch.fx can trace.
         method: a name from `gatecli methods`; `settings` are its settings.
         include, exclude: patterns of site names, as `layer3.*`.
-        input_size, arch: for a plain model: image size in pixels, and what a saved file shall name as its architecture.
-    Raises: SettingError, ArchitectureError where there is nothing to gate.
+        input_size: for a plain model: height and width of its images in pixels.
+        arch, arch_args: for a plain model that shall be saved: what a file names as its architecture, and the arguments that no
+            tensor shows (see `gatecli inspect`).
+    Raises: SettingError; ArchitectureError where the model cannot be traced, is not of that architecture, or has nothing to gate.
     """
     chosen = methods.get(method)
     parsed = methods.parse_settings(chosen, settings)
-    network = model.copy() if isinstance(model, Network) else _traced(model, input_size, arch)
+    network = model.copy() if isinstance(model, Network) else _traced(model, input_size, arch, arch_args or {})
     network.eval()
     sites = choose_sites(network, chosen, include, exclude)
     images = random_images(network)
-    with torch.no_grad():
-        before = network(images)
-        chosen.attach(network, sites, parsed)
-        network.to(network.device).eval()
-        change = relative_change(before, network(images))
+    before = logits(network, images)
+    chosen.attach(network, sites, parsed)
+    network.to(network.device).eval()
+    change = relative_change(before, logits(network, images))
     network.recipe = network.recipe.with_step(Step("attach", {"method": method, "settings": asdict(parsed), "sites": sites}, {"max_logit_change": change}))
     units = sum(network.sites[site].units for site in sites)
     return Attached(network, method, len(sites), units, network.params, change)
@@ -93,9 +97,17 @@ def _few(sites: Sequence[Site]) -> str:
     return ", ".join(names[:6]) + (f", ... ({len(names)} in all)" if len(names) > 6 else "")
 
 
-def _traced(model: nn.Module, input_size: tuple[int, int], arch: str) -> Network:
+def _traced(model: nn.Module, input_size: tuple[int, int], arch: str, arch_args: Mapping[str, Any]) -> Network:
     twin = copy.deepcopy(model).eval()
-    network = Network(twin, Recipe(Source(arch, {}), InputSpec(input_size, 0)))
-    source = Source(arch, {}, params=network.params, macs=network.macs_dense)
+    source, spec = Source("", {}), InputSpec(input_size, 0)
+    if arch:
+        found = found_for(arch, arch_args, {name: tuple(tensor.shape) for name, tensor in twin.state_dict().items()})
+        source, spec = Source(arch, dict(found.args), dict(found.names)), InputSpec(input_size, 0, found.mean, found.std)
+    network = Network(twin, Recipe(source, spec))
+    source = replace(source, params=network.params, macs=network.macs_dense, num_classes=network.num_classes)
     network.recipe = Recipe(source, network.input)
+    images = random_images(network)
+    change = relative_change(logits(twin, images), logits(network, images))
+    if change > TOLERANCE:
+        raise ArchitectureError(f"the trace of {type(model).__name__} does not compute what it does: logits differ by {change:.1e} of the largest")
     return network

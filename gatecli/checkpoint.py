@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from gatecli import methods
 from gatecli.architectures.build import build, build_pretrained, is_callable_name
 from gatecli.architectures.identify import Found, found_for, identify
 from gatecli.errors import ArchitectureError, CheckpointError, GatecliError, SettingError
+from gatecli.files import replacing
 from gatecli.graph.rewrite import renamed
 from gatecli.network import Network
 from gatecli.reading import file_sha256, read_tensors
@@ -78,7 +78,7 @@ def _read_plain(path: Path, how: Reading) -> tuple[Network, list[str]]:
     size = how.input_size or (found.input_size, found.input_size)
     network, notes = _network(Recipe(source, InputSpec(size, 0, how.mean or found.mean, how.std or found.std)))
     _fill(network, tensors, path, strict=False)
-    source = replace(source, params=network.params, macs=network.macs_dense, num_classes=_classes(network))
+    source = replace(source, params=network.params, macs=network.macs_dense, num_classes=network.num_classes)
     network.recipe = replace(network.recipe, source=source)
     return network, [*found.notes, *notes]
 
@@ -111,10 +111,10 @@ def _read_own(path: Path, recipe: Recipe, how: Reading) -> Network:
     tensors = read_tensors(path)
     try:
         network, _ = _network(replace(recipe, input=spec))
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise CheckpointError(f"{path.name} has steps that cannot be replayed ({error!r}): the file is damaged") from error
     except GatecliError as error:
         raise type(error)(f"{path.name}: {error}") from error
+    except Exception as error:  # whatever a damaged recipe may bring a replay to
+        raise CheckpointError(f"{path.name} has steps that cannot be replayed ({_line(error)}): the file is damaged") from error
     _fill(network, tensors, path, strict=True)
     return network
 
@@ -132,11 +132,16 @@ def _network(recipe: Recipe) -> tuple[Network, list[str]]:
             unknown = [site for site in step.settings["sites"] if site not in network.sites]
             if unknown:
                 raise CheckpointError(f"the recipe gates `{unknown[0]}`, which this network does not have")
-            method.attach(network, step.settings["sites"], settings)
+            with torch.device("meta"):  # the file's tensors fill them
+                method.attach(network, step.settings["sites"], settings)
         elif step.op == "prune":
             methods.apply_plan(network, step.settings["plan"])
     notes = [f"dropped {', '.join(sorted(dropped))}: evaluation never runs it"] if dropped else []
     return network.eval(), notes
+
+
+def _line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 def _first_parts(names: Iterable[str]) -> set[str]:
@@ -164,22 +169,20 @@ def _fill(network: Network, tensors: Mapping[str, Tensor], path: Path, strict: b
         if name not in given and name.endswith("num_batches_tracked") and not strict:
             given[name] = torch.tensor(0)
     missing, extra = sorted(set(wanted) - set(given)), sorted(set(given) - set(wanted))
-    odd = [name for name in given if name in wanted and given[name].shape != wanted[name].shape]
+    odd = [name for name in given if name in wanted and _kind(given[name]) != _kind(wanted[name])]
     if missing or extra or odd:
-        what = f"lacks `{missing[0]}`" if missing else f"has `{extra[0]}` too much" if extra else f"has `{odd[0]}` of shape {tuple(given[odd[0]].shape)} for {tuple(wanted[odd[0]].shape)}"
+        what = f"lacks `{missing[0]}`" if missing else f"has `{extra[0]}` too much" if extra else f"has `{odd[0]}` as {_kind(given[odd[0]])} for {_kind(wanted[odd[0]])}"
         raise CheckpointError(f"{path.name} does not hold the tensors that its recipe asks for: it {what}")
     network.load_state_dict(given, assign=True)
     if any(tensor.is_meta for tensor in [*network.parameters(), *network.buffers()]):
         raise CheckpointError(f"{path.name}: the architecture keeps tensors that no file stores; build it with --arch package.module:callable")
+    for name, parameter in network.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            raise CheckpointError(f"{path.name} is of no use: its tensor `{name}` holds values that are not finite (a training that diverged?)")
 
 
-def _classes(network: Network) -> int:
-    output = next(node for node in network.graph.nodes if node.op == "output")
-    logits = output.all_input_nodes[0]
-    shape = network.costs[logits.name].shape
-    if len(output.all_input_nodes) != 1 or shape is None or len(shape) != 2:
-        raise ArchitectureError(f"expected the network to return logits (N, classes), but it returns {shape or 'something else'}")
-    return shape[1]
+def _kind(tensor: Tensor) -> str:
+    return f"{'floating' if tensor.is_floating_point() else 'whole'} numbers of shape {tuple(tensor.shape)}"
 
 
 def check_output(out: Path, force: bool, inputs: Sequence[Path] = ()) -> None:
@@ -188,44 +191,31 @@ def check_output(out: Path, force: bool, inputs: Sequence[Path] = ()) -> None:
         raise CheckpointError(f"{out} is the input: gatecli never overwrites what it reads; name another file with --out")
     if out.exists() and not force:
         raise CheckpointError(f"{out} exists already: use --force to replace it, or --out to name another file")
+    if out.is_dir():
+        raise CheckpointError(f"cannot write {out}: it is a folder; name a file with --out")
     if not out.parent.is_dir():
         raise CheckpointError(f"cannot write {out}: the folder {out.parent} does not exist")
     if not os.access(out.parent, os.W_OK):
         raise CheckpointError(f"cannot write {out}: the folder {out.parent} is not writable")
 
 
-def write(network: Network, path: Path) -> None:
+def write(network: Network, path: str | os.PathLike[str]) -> None:
     """Write the network and its recipe, all or nothing. Raises CheckpointError where it cannot be written (a full disk, say)."""
+    path = Path(path)
     if not network.recipe.source.arch:
         raise SettingError("this network has no architecture that a file could name: attach with arch='package.module:callable'")
     save_tensors(network.state_dict(), path, {KEY: network.recipe.to_json()})
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file atomically: a temporary file in the same folder, flushed to the disk, then renamed."""
-    temporary = None
+    """Write a safetensors file, all or nothing. Raises CheckpointError."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        os.close(handle)
-        save_file({name: tensor.detach().cpu().contiguous().clone() if _is_view(tensor) else tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary, dict(metadata))
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
+        with replacing(path) as temporary:
+            save_file({name: tensor.clone() if _is_view(tensor) else tensor for name, tensor in plain.items()}, temporary, dict(metadata))
+    except SafetensorError as error:
         raise CheckpointError(f"cannot write {path}: {error}") from error
-    finally:
-        if temporary is not None:
-            with suppress(FileNotFoundError):
-                os.unlink(temporary)
 
 
 def _is_view(tensor: Tensor) -> bool:
     return tensor.untyped_storage().nbytes() != tensor.numel() * tensor.element_size()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from gatecli.errors import CheckpointError
 from gatecli.network import Network
 
 Rates = Mapping[str, Sequence[float]]  # site -> the rate of each unit
@@ -29,7 +30,16 @@ def site_rates(rates: Rates) -> dict[str, float]:
 
 
 def known_rates(network: Network) -> dict[str, list[float]]:
-    """Rates that need no data: those recorded by the latest step that measured them; where none has, gates are as attached, all open."""
+    """Rates that need no data: those recorded by the latest step that measured them; where none has, gates are as attached, all open.
+
+    Raises: CheckpointError where the recipe records something else for a site.
+    """
     step = network.recipe.last("finetune", "calibrate", "prune")
     recorded = step.results.get("unit_rates", {}) if step is not None else {}
-    return {site: recorded.get(site, [1.0] * gate.units) for site, gate in network.site_gates.items()}
+    rates = {}
+    for site, gate in network.site_gates.items():
+        units = recorded.get(site, [1.0] * gate.units) if isinstance(recorded, dict) else None
+        if not isinstance(units, list) or len(units) != gate.units or not all(isinstance(rate, (int, float)) and 0 <= rate <= 1 for rate in units):
+            raise CheckpointError(f"expected the recipe to record {gate.units} rates between 0 and 1 for `{site}`, but it has {units!r}: the file is damaged")
+        rates[site] = units
+    return rates

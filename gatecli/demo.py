@@ -31,7 +31,7 @@ def train_source(path: Path, epochs: int, progress: Progress, seed: int = 0) -> 
             for x, y in batches(data.splits["train"], input=spec, batch_size=size, augment=data.augment, shuffle=True, seed=seed, epoch=epoch, drop_last=True):
                 loss = F.cross_entropy(network(x), y)
                 optimizer.zero_grad()
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 schedule.step()
                 task.advance(loss=f"{loss.item():.3f}")

@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional as F
 
 from gatecli.gates import Gate
-from gatecli.graph.ops import is_add, is_mask, is_relu, module_of, never_negative
+from gatecli.graph.ops import FRESH_LAYERS, is_add, is_mask, is_relu, module_of, never_negative
 from gatecli.graph.trace import compile_graph, remove_dead
 
-FRESH_MODULES = (nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.MaxPool2d, nn.AvgPool2d, Gate)
+FRESH_MODULES = (*FRESH_LAYERS, Gate)
 LOWERED = "_lowered"  # the module that holds the executors; they have no tensors, so no file ever sees them
 
 
@@ -53,13 +54,8 @@ class SkipBlock(nn.Module):
         return torch.relu_(shortcut) if self._may_write() else torch.relu(shortcut)
 
     def _some(self, x: Tensor, shortcut: Tensor, open_: Tensor) -> Tensor:
-        rows = take(x, open_)
-        base = rows if shortcut is x else take(shortcut, open_)
-        result = self._finish(_add(self.branch(self.root, rows), base))
-        out = self._closed(shortcut)
-        if out is shortcut and not self._may_write():
-            out = shortcut.clone()
-        return put(out, open_, result.to(out.dtype))
+        value = self.branch(self.root, take(x, open_)).to(shortcut.dtype)
+        return self._finish(add_rows(shortcut, open_, value, in_place=self._may_write()))
 
     def _finish(self, value: Tensor) -> Tensor:
         if not self.rectify:
@@ -86,13 +82,11 @@ def take(x: Tensor, rows: Tensor) -> Tensor:
     return x.index_select(0, rows)
 
 
-def put(x: Tensor, rows: Tensor, values: Tensor) -> Tensor:
-    """x with its samples `rows` replaced by `values`; in place unless autograd watches."""
-    if torch.is_grad_enabled():
-        return x.index_copy(0, rows, values)
-    view, source = (x.permute(0, 2, 3, 1), values.permute(0, 2, 3, 1)) if _rows_last(x) else (x, values)
-    view.index_copy_(0, rows, source)
-    return x
+def add_rows(x: Tensor, rows: Tensor, values: Tensor, in_place: bool) -> Tensor:
+    """x (N, ...) with `values` (k, ...) added to its samples `rows` (k,): one pass, where adding and then copying back takes two."""
+    if _rows_last(x):
+        return add_rows(x.permute(0, 2, 3, 1), rows, values.permute(0, 2, 3, 1), in_place).permute(0, 3, 1, 2)
+    return x.index_add_(0, rows, values) if in_place else x.index_add(0, rows, values)
 
 
 def lower(root: nn.Module, graph: fx.Graph) -> fx.Graph:
@@ -102,12 +96,22 @@ def lower(root: nn.Module, graph: fx.Graph) -> fx.Graph:
     lowered.output(outputs)
     holder = nn.ModuleDict()
     root.add_module(LOWERED, holder)
+    for node in lowered.nodes:
+        if is_relu(root, node):
+            _rectify_in_place(root, node)
     for node in list(lowered.nodes):
         if is_mask(node):
             _lower_block(root, lowered, node, holder)
     if not len(holder):
         del root._modules[LOWERED]
     return lowered
+
+
+def _rectify_in_place(root: nn.Module, relu: fx.Node) -> None:
+    """Let a ReLU write into its input where that is new and nothing else reads it; the trace has taken such writes out."""
+    (source,) = relu.all_input_nodes
+    if len(source.users) == 1 and _is_fresh(root, source):
+        relu.op, relu.target, relu.args, relu.kwargs = "call_function", F.relu, (source,), {"inplace": True}
 
 
 def _lower_block(root: nn.Module, graph: fx.Graph, masked: fx.Node, holder: nn.ModuleDict) -> None:
@@ -117,7 +121,7 @@ def _lower_block(root: nn.Module, graph: fx.Graph, masked: fx.Node, holder: nn.M
         return
     shortcut = next(arg for arg in add.args if arg is not masked)
     region = _region(value, masked)
-    entries = {source for node in region for source in node.all_input_nodes} - region
+    entries = {source for node in region for source in node.all_input_nodes if source.op != "get_attr"} - region
     if len(entries) != 1 or not isinstance(shortcut, fx.Node):
         return
     (entry,) = entries
@@ -144,9 +148,13 @@ def _branch(region: set[fx.Node], entry: fx.Node, value: fx.Node) -> Callable[..
     graph = fx.Graph()
     copies = {entry: graph.placeholder("x")}
     for node in value.graph.nodes:
-        if node in region:
+        if node in region or node.op == "get_attr":
             copies[node] = graph.node_copy(node, lambda source: copies[source])
-    graph.output(copies[value])
+    result = copies[value]
+    if value.op == "call_method" and str(value.target).startswith("expand"):
+        result = graph.call_method("contiguous", (result,))  # what is added to it in place needs memory of its own
+    graph.output(result)
+    remove_dead(graph)
     return compile_graph(graph)
 
 

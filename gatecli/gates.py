@@ -6,10 +6,14 @@ a straight-through gradient; in evaluation it is decided by the gate's `strategy
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 STRATEGIES = ("threshold", "stochastic", "always-on")
 Observer = Callable[["Gate", Tensor, "Tensor | None"], None]
@@ -22,6 +26,32 @@ def gumbel_decision(logits: Tensor, temperature: float = 1.0) -> Tensor:
     Source: Jang et al. 2017, as used by Herrmann et al. 2018, section 3, and Veit & Belongie 2018.
     """
     return F.gumbel_softmax(logits.float(), tau=temperature, hard=True)[..., 1]
+
+
+class Remembered:
+    """What a function of some tensors returned, until one of them is replaced or written to: evaluation folds weights this way.
+
+    Writing through `.data` leaves no trace in a tensor's version, so gates also `forget` when their mode changes.
+    """
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Remembered:
+        return Remembered()  # a copy has tensors of its own
+
+    def forget(self) -> None:
+        self.key: tuple[int, ...] = ()
+        self.tensors: tuple[Tensor, ...] = ()  # held, so that no other tensor gets the id of one of them
+
+    def __call__(self, compute: Callable[[], Any], *tensors: Tensor) -> Any:
+        """The result of `compute()`, which must depend on nothing but `tensors`."""
+        key = tuple(number for t in tensors for number in (id(t), t.data_ptr(), -1 if t.is_inference() else t._version))
+        if key != self.key:
+            with torch.no_grad():
+                self.value = compute()
+            self.key, self.tensors = key, tensors
+        return self.value
 
 
 class Gate(nn.Module):
@@ -46,6 +76,7 @@ class Gate(nn.Module):
         self.strategy = "threshold"
         self.observer: Observer | None = None
         self.forced: Tensor | None = None
+        self._limit = Remembered()
 
     def scores(self, x: Tensor) -> Tensor:
         """Trainable [off, on] logits: (N, units, 2)."""
@@ -62,6 +93,12 @@ class Gate(nn.Module):
             self.observer(self, z, odds)
         return z
 
+    def train(self, mode: bool = True) -> Self:
+        for part in vars(self).values():
+            if isinstance(part, Remembered):
+                part.forget()
+        return super().train(mode)
+
     def _decide(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.forced is not None:
             return self.forced.to(x.device, torch.float32).expand(x.shape[0], self.units), None
@@ -70,9 +107,15 @@ class Gate(nn.Module):
             return gumbel_decision(pair), pair[..., 1] - pair[..., 0]
         if self.strategy == "always-on":
             return torch.ones(x.shape[0], self.units, device=x.device), None
+        if not torch.is_grad_enabled():  # entering no_grad takes as long as an operation, and gates are made of few of these
+            return self._evaluate(x)
         with torch.no_grad():
-            odds = self.log_odds(x)
-            if self.strategy == "stochastic":
-                return torch.bernoulli(odds.sigmoid()), odds
-            # logit(T) is -inf at T <= 0 and +inf at T >= 1: always, and never
-            return (odds > torch.logit(self.threshold.clamp(0, 1))).float(), odds
+            return self._evaluate(x)
+
+    def _evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        odds = self.log_odds(x)
+        if self.strategy == "stochastic":
+            return torch.bernoulli(odds.sigmoid()), odds
+        # logit(T) is -inf at T <= 0 and +inf at T >= 1: always, and never
+        limit = self._limit(lambda: torch.logit(self.threshold.clamp(0, 1)), self.threshold)
+        return (odds > limit).float(), odds

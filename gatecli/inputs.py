@@ -10,8 +10,10 @@ from gatecli.network import Network
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-def open_data(network: Network, spec: str | None) -> DataSet:
+def open_data(network: Network, spec: str | None, trusted: bool = True) -> DataSet:
     """The data set that `spec` names, or the one that the checkpoint remembers, fitted to the network, whose recipe then remembers it.
+
+    `trusted`: whether the user has typed `spec` just now; a function that it names is called only then.
 
     Raises: DataError where neither names one, it cannot be read, or its class count is not the network's.
     """
@@ -20,7 +22,7 @@ def open_data(network: Network, spec: str | None) -> DataSet:
         raise DataError("expected a data set but none is named: say --data digits, cifar10:DIR, imagefolder:DIR, npz:FILE or package.module:callable")
     same = spec in (None, remembered.get("spec"))
     cut = (remembered.get("val") or {}) if same else {}
-    data = load_data(spec or remembered["spec"], val_seed=cut.get("seed", 0), val_fraction=cut.get("fraction", 0.1), trusted=spec is not None)
+    data = load_data(spec or remembered["spec"], val_seed=cut.get("seed", 0), val_fraction=cut.get("fraction", 0.1), trusted=trusted and spec is not None)
     fit(network, data)
     return data
 

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from gatecli.errors import ArchitectureError
-from gatecli.execute import lower
+from gatecli.execute import LOWERED, lower
 from gatecli.gates import Gate
 from gatecli.graph import rewrite
 from gatecli.graph.macs import NodeCost, count_nodes
+from gatecli.graph.settle import TRAINING
 from gatecli.graph.sites import Site, find_blocks
 from gatecli.graph.trace import compile_graph, trace
 from gatecli.recipe import InputSpec, Recipe
@@ -51,9 +52,11 @@ class Network(nn.Module):
         """Take what the graph reaches, under the same path; the source's containers stay its own."""
         for node in graph.nodes:
             path = str(node.target)
+            if node.op in ("call_module", "get_attr") and path.partition(".")[0] in RESERVED:
+                raise ArchitectureError(f"the network calls a part of itself `{path.partition('.')[0]}`, a name that gatecli needs for its own: rename it")
             if node.op == "call_module":
                 rewrite.place(self, path, source.get_submodule(path))
-            elif node.op == "get_attr":
+            elif node.op == "get_attr" and path != TRAINING:
                 rewrite.place_tensor(self, path, source)
 
     def _count(self) -> dict[str, NodeCost]:
@@ -99,6 +102,16 @@ class Network(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
     @property
+    def num_classes(self) -> int:
+        """How many logits the network returns. Raises ArchitectureError where it returns something else."""
+        output = next(node for node in self.graph.nodes if node.op == "output")
+        returned = output.args[0]
+        shape = self.costs[returned.name].shape if isinstance(returned, fx.Node) else None
+        if shape is None or len(shape) != 2:
+            raise ArchitectureError(f"expected the network to return logits (N, classes), but it returns {shape or 'something else'}")
+        return shape[1]
+
+    @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
@@ -117,7 +130,8 @@ class Network(nn.Module):
         gone = rewrite.remove_branch(self, self.graph, self.sites.pop(site))
         self.methods.pop(site, None)
         for name, other in self.sites.items():
-            self.sites[name] = replace(other, entry=gone.get(other.entry, other.entry), shortcut=gone.get(other.shortcut, other.shortcut))
+            branch = tuple(node for node in other.branch if node not in gone)
+            self.sites[name] = replace(other, entry=gone.get(other.entry, other.entry), shortcut=gone.get(other.shortcut, other.shortcut), branch=branch)
 
     def copy(self) -> Network:
         """An independent copy: its own tensors, graph and gates."""
@@ -130,6 +144,9 @@ class Network(nn.Module):
         twin.__dict__.update({key: copy.deepcopy(value, memo) for key, value in self.__dict__.items() if key not in derived})
         twin.recompile()
         return twin
+
+
+RESERVED = {*vars(Network), "graph", "recipe", "methods", "costs", "sites", "gates", "exits", "gater", LOWERED} - {"__init__", "forward"}
 
 
 def input_channels(root: nn.Module, graph: fx.Graph) -> int:

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gatecli.network import Network
 
@@ -11,6 +11,14 @@ def random_images(network: Network, count: int = 2) -> Tensor:
     """The same standard-normal images every time: (count, C, H, W) on the network's device."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(count, network.input.channels, *network.input.size, generator=generator).to(network.device)
+
+
+def logits(network: nn.Module, images: Tensor) -> Tensor:
+    """What `network` computes without autograd; the same draws every time, for a network that draws even in evaluation."""
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        result: Tensor = network(images)
+        return result
 
 
 def relative_change(before: Tensor, after: Tensor) -> float:

@@ -93,6 +93,9 @@ def profile(
     """
     if repeats < 3 or not batch_sizes or min(batch_sizes) < 1:
         raise SettingError(f"expected --repeats of at least 3 and batch sizes of at least 1, but got {repeats} and {list(batch_sizes)}")
+    inputs = {(*subject.network.input.size, subject.network.input.channels) for subject in subjects if subject.network is not None}
+    if len(inputs) > 1:
+        raise SettingError(f"expected checkpoints that take the same images, but got {' and '.join('x'.join(map(str, each)) for each in sorted(inputs))}: profile them one by one")
     everyone = [source, *subjects]
     times: dict[str, list[list[float]]] = {}
     with progress.task("timing", len(batch_sizes) * repeats) as task:
@@ -179,4 +182,4 @@ def _row(subjects: Sequence[Subject], index: int, times: Mapping[str, list[list[
 
 
 def _latency(times: Sequence[float]) -> Latency:
-    return Latency(statistics.median(times), statistics.quantiles(times, n=20)[-1], min(times))
+    return Latency(statistics.median(times), statistics.quantiles(times, n=20, method="inclusive")[-1], min(times))

@@ -5,7 +5,7 @@ A task's `advance` is also where a pending Ctrl-C or SIGTERM takes effect, so th
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 
@@ -15,7 +15,8 @@ class Task(Protocol):
 
 
 class Progress(Protocol):
-    def task(self, label: str, total: int | None) -> _TaskContext: ...
+    def task(self, label: str, total: int | None) -> AbstractContextManager[Task]:
+        """Work of `total` batches begins; inside the context, call the task's `advance` after each."""
 
     def say(self, line: str) -> None:
         """A line for people."""
@@ -23,12 +24,6 @@ class Progress(Protocol):
     @property
     def stopping(self) -> bool:
         """Whether somebody has asked to stop."""
-
-
-class _TaskContext(Protocol):
-    def __enter__(self) -> Task: ...
-
-    def __exit__(self, *error: object) -> bool | None: ...
 
 
 class _Silent:

@@ -4,15 +4,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from gatecli import methods
 from gatecli.costs import Rates, expected_macs, known_rates
 from gatecli.errors import GatecliError, SettingError
 from gatecli.network import Network
-from gatecli.probe import random_images, relative_change
+from gatecli.probe import logits, random_images, relative_change
 from gatecli.recipe import Step
-from gatecli.record import force
+from gatecli.record import force, in_evaluation
 
 TOLERANCE = 1e-4  # of the largest logit: above this, prune has broken something and writes nothing
 
@@ -100,8 +98,8 @@ def _verify(network: Network, smaller: Network, plan: Mapping[str, list[int]]) -
     gates = network.site_gates
     decisions = {site: [int(unit in kept) for unit in range(gates[site].units)] for site, kept in plan.items()}
     images = random_images(network)
-    with torch.no_grad(), force(network.eval(), decisions):
-        change = relative_change(network(images), smaller(images))
+    with in_evaluation(network), force(network, decisions):
+        change = relative_change(logits(network, images), logits(smaller, images))
     if not change <= TOLERANCE:
         raise GatecliError(f"the pruned network's logits differ by {change:.1e} of the largest logit from the gated network's: this is a bug in gatecli; nothing was written")
     return change

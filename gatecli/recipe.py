@@ -9,12 +9,14 @@ import json
 import math
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
-from typing import Any
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from gatecli.errors import CheckpointError
 
 FORMAT = 1
 STRUCTURAL = ("attach", "prune")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -77,27 +79,59 @@ class Recipe:
     def from_json(cls, text: str, where: str) -> Recipe:
         """Read a recipe; `where` names the file in errors. Raises CheckpointError if it is damaged or of a newer format."""
         try:
-            raw = json.loads(text)
+            raw = json.loads(text, parse_float=_finite, parse_constant=_finite)
             version = raw.pop("format")
+            if not _is(version, int) or version < 1:
+                raise ValueError(f"format {version!r}")
             if version > FORMAT:
                 raise CheckpointError(f"{where} has format version {version}, but this gatecli reads up to {FORMAT}: upgrade gatecli (pip install -U gatecli)")
             given = raw["input"]
             pair = tuple(given["size"])
-            if len(pair) != 2 or not all(isinstance(side, int) and 0 < side <= 65536 for side in pair):
+            if len(pair) != 2 or not all(_is(side, int) and 0 < side <= 65536 for side in pair):
                 raise ValueError(f"input size {pair}")
             channels = given["channels"]
-            if not isinstance(channels, int) or not 0 < channels <= 65536:
+            if not _is(channels, int) or not 0 < channels <= 65536:
                 raise ValueError(f"input channels {channels!r}")
             mean, std = (None if given[key] is None else tuple(float(v) for v in given[key]) for key in ("mean", "std"))
-            return cls(
-                source=Source(**raw["source"]),
-                input=InputSpec((pair[0], pair[1]), channels, mean, std),
-                steps=tuple(Step(**step) for step in raw["steps"]),
-                data=raw["data"],
-                baseline=raw["baseline"],
+            return _checked(
+                cls(
+                    source=_checked(Source(**raw["source"])),
+                    input=InputSpec((pair[0], pair[1]), channels, mean, std),
+                    steps=tuple(_checked(Step(**step)) for step in raw["steps"]),
+                    data=raw["data"],
+                    baseline=raw["baseline"],
+                )
             )
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
             raise CheckpointError(f"{where} has gatecli metadata that cannot be read ({error!r}): the file is damaged or not gatecli's") from error
+
+
+def _checked(record: R) -> R:
+    """The dataclass instance itself, if each of its fields has the type that its annotation says. Raises TypeError."""
+    for name, hint in get_type_hints(type(record)).items():
+        value = getattr(record, name)
+        if not _is(value, hint):
+            raise TypeError(f"{name} is {value!r}")
+    return record
+
+
+def _is(value: Any, hint: Any) -> bool:
+    """Whether a value out of JSON is what a type says; true and false are no numbers."""
+    kinds = get_args(hint)
+    if isinstance(hint, UnionType):
+        return any(_is(value, kind) for kind in kinds)
+    if get_origin(hint) is dict:
+        return isinstance(value, dict) and all(_is(part, kinds[1]) for part in value.values())
+    if get_origin(hint) is list:
+        return isinstance(value, list) and all(_is(part, kinds[0]) for part in value)
+    return hint is Any or type(value) is (get_origin(hint) or hint)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"number {text}")
+    return value
 
 
 def finite(value: float) -> float | None:

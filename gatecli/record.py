@@ -98,8 +98,11 @@ def force(network: nn.Module, decisions: Mapping[str, Sequence[int] | Tensor]) -
 def _checked(gates: Mapping[str, Gate], site: str, units: Sequence[int] | Tensor) -> Tensor:
     if site not in gates:
         raise SettingError(f"expected a gated site but got `{site}`; gated are: {', '.join(gates) or 'none'}")
-    z = torch.as_tensor(units, dtype=torch.float32)
-    if z.ndim == 0 or z.shape[-1] != gates[site].units or not bool(((z == 0) | (z == 1)).all()):
+    try:
+        z = torch.as_tensor(units, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        z = torch.full((), torch.nan)
+    if z.ndim not in (1, 2) or z.shape[-1] != gates[site].units or not bool(((z == 0) | (z == 1)).all()):
         raise SettingError(f"expected {gates[site].units} decisions of 0 or 1 for site `{site}` but got {units}")
     return z
 
@@ -118,6 +121,18 @@ def strategy(network: nn.Module, name: str) -> Iterator[None]:
     finally:
         for gate, name_before in zip(gates, before, strict=True):
             gate.strategy = name_before
+
+
+@contextmanager
+def in_evaluation(network: nn.Module) -> Iterator[None]:
+    """Put the network into evaluation mode inside the block, and back into the mode that each of its parts was in."""
+    modes = [(part, part.training) for part in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Take a checkpoint down the road with both layer-gate methods and two target rates, and print one table.
 
-python docs/experiments/layer_gates.py resnet56_glyphs36.pt npz:glyphs36.npz --epochs 2
+python docs/experiments/layer_gates.py resnet56_glyphs36.pt npz:glyphs36.npz --epochs 1
 
 Works in the current folder; writes one JSON line a variant to CHECKPOINT.results.jsonl, and skips variants that are there already.
 """
@@ -17,7 +17,7 @@ from typing import Any
 def gatecli(*words: str) -> dict[str, Any]:
     """Run a command with --json; its notes go to stderr as they come."""
     print("$ gatecli", *words, file=sys.stderr, flush=True)
-    done = subprocess.run([sys.executable, "-m", "gatecli", *words, "--json"], stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run([sys.executable, "-m", "gatecli", *words, "--json", "--threads", "1"], stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout)
 
 
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="*", default=["ind-perbatch:0.5", "ind-perbatch:0.7", "aig-perbatch:0.5", "aig-perbatch:0.7"])
     parser.add_argument("--set", nargs="*", default=["gate_lr=3", "loss_weight=4"], dest="settings")
     args = parser.parse_args()
-    options = ["--epochs", args.epochs, "--lr", "0.05", "--batch-size", "128", "--schedule", "cosine"]
+    options = ["--epochs", args.epochs, "--lr", "0.05", "--batch-size", "64", "--schedule", "cosine", "--bn-batches", "100"]
     results = Path(f"{Path(args.source).stem}.results.jsonl")
     done = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     source = gatecli("eval", args.source, "--data", args.data, "--split", "test")

@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import typer
 
@@ -16,7 +18,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for name, body in {
+COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {
     "attach": attach.attach,
     "finetune": finetune.finetune,
     "prune": prune.prune,
@@ -27,7 +29,8 @@ for name, body in {
     "log": state.log,
     "use": state.use,
     "demo": demo.demo,
-}.items():
+}
+for name, body in COMMANDS.items():
     app.command(name)(command(body))
 
 

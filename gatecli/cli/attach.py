@@ -29,7 +29,7 @@ def attach(
 
     if not method:
         raise SettingError(f"expected --method NAME, one of {', '.join(methods.names())}")
-    settings = parse_pairs(set_)
+    settings: dict[str, Any] = dict(parse_pairs(set_))
     methods.parse_settings(methods.get(method), settings)  # before any reading: a slip costs no time
     path = session.checkpoint(checkpoint)
     target = out or default_out(path, method)

@@ -1,6 +1,8 @@
 """gatecli finetune"""
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -8,12 +10,12 @@ import typer
 
 from gatecli.cli.progress import Reporter
 from gatecli.cli.render import gmacs
-from gatecli.cli.session import Checkpoint, Data, Force, Out, Session, Set, Workers, parse_pairs, reads_checkpoints, remembered
+from gatecli.cli.session import Checkpoint, Data, Force, Out, Session, Set, Workers, is_function, parse_pairs, reads_checkpoints, remembered
 from gatecli.cli.workspace import RUNS, default_out
-from gatecli.errors import SettingError, TrainingError
+from gatecli.errors import CheckpointError, Interrupted, SettingError, TrainingError
 
 if TYPE_CHECKING:
-    from gatecli.training import Finetuned
+    from gatecli.training import Finetuned, Run
 
 OPTIONS = ("epochs", "lr", "batch_size", "weight_decay", "momentum", "schedule", "precision", "augment", "label_smoothing", "workers", "bn_batches", "save_every")
 
@@ -54,17 +56,18 @@ def finetune(
         about = _about(session, checkpoint, out, remembered(data), parse_pairs(set_), options, force)
         run = None
     path, target = Path(about["checkpoint"]), Path(about["out"])
-    check_output(target, about["force"], [path])
+    check_output(target, about["force"] or force, [path])
     chosen = training.TrainOptions(**about["options"])
     network = session.open(path)
     if not network.methods:
         raise TrainingError(f"{path} has no gates to train: attach a method first (gatecli attach {path} --method NAME)")
     trained_method(network.recipe, about["settings"])  # a slip in --set costs no time
-    dataset = open_data(network, about["data"])
+    dataset = open_data(network, about["data"], trusted=not resume or data is not None)  # a state's word is not the user's
     run = run or training.Run.begin(RUNS / target.name.removesuffix(".safetensors"), about)
-    result = training.finetune(network, dataset, chosen, changes=about["settings"], run=run, progress=Reporter(session))
-    write(result.network, target)
-    run.finish()
+    with _resumable(session, about):
+        result = training.finetune(network, dataset, chosen, changes=about["settings"], run=run, progress=Reporter(session))
+        write(result.network, target)
+        run.finish()
     _report(session, result, run)
     session.written(target)
     session.say("next: gatecli prune --threshold 0.5")
@@ -75,35 +78,65 @@ def _about(session: Session, checkpoint: str | None, out: Path | None, data: str
     """All that is needed to start this run again."""
     import torch
 
+    from gatecli.reading import file_sha256
+
     path = session.checkpoint(checkpoint)
     return {
-        "checkpoint": str(path), "out": str(out or default_out(path, "tuned")), "data": data, "settings": settings, "force": force,
-        "options": {**options, "seed": session.seed}, "threads": torch.get_num_threads(), "reading": session.reading,
+        "checkpoint": str(path), "sha256": file_sha256(path), "out": str(out or default_out(path, "tuned")), "data": data, "settings": settings, "force": force,
+        "options": {**options, "seed": session.seed}, "threads": torch.get_num_threads(), "device": session.device, "reading": session.reading,
     }  # fmt: skip
 
 
-def _resumed(session: Session, context: typer.Context) -> tuple[Any, dict[str, Any]]:
-    """The unfinished run and what it was started with. Raises SettingError where an option on the command line contradicts it."""
+def _resumed(session: Session, context: typer.Context) -> tuple[Run, dict[str, Any]]:
+    """The unfinished run and what it was started with. Raises SettingError where the command line contradicts it."""
     import torch
 
+    from gatecli.reading import file_sha256
     from gatecli.training import Run
+    from gatecli.training.run import intact
 
     run = Run.unfinished(RUNS)
     about = run.about
-    was = {**about["options"], "out": about["out"], "checkpoint": about["checkpoint"], "threads": about["threads"], "data": about["data"], "force": about["force"]}
+    with intact(run.state):
+        was = {**about["options"], **about["reading"], **{name: about[name] for name in ("checkpoint", "out", "data", "threads", "device")}, "set_": about["settings"]}
+        path, sha256 = Path(about["checkpoint"]), about["sha256"]
     for name, value in context.params.items():
-        given = context.get_parameter_source(name)
-        if given is None or given.name != "COMMANDLINE" or name not in was and name != "set_":
-            continue
-        if name == "set_" and parse_pairs(value) == about["settings"] or name == "data" and remembered(value) == was["data"]:
-            continue
-        if name == "set_" or str(was[name]) != str(value):
-            before = about["settings"] if name == "set_" else was[name]
-            raise SettingError(f"--resume goes on with the run's own settings: {name.strip('_')} was {before}, not {value}; leave it out, or start a new run without --resume")
+        source = context.get_parameter_source(name)
+        if name in was and source is not None and source.name == "COMMANDLINE":
+            given = parse_pairs(value) if name == "set_" else remembered(value) if name == "data" else value
+            if str(given) != str(was[name]):
+                option = name if name == "checkpoint" else f"--{name.strip('_').replace('_', '-')}"
+                raise SettingError(f"--resume goes on with the run's own settings: {option} was {was[name]}, not {given}; leave it out, or start a new run without --resume")
+    if file_sha256(path) != sha256:
+        raise CheckpointError(f"{path} is not the file that the run began with (its SHA-256 is another): put that one back, or start a new run without --resume")
     torch.set_num_threads(about["threads"])
-    session.reading = about["reading"]
+    session.device, session.reading = about["device"], _trusted(session, about["reading"])
     session.say(f"resuming {about['out']} from {run.folder}")
     return run, about
+
+
+def _trusted(session: Session, reading: dict[str, Any]) -> dict[str, Any]:
+    """How the run read its checkpoint, less what would run code on a file's word: for that the user must ask again."""
+    from gatecli.architectures.arguments import is_callable_name
+
+    asked = {"trust_pickle"} | ({"arch"} if is_callable_name(reading["arch"] or "") else set())
+    return {**reading, **{name: session.reading[name] for name in asked}}
+
+
+@contextmanager
+def _resumable(session: Session, about: dict[str, Any]) -> Iterator[None]:
+    """Where the work is interrupted, say how to go on."""
+    from gatecli.architectures.arguments import is_callable_name
+
+    arch, data = about["reading"]["arch"] or "", about["data"] or ""
+    again = "gatecli finetune --resume" + (f" --arch {arch}" if is_callable_name(arch) else "") + (f" --data {data}" if is_function(data) else "")
+    try:
+        with session.working():
+            yield
+    except Interrupted as error:
+        raise Interrupted(f"{error}; go on with: {again}") from error
+    except KeyboardInterrupt:
+        raise Interrupted(f"stopped at once; go on from the last saved state with: {again}") from None
 
 
 def _report(session: Session, result: Finetuned, run: Any) -> None:

@@ -15,7 +15,7 @@ def methods(session: Session, name: Annotated[Optional[str], typer.Argument(help
     from gatecli import methods as registry
 
     chosen = [registry.get(name)] if name else [registry.get(each) for each in registry.names()]
-    described = [
+    described: list[dict[str, Any]] = [
         {
             "name": m.name, "summary": m.summary, "needs": m.needs, "paper": m.paper,
             "settings": [{"name": f.name, "type": str(f.type), "default": f.default, "help": f.metadata["help"], "choices": list(f.metadata["choices"])} for f in fields(m.settings)],

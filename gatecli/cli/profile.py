@@ -98,20 +98,15 @@ def _real(session: Session, networks: list[Network], data: str | None) -> tuple[
 
 
 def _print(session: Session, result: Profile, with_sites: bool) -> None:
-    sizes = list(result.rows[0].latency_ms)
-    columns = ["<checkpoint", "parameters", "file", "GMACs all on", "GMACs expected"]
-    for size in sizes:
-        columns += [f"ms, batch {size}", "p95", "min", "speed-up"]
-    rows = []
-    for row in result.rows:
-        cells: list[Any] = [row.name, millions(row.params), megabytes(row.file_bytes), gmacs(row.macs_dense), gmacs(row.macs_expected)]
-        for size in sizes:
-            ms = row.latency_ms[size]
-            cells += [f"{ms.median:.2f}", f"{ms.p95:.2f}", f"{ms.min:.2f}", f"{row.speedups[size]:.2f}x"]
-        rows.append([*cells, f"{row.ideal_speedup:.2f}x", f"{row.realised:.2f}"])
-    how = "decisions on real images" if result.decisions == "measured" else "decisions drawn from recorded rates"
-    foot = f"{MACS_FOOT}. Latency measured, {result.threads} threads, median of {result.repeats} interleaved calls; {how}; ideal: by expected MACs; realised = speed-up / ideal."
-    table(session, "profile", [*columns, "ideal", "realised"], rows, foot)
+    sizes = [(row.name, millions(row.params), megabytes(row.file_bytes), gmacs(row.macs_dense), gmacs(row.macs_expected)) for row in result.rows]
+    table(session, "size", ("<checkpoint", "parameters", "file", "GMACs all on", "GMACs expected"), sizes, MACS_FOOT)
+    times = [
+        (row.name, batch, f"{ms.median:.2f}", f"{ms.p95:.2f}", f"{ms.min:.2f}", *(f"{x:.2f}x" for x in (row.speedups[batch], row.ideal_speedup)), f"{row.speedups[batch] / row.ideal_speedup:.2f}")
+        for row in result.rows for batch, ms in row.latency_ms.items()
+    ]  # fmt: skip
+    how = "decided by real images" if result.decisions == "measured" else "drawn from recorded rates"
+    foot = f"{result.repeats} interleaved calls, {result.threads} threads; gates {how}; ideal: what expected MACs promise; realised = speed-up / ideal"
+    table(session, "\nlatency", ("<checkpoint", "batch", "median ms", "p95", "min", "speed-up", "ideal", "realised"), times, foot)
     if with_sites and result.sites:
         site_rows = [(s.name, s.kind, s.units, gmacs(s.macs), s.method or "-", f"{s.rate:.3f}" if s.method else "-") for s in result.sites]
-        table(session, f"sites of {result.rows[-1].name}", ("<site", "<kind", "units", "GMACs", "<gated by", "rate"), site_rows)
+        table(session, f"\nsites of {result.rows[-1].name}", ("<site", "<kind", "units", "GMACs", "<gated by", "rate"), site_rows)

@@ -28,8 +28,7 @@ class Reporter:
 
     @contextmanager
     def task(self, label: str, total: int | None) -> Iterator[Any]:
-        self.session.busy += 1
-        try:
+        with self.session.working():
             if self.session.quiet:
                 yield _Counter(self.session)
             elif sys.stderr.isatty():
@@ -37,8 +36,6 @@ class Reporter:
                     yield _Bar(self.session, bar, bar.add_task(label, total=total, shown=""))
             else:
                 yield _Lines(self.session, label, total)
-        finally:
-            self.session.busy -= 1
 
 
 class _Counter:

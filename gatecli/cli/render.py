@@ -17,17 +17,23 @@ def table(session: Session, title: str, columns: Sequence[str], rows: Iterable[S
     from rich.console import Console
     from rich.table import Table
 
-    result = Table(title=title, caption=foot or None, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left", title_style="bold")
+    result = Table(box=box.SIMPLE_HEAD)
     for column in columns:
         result.add_column(column.removeprefix("<"), justify="left" if column.startswith("<") else "right", overflow="fold")
     for row in rows:
         result.add_row(*(str(cell) for cell in row))
-    console = Console(stderr=session.json_)
-    console.print(result) if console.is_terminal else Console(stderr=session.json_, width=140).print(result)
+    console = Console(stderr=session.json_, markup=False, emoji=False, highlight=False)
+    if not console.is_terminal:
+        console.width = 1000  # as wide as it comes: nothing is folded in a file
+    with console.capture() as captured:
+        for part, style in ((title, "bold"), (result, None), (foot, "italic")):
+            if part:
+                console.print(part, style=style)
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()), file=console.file)
 
 
 def gmacs(macs: float) -> str:
-    return f"{macs / 1e9:.4f}" if macs < 1e9 else f"{macs / 1e9:.3f}"
+    return f"{macs / 1e9:.4g}" if macs < 1e9 else f"{macs / 1e9:.3f}"
 
 
 def millions(count: int) -> str:

@@ -1,14 +1,16 @@
 """What all commands share: common options, errors as one line, interrupts, notes for people, JSON for scripts."""
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import json
+import math
 import signal
 import sys
 import time
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,7 +31,7 @@ COMMON: dict[str, tuple[Any, Any]] = {
     "debug": (Annotated[bool, typer.Option("--debug", help="Show a traceback when something fails.", rich_help_panel=GENERAL)], False),
     "device": (Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=GENERAL)], "auto"),
     "seed": (Annotated[int, typer.Option(help="Seed of everything random.", rich_help_panel=GENERAL)], 0),
-    "threads": (Annotated[typing.Optional[int], typer.Option(help="CPU threads; none: torch's choice.", min=1, rich_help_panel=GENERAL)], None),
+    "threads": (Annotated[typing.Optional[int], typer.Option(help="CPU threads; none: torch's choice.", rich_help_panel=GENERAL)], None),
 }
 READING: dict[str, tuple[Any, Any]] = {
     "arch": (Annotated[typing.Optional[str], typer.Option(help="torchvision:NAME, cifar:NAME, timm:NAME or package.module:callable; none: found from the tensors.", rich_help_panel=MODEL)], None),
@@ -66,7 +68,8 @@ class Session:
         start, handlers = time.monotonic(), self._catch_signals()
         try:
             self._prepare()
-            result = body()
+            with contextlib.redirect_stdout(sys.stderr) if self.json_ else contextlib.nullcontext():  # a user's own code may print
+                result = body()
             if self.json_:
                 print(json.dumps({**(result or {}), "seconds": round(time.monotonic() - start, 3)}, allow_nan=False))
         except GatecliError as error:
@@ -78,14 +81,17 @@ class Session:
         except OSError as error:
             self._fail(f"{error.filename or 'the system'}: {error.strerror or error}", 1)
         except Exception as error:
-            self._fail(f"{type(error).__name__}: {error} (a bug in gatecli: --debug shows where)", 1)
+            text = f"{type(error).__name__}: {error}"
+            if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
+                self._fail(f"not enough memory: take smaller batches or images ({text[:160]})", 1)
+            self._fail(f"{text} (a bug in gatecli: --debug shows where)", 1)
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
 
     def _fail(self, text: str, code: int) -> None:
         if self.debug:
-            raise  # noqa: PLE0704  (only called while an exception is handled)
+            raise
         print("error: " + " ".join(text.split()), file=sys.stderr, flush=True)
         raise typer.Exit(code)
 
@@ -94,6 +100,9 @@ class Session:
 
         if not self.debug:
             warnings.simplefilter("ignore")
+        for name, value, low, high in (("seed", self.seed, 0, 2**32 - 1), ("threads", self.threads, 1, 1024)):
+            if value is not None and not low <= value <= high:
+                raise SettingError(f"expected --{name} to be between {low} and {high}, but got {value}")
         if self.device not in ("auto", "cpu") or self.threads is not None:
             import torch
 
@@ -114,6 +123,15 @@ class Session:
         if int(index or 0) >= there[kind]:
             raise SettingError(f"expected --device to be there, but got `{self.device}` and this machine has {there[kind]} {kind} devices")
         return torch.device(self.device)
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """Inside, the first Ctrl-C or SIGTERM waits until the work can stop (see gatecli.progress); the second stops at once."""
+        self.busy += 1
+        try:
+            yield
+        finally:
+            self.busy -= 1
 
     def _catch_signals(self) -> dict[int, Any]:
         def stop(number: int, frame: Any) -> None:
@@ -136,13 +154,16 @@ class Session:
         return path
 
     def open(self, path: Path) -> Network:
-        """Read a checkpoint, print what had to be assumed, and move it to the device."""
+        """Read a checkpoint, print what had to be assumed, and move it to the device; what is random from here on follows the seed."""
+        import torch
+
         from gatecli import checkpoint
 
         network, notes = checkpoint.read(path, self._reading())
         for note in notes:
             self.say(f"note: {note}")
-        return network.to(self.torch_device())  # type: ignore[return-value]
+        torch.manual_seed(self.seed)
+        return network.to(self.torch_device())
 
     def _reading(self) -> Reading:
         from gatecli.architectures.build import parse_arch_args
@@ -170,10 +191,15 @@ def _size(text: str | None) -> tuple[int, int] | None:
 
 
 def _numbers(name: str, text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
     try:
-        return None if text is None else tuple(float(part) for part in text.split(","))
+        values = tuple(float(part) for part in text.split(","))
     except ValueError:
         raise SettingError(f"expected {name} to be numbers with commas between, but got `{text}`") from None
+    if not all(math.isfinite(value) and (value > 0 or name == "--mean") for value in values):
+        raise SettingError(f"expected {name} to be finite numbers{'' if name == '--mean' else ' above 0'}, but got `{text}`")
+    return values
 
 
 def command(body: Callable[..., dict[str, Any] | None]) -> Callable[..., None]:
@@ -207,8 +233,8 @@ Out = Annotated[typing.Optional[Path], typer.Option("--out", help="Where to writ
 Force = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
 Data = Annotated[typing.Optional[str], typer.Option("--data", help="digits, cifar10:DIR, cifar100:DIR, imagefolder:DIR, npz:FILE or package.module:callable; none: the one remembered.")]
 Set = Annotated[typing.Optional[list[str]], typer.Option("--set", help="name=value, a setting of the method; repeatable. See gatecli methods.")]
-BatchSize = Annotated[int, typer.Option("--batch-size", help="Images a batch.", min=1)]
-Workers = Annotated[int, typer.Option("--workers", help="Processes that read image files.", min=0)]
+BatchSize = Annotated[int, typer.Option("--batch-size", help="Images a batch.")]
+Workers = Annotated[int, typer.Option("--workers", help="Processes that read image files.")]
 
 
 def parse_pairs(pairs: list[str] | None) -> dict[str, str]:
@@ -222,9 +248,16 @@ def parse_pairs(pairs: list[str] | None) -> dict[str, str]:
     return result
 
 
+FILE_DATA = ("npz", "imagefolder", "cifar10", "cifar100")
+
+
 def remembered(spec: str | None) -> str | None:
     """A data set's spec as the checkpoint shall remember it: its path made absolute, so that other folders find it."""
-    kind, colon, path = (spec or "").partition(":")
-    if colon and kind in ("npz", "imagefolder", "cifar10", "cifar100") and path:
-        return f"{kind}:{Path(path).resolve()}" if Path(path).exists() else spec
-    return spec
+    kind, _, path = (spec or "").partition(":")
+    return f"{kind}:{Path(path).resolve()}" if kind in FILE_DATA and path and Path(path).exists() else spec
+
+
+def is_function(spec: str) -> bool:
+    """Whether a data set's spec names a function, package.module:callable."""
+    kind, colon, _ = spec.partition(":")
+    return bool(colon) and kind not in FILE_DATA

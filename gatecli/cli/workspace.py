@@ -4,6 +4,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gatecli.errors import CheckpointError
+from gatecli.files import replacing
 
 FOLDER = Path(".gatecli")
 CURRENT = FOLDER / "current"
@@ -28,7 +29,8 @@ def make_current(path: Path) -> None:
     """Make `path` the current checkpoint."""
     try:
         FOLDER.mkdir(exist_ok=True)
-        CURRENT.write_text(f"{path}\n", encoding="utf-8")
+        with replacing(CURRENT) as temporary:
+            temporary.write_text(f"{path}\n", encoding="utf-8")
     except OSError as error:
         raise CheckpointError(f"cannot write {CURRENT}: {error.strerror}") from error
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+import operator
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +19,10 @@ from torch.nn import functional as F
 
 Shape = tuple[int, ...]
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-COSTLY_FUNCTIONS = {F.conv1d, F.conv2d, F.conv3d, F.linear, F.bilinear, torch.matmul, torch.bmm, torch.mm, torch.einsum, F.scaled_dot_product_attention}
+COSTLY_FUNCTIONS = {
+    F.conv1d, F.conv2d, F.conv3d, F.linear, F.bilinear, F.scaled_dot_product_attention,
+    operator.matmul, torch.matmul, torch.bmm, torch.mm, torch.addmm, torch.einsum,
+}  # fmt: skip
 COSTLY_METHODS = {"matmul", "bmm", "mm", "__matmul__"}
 
 
@@ -51,7 +55,7 @@ def count_nodes(root: nn.Module, graph: fx.Graph, image: Shape) -> dict[str, Nod
 class _Counter(fx.Interpreter):
     def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
         super().__init__(meta_copy(root).eval(), graph=graph)
-        self.real, self.costs = root, dict[str, NodeCost]()
+        self.costs: dict[str, NodeCost] = {}
         self.seen: dict[tuple[Any, ...], int] = {}
 
     def run_node(self, n: fx.Node) -> Any:
@@ -69,11 +73,11 @@ class _Counter(fx.Interpreter):
             if type(module) in CONVOLUTIONS:
                 return convolution_macs(module, tuple(args[0].shape), tuple(result.shape))
             if type(module) is nn.Linear:
-                return math.prod(args[0].shape) * module.out_features
+                return int(math.prod(args[0].shape)) * module.out_features
             if not any(p.ndim > 1 for p in module.parameters()):
                 return 0
-            return self._traced(str(n.target), self.real.get_submodule(str(n.target)), args, kwargs)
-        if n.op == "call_function" and n.target in COSTLY_FUNCTIONS or n.op == "call_method" and n.target in COSTLY_METHODS:
+            return self._traced(str(n.target), module, args, kwargs)
+        if (n.op == "call_function" and n.target in COSTLY_FUNCTIONS) or (n.op == "call_method" and n.target in COSTLY_METHODS):
             call = n.target if callable(n.target) else lambda x, *rest, **named: getattr(x, str(n.target))(*rest, **named)
             return self._traced(str(n.target), call, args, kwargs)
         return 0
@@ -93,16 +97,22 @@ def convolution_macs(module: nn.Module, shape_in: Shape, shape_out: Shape) -> in
 
 
 def traced_macs(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> int:
-    """MACs of any callable, by fvcore's analysis of its trace on zeros; BatchNorm and pooling are left out of the count."""
-    def real(value: Any) -> Any:
-        return torch.zeros(value.shape, dtype=value.dtype) if isinstance(value, Tensor) else value
+    """MACs of any callable, by fvcore's analysis of its trace; BatchNorm and pooling are left out of the count.
 
+    On tensors of the meta device, with a module whose own tensors are there, nothing is computed.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        analysis = _fvcore().FlopCountAnalysis(_Call(call, tuple(map(real, args)), {k: real(v) for k, v in (kwargs or {}).items()}), (torch.zeros(1),))
+        analysis = _fvcore().FlopCountAnalysis(_Call(call, args, kwargs or {}), (torch.empty(1, device="meta"),))
         analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-        analysis.set_op_handle(**{f"aten::{op}": None for op in NOT_COUNTED})
+        analysis.set_op_handle(**{f"aten::{op}": None for op in NOT_COUNTED}, **{"aten::scaled_dot_product_attention": _attention_macs})
         return int(analysis.total())
+
+
+def _attention_macs(inputs: list[Any], outputs: list[Any]) -> int:
+    """Queries (..., L, E) with keys (..., S, E), then with values (..., S, V), whose result is (..., L, V); fvcore has no handler for it."""
+    queries, keys, result = (value.type().sizes() for value in (inputs[0], inputs[1], outputs[0]))
+    return int(math.prod(queries[:-1])) * int(keys[-2]) * (int(queries[-1]) + int(result[-1]))
 
 
 def _fvcore() -> Any:

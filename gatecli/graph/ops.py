@@ -16,6 +16,7 @@ def mask(value: Tensor, z: Tensor) -> Tensor:
     return value * z.to(value.dtype).reshape(z.shape[0], *[1] * (value.ndim - 1))
 
 
+FRESH_LAYERS = (nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.MaxPool2d, nn.AvgPool2d)  # their results have storage of their own
 ADDS = {operator.add, operator.iadd, torch.add}
 RELUS = {F.relu, torch.relu, F.relu_, torch.relu_}
 NEVER_NEGATIVE = {*RELUS, F.relu6, torch.sigmoid, F.sigmoid, F.softplus}
@@ -30,14 +31,14 @@ def module_of(root: nn.Module, node: fx.Node) -> nn.Module | None:
 
 def is_add(node: fx.Node) -> bool:
     """Whether the node adds two values of the graph (not a constant)."""
-    named = node.op == "call_function" and node.target in ADDS or node.op == "call_method" and node.target in ("add", "add_")
+    named = (node.op == "call_function" and node.target in ADDS) or (node.op == "call_method" and node.target in ("add", "add_"))
     return named and len(node.args) == 2 and not node.kwargs and all(isinstance(arg, fx.Node) for arg in node.args)
 
 
 def is_relu(root: nn.Module, node: fx.Node) -> bool:
     if node.op == "call_function":
         return node.target in RELUS
-    return node.op == "call_method" and node.target in ("relu", "relu_") or isinstance(module_of(root, node), nn.ReLU)
+    return (node.op == "call_method" and node.target in ("relu", "relu_")) or isinstance(module_of(root, node), nn.ReLU)
 
 
 def is_mask(node: fx.Node) -> bool:

@@ -11,8 +11,15 @@ from gatecli.graph.trace import remove_dead
 
 
 def place(root: nn.Module, path: str, module: nn.Module) -> None:
-    """Put `module` at `path` under `root`, making plain containers for the parts of the path that do not exist yet."""
+    """Put `module` at `path` under `root`, making plain containers for the parts of the path that do not exist yet.
+
+    What a container already there holds moves into `module`.
+    """
     parent, last = _parent(root, path)
+    there = parent._modules.get(last)
+    if there is not None and type(there) is nn.Module:
+        for name, child in there.named_children():
+            module.add_module(name, child)
     parent.add_module(last, module)
 
 
@@ -36,7 +43,8 @@ def _parent(root: nn.Module, path: str) -> tuple[nn.Module, str]:
 
 
 def node_named(graph: fx.Graph, name: str) -> fx.Node:
-    return next(node for node in graph.nodes if node.name == name)
+    found: fx.Node = next(node for node in graph.nodes if node.name == name)
+    return found
 
 
 def insert_mask(root: nn.Module, graph: fx.Graph, site: Site, gate: nn.Module) -> None:
@@ -89,7 +97,7 @@ def _drop(module: nn.Module, path: str, used: set[str]) -> None:
             continue
         if child is not None:
             _drop(child, f"{path}{name}.", used)
-        if child is None or not any(True for _ in child.children()) and not child._parameters and not child._buffers:
+        if child is None or (not any(True for _ in child.children()) and not child._parameters and not child._buffers):
             del module._modules[name]
 
 

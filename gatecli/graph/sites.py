@@ -5,7 +5,7 @@ way (the branch) computes and the other (the shortcut) carries the value on. Ski
 """
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import fx, nn
@@ -19,7 +19,8 @@ class Site:
     """A named place that can be gated. Nodes are named, not held, so that a site outlives copies of the graph.
 
     `branch`: the nodes whose work a closed gate saves; `entry`: the value they start from; `value`: the last of them;
-    `add`: the addition that `value` and the `shortcut` go into; `macs` of the branch for one image.
+    `add`: the addition that `value` and the `shortcut` go into; `macs` of the branch for one image; `channels` of the entry and the
+    dimensions of its `positions`, over which a gate may average: (2, 3) of (N, C, H, W), (1,) of tokens (N, L, C).
     """
 
     name: str
@@ -31,14 +32,16 @@ class Site:
     shortcut: str
     add: str
     branch: tuple[str, ...]
-    channels: int  # of the entry, what a data-dependent gate reads
+    channels: int
+    positions: tuple[int, ...]
 
 
 def find_blocks(root: nn.Module, graph: fx.Graph, costs: Mapping[str, NodeCost]) -> dict[str, Site]:
     """All residual branches, in the order of execution, by name.
 
     A site is offered only where it is clear which operand is the shortcut: it computes nothing that has weights, or at most one
-    convolution or linear layer where the branch has at least two.
+    convolution or linear layer where the branch has at least two. Of branches within branches the innermost are offered: with a long
+    shortcut around whole stages, it is their blocks that one wants to skip.
     """
     dominators = immediate_dominators(graph)
     found = []
@@ -47,7 +50,7 @@ def find_blocks(root: nn.Module, graph: fx.Graph, costs: Mapping[str, NodeCost])
             site = _block_at(node, root, dominators, costs)
             if site is not None:
                 found.append(site)
-    return _with_unique_names(found)
+    return _with_unique_names([site for site in found if not any(other.add in site.branch for other in found)])
 
 
 def _block_at(add: fx.Node, root: nn.Module, dominators: Mapping[fx.Node, fx.Node | None], costs: Mapping[str, NodeCost]) -> Site | None:
@@ -66,11 +69,21 @@ def _block_at(add: fx.Node, root: nn.Module, dominators: Mapping[fx.Node, fx.Nod
     if any(user not in branch and user is not add for node in branch for user in node.users):
         return None
     shape, image = costs[entry.name].shape, costs[value.name].shape
-    if shape is None or image is None or len(image) < 2:
+    if shape is None or len(shape) < 2 or image is None or len(image) < 2:
         return None
-    order = tuple(node.name for node in add.graph.nodes if node in branch)
-    macs = sum(costs[name].macs for name in order)
-    return Site(_name(add, branch, root), "block", 1, macs, entry.name, value.name, shortcut.name, add.name, order, shape[1])
+    order = [node for node in add.graph.nodes if node in branch]
+    names = tuple(node.name for node in order)
+    axis = len(shape) - 1 if _channels_last(order, root) else 1
+    positions = tuple(other for other in range(1, len(shape)) if other != axis)
+    macs = sum(costs[name].macs for name in names)
+    return Site(_name(add, branch, root), "block", 1, macs, entry.name, value.name, shortcut.name, add.name, names, shape[axis], positions)
+
+
+def _channels_last(branch: Sequence[fx.Node], root: nn.Module) -> bool:
+    """Whether the first layer with weights reads the last dimension, as in transformers, whose values are (N, ..., C)."""
+    modules = (module_of(root, node) for node in branch)
+    first = next((module for module in modules if module is not None and any(True for _ in module.parameters())), None)
+    return type(first) in (nn.LayerNorm, nn.Linear)
 
 
 def _between(entry: fx.Node, end: fx.Node) -> set[fx.Node]:
@@ -116,7 +129,7 @@ def _name(add: fx.Node, branch: set[fx.Node], root: nn.Module) -> str:
     if len(paths) == 1:
         return ".".join(paths[0])
     shared = []
-    for parts in zip(*(path[:-1] for path in paths)):
+    for parts in zip(*(path[:-1] for path in paths), strict=False):
         if len(set(parts)) > 1:
             break
         shared.append(parts[0])

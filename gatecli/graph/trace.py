@@ -1,21 +1,34 @@
 """Trace a network with torch.fx into one flat graph whose modules keep the names that they had."""
 from __future__ import annotations
 
+import inspect
 import traceback
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
+from pathlib import Path
+from types import CodeType, FunctionType
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from gatecli.errors import ArchitectureError
+from gatecli.graph.settle import ASSIGNING, TRAINING, dropout_follows_mode, same_but_for_dropout, without_writes
+
+
+class _Assignable(fx.Proxy):
+    """A traced value that records `x += y` as what it is; torch.fx takes it for `x = x + y`."""
+
+
+for _assign in ASSIGNING:
+    setattr(_Assignable, f"__{_assign.__name__}__", lambda self, other, _op=_assign: self.tracer.create_proxy("call_function", _op, (self, other), {}))
 
 
 class SiteTracer(fx.Tracer):
     """Leaves are torch's own layers, their subclasses, modules that read `self.training`, and those that the user names.
 
     A trace bakes `self.training` into the graph as a constant (stochastic depth would never drop again, or always), so
-    whatever reads it stays a module.
+    whatever reads it stays a module; but functional dropout, which is the same graph in both modes, can be told to follow it.
     """
 
     def __init__(self, leaves: Sequence[str] = ()) -> None:
@@ -27,7 +40,10 @@ class SiteTracer(fx.Tracer):
             return False
         if any(fnmatchcase(module_qualified_name, pattern) for pattern in self.leaves):
             return True
-        return _is_torch_layer(m) or "training" in _names_read(type(m).forward)
+        return _is_torch_layer(m) or (_reads_training(m) and not _only_drops(m))
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Assignable(node, self)
 
 
 _NO_LAYERS = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -37,9 +53,36 @@ def _is_torch_layer(module: nn.Module) -> bool:
     return any(cls.__module__.startswith("torch.nn.modules") and cls not in _NO_LAYERS for cls in type(module).__mro__)
 
 
+def _reads_training(module: nn.Module) -> bool:
+    """Whether the module's forward, or one of its own methods that it calls, mentions `training`."""
+    seen: set[str] = set()
+    todo = ["forward"]
+    while todo:
+        names = set(_names_read(getattr(type(module), todo.pop())))
+        if TRAINING in names:
+            return True
+        todo += [name for name in names - seen if not hasattr(nn.Module, name) and isinstance(getattr(type(module), name, None), FunctionType)]
+        seen |= names
+    return False
+
+
 def _names_read(function: Callable[..., Any]) -> tuple[str, ...]:
-    code = getattr(function, "__code__", None)
-    return code.co_names if code is not None else ()
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return code.co_names if isinstance(code, CodeType) else ()
+
+
+def _only_drops(module: nn.Module) -> bool:
+    """Whether all that training changes in the module's graph is functional dropout; only then is it traced through."""
+    if not any(True for _ in module.children()):
+        return False
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        return same_but_for_dropout(SiteTracer().trace(module.eval()), SiteTracer().trace(module.train()))
+    except Exception:  # whatever tracing comes to: the module stays whole
+        return False
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 def trace(module: nn.Module, leaves: Sequence[str] = ()) -> fx.Graph:
@@ -58,6 +101,8 @@ def trace(module: nn.Module, leaves: Sequence[str] = ()) -> fx.Graph:
         ) from error
     finally:
         module.train(was_training)
+    without_writes(module, graph)
+    dropout_follows_mode(graph)
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     for extra in inputs[1:]:
         if extra.users:
@@ -67,7 +112,8 @@ def trace(module: nn.Module, leaves: Sequence[str] = ()) -> fx.Graph:
 
 
 def _blame(error: Exception) -> str:
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename and "/gatecli/" not in f.filename]
+    own = tuple(str(folder) for folder in (Path(torch.__file__).parent, Path(__file__).parents[1]))
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(own)]
     text = (str(error).splitlines() or [type(error).__name__])[0]
     return f"{frames[-1].filename}:{frames[-1].lineno} `{frames[-1].line}` ({text})" if frames else text
 

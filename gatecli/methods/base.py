@@ -5,6 +5,7 @@ subclass of `Method` whose instances are registered. The command line, the docs 
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields, replace
 from difflib import get_close_matches
@@ -141,15 +142,17 @@ def _checked(known: Field[Any], value: Any) -> Any:
     if optional and value in (None, "none"):
         return None
     try:
-        if isinstance(value, bool) or kind is int and isinstance(value, float):
+        if isinstance(value, bool) or (kind is int and isinstance(value, float)):
             raise ValueError
         result = kind(value)
-    except (TypeError, ValueError):
+        if kind is float and not math.isfinite(result):
+            raise ValueError
+    except (TypeError, ValueError, OverflowError):
         raise SettingError(f"expected setting `{name}` to be {_ARTICLE[kind]}, but got `{value}`") from None
     low, high, choices = limits["low"], limits["high"], limits["choices"]
     if choices and result not in choices:
         raise SettingError(f"expected setting `{name}` to be one of {', '.join(choices)}, but got `{value}`")
-    if kind is not str and not (low is None or result >= low) or not (high is None or result <= high) or result != result:
+    if kind is not str and not ((low is None or result >= low) and (high is None or result <= high)):
         span = f"at least {low}" if high is None else f"between {low} and {high}"
         raise SettingError(f"expected setting `{name}` to be {span}, but got `{value}`")
     return result

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gatecli.gates import Gate
+from gatecli.gates import Gate, Remembered
 from gatecli.graph.sites import Site
 from gatecli.losses import FORMS, per_batch
 from gatecli.methods.base import Method, Settings, register, setting
@@ -40,7 +40,7 @@ class LayerGateSettings(Settings):
 
 @dataclass(frozen=True)
 class AigSettings(LayerGateSettings):
-    hidden: int = setting(16, "width of the gate's hidden layer", low=1, structural=True)
+    hidden: int = setting(16, "width of the gate's hidden layer", low=1, high=4096, structural=True)
 
 
 class DataDependentGate(Gate):
@@ -50,8 +50,9 @@ class DataDependentGate(Gate):
     draws the weights from N(0, .001), which closes some gates of a deep network before any training).
     """
 
-    def __init__(self, site: str, channels: int, hidden: int) -> None:
+    def __init__(self, site: str, channels: int, positions: tuple[int, ...], hidden: int) -> None:
         super().__init__(site, 1)
+        self.positions = positions
         self.reduce = nn.Linear(channels, hidden)
         self.norm = nn.BatchNorm1d(hidden)
         self.decide = nn.Linear(hidden, 2)
@@ -60,31 +61,32 @@ class DataDependentGate(Gate):
         nn.init.zeros_(self.decide.weight)
         with torch.no_grad():
             self.decide.bias.copy_(torch.tensor([0.1, 2.0]))
-        self._folded: tuple[tuple[int, ...], tuple[Tensor, ...]] | None = None
+        self._folded = Remembered()
 
     def scores(self, x: Tensor) -> Tensor:
-        """x (N, C, H, W) -> (N, 1, 2)."""
-        hidden = F.relu(self.norm(self.reduce(x.mean((2, 3)))))
+        """x (N, C, H, W), or another shape with one dimension of C channels besides `positions` -> (N, 1, 2)."""
+        hidden = F.relu(self.norm(self.reduce(self._pool(x))))
         pair: Tensor = self.decide(hidden)
         return pair.unsqueeze(1)
 
     def log_odds(self, x: Tensor) -> Tensor:
         """The same with the BatchNorm folded into the first layer and one difference of logits: (N, 1)."""
-        weight, bias, difference, offset = self._fold()
-        return F.linear(F.relu(F.linear(x.mean((2, 3)), weight, bias)), difference, offset)
+        reduce, norm, decide = self.reduce, self.norm, self.decide
+        assert norm.running_mean is not None and norm.running_var is not None
+        weights = (reduce.weight, reduce.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var, decide.weight, decide.bias)
+        weight, bias, difference, offset = self._folded(self._fold, *weights)
+        return F.linear(F.relu(F.linear(self._pool(x), weight, bias)), difference, offset)
+
+    def _pool(self, x: Tensor) -> Tensor:
+        return x.mean(self.positions) if self.positions else x
 
     def _fold(self) -> tuple[Tensor, ...]:
-        tensors = [self.reduce.weight, self.reduce.bias, self.norm.weight, self.norm.bias, self.norm.running_mean, self.norm.running_var, self.decide.weight, self.decide.bias]
-        key = tuple(number for t in tensors if t is not None for number in (t.data_ptr(), t._version))
-        if self._folded is None or self._folded[0] != key:
-            norm, decide = self.norm, self.decide
-            assert norm.running_var is not None and norm.running_mean is not None
-            scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-            bias = (self.reduce.bias - norm.running_mean) * scale + norm.bias
-            difference = decide.weight[1:] - decide.weight[:1]
-            folded = (self.reduce.weight * scale[:, None], bias, difference, decide.bias[1:] - decide.bias[:1])
-            self._folded = key, tuple(t.detach() for t in folded)
-        return self._folded[1]
+        norm, decide = self.norm, self.decide
+        assert norm.running_var is not None and norm.running_mean is not None
+        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        bias = (self.reduce.bias - norm.running_mean) * scale + norm.bias
+        difference = decide.weight[1:] - decide.weight[:1]
+        return self.reduce.weight * scale[:, None], bias, difference, decide.bias[1:] - decide.bias[:1]
 
 
 class DataIndependentGate(Gate):
@@ -95,10 +97,15 @@ class DataIndependentGate(Gate):
     def __init__(self, site: str) -> None:
         super().__init__(site, 1)
         self.logits = nn.Parameter(torch.tensor([[0.1, 4.0]]))
+        self._odds = Remembered()
 
     def scores(self, x: Tensor) -> Tensor:
         """x (N, ...) -> (N, 1, 2)."""
         return self.logits.expand(x.shape[0], 1, 2)
+
+    def log_odds(self, x: Tensor) -> Tensor:
+        odds: Tensor = self._odds(lambda: self.logits[:, 1] - self.logits[:, 0], self.logits)
+        return odds.expand(x.shape[0], 1)
 
 
 class LayerGates(Method):
@@ -115,13 +122,14 @@ class LayerGates(Method):
         return [site for site in network.sites.values() if site.kind == "block"]
 
     def gate(self, site: Site, settings: Any) -> Gate:
-        return DataDependentGate(site.name, site.channels, settings.hidden) if self.dependent else DataIndependentGate(site.name)
+        return DataDependentGate(site.name, site.channels, site.positions, settings.hidden) if self.dependent else DataIndependentGate(site.name)
 
     def target(self, settings: Any, epoch: int) -> float:
         return annealed_target(settings.target_rate, epoch, settings.anneal_start, settings.anneal_step, settings.anneal_every)
 
     def loss(self, decisions: Mapping[str, Tensor], settings: Any, epoch: int) -> Tensor:
-        return settings.loss_weight * per_batch(decisions, self.target(settings, epoch), settings.loss_form)
+        weight: float = settings.loss_weight
+        return weight * per_batch(decisions, self.target(settings, epoch), settings.loss_form)
 
 
 register(LayerGates("aig-perbatch", "a small gate looks at each branch's input; the loss holds the mean rate of the batch", dependent=True))

@@ -10,12 +10,11 @@ import torch
 from gatecli import methods
 from gatecli.costs import expected_macs, overall_rate, site_rates
 from gatecli.data import DataSet
-from gatecli.errors import TrainingError
+from gatecli.errors import Interrupted, TrainingError
 from gatecli.methods import Method
 from gatecli.network import Network
 from gatecli.progress import Progress, silent
 from gatecli.recipe import Recipe, Step
-from gatecli.record import strategy
 from gatecli.training.loop import Loop
 from gatecli.training.norms import reestimate
 from gatecli.training.options import TrainOptions
@@ -61,16 +60,21 @@ def finetune(
         data: fit on its train split, chosen on its val split.
         changes: settings of the method to change for this training, such as target_rate.
         run: where to keep a resumable state; a run with a saved state is resumed.
-    Raises: TrainingError without gates, or when the loss or a weight is no longer finite; Interrupted.
+    Raises: TrainingError without gates, or when the loss or a weight is no longer finite; DataError; CheckpointError where a state cannot be
+    written or read; Interrupted.
     """
     method, settings = trained_method(network.recipe, changes or {})
     loop = Loop(network, data, method, settings, options, run, progress)
     saved = run.saved() if run is not None else None
-    baseline = _baseline(network, loop)
-    if saved is not None:
-        loop.restore(*saved)
-    loop.train()
-    result = _finish(loop, baseline)
+    if run is not None and saved is not None:
+        loop.restore(run, *saved)
+    else:
+        loop.save()  # whatever happens from now on, there is a state to resume from
+    baseline = loop.train()
+    try:
+        result = _finish(loop, baseline)
+    except Interrupted as error:
+        raise Interrupted("interrupted after the last step, before the final evaluation was over") from error
     network.recipe = replace(network.recipe, baseline=network.recipe.baseline or {"top1": baseline, "split": "val"})
     return result
 
@@ -84,17 +88,6 @@ def trained_method(recipe: Recipe, changes: Mapping[str, Any]) -> tuple[Method, 
     assert attach is not None
     method = methods.get(attach.settings["method"])
     return method, methods.parse_settings(method, changes, methods.parse_settings(method, attach.settings["settings"]))
-
-
-def _baseline(network: Network, loop: Loop) -> float:
-    """Val top-1 with all gates open; measured once in a checkpoint's life, before anything is trained."""
-    known = network.recipe.baseline
-    if known is not None:
-        return float(known["top1"])
-    with strategy(network, "always-on"):
-        top1 = loop.validate().top1
-    loop.progress.say(f"before training: val top-1 {top1:.2f} with all gates open")
-    return top1
 
 
 def _finish(loop: Loop, baseline: float) -> Finetuned:

@@ -17,17 +17,17 @@ from torch.nn import functional as F
 
 from gatecli.costs import expected_macs, overall_rate
 from gatecli.data import DataSet, batches, steps
-from gatecli.errors import Interrupted, TrainingError
+from gatecli.errors import DataError, Interrupted, TrainingError
 from gatecli.inference import Scores, score
 from gatecli.losses import batch_rate
 from gatecli.methods import Method
 from gatecli.network import Network
 from gatecli.progress import Progress
-from gatecli.record import Record, observe
+from gatecli.record import Record, observe, strategy
 from gatecli.schedules import learning_rate
 from gatecli.training.options import TrainOptions
 from gatecli.training.processes import OneProcess
-from gatecli.training.run import Run
+from gatecli.training.run import Run, intact
 
 LOG_EVERY = 20  # steps
 RATE_SLACK = 0.02  # an epoch may be the best if its achieved rate is at most the target plus this
@@ -35,8 +35,11 @@ RATE_SLACK = 0.02  # an epoch may be the best if its achieved rate is at most th
 
 @dataclass
 class Position:
-    """Where a run is: steps done, epochs closed (validated), sums of the open epoch, the closed epochs' rows, the best epoch's index."""
+    """Where a run is: val top-1 before the first step (all gates open), steps done, epochs closed (validated), sums of the open epoch, the
+    closed epochs' rows, the best epoch's index.
+    """
 
+    baseline: float | None = None
     step: int = 0
     closed: int = 0
     sums: dict[str, float] = field(default_factory=dict)
@@ -52,10 +55,12 @@ class Loop:
         self.run, self.progress, self.processes = run, progress, OneProcess()
         self.train_split, self.augment = data.splits["train"], options.augment or data.augment
         self.batch_size = min(options.batch_size, len(self.train_split))
+        if self.batch_size < 2:
+            raise DataError(f"expected {data.spec} to have at least 2 training images, but it has {len(self.train_split)}")
         self.steps_per_epoch = steps(self.train_split, self.batch_size, drop_last=True)
         self.optimizer = torch.optim.SGD(self._groups(), lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay)
         self.position, self.best_tensors = Position(), dict[str, Tensor]()
-        self.saved_at = time.monotonic()
+        self.saved_step, self.saved_at = 0, time.monotonic()
 
     def _groups(self) -> list[dict[str, Any]]:
         gates = [p for name, p in self.network.named_parameters() if name.startswith("gates.")]
@@ -65,15 +70,30 @@ class Loop:
         base = self.options.lr if own_lr is None else own_lr
         return [{"params": weights, "base_lr": self.options.lr}, {"params": gates, "base_lr": base, "weight_decay": decay}]
 
-    def train(self) -> None:
-        """Run to the end of the last epoch, from wherever the position is. Raises Interrupted and TrainingError; the state is saved before."""
+    def train(self) -> float:
+        """Run to the end of the last epoch, from wherever the position is; returns val top-1 before training, with all gates open.
+
+        Raises Interrupted and TrainingError; what was done is saved before.
+        """
         try:
+            baseline = self._baseline()
             while self.position.closed < self.options.epochs:
                 self._epoch(self.position.closed)
                 self._close(self.position.closed)
+            return baseline
         except Interrupted as error:
             self.save()
-            raise Interrupted(f"interrupted after step {self.position.step} of {self.total_steps}; go on with: gatecli finetune --resume") from error
+            raise Interrupted(f"interrupted after step {self.position.step} of {self.total_steps}") from error
+
+    def _baseline(self) -> float:
+        """Measured once in a checkpoint's life, and then known from its recipe."""
+        if self.network.recipe.baseline is not None:
+            return float(self.network.recipe.baseline["top1"])
+        if self.position.baseline is None:
+            with strategy(self.network, "always-on"):
+                self.position.baseline = self.validate().top1
+            self.progress.say(f"before training: val top-1 {self.position.baseline:.2f} with all gates open")
+        return self.position.baseline
 
     @property
     def total_steps(self) -> int:
@@ -113,7 +133,7 @@ class Loop:
         if not math.isfinite(value):
             raise TrainingError(self._diverged(f"the loss is {value}"))
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self.position.step += 1
         self._add(value, logits.detach(), y, decisions)
@@ -168,31 +188,32 @@ class Loop:
 
     def save(self) -> None:
         """Save the state, unless a weight is no longer finite: the last good state stays."""
-        self.saved_at = time.monotonic()
         if self.run is None or not self.processes.is_main:
             return
         tensors = {f"model.{name}": tensor for name, tensor in self.network.state_dict().items()}
-        if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
-            raise TrainingError(self._diverged("a weight is no longer finite"))
         for name, parameter in self.network.named_parameters():
             momentum = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
             if momentum is not None:
                 tensors[f"momentum.{name}"] = momentum
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+            raise TrainingError(self._diverged("a weight is no longer finite"))
         self.run.save(tensors, asdict(self.position))
+        self.saved_step, self.saved_at = self.position.step, time.monotonic()
 
-    def restore(self, tensors: Mapping[str, Tensor], position: Mapping[str, Any]) -> None:
-        """Go back to a saved state."""
-        self.position = Position(**position)
+    def restore(self, run: Run, tensors: Mapping[str, Tensor], position: Mapping[str, Any]) -> None:
+        """Go back to a saved state of `run`. Raises CheckpointError where it does not fit this network."""
         parts = {kind: {name.removeprefix(f"{kind}."): t for name, t in tensors.items() if name.startswith(f"{kind}.")} for kind in ("model", "momentum")}
-        self.network.load_state_dict(parts["model"])
+        with intact(run.state):
+            self.position = Position(**position)
+            self.network.load_state_dict(parts["model"])
         for name, parameter in self.network.named_parameters():
             if name in parts["momentum"]:
                 self.optimizer.state[parameter]["momentum_buffer"] = parts["momentum"][name].to(parameter.device)
-        if self.run is not None:
-            self.run.rewind_log(self.position.step)
-            if self.position.best is not None:
-                self.best_tensors = self.run.best()
+        self.saved_step = self.position.step
+        run.rewind_log(self.position.step, self.position.closed)
+        if self.position.best is not None:
+            self.best_tensors = run.best()
 
     def _diverged(self, what: str) -> str:
-        kept = f"the last good state is in {self.run.folder}" if self.run is not None else "the network holds the step before"
+        kept = f"the last good state, of step {self.saved_step}, is in {self.run.folder}" if self.run is not None else "nothing was saved"
         return f"training stopped at step {self.position.step + 1}: {what}; {kept}. Begin again with a lower --lr"

@@ -1,6 +1,7 @@
 """The options of a training run; the defaults are the papers' ImageNet schedule."""
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from gatecli.data import AUGMENTS
@@ -8,6 +9,10 @@ from gatecli.errors import SettingError
 from gatecli.schedules import LEARNING_RATES
 
 PRECISIONS = ("fp32", "bf16")
+RANGES = {
+    "epochs": (1, math.inf), "lr": (0, math.inf), "batch_size": (2, math.inf), "weight_decay": (0, math.inf), "momentum": (0, 1), "label_smoothing": (0, 1),
+    "seed": (0, 2**32 - 1), "workers": (0, math.inf), "bn_batches": (0, math.inf), "save_every": (0, math.inf),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -33,10 +38,11 @@ class TrainOptions:
     save_every: float = 60.0
 
     def __post_init__(self) -> None:
-        for name, low, high in (("epochs", 1, None), ("batch_size", 2, None), ("workers", 0, None), ("bn_batches", 0, None), ("lr", 0, None), ("weight_decay", 0, None), ("momentum", 0, 1), ("label_smoothing", 0, 1)):
+        for name, (low, high) in RANGES.items():
             value = getattr(self, name)
-            if not value >= low or (high is not None and value > high) or value == float("inf"):
-                raise SettingError(f"expected --{name.replace('_', '-')} to be {f'between {low} and {high}' if high else f'at least {low}'}, but got {value}")
-        for name, value, choices in (("schedule", self.schedule, LEARNING_RATES), ("precision", self.precision, PRECISIONS), ("augment", self.augment, (None, *AUGMENTS))):
-            if value not in choices:
-                raise SettingError(f"expected --{name} to be one of {', '.join(str(c) for c in choices if c)}, but got `{value}`")
+            if not low <= value <= high or value == math.inf:
+                span = f"at least {low}" if high == math.inf else f"between {low} and {high}"
+                raise SettingError(f"expected --{name.replace('_', '-')} to be {span}, but got {value}")
+        for name, choices in (("schedule", LEARNING_RATES), ("precision", PRECISIONS), ("augment", (None, *AUGMENTS))):
+            if getattr(self, name) not in choices:
+                raise SettingError(f"expected --{name} to be one of {', '.join(filter(None, choices))}, but got `{getattr(self, name)}`")

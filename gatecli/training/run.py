@@ -2,17 +2,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gatecli.checkpoint import save_tensors
 from gatecli.errors import CheckpointError, TrainingError
+from gatecli.files import replacing
 
 STATE, BEST, LAST, LOG = "state.safetensors", "best.safetensors", "last.safetensors", "log.jsonl"
+FORMAT = "1"  # of the state: another one whenever what it holds changes
 
 
 class Run:
@@ -34,20 +37,27 @@ class Run:
 
     @classmethod
     def unfinished(cls, runs: Path) -> Run:
-        """The run under `runs` whose state was saved last. Raises TrainingError if none is unfinished."""
+        """The run under `runs` whose state was saved last. Raises TrainingError if none is unfinished, CheckpointError if its state is of no use."""
         states = sorted(runs.glob(f"*/{STATE}"), key=lambda path: path.stat().st_mtime)
         if not states:
             raise TrainingError(f"there is no unfinished run to resume in {runs}")
-        with safe_open(states[-1], "pt") as file:
-            return cls(states[-1].parent, json.loads(file.metadata()["about"]))
+        with intact(states[-1]), safe_open(states[-1], "pt") as file:
+            metadata = file.metadata()
+            if metadata["format"] != FORMAT:
+                raise CheckpointError(f"{states[-1]} was saved by another gatecli (its format is {metadata['format']}, not {FORMAT}): start a new run without --resume")
+            return cls(states[-1].parent, json.loads(metadata["about"]))
+
+    @property
+    def state(self) -> Path:
+        return self.folder / STATE
 
     def save(self, tensors: Mapping[str, Tensor], position: Mapping[str, Any]) -> None:
-        """Save the state atomically."""
-        save_tensors(tensors, self.folder / STATE, {"about": json.dumps(self.about), "position": json.dumps(position)})
+        """Save the state, all or nothing."""
+        save_tensors(tensors, self.state, {"format": FORMAT, "about": json.dumps(self.about), "position": json.dumps(position)})
 
     def saved(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The state's tensors and position, or None before the first save."""
-        return _read(self.folder / STATE, "position") if (self.folder / STATE).exists() else None
+        return _read(self.state, "position") if self.state.exists() else None
 
     def save_best(self, tensors: Mapping[str, Tensor]) -> None:
         save_tensors(tensors, self.folder / BEST, {})
@@ -60,21 +70,39 @@ class Run:
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append one line to the log."""
-        with open(self.folder / LOG, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        path = self.folder / LOG
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise CheckpointError(f"cannot write {path}: {error.strerror}") from error
 
-    def rewind_log(self, step: int) -> None:
-        """Drop the lines of steps after `step`: they will come again. A line cut off by a kill is dropped too."""
+    def rewind_log(self, step: int, closed: int) -> None:
+        """Drop what comes again: steps after `step`, epochs after `closed`, and a line that a kill cut off."""
         path = self.folder / LOG
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        path.write_text("".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step), encoding="utf-8")
+        with intact(path):
+            rows = [json.loads(line) for line in lines if line.endswith("\n")]
+            kept = [row for row in rows if (row["epoch"] <= closed if "val_top1" in row else row["step"] <= step)]
+        with replacing(path) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
 
     def finish(self) -> None:
         """The run is over: nothing is left to resume; the log, the best and the last tensors stay."""
-        (self.folder / STATE).unlink(missing_ok=True)
+        for path in (self.state, *self.folder.glob(".*.tmp")):  # a kill in the middle of a save leaves its temporary file
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def intact(path: Path) -> Iterator[None]:
+    """Turn what reading a damaged file brings about, into an error that names it."""
+    try:
+        yield
+    except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} is damaged ({' '.join(str(error).split())[:160]}): start a new run without --resume") from error
 
 
 def _read(path: Path, key: str | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    with safe_open(path, "pt") as file:
+    with intact(path), safe_open(path, "pt") as file:
         position = json.loads(file.metadata()[key]) if key else {}
-        return {name: file.get_tensor(name) for name in file.keys()}, position
+        return {name: file.get_tensor(name) for name in file.keys()}, position  # noqa: SIM118  (no mapping)

@@ -1,0 +1,96 @@
+"""Settle a fresh trace: each node's value stays what it was when computed, and dropout follows the network's mode.
+
+A closed gate, or a removed branch, lets a block's output be the very tensor that came in. An operation that then wrote into it
+would change what others read. So writing in place is allowed only into the new result of a layer that nothing else reads.
+"""
+from __future__ import annotations
+
+import inspect
+import operator
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from gatecli.graph.ops import FRESH_LAYERS, module_of
+
+DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout}
+TRAINING = "training"
+ASSIGNING = {getattr(operator, f"i{name}"): getattr(operator, name) for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")}
+ELSEWHERE: dict[Any, Any] = {**ASSIGNING, torch.relu_: torch.relu, F.relu_: F.relu}
+
+
+def without_writes(root: nn.Module, graph: fx.Graph) -> None:
+    """Let later readers of what is written in place read the writer's result, and let it write elsewhere unless nobody can notice.
+
+    Modules of `root` may lose their `inplace`.
+    """
+    order = {node: index for index, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        if not _writes(root, node):
+            continue
+        target = node.all_input_nodes[0]
+        for reader in [user for user in target.users if order[user] > order[node]]:
+            reader.replace_input_with(target, node)
+        if len(target.users) > 1 or not isinstance(module_of(root, target), FRESH_LAYERS):
+            _write_elsewhere(root, node)
+
+
+def _writes(root: nn.Module, node: fx.Node) -> bool:
+    """Whether the node writes into its first input: by its name (`+=`, `relu_`, `x.add_()`), its module's `inplace`, or its argument of that name."""
+    if node.op == "call_method":
+        return str(node.target).endswith("_") and not str(node.target).endswith("__")
+    if node.op == "call_module":
+        return getattr(module_of(root, node), "inplace", False) is True
+    return node.op == "call_function" and (node.target in ELSEWHERE or _arguments(node).get("inplace") is True)
+
+
+def _write_elsewhere(root: nn.Module, node: fx.Node) -> None:
+    module: Any = module_of(root, node)
+    if module is not None:
+        module.inplace = False
+    elif node.op == "call_method":
+        node.target = str(node.target).removesuffix("_")
+    elif node.target in ELSEWHERE:
+        node.target = ELSEWHERE[node.target]
+    else:
+        _set(node, "inplace", False)
+
+
+def _arguments(node: fx.Node) -> dict[str, Any]:
+    """The arguments of a called function by name; none where it has no signature to look at."""
+    function: Any = node.target
+    try:
+        bound = inspect.signature(function).bind(*node.args, **node.kwargs)
+    except (TypeError, ValueError):
+        return {}
+    bound.apply_defaults()
+    return bound.arguments
+
+
+def _set(node: fx.Node, name: str, value: Any) -> None:
+    first, *rest = {**_arguments(node), name: value}.items()
+    node.args, node.kwargs = (first[1],), dict(rest)
+
+
+def dropout_follows_mode(graph: fx.Graph) -> None:
+    """Let functional dropout that a trace of evaluation has switched off read the network's `training` when it is called."""
+    for node in graph.nodes:
+        if _is_dropout(node) and _arguments(node)[TRAINING] is False:
+            with graph.inserting_before(node):
+                _set(node, TRAINING, graph.create_node("get_attr", TRAINING))
+
+
+def same_but_for_dropout(one: fx.Graph, other: fx.Graph) -> bool:
+    """Whether two traces, of evaluation and of training, differ in nothing but functional dropout's switch."""
+    return [_plain(node) for node in one.nodes] == [_plain(node) for node in other.nodes]
+
+
+def _plain(node: fx.Node) -> tuple[str, ...]:
+    given = {name: value for name, value in _arguments(node).items() if name != TRAINING} if _is_dropout(node) else (node.args, node.kwargs)
+    return node.op, str(node.target), str(given)
+
+
+def _is_dropout(node: fx.Node) -> bool:
+    return node.op == "call_function" and node.target in DROPOUTS

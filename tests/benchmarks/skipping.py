@@ -1,0 +1,147 @@
+"""How much of the promised speed-up comes true: ResNet-50 at 224 with half of its decisions 0.
+
+    realised / ideal = (plain time / gated time) / (plain MACs / expected MACs of exactly these decisions, gates included)
+
+`ind`: decisions cost nothing. `aig`: every gate computes its decision in the timed call, and is then overruled. `mask`: the same
+decisions, but every branch is computed and multiplied, as in training. `open`: time over the plain module's, all gates open.
+`no copies`: the bound for a batch, see
+`without_copies`. `pruned`: every other block removed by gatecli, over a torchvision network from which they were taken by hand.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from types import MethodType
+from typing import Any
+
+import timing
+import torch
+import torchvision
+from torch import Tensor, nn
+
+import gatecli
+from gatecli.costs import expected_macs
+from gatecli.execute import SkipBlock
+from gatecli.network import Network
+
+FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
+METHODS = ("ind", "aig")
+Decisions = dict[str, Tensor]  # site -> (N, 1)
+
+
+def resnet(layout: str) -> nn.Module:
+    torch.manual_seed(0)
+    return torchvision.models.resnet50().eval().to(memory_format=FORMATS[layout])
+
+
+def gated(model: nn.Module, method: str, layout: str) -> Network:
+    return gatecli.attach(model, f"{method}-perbatch").network.to(memory_format=FORMATS[layout])
+
+
+def half_closed(network: Network, batch: int) -> Decisions:
+    """Every other block at batch 1; in a batch each sample and block at random, the same every time."""
+    draw = torch.Generator().manual_seed(1)
+    sites = list(network.sites)
+    if batch == 1:
+        return {site: torch.tensor([[float(index % 2)]]) for index, site in enumerate(sites)}
+    return {site: (torch.rand(batch, 1, generator=draw) < 0.5).float() for site in sites}
+
+
+def decide(network: Network, decisions: Decisions) -> Network:
+    """Let data-dependent gates compute their log-odds as ever, and then decide as given; force the others."""
+    for site, gate in network.site_gates.items():
+        if gate.data_dependent:
+            gate.log_odds = _overruled(gate.log_odds, decisions[site] * 2 - 1)  # type: ignore[method-assign]
+        else:
+            gate.forced = decisions[site]
+    return network
+
+
+def _overruled(log_odds: Callable[[Tensor], Tensor], wanted: Tensor) -> Callable[[Tensor], Tensor]:
+    def run(x: Tensor) -> Tensor:
+        log_odds(x)
+        return wanted
+
+    return run
+
+
+def without_copies(network: Network) -> Network:
+    """The bound for a batch: as many samples a branch, but always the first ones, which need no gathering and no scattering."""
+    for block in network.modules():
+        if isinstance(block, SkipBlock):
+            block._some = MethodType(_first, block)  # type: ignore[method-assign]
+    return network
+
+
+def _first(block: SkipBlock, x: Tensor, shortcut: Tensor, open_: Tensor) -> Tensor:
+    count, out = len(open_), block._closed(shortcut)
+    out[:count].add_(block.branch(block.root, x[:count])).relu_()
+    return out
+
+
+def skipping(batch: int, layout: str, rounds: int) -> list[timing.Row]:
+    model = resnet(layout)
+    x = torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(2)).to(memory_format=FORMATS[layout])
+    base = {method: gated(model, method, layout) for method in METHODS}
+    half = half_closed(base["ind"], batch)
+    every = {site: torch.ones_like(z) for site, z in half.items()}
+    networks = {f"{method}, {name}": decide(network.copy(), z) for method, network in base.items() for name, z in (("half closed", half), ("all open", every))}
+    mask = decide(base["ind"].copy(), half)
+    variants: dict[str, Callable[[], Any]] = {"plain": partial(model, x), **{name: partial(network, x) for name, network in networks.items()}}
+    variants["mask only, half closed"] = lambda: mask._masked(mask, x)
+    if batch > 1:
+        variants["no copies, half closed"] = partial(without_copies(decide(base["ind"].copy(), half)), x)
+    with torch.inference_mode():
+        times = timing.interleaved(variants, rounds)
+    case = f"batch {batch}, {layout}"
+    rows = [timing.row(case, "plain", times)]
+    for variant in list(variants)[1:]:
+        network = base["aig" if variant.startswith("aig") else "ind"]
+        if "open" in variant:
+            rows.append(timing.row(case, variant, times, timing.ratio(times, variant, "plain"), "<= 1.02", "time / plain time"))
+            continue
+        macs = expected_macs(network, {site: z.mean(0).tolist() for site, z in half.items()})
+        ideal = plain_macs(network) / macs
+        reached = timing.ratio(times, "plain", variant)
+        target = "" if variant[:3] not in METHODS else ">= 0.95" if batch == 1 else ">= 0.90"
+        rows.append(timing.row(case, variant, times, reached / ideal, target, f"{reached:.2f}x of {ideal:.2f}x"))
+    return rows
+
+
+def plain_macs(network: Network) -> int:
+    return network.recipe.source.macs
+
+
+def pruned(batch: int, layout: str, rounds: int) -> list[timing.Row]:
+    by_hand = resnet(layout)
+    network = gated(by_hand, "ind", layout)
+    gone = list(network.sites)[::2]
+    with torch.no_grad():
+        for site in gone:
+            network.site_gates[site].logits.copy_(torch.tensor([[4.0, 0.1]]))
+    smaller = gatecli.prune(network).network
+    for site in gone:
+        block = by_hand.get_submodule(site)
+        by_hand.set_submodule(site, nn.Identity() if block.downsample is None else nn.Sequential(block.downsample, nn.ReLU(inplace=True)))
+    x = torch.randn(batch, 3, 224, 224).to(memory_format=FORMATS[layout])
+    with torch.inference_mode():
+        torch.testing.assert_close(smaller(x), by_hand(x))
+        times = timing.interleaved({"by hand": lambda: by_hand(x), "pruned": lambda: smaller(x)}, rounds)
+    case = f"pruned, batch {batch}, {layout}"
+    return [timing.row(case, "by hand", times), timing.row(case, "pruned", times, timing.ratio(times, "pruned", "by hand"), "<= 1.01", "time / time by hand")]
+
+
+def main() -> None:
+    asked = timing.arguments(__doc__)
+    timing.one_thread()
+    rows = []
+    for batch, rounds in ((1, 5),) if asked.quick else ((1, 25), (8, 9), (32, 5)):
+        for layout in FORMATS:
+            rows += skipping(batch, layout, rounds)
+    for batch, rounds in ((1, 5),) if asked.quick else ((1, 25), (8, 7)):
+        rows += pruned(batch, "NCHW", rounds)
+    timing.report("ResNet-50 at 224, half of the decisions 0: realised / ideal speed-up", rows, timing.facts(), asked.json)
+
+
+if __name__ == "__main__":
+    main()

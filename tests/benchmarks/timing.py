@@ -1,0 +1,107 @@
+"""What the benchmarks share: an interleaved timer of thread CPU time, ratios with their targets, a table, and the machine's facts.
+
+CPU time of one pinned thread, as other work on a shared machine then hardly shows. Variants take turns within each round, and a
+ratio is the median over the rounds of the two times of one round, so that a slow spell hits both alike.
+"""
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import os
+import platform
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
+Times = dict[str, list[float]]  # variant -> seconds, one a round
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a benchmark's table; `ratio` is what `target` ("<= 1.02", ">= 0.95") speaks of; times in milliseconds."""
+
+    case: str
+    variant: str
+    min_ms: float
+    median_ms: float
+    ratio: float | None = None
+    target: str = ""
+    note: str = ""
+
+    @property
+    def verdict(self) -> str:
+        if not self.target or self.ratio is None:
+            return ""
+        sign, limit = self.target.split()
+        held = self.ratio <= float(limit) if sign == "<=" else self.ratio >= float(limit)
+        return "yes" if held else "no"
+
+
+def arguments(about: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--quick", action="store_true", help="few rounds and few cases, to see that it runs")
+    parser.add_argument("--json", type=Path, help="write rows and facts to this file")
+    return parser.parse_args()
+
+
+def one_thread() -> None:
+    """Compute with one thread on one core, and let glibc keep freed memory: else the kernel's clearing of fresh pages for each large
+    tensor, a tenth to a fifth of the time and different in each call, is most of what is measured."""
+    import torch
+
+    with suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    torch.set_num_threads(1)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+
+
+def interleaved(variants: Mapping[str, Callable[[], Any]], rounds: int, warmup: int = 2) -> Times:
+    """Thread CPU seconds of each variant in each round; each round has an order of its own, as a variant feels what ran before it."""
+    times: Times = {name: [] for name in variants}
+    order = random.Random(0)
+    for turn in range(-warmup, rounds):
+        for name in order.sample(list(variants), len(variants)):
+            start = time.thread_time()
+            variants[name]()
+            elapsed = time.thread_time() - start
+            if turn >= 0:
+                times[name].append(elapsed)
+    return times
+
+
+def ratio(times: Times, above: str, below: str) -> float:
+    """Median over the rounds of time(above) / time(below)."""
+    return statistics.median(a / b for a, b in zip(times[above], times[below], strict=True))
+
+
+def row(case: str, variant: str, times: Times, ratio: float | None = None, target: str = "", note: str = "") -> Row:
+    own = times[variant]
+    return Row(case, variant, min(own) * 1e3, statistics.median(own) * 1e3, ratio, target, note)
+
+
+def facts() -> dict[str, Any]:
+    import torch
+
+    cpu = torch.backends.cpu.get_cpu_capability()
+    return {"torch": torch.__version__, "python": platform.python_version(), "threads": torch.get_num_threads(), "cores": os.cpu_count(), "cpu": cpu, "clock": "thread CPU time"}
+
+
+def report(title: str, rows: list[Row], known: Mapping[str, Any], path: Path | None, extra: Mapping[str, Any] | None = None) -> None:
+    """Print the table as Markdown, and write it as JSON where asked."""
+    print(f"\n{title}\n({', '.join(f'{key} {value}' for key, value in known.items())})\n")
+    print("| case | variant | min ms | median ms | ratio | target | held | note |\n|---|---|---:|---:|---:|---|---|---|")
+    for r in rows:
+        shown = "" if r.ratio is None else f"{r.ratio:.3f}"
+        print(f"| {r.case} | {r.variant} | {r.min_ms:.1f} | {r.median_ms:.1f} | {shown} | {r.target} | {r.verdict} | {r.note} |")
+    if path is not None:
+        path.write_text(json.dumps({"title": title, "machine": dict(known), "rows": [asdict(r) for r in rows], **(extra or {})}, indent=1) + "\n", encoding="utf-8")
