@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from gatecli.profiling import profile
     from gatecli.pruning import prune
     from gatecli.record import force, record_gates
-    from gatecli.training import TrainOptions, finetune
+    from gatecli.training import TrainOptions
+    from gatecli.training.finetune import finetune
 
 __version__ = "0.1.0"
 __all__ = [

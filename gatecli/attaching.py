@@ -17,6 +17,7 @@ from gatecli.methods import Method
 from gatecli.network import Network
 from gatecli.probe import logits, random_images, relative_change
 from gatecli.recipe import InputSpec, Recipe, Source, Step
+from gatecli.record import in_evaluation
 
 TOLERANCE = 1e-5  # of the largest logit: a trace that is further from its model is not its trace
 
@@ -107,7 +108,8 @@ def _traced(model: nn.Module, input_size: tuple[int, int], arch: str, arch_args:
     source = replace(source, params=network.params, macs=network.macs_dense, num_classes=network.num_classes)
     network.recipe = Recipe(source, network.input)
     images = random_images(network)
-    change = relative_change(logits(twin, images), logits(network, images))
+    with in_evaluation(model):
+        change = relative_change(logits(model, images), logits(network, images))
     if change > TOLERANCE:
         raise ArchitectureError(f"the trace of {type(model).__name__} does not compute what it does: logits differ by {change:.1e} of the largest")
     return network

@@ -214,7 +214,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[st
         with replacing(path) as temporary:
             save_file({name: tensor.clone() if _is_view(tensor) else tensor for name, tensor in plain.items()}, temporary, dict(metadata))
     except SafetensorError as error:
-        raise CheckpointError(f"cannot write {path}: {error}") from error
+        raise CheckpointError(f"cannot write {path}: {str(error).rpartition('error: ')[2]}") from error
 
 
 def _is_view(tensor: Tensor) -> bool:

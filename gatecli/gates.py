@@ -5,6 +5,7 @@ a straight-through gradient; in evaluation it is decided by the gate's `strategy
 """
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,7 @@ def gumbel_decision(logits: Tensor, temperature: float = 1.0) -> Tensor:
 class Remembered:
     """What a function of some tensors returned, until one of them is replaced or written to: evaluation folds weights this way.
 
-    Writing through `.data` leaves no trace in a tensor's version, so gates also `forget` when their mode changes.
+    Writing through `.data` leaves no trace in a tensor's version, so gates also `forget` when their mode or device changes.
     """
 
     def __init__(self) -> None:
@@ -41,16 +42,19 @@ class Remembered:
         return Remembered()  # a copy has tensors of its own
 
     def forget(self) -> None:
-        self.key: tuple[int, ...] = ()
-        self.tensors: tuple[Tensor, ...] = ()  # held, so that no other tensor gets the id of one of them
+        self.versions: list[int] | None = None
+        self.tensors: tuple[Tensor, ...] = ()
 
     def __call__(self, compute: Callable[[], Any], *tensors: Tensor) -> Any:
         """The result of `compute()`, which must depend on nothing but `tensors`."""
-        key = tuple(number for t in tensors for number in (id(t), t.data_ptr(), -1 if t.is_inference() else t._version))
-        if key != self.key:
+        try:
+            versions = [t._version for t in tensors]
+        except RuntimeError:  # tensors made in inference mode have no versions
+            versions = None
+        if versions is None or versions != self.versions or not all(map(operator.is_, tensors, self.tensors)):
             with torch.no_grad():
                 self.value = compute()
-            self.key, self.tensors = key, tensors
+            self.versions, self.tensors = versions, tensors
         return self.value
 
 
@@ -94,10 +98,17 @@ class Gate(nn.Module):
         return z
 
     def train(self, mode: bool = True) -> Self:
+        self._forget()
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._forget()
+        return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
+
+    def _forget(self) -> None:
         for part in vars(self).values():
             if isinstance(part, Remembered):
                 part.forget()
-        return super().train(mode)
 
     def _decide(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.forced is not None:

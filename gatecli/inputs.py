@@ -22,7 +22,7 @@ def open_data(network: Network, spec: str | None, trusted: bool = True) -> DataS
         raise DataError("expected a data set but none is named: say --data digits, cifar10:DIR, imagefolder:DIR, npz:FILE or package.module:callable")
     same = spec in (None, remembered.get("spec"))
     cut = (remembered.get("val") or {}) if same else {}
-    data = load_data(spec or remembered["spec"], val_seed=cut.get("seed", 0), val_fraction=cut.get("fraction", 0.1), trusted=trusted and spec is not None)
+    data = load_data(remembered["spec"] if spec is None else spec, val_seed=cut.get("seed", 0), val_fraction=cut.get("fraction", 0.1), trusted=trusted and spec is not None)
     fit(network, data)
     return data
 

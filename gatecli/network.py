@@ -27,7 +27,7 @@ class Network(nn.Module):
     In training it runs the masked graph; in evaluation the lowered one, which really skips. Its state dict has the source's names.
 
     Args:
-        source: the classifier to trace; its modules are shared, not copied.
+        source: the classifier to trace; its modules are shared, not copied, and may lose their `inplace`.
         recipe: where it comes from and how large its images are.
         names: parts of module paths to spell otherwise, see gatecli.graph.rewrite.rename.
         leaves: patterns of module paths that tracing keeps whole.

@@ -1,6 +1,7 @@
 """prune: remove what never runs, let go of gates that never close, and prove that nothing else has changed."""
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -67,8 +68,8 @@ def _check(network: Network, threshold: float | None, collapse: float, static: f
     for name, value, high in (("--collapse", collapse, 0.5), ("--static", static, 1.0)):
         if value is not None and not 0 <= value <= high:
             raise SettingError(f"expected {name} to be between 0 and {high}, but got {value}")
-    if threshold is not None and threshold != threshold:
-        raise SettingError("expected --threshold to be a number, but got nan")
+    if threshold is not None and not math.isfinite(threshold):
+        raise SettingError(f"expected --threshold to be a finite number, but got {threshold}")
 
 
 def make_plan(network: Network, threshold: float | None, rates: Rates, collapse: float, static: float | None) -> dict[str, list[int]]:

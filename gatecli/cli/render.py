@@ -24,7 +24,7 @@ def table(session: Session, title: str, columns: Sequence[str], rows: Iterable[S
         result.add_row(*(str(cell) for cell in row))
     console = Console(stderr=session.json_, markup=False, emoji=False, highlight=False)
     if not console.is_terminal:
-        console.width = 1000  # as wide as it comes: nothing is folded in a file
+        console.width = 160
     with console.capture() as captured:
         for part, style in ((title, "bold"), (result, None), (foot, "italic")):
             if part:

@@ -37,7 +37,7 @@ def make_current(path: Path) -> None:
 
 def default_out(checkpoint: Path, done: str) -> Path:
     """`resnet50.pt` + `aig-perbatch` -> `resnet50.aig-perbatch.safetensors`, in the working folder."""
-    name = checkpoint.name.partition(":")[2] or checkpoint.name
+    name = checkpoint.name.removeprefix("torchvision:").removeprefix("timm:")
     for suffix in SUFFIXES:
         if name.endswith(suffix):
             name = name.removesuffix(suffix)

@@ -29,8 +29,8 @@ def setting(default: Any, help: str, low: float | None = None, high: float | Non
 class Settings:
     """Settings that every method has; methods subclass it and add their own."""
 
-    gate_lr: float | None = setting(None, "learning rate of the gates; none: that of the weights", low=0)
-    gate_weight_decay: float | None = setting(None, "weight decay of the gates; none: that of the weights", low=0)
+    gate_lr: float | None = setting(None, "learning rate of the gates; none: that of the weights", low=0, high=1e30)
+    gate_weight_decay: float | None = setting(None, "weight decay of the gates; none: that of the weights", low=0, high=1e30)
 
 
 class Method:

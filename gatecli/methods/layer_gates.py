@@ -31,7 +31,7 @@ class LayerGateSettings(Settings):
     """Settings of the layer gates; defaults are the paper's where it gives one."""
 
     target_rate: float = setting(0.6, "share of branches to run, t in the paper (.4, .5, .6 there)", low=0, high=1)
-    loss_weight: float = setting(1.0, "weight of the target loss beside the cross-entropy", low=0)
+    loss_weight: float = setting(1.0, "weight of the target loss beside the cross-entropy", low=0, high=1e30)
     loss_form: str = setting("quadratic", "quadratic, or const-quad: no penalty at or below the target (S2.2)", choices=FORMS)
     anneal_step: float = setting(0.0, "lower the target by this much from anneal_start on (S2.1; typical .05); 0: no annealing", low=0, high=1)
     anneal_every: int = setting(5, "... every so many epochs", low=1)
@@ -65,20 +65,23 @@ class DataDependentGate(Gate):
 
     def scores(self, x: Tensor) -> Tensor:
         """x (N, C, H, W), or another shape with one dimension of C channels besides `positions` -> (N, 1, 2)."""
-        hidden = F.relu(self.norm(self.reduce(self._pool(x))))
+        mean = x.mean(self.positions) if self.positions else x
+        hidden = F.relu(self.norm(self.reduce(mean)))
         pair: Tensor = self.decide(hidden)
         return pair.unsqueeze(1)
 
     def log_odds(self, x: Tensor) -> Tensor:
-        """The same with the BatchNorm folded into the first layer and one difference of logits: (N, 1)."""
+        """The same with the BatchNorm folded into the first layer and one difference of logits: (N, 1).
+
+        Each operation counts here: between convolutions of a single image it costs what it takes to start it, not to run it.
+        """
         reduce, norm, decide = self.reduce, self.norm, self.decide
         assert norm.running_mean is not None and norm.running_var is not None
         weights = (reduce.weight, reduce.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var, decide.weight, decide.bias)
         weight, bias, difference, offset = self._folded(self._fold, *weights)
-        return F.linear(F.relu(F.linear(self._pool(x), weight, bias)), difference, offset)
-
-    def _pool(self, x: Tensor) -> Tensor:
-        return x.mean(self.positions) if self.positions else x
+        total = x.sum(self.positions) if self.positions else x  # the mean is this and a division, which is left to the product
+        share = total.numel() / max(x.numel(), 1)  # an empty batch has none
+        return F.linear(torch.addmm(bias, total, weight.t(), alpha=share).relu_(), difference, offset)
 
     def _fold(self) -> tuple[Tensor, ...]:
         norm, decide = self.norm, self.decide

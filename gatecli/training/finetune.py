@@ -38,10 +38,7 @@ class Finetuned:
     chosen: str
     batchnorm: dict[str, Any]
     history: list[dict[str, Any]]
-
-    @property
-    def achieved_rate(self) -> float:
-        return overall_rate(self.rates)
+    achieved_rate: float  # mean over the gates of the method trained
 
 
 def finetune(
@@ -103,6 +100,7 @@ def _finish(loop: Loop, baseline: float) -> Finetuned:
     batchnorm, scores = _steady_norms(loop)
     result = Finetuned(
         network, loop.options.epochs, scores.top1, baseline, expected_macs(network, scores.rates), scores.rates, goal, chosen, batchnorm, position.history,
+        overall_rate(loop.own(scores.rates)),
     )  # fmt: skip
     measured = {
         "top1": scores.top1, "top5": scores.top5, "split": "val", "macs_expected": result.macs_expected, "achieved_rate": result.achieved_rate,

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from gatecli.training.options import TrainOptions
 from gatecli.training.processes import OneProcess
 from gatecli.training.run import Run, intact
 
+V = TypeVar("V")
 LOG_EVERY = 20  # steps
 RATE_SLACK = 0.02  # an epoch may be the best if its achieved rate is at most the target plus this
 
@@ -127,7 +128,7 @@ class Loop:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.options.precision == "bf16"):
             logits = model(x)
             task_loss = F.cross_entropy(logits.float(), y, label_smoothing=self.options.label_smoothing)
-        decisions = record.latest()
+        decisions = self.own(record.latest())
         loss = task_loss + self.method.loss(decisions, self.settings, epoch)
         value = self.processes.mean(loss.detach()).item()
         if not math.isfinite(value):
@@ -139,6 +140,10 @@ class Loop:
         self._add(value, logits.detach(), y, decisions)
         if self.run is not None and self.position.step % LOG_EVERY == 0:
             self.run.log({"step": self.position.step, "epoch": epoch + 1, "loss": value, "rate": batch_rate(decisions).item(), "lr": self.optimizer.param_groups[0]["lr"]})
+
+    def own(self, by_site: Mapping[str, V]) -> dict[str, V]:
+        """What belongs to the gates of the method being trained; other methods' gates may stand in the network too."""
+        return {site: value for site, value in by_site.items() if self.network.methods[site] == self.method.name}
 
     def _add(self, loss: float, logits: Tensor, y: Tensor, decisions: Mapping[str, Tensor]) -> None:
         now = {"batches": 1.0, "loss": loss, "top1": 100 * (logits.argmax(1) == y).double().mean().item()}
@@ -163,7 +168,7 @@ class Loop:
         """Validate the epoch that has ended, keep it if it is the best, and save."""
         means = self._means()
         scores = self.validate()
-        achieved, target = overall_rate(scores.rates), self.method.target(self.settings, epoch)
+        achieved, target = overall_rate(self.own(scores.rates)), self.method.target(self.settings, epoch)
         row = {
             "step": self.position.step, "epoch": epoch + 1, "train_loss": means["loss"], "train_top1": means["top1"], "val_top1": scores.top1,
             "target_rate": target, "achieved_rate": achieved, "macs_expected": expected_macs(self.network, scores.rates),

@@ -98,7 +98,7 @@ def skipping(batch: int, layout: str, rounds: int) -> list[timing.Row]:
     for variant in list(variants)[1:]:
         network = base["aig" if variant.startswith("aig") else "ind"]
         if "open" in variant:
-            rows.append(timing.row(case, variant, times, timing.ratio(times, variant, "plain"), "<= 1.02", "time / plain time"))
+            rows.append(timing.compared(case, variant, times, "plain", "<= 1.02"))
             continue
         macs = expected_macs(network, {site: z.mean(0).tolist() for site, z in half.items()})
         ideal = plain_macs(network) / macs
@@ -128,7 +128,7 @@ def pruned(batch: int, layout: str, rounds: int) -> list[timing.Row]:
         torch.testing.assert_close(smaller(x), by_hand(x))
         times = timing.interleaved({"by hand": lambda: by_hand(x), "pruned": lambda: smaller(x)}, rounds)
     case = f"pruned, batch {batch}, {layout}"
-    return [timing.row(case, "by hand", times), timing.row(case, "pruned", times, timing.ratio(times, "pruned", "by hand"), "<= 1.01", "time / time by hand")]
+    return [timing.row(case, "by hand", times), timing.compared(case, "pruned", times, "by hand", "<= 1.01")]
 
 
 def main() -> None:

@@ -89,6 +89,11 @@ def row(case: str, variant: str, times: Times, ratio: float | None = None, targe
     return Row(case, variant, min(own) * 1e3, statistics.median(own) * 1e3, ratio, target, note)
 
 
+def compared(case: str, variant: str, times: Times, base: str, target: str = "") -> Row:
+    """The variant's time over that of `base`; the note has the ratio of the minima, which other work on the machine disturbs least."""
+    return row(case, variant, times, ratio(times, variant, base), target, f"of minima {min(times[variant]) / min(times[base]):.3f}")
+
+
 def facts() -> dict[str, Any]:
     import torch
 

@@ -1,0 +1,265 @@
+"""Small networks for the tests: the usual ones, and what users write: other names, functional and in-place operations, odd shapes.
+
+Each function takes no argument, so that a checkpoint can name it as `networks:NAME`. `CASES` says what images each takes.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gatecli.architectures.build import build
+from gatecli.architectures.cifar import CifarResNet
+from gatecli.network import Network
+from gatecli.recipe import InputSpec, Recipe, Source
+
+
+def cifar_projection() -> nn.Module:
+    return CifarResNet(20)
+
+
+def cifar_pad() -> nn.Module:
+    return CifarResNet(20, shortcut="pad", channels=1)
+
+
+def resnet18() -> nn.Module:
+    return build("torchvision:resnet18", {"stem": "cifar", "num_classes": 10, "width_per_group": 64})
+
+
+def bottleneck() -> nn.Module:
+    """torchvision's own bottlenecks, thin ones, with the stem for large images."""
+    from torchvision.models.resnet import Bottleneck, ResNet
+
+    return ResNet(Bottleneck, [2, 1, 1, 1], num_classes=7, width_per_group=8)
+
+
+class Unit(nn.Module):
+    """A residual block as users write it: other names, `out += x`, functional ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
+        super().__init__()
+        self.c1, self.n1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs)
+        self.c2, self.n2 = nn.Conv2d(outputs, outputs, 3, 1, 1), nn.BatchNorm2d(outputs)
+        self.skip = nn.Conv2d(inputs, outputs, 1, stride) if stride != 1 or inputs != outputs else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.n2(self.c2(F.relu(self.n1(self.c1(x)), inplace=True)))
+        out += x if self.skip is None else self.skip(x)
+        return F.relu(out)
+
+
+class Added(nn.Module):
+    """The same with torch.add, a method's ReLU, and dropout that only training does."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(width, width, 3, 1, 1), nn.BatchNorm2d(width), nn.ReLU(inplace=True), nn.Conv2d(width, width, 3, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.add(x, F.dropout(self.body(x), 0.3, self.training)).relu()
+
+
+class Own(nn.Module):
+    def __init__(self, channels: int = 3) -> None:
+        super().__init__()
+        self.entrance = nn.Conv2d(channels, 8, 3, 1, 1)
+        self.units = nn.ModuleList([Unit(8, 8), Unit(8, 12, 2), Added(12)])
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.entrance(x))
+        for unit in self.units:
+            x = unit(x)
+        return self.head(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+def own() -> nn.Module:
+    return Own()
+
+
+def gray() -> nn.Module:
+    return Own(channels=1)
+
+
+class PreUnit(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.bn1, self.conv1 = nn.BatchNorm2d(width), nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2, self.conv2 = nn.BatchNorm2d(width), nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv2(self.act(self.bn2(self.conv1(self.act(self.bn1(x)))))) + x
+
+
+class PreActivation(nn.Module):
+    """He et al. 2016: the addition is the block's last operation, nothing rectifies it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, 1, 1)
+        self.blocks = nn.Sequential(PreUnit(8), PreUnit(8), PreUnit(8))
+        self.bn, self.fc = nn.BatchNorm2d(8), nn.Linear(8, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(F.relu(self.bn(self.blocks(self.conv(x)))).mean((2, 3)))
+
+
+def preactivation() -> nn.Module:
+    return PreActivation()
+
+
+class Writing(nn.Module):
+    """Writes in place wherever it can: into a block's input, into its output, by name, by argument and without using the result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, 1, 1)
+        self.convs = nn.ModuleList(nn.Conv2d(8, 8, 3, 1, 1) for _ in range(8))
+        self.act, self.hard = nn.ReLU(inplace=True), nn.Hardswish(inplace=True)
+        self.fc = nn.Linear(24, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = x + self.convs[1](self.act(self.convs[0](self.act(x))))  # the shortcut carries what was written
+        x = x + self.convs[3](self.act(self.convs[2](x.relu_())))  # and here, into a block's output
+        first = x
+        y = x.clone()
+        y += self.convs[5](F.relu(self.convs[4](y), inplace=True))
+        second = y.relu()
+        z = second + self.convs[7](self.act(self.convs[6](second)))
+        self.hard(z)  # its result is z
+        return self.fc(torch.cat([part.mean((2, 3)) for part in (first, second, z)], 1))
+
+
+def writing() -> nn.Module:
+    return Writing()
+
+
+class Readers(nn.Module):
+    """Every block's input is read again at the end, and some outputs are written into before: skipping must leave both alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, 1, 1)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Conv2d(8, 8, 3, 1, 1), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Conv2d(8, 8, 3, 1, 1)) for _ in range(4))
+        self.act = nn.SiLU(inplace=True)
+        self.scale = nn.Parameter(torch.ones(8, 1, 1))  # one for all blocks
+        self.fc = nn.Linear(40, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        features = [x]
+        for index, block in enumerate(self.blocks):
+            x = x + self.scale * block(x)
+            features.append(x)
+            if index % 2:
+                x = F.relu(x)
+        last = self.act(x)
+        return self.fc(torch.cat([f.mean((2, 3)) for f in [*features[:-1], last]], 1))
+
+
+def readers() -> nn.Module:
+    return Readers()
+
+
+class OneBlock(nn.Module):
+    """One block, whose input is the image itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 3, 3, 1, 1), nn.Conv2d(3, 3, 3, 1, 1)
+        self.fc = nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc((x + self.two(torch.relu(self.one(x)))).mean((2, 3)))
+
+
+def oneblock() -> nn.Module:
+    return OneBlock()
+
+
+class Tokens(nn.Module):
+    """A small transformer on patches: values (N, L, C), two branches a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 16, 8, 8)
+        self.norms = nn.ModuleList(nn.LayerNorm(16) for _ in range(4))
+        self.attention = nn.ModuleList(nn.MultiheadAttention(16, 2, batch_first=True) for _ in range(2))
+        self.mlps = nn.ModuleList(nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16)) for _ in range(2))
+        self.fc = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        for index, (attention, mlp) in enumerate(zip(self.attention, self.mlps, strict=True)):
+            y = self.norms[2 * index](x)
+            x = x + attention(y, y, y, need_weights=False)[0]
+            x = x + mlp(self.norms[2 * index + 1](x))
+        return self.fc(x.mean(1))
+
+
+def tokens() -> nn.Module:
+    return Tokens()
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network and its images: `size` (height, width), `channels`; `blocks` says how many residual branches it has."""
+
+    make: Callable[[], nn.Module]
+    blocks: int
+    size: tuple[int, int] = (32, 32)
+    channels: int = 3
+
+    @property
+    def arch(self) -> str:
+        return f"networks:{self.make.__name__}"
+
+    def build(self) -> nn.Module:
+        """The network, trained as far as a test needs it; the same one every time."""
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            return lively(self.make(), self.images(8, seed=1))
+
+    def images(self, count: int, seed: int = 0) -> Tensor:
+        return torch.randn(count, self.channels, *self.size, generator=torch.Generator().manual_seed(seed))
+
+    def network(self) -> Network:
+        return traced(self.build(), self.size)
+
+
+CASES = {
+    "cifar-projection": Case(cifar_projection, 9, (16, 16)),
+    "cifar-pad-gray": Case(cifar_pad, 9, (16, 16), channels=1),
+    "resnet18": Case(resnet18, 8, (16, 16)),
+    "bottleneck": Case(bottleneck, 5),
+    "own": Case(own, 3),
+    "own-gray-oblong": Case(gray, 3, (12, 20), channels=1),
+    "preactivation": Case(preactivation, 3),
+    "writing": Case(writing, 4, (9, 12)),
+    "readers": Case(readers, 4, (8, 8)),
+    "oneblock": Case(oneblock, 1, (8, 8)),
+    "tokens": Case(tokens, 4),
+}
+
+
+def traced(model: nn.Module, size: tuple[int, int] = (32, 32), **how: object) -> Network:
+    return Network(model, Recipe(Source("", {}), InputSpec(size, 0)), **how)  # type: ignore[arg-type]
+
+
+def lively(model: nn.Module, images: Tensor) -> nn.Module:
+    """Give BatchNorm the statistics of `images` and weights of its own, in evaluation mode: no value is what initialisation left."""
+    norms = [part for part in model.modules() if isinstance(part, nn.BatchNorm2d)]
+    for norm in norms:
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+        nn.init.normal_(norm.bias, std=0.3)
+        norm.momentum = None  # a plain average
+    with torch.no_grad():
+        model.train()(images)
+    for norm in norms:
+        norm.momentum = 0.1
+    return model.eval()

@@ -1,0 +1,618 @@
+"""What every method owes, on every small network: METHODS.md's four promises and the design's contract, found by the registry."""
+from __future__ import annotations
+
+import copy
+import functools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from networks import CASES, Case
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import gatecli
+from gatecli import methods
+from gatecli.attaching import Attached
+from gatecli.checkpoint import save_tensors
+from gatecli.costs import expected_macs
+from gatecli.errors import ArchitectureError, SettingError
+from gatecli.network import Network
+from gatecli.probe import relative_change
+from gatecli.pruning import Pruned
+from gatecli.recipe import Step
+
+LIMIT = 1e-5  # of the largest logit
+OURS = ("gates.", "exits.", "gater.")
+SHIFTED = ("reduce.bias",)  # a bias before a BatchNorm, which takes every shift away: its gradient is zero in truth
+Decisions = dict[str, list[int]]
+LARGE, SMALL = ("bottleneck", "cifar-pad-gray", "cifar-projection", "resnet18"), ("own-gray-oblong", "preactivation", "readers", "tokens")
+every = pytest.mark.parametrize("name", sorted(CASES))
+small = pytest.mark.parametrize("name", SMALL)  # for tests that take their time
+
+
+@functools.cache
+def source_of(name: str) -> nn.Module:
+    return CASES[name].build()
+
+
+@functools.cache
+def attached(method: str, name: str) -> Attached | ArchitectureError:
+    case = CASES[name]
+    try:
+        return gatecli.attach(source_of(name), method, input_size=case.size, arch=case.arch if name in SMALL else "")
+    except ArchitectureError as error:
+        if "found nothing to gate" not in str(error):
+            raise
+        return error
+
+
+@pytest.fixture(params=sorted(set(CASES) - set(LARGE)))
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=methods.names())
+def method(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def case(name: str) -> Case:
+    return CASES[name]
+
+
+@pytest.fixture
+def original(method: str, name: str) -> Network:
+    """The gated network itself, for tests that only look."""
+    result = attached(method, name)
+    if isinstance(result, ArchitectureError):
+        pytest.skip(str(result))
+    return result.network
+
+
+@pytest.fixture
+def gated(original: Network) -> Network:
+    """A copy for tests that change it."""
+    return original.copy()
+
+
+def run(network: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        logits: Tensor = network(x)
+        return logits
+
+
+def masked(network: Network, x: Tensor) -> Tensor:
+    """What the network means: every branch computed, then multiplied by its decision, with evaluation's decisions."""
+    with torch.no_grad():
+        logits: Tensor = network._masked(network, x)
+        return logits
+
+
+def close(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and relative_change(a, b) <= LIMIT
+
+
+def draw(network: Network, seed: int, closed: float = 0.5) -> Decisions:
+    """Random decisions of which at least one is 0 and, where there are two or more, at least one is 1."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = {site: (torch.rand(gate.units, generator=generator) >= closed).int().tolist() for site, gate in network.site_gates.items()}
+    first, *others = drawn
+    drawn[first][0] = 0
+    if others:
+        drawn[others[-1]][0] = 1
+    return drawn
+
+
+def rows(network: Network, count: int, seed: int) -> dict[str, Tensor]:
+    """Random decisions of each sample of a batch, mixed at every site."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = {site: torch.randint(0, 2, (count, gate.units), generator=generator).float() for site, gate in network.site_gates.items()}
+    for z in drawn.values():
+        z[0], z[1] = 1, 0
+    return drawn
+
+
+def decide(network: Network, decisions: Mapping[str, Sequence[int]]) -> None:
+    """Make the gates decide so by themselves: logits where a gate has them, else thresholds that are always or never passed."""
+    for site, units in decisions.items():
+        gate, wanted = network.site_gates[site], torch.tensor(units, dtype=torch.float32)
+        with torch.no_grad():
+            if gate.data_dependent:
+                gate.threshold.copy_(1 - wanted)
+            else:
+                gate.logits.copy_(torch.stack([-wanted, wanted], 1) * 8 + torch.tensor([4.0, -4.0]))
+
+
+def prune_to(network: Network, decisions: Decisions) -> Pruned:
+    """Prune to these decisions in the way a user would: data-independent gates by what they say, the others by rates."""
+    decide(network, {site: units for site, units in decisions.items() if not network.site_gates[site].data_dependent})
+    return gatecli.prune(network, rates={site: [float(unit) for unit in units] for site, units in decisions.items()}, static=0.5)
+
+
+def perturb(network: Network) -> None:
+    """Leave the neutral start, whose last layers of zeros let no gradient through to the layers before."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for gate in network.site_gates.values():
+            for parameter in gate.parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.3)
+
+
+def branch_layers(network: Network, site: str) -> list[nn.Module]:
+    """The modules with weights that a branch consists of."""
+    nodes = set(network.sites[site].branch)
+    calls = [network.get_submodule(str(node.target)) for node in network.graph.nodes if node.name in nodes and node.op == "call_module"]
+    return [module for module in calls if any(True for _ in module.parameters())]
+
+
+@contextmanager
+def watched(network: Network) -> Iterator[dict[str, list[int]]]:
+    """How many samples each call of each branch's first layer with weights saw: site -> one number a call."""
+    seen: dict[str, list[int]] = {site: [] for site in network.methods}
+    handles = []
+    for site in seen:
+        for layer in branch_layers(network, site):
+            handles.append(layer.register_forward_pre_hook(lambda _, args, site=site: seen[site].append(args[0].shape[0])))
+    yield seen
+    for handle in handles:
+        handle.remove()
+
+
+def blocks(network: Network) -> list[str]:
+    return [site for site in network.methods if network.sites[site].kind == "block"]
+
+
+# --- attach ---
+
+
+def test_every_method_gates_some_network_and_names_itself_where_it_cannot(method: str) -> None:
+    results = [attached(method, name) for name in CASES]
+    errors = [str(result) for result in results if isinstance(result, ArchitectureError)]
+    assert len(errors) < len(results)
+    assert all(method in error and methods.get(method).needs in error and "\n" not in error for error in errors)
+
+
+@every
+def test_attach_keeps_the_logits(original: Network, name: str, case: Case) -> None:
+    for count in (1, 5):
+        for scale in (0.01, 1.0, 100.0):
+            x = case.images(count) * scale
+            assert close(run(source_of(name), x.clone()), run(original, x))
+
+
+@every
+def test_attach_reports_what_it_did(method: str, name: str, original: Network) -> None:
+    result = attached(method, name)
+    assert isinstance(result, Attached)
+    assert result.method == method and result.max_logit_change <= LIMIT
+    assert result.gates == len(original.methods) == len(original.site_gates) > 0
+    assert result.units == sum(gate.units for gate in original.site_gates.values())
+    assert result.params == original.params > sum(p.numel() for p in source_of(name).parameters())
+    assert set(original.methods.values()) == {method} and not original.training
+    assert [step.op for step in original.recipe.steps] == ["attach"]
+
+
+@every
+def test_layer_gates_take_every_block(case: Case, original: Network, method: str) -> None:
+    if "layer" not in type(methods.get(method)).__name__.lower():
+        pytest.skip("other methods choose otherwise")
+    assert len(original.methods) == case.blocks
+
+
+@small
+def test_attach_leaves_the_source_alone(method: str, name: str, case: Case) -> None:
+    source = case.build().train()
+    before = {key: tensor.clone() for key, tensor in source.state_dict().items()}
+    parts = [(path, type(part), part.training, getattr(part, "inplace", None)) for path, part in source.named_modules()]
+    if isinstance(attached(method, name), ArchitectureError):
+        pytest.skip("nothing to gate")
+    result = gatecli.attach(source, method, input_size=case.size)
+    with torch.no_grad():
+        for parameter in result.network.parameters():
+            parameter.zero_()
+    assert parts == [(path, type(part), part.training, getattr(part, "inplace", None)) for path, part in source.named_modules()]
+    assert list(before) == list(source.state_dict())
+    assert all(torch.equal(tensor, before[key]) for key, tensor in source.state_dict().items())
+
+
+@every
+def test_tensors_keep_their_names_and_values(original: Network, name: str) -> None:
+    source, state = source_of(name).state_dict(), original.state_dict()
+    assert set(source) <= set(state)
+    assert all(torch.equal(tensor, state[key]) for key, tensor in source.items())
+    assert all(key.startswith(OURS) for key in set(state) - set(source))
+
+
+@small
+def test_attach_twice_is_refused_and_patterns_choose(gated: Network, method: str) -> None:
+    with pytest.raises(ArchitectureError, match=method):
+        gatecli.attach(gated, method)
+    first, *others = gated.methods
+    fewer = gatecli.prune(gated, rates={site: [1.0] * gate.units for site, gate in gated.site_gates.items()}, static=0.5).network
+    again = gatecli.attach(fewer, method, include=[first])
+    assert list(again.network.methods) == [first]
+    if others:
+        assert first not in gatecli.attach(fewer, method, exclude=[first]).network.methods
+    with pytest.raises(SettingError, match="no-such-site"):
+        gatecli.attach(fewer, method, include=["no-such-site*"])
+
+
+# --- training ---
+
+
+def test_the_loss_reaches_every_gate_parameter(gated: Network, method: str, case: Case) -> None:
+    perturb(gated)
+    chosen = methods.get(method)
+    x, labels = case.images(8), torch.arange(8) % gated.num_classes
+    torch.manual_seed(0)
+    with gatecli.record_gates(gated.train()) as record:
+        loss = F.cross_entropy(gated(x), labels) + chosen.loss(record.latest(), chosen.settings(), epoch=0)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert set(record.latest()) == set(gated.methods)
+    for site, gate in gated.site_gates.items():
+        for part, parameter in gate.named_parameters():
+            assert parameter.grad is not None and bool(parameter.grad.isfinite().all()), f"{site} {part}"
+            assert part in SHIFTED or float(parameter.grad.abs().max()) > 1e-9, f"{site} {part}"
+
+
+def test_training_runs_the_masked_graph(gated: Network, case: Case) -> None:
+    """Every branch is computed for every sample, whatever the gates say: a skipped sample still counts in BatchNorm's statistics."""
+    x = case.images(4)
+    twin = gated.copy().train()
+    with watched(gated.train()) as seen, gatecli.force(gated, {site: [0] * gate.units for site, gate in gated.site_gates.items()}):
+        torch.manual_seed(0)
+        run(gated, x)
+    assert all(calls and set(calls) == {4} for calls in seen.values())
+    with gatecli.force(twin, {site: [1] * gate.units for site, gate in twin.site_gates.items()}):
+        torch.manual_seed(0)
+        run(twin, x)
+    first = branch_layers(gated, next(iter(gated.methods)))
+    statistics = [norm.running_mean for norm in first if isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None]
+    expected = [norm.running_mean for norm in branch_layers(twin, next(iter(twin.methods))) if isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None]
+    assert all(torch.equal(a, b) for a, b in zip(statistics, expected, strict=True))
+
+
+def test_with_open_gates_training_is_the_source_s(gated: Network, name: str, case: Case) -> None:
+    """Logits, statistics and random draws of a training step, dropout included."""
+    source, x = copy.deepcopy(source_of(name)).train(), case.images(4)
+    gated.train()
+    with gatecli.force(gated, {site: [1] * gate.units for site, gate in gated.site_gates.items()}):
+        torch.manual_seed(0)
+        mine = run(gated, x)
+    torch.manual_seed(0)
+    assert close(run(source, x.clone()), mine)
+    state = gated.state_dict()
+    assert all(torch.allclose(tensor, state[key], rtol=1e-5, atol=1e-6) for key, tensor in source.state_dict().items())
+
+
+@small
+def test_training_samples_gates_and_evaluation_does_not(gated: Network, case: Case) -> None:
+    perturb(gated)
+    x = case.images(4)
+    with gatecli.record_gates(gated.train()) as record:
+        for seed in range(12):
+            torch.manual_seed(seed)
+            run(gated, x)
+    assert any(len({z.sum().item() for z in seen}) > 1 for seen in record.decisions.values())
+    gated.eval()
+    assert torch.equal(run(gated, x), run(gated, x))
+
+
+# --- save and load ---
+
+
+@small
+def test_save_and_load_are_exact(gated: Network, case: Case, tmp_path: Path) -> None:
+    perturb(gated)
+    gatecli.write(gated, tmp_path / "net.safetensors")
+    loaded = gatecli.load(tmp_path / "net.safetensors", arch=case.arch)
+    before, after = gated.state_dict(), loaded.state_dict()
+    assert list(before) == list(after)
+    assert all(tensor.dtype == after[key].dtype and bytes(tensor.numpy()) == bytes(after[key].numpy()) for key, tensor in before.items())
+    assert loaded.recipe == gated.recipe and not loaded.training
+    assert loaded.methods == gated.methods and loaded.sites == gated.sites and loaded.macs_dense == gated.macs_dense
+    x = case.images(3)
+    assert torch.equal(run(gated, x), run(loaded, x))
+
+
+# --- prune ---
+
+
+@every
+def test_prune_keeps_what_the_gates_decided(gated: Network, case: Case, tmp_path: Path) -> None:
+    decisions = draw(gated, 0)
+    result = prune_to(gated, decisions)
+    smaller, x = result.network, case.images(4)
+    with gatecli.force(gated, decisions):
+        assert close(run(gated, x), run(smaller, x)) and close(masked(gated, x), run(smaller, x))
+    assert result.max_logit_change <= LIMIT and result.kept_dynamic == []
+    assert result.removed == [site for site, units in decisions.items() if not any(units)]
+    assert not smaller.methods and not any(key.startswith("gates.") for key in smaller.state_dict())
+    assert set(smaller.state_dict()) < set(gated.state_dict())
+    assert smaller.params < gated.params == result.params_before and smaller.macs_dense < gated.macs_dense == result.macs_before
+    assert result.macs_expected == smaller.macs_dense
+    for network, file in ((gated, "before"), (smaller, "after")):
+        save_tensors(network.state_dict(), tmp_path / file, {})
+    assert (tmp_path / "after").stat().st_size < (tmp_path / "before").stat().st_size
+
+
+def test_prune_leaves_its_input_alone(gated: Network) -> None:
+    decisions = draw(gated, 0)
+    decide(gated, {site: units for site, units in decisions.items() if not gated.site_gates[site].data_dependent})
+    before, graph = {key: tensor.clone() for key, tensor in gated.state_dict().items()}, str(gated.graph)
+    gated.train()
+    gatecli.prune(gated, rates={site: [float(unit) for unit in units] for site, units in decisions.items()}, static=0.5)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in gated.state_dict().items()) and list(before) == list(gated.state_dict())
+    assert str(gated.graph) == graph and all(part.training for part in gated.modules())
+    assert [step.op for step in gated.recipe.steps] == ["attach"] and all(gate.forced is None for gate in gated.site_gates.values())
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_prune_everything_and_nothing(gated: Network, name: str, case: Case, kept: int) -> None:
+    smaller = prune_to(gated, {site: [kept] * gate.units for site, gate in gated.site_gates.items()}).network
+    x = case.images(3)
+    with gatecli.force(gated, {site: [kept] * gate.units for site, gate in gated.site_gates.items()}):
+        assert close(run(gated, x), run(smaller, x))
+    assert not any(key.startswith(OURS) for key in smaller.state_dict())
+    if kept:
+        assert close(run(source_of(name), x.clone()), run(smaller, x))
+        assert list(smaller.state_dict()) == [key for key in gated.state_dict() if key in source_of(name).state_dict()]
+    with pytest.raises(SettingError, match="attach"):
+        gatecli.prune(smaller)
+
+
+@small
+def test_prune_attach_prune_again(gated: Network, method: str, case: Case, tmp_path: Path) -> None:
+    """Two rounds of attach and prune, saved and loaded in between; undecided gates stay and go on deciding."""
+    sites = list(gated.methods)
+    if len(sites) < 3:
+        pytest.skip("needs three sites")
+    x = case.images(4)
+    once = prune_to(gated, {site: [int(index != 1)] * gated.site_gates[site].units for index, site in enumerate(sites)}).network
+    assert sites[1] not in once.sites
+    twice = gatecli.attach(once, method).network
+    assert list(twice.methods) == [site for site in sites if site != sites[1]]
+    assert close(run(once, x), run(twice, x))
+    decisions = {site: [int(index != 0)] * gate.units for index, (site, gate) in enumerate(twice.site_gates.items())}
+    last = prune_to(twice, decisions).network
+    with gatecli.force(twice, decisions):
+        assert close(run(twice, x), run(last, x))
+    assert last.macs_dense < once.macs_dense < gated.macs_dense
+    gatecli.write(last, tmp_path / "last")
+    loaded = gatecli.load(tmp_path / "last", arch=case.arch)
+    assert torch.equal(run(loaded, x), run(last, x)) and loaded.sites == last.sites
+    assert [step.op for step in loaded.recipe.steps] == ["attach", "prune", "attach", "prune"]
+
+
+@small
+def test_undecided_data_dependent_gates_stay(gated: Network, case: Case) -> None:
+    sites = [site for site, gate in gated.site_gates.items() if gate.data_dependent]
+    if not sites:
+        pytest.skip("no gate depends on the image")
+    with pytest.raises(SettingError, match="--data"):
+        gatecli.prune(gated)
+    rates = {site: [0.5] * gated.site_gates[site].units for site in sites}
+    if len(sites) > 1:
+        rates[sites[0]] = [0.0] * gated.site_gates[sites[0]].units
+    result = gatecli.prune(gated, rates=rates)
+    assert result.kept_dynamic == [site for site in sites if rates[site][0] == 0.5]
+    assert expected_macs(result.network, rates) == result.macs_expected
+    x = case.images(4)
+    pruned_away = {site: [0] * gated.site_gates[site].units for site in result.removed}
+    drawn = {site: z for site, z in rows(gated, 4, seed=2).items() if site in result.kept_dynamic}
+    with gatecli.force(gated, {**pruned_away, **drawn}), gatecli.force(result.network, drawn):
+        assert close(run(gated, x), run(result.network, x))
+    again = gatecli.prune(result.network, rates={site: [0.0] * len(units) for site, units in rates.items()})
+    assert again.removed == result.kept_dynamic and not again.network.methods
+
+
+# --- skipping ---
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@every
+def test_skipping_computes_what_the_masks_mean(original: Network, case: Case, seed: int) -> None:
+    x = case.images(6, seed=seed)
+    before = x.clone()
+    with gatecli.force(original, rows(original, 6, seed)):
+        assert close(masked(original, x.clone()), run(original, x))
+    assert torch.equal(x, before)
+
+
+@every
+def test_what_is_skipped_is_not_computed(original: Network, case: Case) -> None:
+    sites = blocks(original)
+    if not sites:
+        pytest.skip("gates no blocks")
+    for decisions in (draw(original, 0), draw(original, 1, closed=1.0)):
+        with gatecli.force(original, decisions), watched(original) as seen:
+            run(original, case.images(1))
+        for site in sites:
+            assert seen[site] == [1] * len(branch_layers(original, site)) * decisions[site][0], site
+
+
+@every
+def test_in_a_batch_only_open_samples_are_computed(original: Network, case: Case) -> None:
+    sites = blocks(original)
+    if not sites:
+        pytest.skip("gates no blocks")
+    z = rows(original, 6, seed=4)
+    with gatecli.force(original, z), watched(original) as seen:
+        run(original, case.images(6))
+    for site in sites:
+        assert seen[site] == [int(z[site].sum())] * len(branch_layers(original, site)), site
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_all_open_and_all_closed_batches(original: Network, case: Case, kept: int) -> None:
+    decisions = {site: [kept] * gate.units for site, gate in original.site_gates.items()}
+    for count in (1, 3):
+        x = case.images(count)
+        before = x.clone()
+        with gatecli.force(original, decisions), watched(original) as seen:
+            assert close(masked(original, x.clone()), run(original, x))
+            for calls in seen.values():
+                calls.clear()
+            run(original, x)
+        assert torch.equal(x, before)
+        for site in blocks(original):
+            assert seen[site] == [count] * len(branch_layers(original, site)) * kept
+
+
+def test_an_empty_batch(original: Network, case: Case) -> None:
+    assert run(original, case.images(0)).shape == (0, original.num_classes)
+
+
+def test_thresholds_at_the_ends_and_beyond(gated: Network, case: Case) -> None:
+    perturb(gated)
+    x = case.images(3)
+    for threshold, runs in ((0.0, 1), (-1.0, 1), (-math.inf, 1), (1.0, 0), (2.0, 0), (math.inf, 0)):
+        for gate in gated.site_gates.values():
+            gate.threshold.fill_(threshold)
+        with gatecli.record_gates(gated) as record:
+            mine = run(gated, x)
+        assert all(bool((z == runs).all()) for z in record.latest().values())
+        with gatecli.force(gated, {site: [runs] * gate.units for site, gate in gated.site_gates.items()}):
+            assert torch.equal(run(gated, x), mine)
+
+
+@small
+def test_prune_at_thresholds_at_the_ends_and_beyond(gated: Network) -> None:
+    if any(gate.data_dependent for gate in gated.site_gates.values()):
+        pytest.skip("its gates depend on the image")
+    assert not gatecli.prune(gated, threshold=0.0).removed and not gatecli.prune(gated, threshold=-1.0).removed
+    assert len(gatecli.prune(gated, threshold=1.0).removed) == len(gatecli.prune(gated, threshold=2.0).removed) == len(gated.methods)
+    for wrong in (math.inf, math.nan):
+        with pytest.raises(SettingError, match="--threshold"):
+            gatecli.prune(gated, threshold=wrong)
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_channels_last_gives_the_same_and_stays(gated: Network, case: Case, count: int) -> None:
+    x, z = case.images(count), rows(gated, 5, seed=5)
+    z = {site: decided[:count] for site, decided in z.items()}
+    gated.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    formats = []
+    handles = [
+        part.register_forward_pre_hook(lambda _, args: formats.append(args[0].is_contiguous(memory_format=torch.channels_last)))
+        for part in gated.modules()
+        if isinstance(part, nn.BatchNorm2d)
+    ]
+    with gatecli.force(gated, z):
+        expected = masked(gated, x.clone())
+        formats.clear()
+        mine = run(gated, x.to(memory_format=torch.channels_last))
+    for handle in handles:
+        handle.remove()
+    assert all(formats)
+    assert relative_change(expected, mine) <= LIMIT
+
+
+# --- autograd ---
+
+
+def test_autograd_in_evaluation(gated: Network, case: Case) -> None:
+    """Gradients of weights and image through the skipping graph are those of the masked one, and nothing is written into."""
+    z = rows(gated, 4, seed=6)
+
+    def gradients(call: Any) -> list[Tensor]:
+        x = case.images(4).requires_grad_()
+        before = x.detach().clone()
+        with gatecli.force(gated, z):
+            call(x).square().sum().backward()
+        found = {name: parameter.grad for name, parameter in gated.named_parameters() if parameter.grad is not None}
+        gated.zero_grad()
+        assert torch.equal(x.detach(), before) and x.grad is not None
+        return [x.grad, *(grad for name, grad in found.items() if bool(grad.any()))]
+
+    skipped, meant = gradients(gated), gradients(lambda x: gated._masked(gated, x))
+    assert len(skipped) == len(meant) > 1
+    for a, b in zip(skipped, meant, strict=True):
+        assert relative_change(b, a) <= 1e-4
+
+
+@small
+def test_inference_mode(original: Network, case: Case) -> None:
+    x = case.images(3)
+    with torch.inference_mode():
+        inside = original(x).clone()
+    assert torch.equal(run(original, x), inside.clone())
+    assert original.copy()(x).requires_grad
+
+
+# --- force, copies ---
+
+
+def test_force_refuses_what_is_no_decision(original: Network) -> None:
+    site, gate = next(iter(original.site_gates.items()))
+    good: list[Any] = [1] * gate.units
+    for wrong in ({"no.such.site": good}, {site: [*good, 1]}, {site: []}, {site: 1}, {site: [0.5] * gate.units}, {site: [2] * gate.units},
+                  {site: [-1] * gate.units}, {site: [float("nan")] * gate.units}, {site: ["on"] * gate.units}, {site: None},
+                  {site: torch.ones(2, gate.units + 1)}, {site: torch.ones(2, 2, gate.units)}):  # fmt: skip
+        with pytest.raises(SettingError), gatecli.force(original, wrong):
+            pass
+        assert gate.forced is None
+
+
+def test_force_nests_and_ends(original: Network, case: Case) -> None:
+    x, opened = case.images(2), {site: [1] * gate.units for site, gate in original.site_gates.items()}
+    plain, closed = run(original, x), {site: [0] * gate.units for site, gate in original.site_gates.items()}
+    with gatecli.force(original, closed):
+        outer = run(original, x)
+        with gatecli.force(original, opened):
+            assert close(plain, run(original, x))
+        assert torch.equal(run(original, x), outer)
+    assert torch.equal(run(original, x), plain) and not close(plain, outer)
+    with pytest.raises(ZeroDivisionError), gatecli.force(original, closed):
+        raise ZeroDivisionError
+    assert torch.equal(run(original, x), plain)
+
+
+def test_a_deep_copy_is_independent(gated: Network, case: Case) -> None:
+    x = case.images(3)
+    before = run(gated, x)
+    twin = copy.deepcopy(gated)
+    mine = {id(tensor) for tensor in [*gated.parameters(), *gated.buffers()]}
+    assert not mine & {id(tensor) for tensor in [*twin.parameters(), *twin.buffers()]}
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.zero_()
+    decide(twin, {site: [0] * gate.units for site, gate in twin.site_gates.items()})
+    with watched(gated) as seen:
+        assert not run(twin, x).any()
+        assert not any(seen.values())  # the copy's executors call the copy's modules
+    twin.recipe = twin.recipe.with_step(Step("prune", {}))
+    twin.remove_branch(next(iter(twin.methods)))
+    twin.recompile()
+    assert torch.equal(run(gated, x), before) and len(gated.methods) == len(twin.methods) + 1 and len(gated.recipe.steps) == 1
+    with gatecli.force(gated, {site: [0] * gate.units for site, gate in gated.site_gates.items()}):
+        assert all(gate.forced is None for gate in twin.site_gates.values())
+
+
+# --- elsewhere ---
+
+
+@pytest.mark.gpu
+@every
+def test_on_a_gpu(gated: Network, name: str, case: Case) -> None:
+    x = case.images(5)
+    expected, z = run(gated, x), rows(gated, 5, seed=7)
+    with gatecli.force(gated, z):
+        expected_skipped = run(gated, x)
+    gated.cuda()
+    assert relative_change(expected, run(gated, x.cuda()).cpu()) <= 1e-4
+    with gatecli.force(gated, z):
+        assert relative_change(expected_skipped, run(gated, x.cuda()).cpu()) <= 1e-4
+    source = copy.deepcopy(source_of(name)).cuda()
+    for chosen in set(gated.methods.values()):
+        again = gatecli.attach(source, chosen, input_size=case.size)
+        assert again.network.device.type == "cuda" and again.max_logit_change <= LIMIT
+        decisions = draw(again.network, 0)
+        smaller = prune_to(again.network, decisions)
+        assert smaller.max_logit_change <= 1e-4
