@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gatecli import methods
@@ -108,7 +109,7 @@ def _read_own(path: Path, recipe: Recipe, how: Reading) -> Network:
         )
     given = recipe.input
     spec = replace(given, size=how.input_size or given.size, mean=how.mean or given.mean, std=how.std or given.std)
-    tensors = read_tensors(path)
+    tensors = _own_tensors(path)
     try:
         network, _ = _network(replace(recipe, input=spec))
     except GatecliError as error:
@@ -117,6 +118,14 @@ def _read_own(path: Path, recipe: Recipe, how: Reading) -> Network:
         raise CheckpointError(f"{path.name} has steps that cannot be replayed ({_line(error)}): the file is damaged") from error
     _fill(network, tensors, path, strict=True)
     return network
+
+
+def _own_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors by the names that the file has, even where all of these begin with `module.`; copies, as a mapped file may be replaced."""
+    try:
+        return {name: tensor.to(torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True) for name, tensor in load_file(path).items()}
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path.name} is damaged or cut off: {_line(error)}") from error
 
 
 def _network(recipe: Recipe) -> tuple[Network, list[str]]:
@@ -210,11 +219,16 @@ def write(network: Network, path: str | os.PathLike[str]) -> None:
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
     """Write a safetensors file, all or nothing. Raises CheckpointError."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    owners = Counter(_storage(tensor) for tensor in plain.values())  # the format refuses tensors that share memory
     try:
         with replacing(path) as temporary:
-            save_file({name: tensor.clone() if _is_view(tensor) else tensor for name, tensor in plain.items()}, temporary, dict(metadata))
+            save_file({name: tensor.clone() if _is_view(tensor) or owners[_storage(tensor)] > 1 else tensor for name, tensor in plain.items()}, temporary, dict(metadata))
     except SafetensorError as error:
         raise CheckpointError(f"cannot write {path}: {str(error).rpartition('error: ')[2]}") from error
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def _is_view(tensor: Tensor) -> bool:

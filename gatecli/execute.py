@@ -89,16 +89,22 @@ def add_rows(x: Tensor, rows: Tensor, values: Tensor, in_place: bool) -> Tensor:
     return x.index_add_(0, rows, values) if in_place else x.index_add(0, rows, values)
 
 
-def lower(root: nn.Module, graph: fx.Graph) -> fx.Graph:
-    """A copy of `graph` that skips; masks that no executor fits stay, and save nothing. The executors become children of `root`."""
-    lowered = fx.Graph()
-    outputs: Any = lowered.graph_copy(graph, {})
-    lowered.output(outputs)
-    holder = nn.ModuleDict()
-    root.add_module(LOWERED, holder)
-    for node in lowered.nodes:
+def economical(root: nn.Module, graph: fx.Graph) -> fx.Graph:
+    """A copy of `graph` that computes the same, with the ReLUs in place that may be; training runs it."""
+    result = fx.Graph()
+    outputs: Any = result.graph_copy(graph, {})
+    result.output(outputs)
+    for node in result.nodes:
         if is_relu(root, node):
             _rectify_in_place(root, node)
+    return result
+
+
+def lower(root: nn.Module, graph: fx.Graph) -> fx.Graph:
+    """A copy of `graph` that skips; masks that no executor fits stay, and save nothing. The executors become children of `root`."""
+    lowered = economical(root, graph)
+    holder = nn.ModuleDict()
+    root.add_module(LOWERED, holder)
     for node in list(lowered.nodes):
         if is_mask(node):
             _lower_block(root, lowered, node, holder)

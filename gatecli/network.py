@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from gatecli.errors import ArchitectureError
-from gatecli.execute import LOWERED, lower
+from gatecli.errors import ArchitectureError, SettingError
+from gatecli.execute import LOWERED, economical, lower
 from gatecli.gates import Gate
 from gatecli.graph import rewrite
 from gatecli.graph.macs import NodeCost, count_nodes
@@ -70,7 +70,7 @@ class Network(nn.Module):
     def recompile(self) -> None:
         """Make the graph's two executable forms anew; call it after the graph has changed."""
         rewrite.drop_unused(self, self.graph)
-        self._masked = compile_graph(self.graph)
+        self._masked = compile_graph(economical(self, self.graph))
         self._skipping = compile_graph(lower(self, self.graph))
         self.train(self.training)  # new modules follow the network's mode
 
@@ -116,7 +116,9 @@ class Network(nn.Module):
         return next(self.parameters()).device
 
     def insert_gate(self, site: str, gate: Gate, method: str) -> None:
-        """Gate a site; `recompile` and `recount` once all are in."""
+        """Gate a site; `recompile` and `recount` once all are in. Raises SettingError where it carries a gate already."""
+        if site in self.methods:
+            raise SettingError(f"expected `{site}` to carry no gate, but {self.methods[site]} gates it")
         rewrite.insert_mask(self, self.graph, self.sites[site], gate)
         self.methods[site] = method
 

@@ -13,7 +13,7 @@ from gatecli.gates import STRATEGIES, Gate
 
 
 def gates_of(network: nn.Module) -> dict[str, Gate]:
-    """The network's gates by site, in the order in which they run."""
+    """The network's gates by site."""
     return {part.site: part for part in network.modules() if isinstance(part, Gate)}
 
 

@@ -143,6 +143,8 @@ def test_hostile_recipes_never_surprise(shelf: Path, tmp_path_factory: pytest.Te
     owner[key] = data.draw(st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text(max_size=5), st.just([]), st.just({}), st.just([{}]), st.just({"a": [1]})))
     path = tmp_path_factory.mktemp("hostile") / "hostile.safetensors"
     save_file(tensors, path, {"gatecli": json.dumps(recipe)})
+    told = run("log", path)
+    assert told.code in (0, 1) and "a bug in gatecli" not in told.err, told.err
     try:
         checkpoint.read(path)
     except GatecliError as error:

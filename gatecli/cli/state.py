@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,9 @@ from gatecli.cli import workspace
 from gatecli.cli.render import gmacs, percent, table
 from gatecli.cli.session import Checkpoint, Session
 from gatecli.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from gatecli.recipe import Recipe
 
 
 def log(session: Session, checkpoint: Checkpoint = None) -> dict[str, Any]:
@@ -23,17 +26,23 @@ def log(session: Session, checkpoint: Checkpoint = None) -> dict[str, Any]:
     recipe = read_recipe(path)
     if recipe is None:
         raise CheckpointError(f"{path} is no gatecli checkpoint, so it carries no steps")
-    rows = []
+    try:
+        rows = _rows(recipe)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path} carries steps that make no sense ({error}): the file is damaged") from error
+    if not session.json_:
+        table(session, str(path), ("<step", "<when", "<settings", "val top-1", "GMACs"), rows)
+    return {"checkpoint": str(path), "arch": recipe.source.arch, "source": asdict(recipe.source), "baseline": recipe.baseline, "steps": [asdict(s) for s in recipe.steps]}
+
+
+def _rows(recipe: Recipe) -> list[tuple[str, ...]]:
+    rows = [("source", "", f"{recipe.source.file}: {recipe.source.arch}", percent((recipe.baseline or {}).get("top1")), gmacs(recipe.source.macs))]
     for step in recipe.steps:
         settings = {**step.settings, **step.settings.get("settings", {})}
         told = ", ".join(f"{k}={v}" for k, v in settings.items() if k not in ("settings", "plan", "sites") and v is not None)
         macs = step.results.get("macs_expected")
         rows.append((step.op, step.at.replace("+00:00", "Z"), told, percent(step.results.get("top1")), "" if macs is None else gmacs(macs)))
-    if not session.json_:
-        baseline = recipe.baseline or {}
-        first = ("source", "", f"{recipe.source.file}: {recipe.source.arch}", percent(baseline.get("top1")), gmacs(recipe.source.macs))
-        table(session, str(path), ("<step", "<when", "<settings", "val top-1", "GMACs"), [first, *rows])
-    return {"checkpoint": str(path), "arch": recipe.source.arch, "source": asdict(recipe.source), "baseline": recipe.baseline, "steps": [asdict(s) for s in recipe.steps]}
+    return rows
 
 
 def use(session: Session, checkpoint: Annotated[Path, typer.Argument(help="The checkpoint to make current.")]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Multiply-accumulates of a traced network, node by node: convolutions, linear layers and attention's products, nothing else.
 
-Counted with fvcore's formulas on shapes alone (the network runs on torch's meta device, so nothing is computed). A module that is
-called twice counts twice. FLOPs = 2 x MACs.
+Layers are counted by formula (a convolution's is fvcore's), whatever else multiplies (attention, functional layers, modules kept
+whole) by torch's own counter; fvcore's analysis cannot do that, as it traces with torch.jit, which runs no convolution without data.
+The network runs on torch's meta device, so nothing is computed. A module that is called twice counts twice. FLOPs = 2 x MACs.
 """
 from __future__ import annotations
 
@@ -9,21 +10,24 @@ import copy
 import math
 import operator
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import FlopCounterMode
 
 Shape = tuple[int, ...]
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 COSTLY_FUNCTIONS = {
-    F.conv1d, F.conv2d, F.conv3d, F.linear, F.bilinear, F.scaled_dot_product_attention,
-    operator.matmul, torch.matmul, torch.bmm, torch.mm, torch.addmm, torch.einsum,
+    F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, F.linear, F.scaled_dot_product_attention,
+    operator.matmul, torch.matmul, torch.bmm, torch.baddbmm, torch.mm, torch.addmm, torch.einsum,
 }  # fmt: skip
-COSTLY_METHODS = {"matmul", "bmm", "mm", "__matmul__"}
+COSTLY_METHODS = {"matmul", "bmm", "baddbmm", "mm", "addmm"}
 
 
 @dataclass(frozen=True)
@@ -56,37 +60,61 @@ class _Counter(fx.Interpreter):
     def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
         super().__init__(meta_copy(root).eval(), graph=graph)
         self.costs: dict[str, NodeCost] = {}
-        self.seen: dict[tuple[Any, ...], int] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        macs = 0
-        if n.op in ("call_module", "call_function", "call_method"):
-            args, kwargs = self.fetch_args_kwargs_from_env(n)
-            macs = self._macs(n, args, kwargs, result)
+        module = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
+        if _multiplies(n, module):
+            with _attention_in_sight(), FlopCounterMode(display=False) as counter:
+                result = super().run_node(n)
+            macs = int(counter.get_total_flops()) // 2
+        else:
+            result = super().run_node(n)
+            macs = self._by_formula(n, module, result)
         self.costs[n.name] = NodeCost(macs, tuple(result.shape) if isinstance(result, Tensor) else None)
         return result
 
-    def _macs(self, n: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
-        if n.op == "call_module":
-            module = self.fetch_attr(str(n.target))
-            if type(module) in CONVOLUTIONS:
-                return convolution_macs(module, tuple(args[0].shape), tuple(result.shape))
-            if type(module) is nn.Linear:
-                return int(math.prod(args[0].shape)) * module.out_features
-            if not any(p.ndim > 1 for p in module.parameters()):
-                return 0
-            return self._traced(str(n.target), module, args, kwargs)
-        if (n.op == "call_function" and n.target in COSTLY_FUNCTIONS) or (n.op == "call_method" and n.target in COSTLY_METHODS):
-            call = n.target if callable(n.target) else lambda x, *rest, **named: getattr(x, str(n.target))(*rest, **named)
-            return self._traced(str(n.target), call, args, kwargs)
+    def _by_formula(self, n: fx.Node, module: nn.Module | None, result: Any) -> int:
+        if isinstance(module, CONVOLUTIONS):
+            return convolution_macs(module, tuple(self.fetch_args_kwargs_from_env(n)[0][0].shape), tuple(result.shape))
+        if isinstance(module, nn.Linear):
+            return int(math.prod(result.shape)) * module.in_features
         return 0
 
-    def _traced(self, target: str, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-        key = (target, *(tuple(a.shape) if isinstance(a, Tensor) else repr(a) for a in [*args, *kwargs.values()]))
-        if key not in self.seen:
-            self.seen[key] = traced_macs(call, args, kwargs)
-        return self.seen[key]
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        try:
+            return super().call_module(target, args, kwargs)
+        except RuntimeError:
+            module: Any = self.fetch_attr(str(target))
+            if type(module).__module__.startswith("torch.nn"):
+                raise
+            return _on_zeros(module, args, kwargs)
+
+
+def _multiplies(n: fx.Node, module: nn.Module | None) -> bool:
+    """Whether the node does products that no formula here knows."""
+    if module is not None:
+        return type(module) not in (*CONVOLUTIONS, nn.Linear) and any(p.ndim > 1 for p in module.parameters())
+    return (n.op == "call_function" and n.target in COSTLY_FUNCTIONS) or (n.op == "call_method" and n.target in COSTLY_METHODS)
+
+
+def _on_zeros(module: nn.Module, args: Any, kwargs: Any) -> Any:
+    """The result's ghost of a module that looks at its values, and so cannot run without: on zeros, with weights of zero."""
+    real = copy.deepcopy(module).to_empty(device="cpu")
+    for tensor in [*real.parameters(), *real.buffers()]:
+        tensor.zero_()
+    args, kwargs = tree_map_only(Tensor, lambda t: torch.zeros(t.shape, dtype=t.dtype), (args, kwargs))
+    return tree_map_only(Tensor, lambda t: t.to("meta"), real(*args, **kwargs))
+
+
+@contextmanager
+def _attention_in_sight() -> Iterator[None]:
+    """Attention's fused kernel is one operation, into which no counter sees."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def convolution_macs(module: nn.Module, shape_in: Shape, shape_out: Shape) -> int:
@@ -96,25 +124,6 @@ def convolution_macs(module: nn.Module, shape_in: Shape, shape_out: Shape) -> in
     return int(_fvcore().jit_handles.conv_flop_count(list(shape_in), list(weight.shape), list(shape_out), transposed))
 
 
-def traced_macs(call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> int:
-    """MACs of any callable, by fvcore's analysis of its trace; BatchNorm and pooling are left out of the count.
-
-    On tensors of the meta device, with a module whose own tensors are there, nothing is computed.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        analysis = _fvcore().FlopCountAnalysis(_Call(call, args, kwargs or {}), (torch.empty(1, device="meta"),))
-        analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-        analysis.set_op_handle(**{f"aten::{op}": None for op in NOT_COUNTED}, **{"aten::scaled_dot_product_attention": _attention_macs})
-        return int(analysis.total())
-
-
-def _attention_macs(inputs: list[Any], outputs: list[Any]) -> int:
-    """Queries (..., L, E) with keys (..., S, E), then with values (..., S, V), whose result is (..., L, V); fvcore has no handler for it."""
-    queries, keys, result = (value.type().sizes() for value in (inputs[0], inputs[1], outputs[0]))
-    return int(math.prod(queries[:-1])) * int(keys[-2]) * (int(queries[-1]) + int(result[-1]))
-
-
 def _fvcore() -> Any:
     """fvcore.nn, imported late and without the warnings that its use of torch.jit gives at import."""
     with warnings.catch_warnings():
@@ -122,17 +131,3 @@ def _fvcore() -> Any:
         import fvcore.nn
         import fvcore.nn.jit_handles
     return fvcore.nn
-
-
-NOT_COUNTED = ("batch_norm", "group_norm", "layer_norm", "instance_norm", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "upsample_bilinear2d", "upsample_nearest2d", "grid_sampler")
-
-
-class _Call(nn.Module):
-    """A callable with its arguments as a module, since fvcore analyses modules called with tensors."""
-
-    def __init__(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        super().__init__()
-        self.call, self.args, self.kwargs = call, args, kwargs
-
-    def forward(self, _: Tensor) -> Any:
-        return self.call(*self.args, **self.kwargs)

@@ -65,8 +65,8 @@ class DataDependentGate(Gate):
 
     def scores(self, x: Tensor) -> Tensor:
         """x (N, C, H, W), or another shape with one dimension of C channels besides `positions` -> (N, 1, 2)."""
-        mean = x.mean(self.positions) if self.positions else x
-        hidden = F.relu(self.norm(self.reduce(mean)))
+        total, share = self._total(x)
+        hidden = F.relu(self.norm(self.reduce(total * share)))
         pair: Tensor = self.decide(hidden)
         return pair.unsqueeze(1)
 
@@ -82,6 +82,11 @@ class DataDependentGate(Gate):
         total = x.sum(self.positions) if self.positions else x  # the mean is this and a division, which is left to the product
         share = total.numel() / max(x.numel(), 1)  # an empty batch has none
         return F.linear(torch.addmm(bias, total, weight.t(), alpha=share).relu_(), difference, offset)
+
+    def _total(self, x: Tensor) -> tuple[Tensor, float]:
+        """x summed over `positions`, (N, C), and what makes the sum the mean: `mean` would divide a whole gradient of x's size."""
+        total = x.sum(self.positions) if self.positions else x
+        return total, total.numel() / max(x.numel(), 1)
 
     def _fold(self) -> tuple[Tensor, ...]:
         norm, decide = self.norm, self.decide

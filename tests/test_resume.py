@@ -1,0 +1,563 @@
+"""A training that is stopped anywhere, in any way, goes on to the same bits."""
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from commandline import SIDE, call, contents, current, edit, refused, run, same, save_npz, save_source
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from gatecli import checkpoint
+from gatecli.data import DataSet
+from gatecli.training import Run, loop
+from gatecli.training import finetune as finetune_
+from gatecli.training.loop import Loop
+
+STEPS = 3  # an epoch
+RUN = Path(".gatecli/runs/gated.tuned")
+STATE = RUN / "state.safetensors"
+
+
+class Crash(BaseException):
+    """What no handler catches, as a kill."""
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Gated checkpoints and data. `gated`: every epoch's rate is low enough, so one is the best; `steep`: none is."""
+    folder = tmp_path_factory.mktemp("shelf")
+    save_npz(folder / "data.npz", train=32 * STEPS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        save_source(folder / "r20.pt")
+        attach = ["attach", "r20.pt", "--input-size", SIDE, "--set", "gate_lr=2"]
+        call(*attach, "--method", "aig-perbatch", "--set", "target_rate=1", "--out", "gated.safetensors")
+        call(*attach, "--method", "ind-perbatch", "--set", "target_rate=0", "--out", "steep.safetensors")
+    return folder
+
+
+@pytest.fixture
+def here(tmp_path: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    for name in ("gated", "steep"):
+        shutil.copy(shelf / f"{name}.safetensors", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(loop, "LOG_EVERY", 1)
+    threads = torch.get_num_threads()
+    yield tmp_path
+    torch.set_num_threads(threads)
+
+
+def command(shelf: Path, *more: object, name: str = "gated") -> list[str]:
+    options = ["--epochs", 3, "--batch-size", 32, "--lr", 0.05, "--schedule", "cosine", "--bn-batches", 2]
+    return [str(part) for part in ["finetune", f"{name}.safetensors", "--data", f"npz:{shelf}/data.npz", *options, *more]]
+
+
+Straight = Callable[..., tuple[dict[str, Any], Path]]
+
+
+@pytest.fixture(scope="module")
+def straight(shelf: Path, tmp_path_factory: pytest.TempPathFactory) -> Straight:
+    """What the same command gives where nothing stops it: its JSON, and the folder in which it ran."""
+    known: dict[tuple[str, ...], tuple[dict[str, Any], Path]] = {}
+
+    def made(*line: str) -> tuple[dict[str, Any], Path]:
+        if line not in known:
+            folder = tmp_path_factory.mktemp("straight")
+            with pytest.MonkeyPatch.context() as patch:
+                patch.chdir(folder)
+                patch.setattr(loop, "LOG_EVERY", 1)
+                for name in ("gated", "steep"):
+                    shutil.copy(shelf / f"{name}.safetensors", folder)
+                known[line] = call(*line), folder
+        return known[line]
+
+    return made
+
+
+def equal(found: dict[str, Any], straight: Straight, line: list[str]) -> None:
+    """The same JSON, output, log, best and last tensors as without the interruption, and nothing left over."""
+    wanted, folder = straight(*line)
+    assert {**found, "seconds": 0} == {**wanted, "seconds": 0}
+    out = found["out"]
+    assert same(out, folder / out) and current() == out
+    runs = Path(".gatecli/runs", out.removesuffix(".safetensors"))
+    assert sorted(file.name for file in runs.iterdir()) == sorted(file.name for file in (folder / runs).iterdir())
+    assert (runs / "log.jsonl").read_text() == (folder / runs / "log.jsonl").read_text()
+    for file in runs.glob("*.safetensors"):
+        assert file.read_bytes() == (folder / runs / file.name).read_bytes()
+
+
+def fail_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, count: int, error: Callable[[], Any], before: bool = False) -> None:
+    """Let the `count`th call of `owner.name` end, or `before` begin, with `error`; then let the next ones be."""
+    original = getattr(owner, name)
+    calls = []
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        calls.append(name)
+        if before and len(calls) == count:
+            error()
+        result = original(*args, **kwargs)
+        if not before and len(calls) == count:
+            error()
+        return result
+
+    monkeypatch.setattr(owner, name, wrapped)
+
+
+def crash() -> None:
+    raise Crash
+
+
+POINTS: dict[str, tuple[Any, str, int, bool]] = {
+    "before the first step": (Loop, "_step", 1, True),
+    "after the first step": (Loop, "_step", 1, False),
+    "in the middle of an epoch": (Loop, "_step", STEPS + 2, False),
+    "after the last step of an epoch": (Loop, "_step", STEPS, False),
+    "after the last step": (Loop, "_step", 3 * STEPS, False),
+    "in the baseline": (Loop, "validate", 1, True),
+    "in the first validation": (Loop, "validate", 2, True),
+    "after the last validation": (Loop, "validate", 4, False),
+    "before the first state": (Run, "save", 1, True),
+    "after the first state": (Run, "save", 1, False),
+    "after a state": (Run, "save", 3, False),
+    "after the best was saved": (Run, "save_best", 1, False),
+    "after the last tensors were saved": (Run, "save_last", 1, False),
+    "before a log line": (Run, "log", STEPS + 1, True),
+    "after the line of an epoch": (Run, "log", STEPS + 1, False),
+    "after the line of the last epoch": (Run, "log", 3 * (STEPS + 1), False),
+    "before BatchNorm's new statistics": (finetune_, "reestimate", 1, True),
+    "after BatchNorm's new statistics": (finetune_, "reestimate", 1, False),
+    "before the output": (checkpoint, "write", 1, True),
+}
+
+
+@pytest.mark.parametrize("save_every", [0, 60])
+@pytest.mark.parametrize("point", POINTS)
+def test_stopped_anywhere(here: Path, shelf: Path, straight: Straight, monkeypatch: pytest.MonkeyPatch, point: str, save_every: int) -> None:
+    line = command(shelf, "--save-every", save_every)
+    owner, name, count, before = POINTS[point]
+    if isinstance(owner, type(finetune_)) and not hasattr(owner, name):
+        owner = sys.modules[owner.__module__]
+    fail_at(monkeypatch, owner, name, count, crash, before)
+    with pytest.raises(Crash):
+        run(*line)
+    assert not Path("gated.tuned.safetensors").exists()
+    again = ["finetune", "--resume"] if STATE.exists() else line  # not even begun
+    assert STATE.exists() == (point != "before the first state")
+    equal(call(*again), straight, line)
+
+
+@pytest.mark.parametrize("options", [["--precision", "bf16"], ["--set", "target_rate=.5", "--schedule", "step", "--momentum", "0"], ["--seed", "7", "--label-smoothing", ".1", "--augment", "crop-flip"]])
+def test_other_options_resume_as_well(here: Path, shelf: Path, straight: Straight, monkeypatch: pytest.MonkeyPatch, options: list[str]) -> None:
+    line = command(shelf, *options, "--save-every", 0)
+    fail_at(monkeypatch, Loop, "_step", 5, crash)
+    with pytest.raises(Crash):
+        run(*line)
+    equal(call("finetune", "--resume"), straight, line)
+
+
+def test_without_a_best_epoch(here: Path, shelf: Path, straight: Straight, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = command(shelf, name="steep")
+    assert "last" in straight(*line)[0]["chosen"]
+    fail_at(monkeypatch, Loop, "_step", 7, crash)
+    with pytest.raises(Crash):
+        run(*line)
+    equal(call("finetune", "--resume"), straight, line)
+
+
+def test_stopped_again_and_again(here: Path, shelf: Path, straight: Straight) -> None:
+    """Every second step is the last one before a crash."""
+    line = command(shelf, "--save-every", 0)
+    again = line
+    for _ in range(4):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Crash):
+            fail_at(patch, Loop, "_step", 2, crash)
+            run(*again)
+        again = ["finetune", "--resume"]
+    equal(call(*again), straight, line)
+
+
+def test_image_files_in_workers(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random crops, read by other processes: batches after the resumption are those that would have come."""
+    chance = np.random.RandomState(0)
+    for split in ("train", "val"):
+        for name in ("ant", "bee"):
+            Path("images", split, name).mkdir(parents=True)
+            for number in range(6):
+                Image.fromarray(chance.randint(0, 255, (12, 14, 3)).astype(np.uint8)).save(f"images/{split}/{name}/{number}.png")
+    save_source(Path("two.pt"), num_classes=2)
+    call("attach", "two.pt", "--method", "ind-perbatch", "--input-size", SIDE, "--out", "two.safetensors")
+    line = ["finetune", "two.safetensors", "--data", "imagefolder:images", "--epochs", "2", "--batch-size", "4", "--workers", "1", "--save-every", "0", "--augment", "imagenet"]
+    call(*line, "--out", "straight.safetensors")
+    fail_at(monkeypatch, Loop, "_step", 4, crash)
+    with pytest.raises(Crash):
+        run(*line)
+    call("finetune", "--resume")
+    assert same("two.tuned.safetensors", "straight.safetensors")
+
+
+# --- kills from outside ---
+
+
+def test_a_killed_process(here: Path, shelf: Path, straight: Straight) -> None:
+    """A process of its own, killed once it has saved a few states; its --resume runs in another one."""
+    line = command(shelf, "--save-every", 0, "--threads", 1)
+    process = subprocess.Popen([sys.executable, "-m", "gatecli", *line], env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE)
+    seen = wait_for_states(process, 4)
+    process.send_signal(signal.SIGKILL)
+    told = process.communicate()[1].decode()
+    assert process.returncode == -signal.SIGKILL and seen == 4, told
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "LOG_EVERY", 20)  # as in that process
+        found = call("finetune", "--resume")
+    wanted, folder = straight(*line)
+    assert {**found, "seconds": 0} == {**wanted, "seconds": 0} and same(found["out"], folder / found["out"])
+    assert [json.loads(row)["step"] for row in (RUN / "log.jsonl").read_text().splitlines()] == [STEPS, 2 * STEPS, 3 * STEPS]
+
+
+def wait_for_states(process: subprocess.Popen[bytes], count: int) -> int:
+    """Wait until the state has been replaced so many times, or the process has ended."""
+    seen: set[int] = set()
+    while len(seen) < count and process.poll() is None:
+        if STATE.exists():
+            seen.add(STATE.stat().st_ino)
+        time.sleep(0.002)
+    return len(seen)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_killed_at_random_moments(here: Path, shelf: Path, straight: Straight) -> None:
+    """Forks of this process, which has torch already, killed after random times: while they step, validate, or write."""
+    line = command(shelf, "--save-every", 0)
+    chance, kills = random.Random(1), 0
+    whole = straight(*line)[0]["seconds"]
+    for attempt in range(40):
+        child = os.fork()
+        if child == 0:
+            run(*(["finetune", "--resume"] if STATE.exists() else line))
+            os._exit(0)
+        deadline = time.monotonic() + chance.uniform(0.1, 0.6) * whole
+        while time.monotonic() < deadline and os.waitpid(child, os.WNOHANG)[0] == 0:
+            time.sleep(0.005)
+        if Path("gated.tuned.safetensors").exists():
+            stop(child)
+            break
+        kills += stop(child)
+        assert attempt < 39, "no progress between the kills"
+    assert kills >= 1
+    wanted, folder = straight(*line)
+    assert same("gated.tuned.safetensors", folder / "gated.tuned.safetensors")
+    assert (RUN / "log.jsonl").read_text() == (folder / RUN / "log.jsonl").read_text()
+    assert (RUN / "best.safetensors").read_bytes() == (folder / RUN / "best.safetensors").read_bytes()
+
+
+def stop(child: int) -> bool:
+    """Kill a child that may have ended; whether it was still there."""
+    try:
+        os.kill(child, signal.SIGKILL)
+        return os.waitpid(child, 0)[1] != 0
+    except (ProcessLookupError, ChildProcessError):
+        return False
+
+
+# --- Ctrl-C and SIGTERM ---
+
+
+def send(number: int) -> Callable[[], None]:
+    return lambda: os.kill(os.getpid(), number)
+
+
+SIGNALS = {"a step": (Loop, "_step", 4), "a validation": (loop, "predictions", 2), "the baseline": (loop, "predictions", 1), "saving": (Run, "save", 2), "the best": (Run, "save_best", 1)}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("at", ["a step", "the baseline", "a validation", "saving", "the best", "BatchNorm's new statistics"])
+def test_signals(here: Path, shelf: Path, straight: Straight, monkeypatch: pytest.MonkeyPatch, at: str, number: int) -> None:
+    line = command(shelf)
+    owner, name, count = {
+        "a step": (Loop, "_step", 4), "the baseline": (Loop, "validate", 1), "a validation": (Loop, "validate", 3), "saving": (Run, "save", 2), "the best": (Run, "save_best", 1),
+        "BatchNorm's new statistics": (sys.modules["gatecli.training.finetune"], "reestimate", 1),
+    }[at]  # fmt: skip
+    fail_at(monkeypatch, owner, name, count, send(number), before=True)
+    done = run(*line)
+    assert done.code == 130 and done.last.startswith("error: interrupted") and "gatecli finetune --resume" in done.last, done.err
+    assert "stopping after this step" in done.err
+    assert STATE.exists() and not Path("gated.tuned.safetensors").exists()
+    equal(call("finetune", "--resume"), straight, line)
+
+
+def test_a_signal_keeps_the_step_it_came_in(here: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped by a signal, no step is lost, however rarely states are saved."""
+    fail_at(monkeypatch, Loop, "_step", 5, send(signal.SIGINT), before=True)
+    assert f"step 5 of {3 * STEPS}" in run(*command(shelf, "--save-every", 1000)).last
+    with safe_open(STATE, "pt") as file:
+        assert json.loads(file.metadata()["position"])["step"] == 5
+
+
+def test_two_signals_stop_at_once(here: Path, shelf: Path, straight: Straight, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = command(shelf)
+
+    def twice() -> None:
+        send(signal.SIGINT)()
+        send(signal.SIGINT)()
+
+    fail_at(monkeypatch, Loop, "_step", 5, twice, before=True)
+    done = run(*line)
+    assert done.code == 130 and "stopped at once" in done.last and "gatecli finetune --resume" in done.last
+    equal(call("finetune", "--resume"), straight, line)
+
+
+def test_a_signal_before_the_training(here: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_at(monkeypatch, checkpoint, "read", 1, send(signal.SIGTERM))
+    done = run(*command(shelf))
+    assert done.code == 130 and done.last == "error: interrupted; nothing was written"
+    assert not RUN.exists()
+
+
+@pytest.mark.parametrize("line", ["eval gated.safetensors", "prune gated.safetensors", "profile gated.safetensors"])
+def test_signals_at_other_commands(here: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch, line: str) -> None:
+    from gatecli.data.arrays import ArraySplit
+
+    fail_at(monkeypatch, ArraySplit, "read", 1, send(signal.SIGINT))
+    line += f" --data npz:{shelf}/data.npz"
+    assert refused(line, "interrupted", code=130)
+
+
+def test_handlers_are_given_back(here: Path, shelf: Path) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    run("inspect", "gated.safetensors")
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+# --- what --resume restores, refuses and needs ---
+
+
+@pytest.fixture
+def stopped(here: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A run that was stopped at its fifth step; the command that began it."""
+    line = command(shelf, "--threads", 1, "--set", "loss_weight=2", "--save-every", 0)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Crash):
+        fail_at(patch, Loop, "_step", 5, crash)
+        run(*line)
+    return line
+
+
+def test_equal_options_are_accepted(stopped: list[str], straight: Straight) -> None:
+    equal(call(*stopped, "--resume"), straight, stopped)
+
+
+CONFLICTS = {
+    "--epochs 4": "--epochs", "--lr .1": "--lr", "--batch-size 64": "--batch-size", "--seed 1": "--seed", "--threads 2": "--threads", "--set loss_weight=3": "--set", "--schedule step": "--schedule",
+    "--data digits": "--data", "--out other.safetensors": "--out", "--augment none": "--augment", "--precision bf16": "--precision", "--input-size 16": "--input-size", "--mean .5": "--mean",
+    "--weight-decay 1e-3": "--weight-decay", "--momentum .8": "--momentum", "--label-smoothing .1": "--label-smoothing", "--bn-batches 3": "--bn-batches", "--device cpu": "--device",
+    "--save-every 9": "--save-every", "--workers 1": "--workers", "steep.safetensors": "checkpoint", "--arch cifar:resnet20": "--arch",
+}  # fmt: skip
+
+
+def test_other_options_are_refused(stopped: list[str]) -> None:
+    before = STATE.read_bytes()
+    for options, name in CONFLICTS.items():
+        refused(f"finetune --resume {options}", f"{name} was", "without --resume")
+    assert STATE.read_bytes() == before
+
+
+def test_threads_are_restored(stopped: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(2)
+    seen = []
+    fail_at(monkeypatch, Loop, "_step", 1, lambda: seen.append(torch.get_num_threads()))
+    call("finetune", "--resume")
+    assert seen == [1]
+
+
+def test_nothing_to_resume(here: Path, shelf: Path) -> None:
+    refused("finetune --resume", "no unfinished run")
+    call(*command(shelf, "--epochs", 1))
+    refused("finetune --resume", "no unfinished run")
+    assert not STATE.exists()
+
+
+def test_the_run_that_stopped_last_goes_on(stopped: list[str], shelf: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Crash):
+        fail_at(patch, Loop, "_step", 2, crash)
+        run(*command(shelf, "--save-every", 0, name="steep"))
+    assert call("finetune", "--resume")["out"] == "steep.tuned.safetensors"
+    assert call("finetune", "--resume")["out"] == "gated.tuned.safetensors"
+    refused("finetune --resume", "no unfinished run")
+
+
+def test_a_new_run_replaces_an_unfinished_one(stopped: list[str], straight: Straight) -> None:
+    equal(call(*stopped), straight, stopped)
+    refused("finetune --resume", "no unfinished run")
+
+
+def test_the_input_is_another_file(stopped: list[str]) -> None:
+    edit(Path("gated.safetensors"), Path("gated.safetensors"), tensors=lambda held: held["fc.bias"].add_(1))
+    refused("finetune --resume", "gated.safetensors", "SHA-256")
+    Path("gated.safetensors").unlink()
+    refused("finetune --resume", "gated.safetensors", "does not exist")
+
+
+def test_an_output_that_has_come_since(stopped: list[str]) -> None:
+    shutil.copy("steep.safetensors", "gated.tuned.safetensors")
+    refused("finetune --resume", "gated.tuned.safetensors", "--force")
+    assert call("finetune", "--resume", "--force")["out"] == "gated.tuned.safetensors"
+
+
+def test_killed_between_the_output_and_the_end(here: Path, shelf: Path, straight: Straight) -> None:
+    line = command(shelf)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Crash):
+        fail_at(patch, Run, "finish", 1, crash, before=True)
+        run(*line)
+    refused("finetune --resume", "gated.tuned.safetensors", "--force")
+    equal(call("finetune", "--resume", "--force"), straight, line)
+
+
+def state(change: Callable[[dict[str, torch.Tensor], dict[str, str]], Any]) -> None:
+    with safe_open(STATE, "pt") as file:
+        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata())  # noqa: SIM118
+    change(tensors, metadata)
+    save_file(tensors, STATE, metadata)
+
+
+def about(change: Callable[[dict[str, Any]], Any]) -> None:
+    def inside(_: Any, metadata: dict[str, str]) -> None:
+        said = json.loads(metadata["about"])
+        change(said)
+        metadata["about"] = json.dumps(said)
+
+    state(inside)
+
+
+DAMAGES: dict[str, Callable[[], Any]] = {
+    "cut": lambda: STATE.write_bytes(STATE.read_bytes()[:-1000]),
+    "empty": lambda: STATE.write_bytes(b""),
+    "no state": lambda: save_file({"x": torch.zeros(1)}, STATE),
+    "another format": lambda: state(lambda _, metadata: metadata.update(format="0")),
+    "no position": lambda: state(lambda _, metadata: metadata.pop("position")),
+    "odd position": lambda: state(lambda _, metadata: metadata.update(position='{"stepp": 3}')),
+    "broken JSON": lambda: state(lambda _, metadata: metadata.update(about="{")),
+    "no options": lambda: about(lambda said: said.pop("options")),
+    "unknown option": lambda: about(lambda said: said["options"].update(nope=1)),
+    "a tensor less": lambda: state(lambda tensors, _: tensors.pop("model.fc.bias")),
+    "a tensor of another shape": lambda: state(lambda tensors, _: tensors.update({"model.fc.bias": torch.zeros(3)})),
+    "momentum of another shape": lambda: state(lambda tensors, _: tensors.update({"momentum.fc.bias": torch.zeros(3)})),
+    "no best": lambda: (RUN / "best.safetensors").unlink(),
+    "best cut": lambda: (RUN / "best.safetensors").write_bytes(b"x" * 100),
+    "odd log": lambda: (RUN / "log.jsonl").write_text('{"what": 3}\n'),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_states_that_are_of_no_use(stopped: list[str], damage: str) -> None:
+    DAMAGES[damage]()
+    refused("finetune --resume", ".gatecli/runs/gated.tuned/", "without --resume")
+
+
+def test_a_log_line_that_was_cut_off(stopped: list[str], straight: Straight) -> None:
+    with (RUN / "log.jsonl").open("a") as file:
+        file.write('{"step": 6, "epo')
+    equal(call("finetune", "--resume"), straight, stopped)
+
+
+# --- a state file is somebody's word, and no code is run on it ---
+
+
+def a_module(name: str, text: str) -> None:
+    Path(f"{name}.py").write_text(f"import pathlib\npathlib.Path('imported_{name}').mkdir(exist_ok=True)\n{text}")
+    sys.modules.pop(name, None)
+
+
+def forget(name: str) -> None:
+    sys.modules.pop(name, None)
+    Path(f"imported_{name}").rmdir()
+
+
+def test_callables_are_named_again(here: Path, shelf: Path) -> None:
+    a_module("mynet", "from gatecli.architectures.cifar import CifarResNet\ndef net():\n    return CifarResNet(20)\n")
+    a_module("mydata", f"import numpy\ndef images():\n    data = numpy.load('{shelf}/data.npz')\n    return {{name: (data[name + '_images'], data[name + '_labels']) for name in ('train', 'val')}}\n")
+    save_source(Path("mine.pt"))
+    call("attach", "mine.pt", "--arch", "mynet:net", "--method", "ind-perbatch", "--input-size", SIDE, "--out", "gated.safetensors", "--force")
+    line = ["finetune", "--arch", "mynet:net", "--data", "mydata:images", "--epochs", "1", "--batch-size", "32"]
+    with pytest.MonkeyPatch.context() as patch:
+        fail_at(patch, Loop, "_step", 2, send(signal.SIGINT))
+        done = run(*line)
+    way = "gatecli finetune --resume --arch mynet:net --data mydata:images"
+    assert done.last.endswith(way), done.err
+    forget("mynet")
+    forget("mydata")
+    refused("finetune --resume", "gated.safetensors", "--arch mynet:net")
+    assert not Path("imported_mynet").exists()
+    refused("finetune --resume --arch mynet:net", "mydata:images", "--data")
+    assert not Path("imported_mydata").exists()
+    refused("finetune --resume --arch os:system --data mydata:images", "--arch was mynet:net")
+    assert call(*way.split()[1:])["epochs"] == 1
+
+
+def test_a_pickle_is_not_trusted_on_a_state_s_word(stopped: list[str]) -> None:
+    class Evil:
+        def __reduce__(self) -> Any:
+            return os.mkdir, ("pwned",)
+
+    from gatecli.reading import file_sha256
+
+    torch.save({"state_dict": Evil()}, "evil.pt")
+    digest = file_sha256("evil.pt")
+
+    def change(said: dict[str, Any]) -> None:
+        said.update(checkpoint="evil.pt", sha256=digest)
+        said["reading"].update(trust_pickle=True)
+
+    about(change)
+    refused("finetune --resume", "evil.pt", "--trust-pickle")
+    assert not Path("pwned").exists()
+
+
+# --- the library ---
+
+
+def test_a_library_run_resumes(here: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import gatecli
+
+    def training(folder: str) -> dict[str, torch.Tensor]:
+        network = gatecli.load("gated.safetensors")
+        data: DataSet = gatecli.load_data(f"npz:{shelf}/data.npz")
+        gatecli.fit(network, data)
+        options = gatecli.TrainOptions(epochs=2, batch_size=32, lr=0.05, save_every=0)
+        gatecli.finetune(network, data, options, run=Run(Path(folder), {}))
+        return dict(network.state_dict())
+
+    Path("one").mkdir()
+    Path("two").mkdir()
+    wanted = training("one")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Crash):
+        fail_at(patch, Loop, "_step", 4, crash)
+        training("two")
+    found = training("two")
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_best_and_last_are_kept(here: Path, shelf: Path) -> None:
+    found = call(*command(shelf))
+    assert sorted(file.name for file in RUN.iterdir()) == ["best.safetensors", "last.safetensors", "log.jsonl"]
+    rows = [json.loads(line) for line in (RUN / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 3 * STEPS + 1))
+    assert [row for row in rows if "val_top1" in row] == found["history"]
+    best = max(found["history"], key=lambda row: row["val_top1"])
+    assert f"epoch {best['epoch']}," in found["chosen"]
+    with safe_open(RUN / "best.safetensors", "pt") as file:
+        assert set(file.keys()) == set(contents(found["out"])[0])
