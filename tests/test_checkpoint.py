@@ -331,7 +331,7 @@ def test_shared_tensors_are_written(tmp_path: Path) -> None:
 
 
 def test_odd_memory_layouts_are_written(tmp_path: Path) -> None:
-    network = gated().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = gated().to(memory_format=torch.channels_last)
     network.get_submodule("fc").weight = nn.Parameter(torch.randn(9, 3)[2:6])
     gatecli.write(network, tmp_path / "x")
     loaded = gatecli.load(tmp_path / "x", arch=ARCH).state_dict()
@@ -511,4 +511,4 @@ def test_the_public_names() -> None:
     for name in gatecli.__all__:
         assert getattr(gatecli, name).__module__.startswith("gatecli."), name
     with pytest.raises(AttributeError, match="no_such_name"):
-        _ = gatecli.no_such_name  # type: ignore[attr-defined]
+        _ = gatecli.no_such_name

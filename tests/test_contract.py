@@ -497,7 +497,7 @@ def test_prune_at_thresholds_at_the_ends_and_beyond(gated: Network) -> None:
 def test_channels_last_gives_the_same_and_stays(gated: Network, case: Case, count: int) -> None:
     x, z = case.images(count), rows(gated, 5, seed=5)
     z = {site: decided[:count] for site, decided in z.items()}
-    gated.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    gated.to(memory_format=torch.channels_last)
     formats = []
     handles = [
         part.register_forward_pre_hook(lambda _, args: formats.append(args[0].is_contiguous(memory_format=torch.channels_last)))

@@ -434,7 +434,7 @@ def test_training_survives_a_failed_trace() -> None:
 
 
 def test_wrong_images_and_outputs_are_named() -> None:
-    with pytest.raises(ArchitectureError, match="3 x 4 x 4.*--input-size"):
+    with pytest.raises(ArchitectureError, match=r"3 x 4 x 4.*--input-size"):
         gatecli.attach(nn.Sequential(nn.Conv2d(3, 4, 7), nn.Flatten(), nn.Linear(4, 2)), "ind-perbatch", input_size=(4, 4))
 
     class Pair(nn.Module):
@@ -452,7 +452,7 @@ def test_wrong_images_and_outputs_are_named() -> None:
         def forward(self, x: Tensor, y: Tensor) -> Tensor:
             return x + y
 
-    with pytest.raises(ArchitectureError, match="one image tensor.*`y`"):
+    with pytest.raises(ArchitectureError, match=r"one image tensor.*`y`"):
         trace(TwoInputs())
 
 

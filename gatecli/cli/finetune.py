@@ -92,7 +92,7 @@ def _resumed(session: Session, context: typer.Context) -> tuple[Run, dict[str, A
     import torch
 
     from gatecli.reading import file_sha256
-    from gatecli.training import Run
+    from gatecli.training import Run, TrainOptions
     from gatecli.training.run import intact
 
     run = Run.unfinished(RUNS)
@@ -100,6 +100,7 @@ def _resumed(session: Session, context: typer.Context) -> tuple[Run, dict[str, A
     with intact(run.state):
         was = {**about["options"], **about["reading"], **{name: about[name] for name in ("checkpoint", "out", "data", "threads", "device")}, "set_": about["settings"]}
         path, sha256 = Path(about["checkpoint"]), about["sha256"]
+        TrainOptions(**about["options"])
     for name, value in context.params.items():
         source = context.get_parameter_source(name)
         if name in was and source is not None and source.name == "COMMANDLINE":

@@ -211,9 +211,9 @@ class Loop:
         with intact(run.state):
             self.position = Position(**position)
             self.network.load_state_dict(parts["model"])
-        for name, parameter in self.network.named_parameters():
-            if name in parts["momentum"]:
-                self.optimizer.state[parameter]["momentum_buffer"] = parts["momentum"][name].to(parameter.device)
+            for name, parameter in self.network.named_parameters():
+                if name in parts["momentum"]:
+                    self.optimizer.state[parameter]["momentum_buffer"] = parts["momentum"][name].view_as(parameter).to(parameter.device)
         self.saved_step = self.position.step
         run.rewind_log(self.position.step, self.position.closed)
         if self.position.best is not None:
