@@ -61,7 +61,7 @@ def attach(
     network = model.copy() if isinstance(model, Network) else _traced(model, input_size, arch, arch_args or {})
     network.eval()
     sites = choose_sites(network, chosen, include, exclude)
-    images = random_images(network)
+    images = random_images(network, 1)
     before = logits(network, images)
     chosen.attach(network, sites, parsed)
     network.to(network.device).eval()

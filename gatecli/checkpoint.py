@@ -133,6 +133,9 @@ def _network(recipe: Recipe) -> tuple[Network, list[str]]:
     source = recipe.source
     module = _skeleton(source)
     network = Network(module, recipe, source.names, source.leaves)
+    if any(tensor.is_meta and name not in network.state_dict() for name, tensor in network.named_buffers()):  # constants, which no file holds
+        module = skeleton_with_weights(source)
+        network = Network(module, recipe, source.names, source.leaves)
     dropped = _first_parts(renamed(name, source.names) for name in module.state_dict()) - _first_parts(network.state_dict())
     for step in recipe.steps:
         if step.op == "attach":

@@ -538,6 +538,18 @@ def test_autograd_in_evaluation(gated: Network, case: Case) -> None:
 
 
 @small
+def test_half_precision(original: Network, gated: Network, case: Case) -> None:
+    """bfloat16, all of it and by autocast: three digits."""
+    x, z = case.images(5), rows(original, 5, seed=8)
+    with gatecli.force(original, z), gatecli.force(gated, z):
+        expected = run(original, x)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert relative_change(expected, run(gated, x).float()) < 0.03
+        assert relative_change(expected, run(gated.bfloat16(), x.bfloat16()).float()) < 0.03
+    assert run(gated, x.bfloat16()).dtype == torch.bfloat16
+
+
+@small
 def test_inference_mode(original: Network, case: Case) -> None:
     x = case.images(3)
     with torch.inference_mode():

@@ -471,6 +471,27 @@ def test_node_names_with_leading_zeros_and_python_s_own_names() -> None:
     assert torch.allclose(run(model, x), run(gated.copy().copy(), x), atol=1e-6)
 
 
+class Constants(nn.Module):
+    """Tensors that are no parameters: a buffer, one that no file holds, an attribute, and one that the forward makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own = Own()
+        self.register_buffer("mean", torch.full((3, 1, 1), 0.3))
+        self.register_buffer("std", torch.full((3, 1, 1), 0.7), persistent=False)
+        self.shift = torch.tensor(0.2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.own((x - self.mean) / self.std + self.shift) * torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
+
+
+def test_constants_work_and_files_hold_what_they_held() -> None:
+    model, x = lively(Constants(), torch.randn(4, 3, 16, 16)), torch.randn(2, 3, 16, 16)
+    gated = gatecli.attach(model, "ind-perbatch", input_size=(16, 16)).network
+    assert torch.allclose(run(model, x), run(gated.copy(), x), atol=1e-6)
+    assert set(model.state_dict()) == {name for name in gated.state_dict() if not name.startswith("gates.")}
+
+
 def test_sites_within_the_module_of_another() -> None:
     """`stage` and `stage.inner`: the gate of one lies inside the other's."""
 

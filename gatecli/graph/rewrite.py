@@ -24,13 +24,13 @@ def place(root: nn.Module, path: str, module: nn.Module) -> None:
 
 
 def place_tensor(root: nn.Module, path: str, source: nn.Module) -> None:
-    """Share the parameter or buffer at `path` of `source` with `root`, at the same path."""
+    """Share the parameter, buffer or constant at `path` of `source` with `root`, at the same path; files hold what they held before."""
     parent, last = _parent(root, path)
     owner = source.get_submodule(path.rpartition(".")[0])
     if last in owner._parameters:
         parent.register_parameter(last, owner._parameters[last])
     else:
-        parent.register_buffer(last, getattr(owner, last), persistent=last not in owner._non_persistent_buffers_set)
+        parent.register_buffer(last, getattr(owner, last), persistent=last in owner._buffers and last not in owner._non_persistent_buffers_set)
 
 
 def _parent(root: nn.Module, path: str) -> tuple[nn.Module, str]:

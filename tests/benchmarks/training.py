@@ -82,7 +82,7 @@ def recording(case: str, rounds: int) -> list[timing.Row]:
     rows = []
     for name in METHODS:
         network = gatecli.attach(make().eval(), name, input_size=(pixels, pixels)).network
-        variants = {"not recorded": lambda: network(x), "RateMeter": partial(_observed, network, x, RateMeter), "Record": partial(_observed, network, x, Record)}
+        variants = {"not recorded": partial(network, x), "RateMeter": partial(_observed, network, x, RateMeter), "Record": partial(_observed, network, x, Record)}
         with torch.no_grad():
             times = timing.interleaved(variants, rounds)
         title = f"evaluation, {name}, {case}"
