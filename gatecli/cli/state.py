@@ -36,7 +36,7 @@ def log(session: Session, checkpoint: Checkpoint = None) -> dict[str, Any]:
 
 
 def _rows(recipe: Recipe) -> list[tuple[str, ...]]:
-    rows = [("source", "", f"{recipe.source.file}: {recipe.source.arch}", percent((recipe.baseline or {}).get("top1")), gmacs(recipe.source.macs))]
+    rows: list[tuple[str, ...]] = [("source", "", f"{recipe.source.file}: {recipe.source.arch}", percent((recipe.baseline or {}).get("top1")), gmacs(recipe.source.macs))]
     for step in recipe.steps:
         settings = {**step.settings, **step.settings.get("settings", {})}
         told = ", ".join(f"{k}={v}" for k, v in settings.items() if k not in ("settings", "plan", "sites") and v is not None)
