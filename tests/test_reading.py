@@ -138,14 +138,14 @@ def test_whole_modules_only_with_trust(tmp_path: Path, old: bool) -> None:
 
 def test_trusted_class_of_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "usernet.py").write_text("from torch import nn\nclass Net(nn.Linear):\n    pass\n")
+    (tmp_path / "pickled_usernet.py").write_text("from torch import nn\nclass Net(nn.Linear):\n    pass\n")
     monkeypatch.syspath_prepend(tmp_path)
-    import usernet  # type: ignore[import-not-found]
+    import pickled_usernet  # type: ignore[import-not-found]
 
-    path = save(tmp_path / "x.pt", usernet.Net(2, 3))
+    path = save(tmp_path / "x.pt", pickled_usernet.Net(2, 3))
     monkeypatch.undo()
-    monkeypatch.delitem(__import__("sys").modules, "usernet")
-    assert "No module named 'usernet'" in error(path, trust_pickle=True)
+    monkeypatch.delitem(__import__("sys").modules, "pickled_usernet")
+    assert "No module named 'pickled_usernet'" in error(path, trust_pickle=True)
     monkeypatch.chdir(tmp_path)
     assert list(read_tensors(path, trust_pickle=True)) == ["weight", "bias"]
 
