@@ -167,25 +167,17 @@ def _branch(region: set[fx.Node], entry: fx.Node, value: fx.Node) -> Callable[..
 def _writable(root: nn.Module, node: fx.Node, writer: fx.Node) -> bool:
     """Whether `writer` may overwrite the node's storage: all other readers, also of what may be a view of it, have run by then."""
     order = {other: index for index, other in enumerate(node.graph.nodes)}
-    owners, todo = set[fx.Node](), [node]  # what the node may be a view of, itself included
-    while todo:
-        source = todo.pop()
-        if source.op in ("placeholder", "get_attr"):
+
+    def read(node: fx.Node) -> bool:
+        others = [user for user in node.users if user is not writer]
+        return all(order[user] < order[writer] and (_is_fresh(root, user) or read(user)) for user in others)
+
+    def owned(node: fx.Node) -> bool:
+        if node.op in ("placeholder", "get_attr") or not read(node):
             return False
-        if source not in owners:
-            owners.add(source)
-            todo += [] if _is_fresh(root, source) else source.all_input_nodes
-    views, todo = set(owners), list(owners)
-    while todo:
-        for user in todo.pop().users:
-            if user is writer or user in views:
-                continue
-            if order[user] > order[writer]:
-                return False
-            if not _is_fresh(root, user):
-                views.add(user)
-                todo.append(user)
-    return True
+        return _is_fresh(root, node) or all(owned(source) for source in node.all_input_nodes)
+
+    return owned(node)
 
 
 def _is_fresh(root: nn.Module, node: fx.Node) -> bool:
