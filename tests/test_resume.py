@@ -28,7 +28,7 @@ from gatecli.training import Run, loop
 from gatecli.training.loop import Loop
 
 STAGE = importlib.import_module("gatecli.training.finetune")  # the package has a function of that name
-STEPS = 3  # an epoch
+STEPS, EPOCHS = 3, 2  # steps an epoch
 RUN = Path(".gatecli/runs/gated.tuned")
 STATE = RUN / "state.safetensors"
 
@@ -63,7 +63,7 @@ def here(tmp_path: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 
 def command(shelf: Path, *more: object, name: str = "gated") -> list[str]:
-    options = ["--epochs", 3, "--batch-size", 32, "--lr", 0.05, "--schedule", "cosine", "--bn-batches", 2]
+    options = ["--epochs", EPOCHS, "--batch-size", 32, "--lr", 0.05, "--schedule", "cosine", "--bn-batches", 2]
     return [str(part) for part in ["finetune", f"{name}.safetensors", "--data", f"npz:{shelf}/data.npz", *options, *more]]
 
 
@@ -128,10 +128,10 @@ POINTS: dict[str, tuple[Any, str, int, bool]] = {
     "after the first step": (Loop, "_step", 1, False),
     "in the middle of an epoch": (Loop, "_step", STEPS + 2, False),
     "after the last step of an epoch": (Loop, "_step", STEPS, False),
-    "after the last step": (Loop, "_step", 3 * STEPS, False),
+    "after the last step": (Loop, "_step", EPOCHS * STEPS, False),
     "in the baseline": (Loop, "validate", 1, True),
     "in the first validation": (Loop, "validate", 2, True),
-    "after the last validation": (Loop, "validate", 4, False),
+    "after the last validation": (Loop, "validate", EPOCHS + 1, False),
     "before the first state": (Run, "save", 1, True),
     "after the first state": (Run, "save", 1, False),
     "after a state": (Run, "save", 3, False),
@@ -139,15 +139,14 @@ POINTS: dict[str, tuple[Any, str, int, bool]] = {
     "after the last tensors were saved": (Run, "save_last", 1, False),
     "before a log line": (Run, "log", STEPS + 1, True),
     "after the line of an epoch": (Run, "log", STEPS + 1, False),
-    "after the line of the last epoch": (Run, "log", 3 * (STEPS + 1), False),
+    "after the line of the last epoch": (Run, "log", EPOCHS * (STEPS + 1), False),
     "before BatchNorm's new statistics": (STAGE, "reestimate", 1, True),
     "after BatchNorm's new statistics": (STAGE, "reestimate", 1, False),
     "before the output": (checkpoint, "write", 1, True),
 }
 
 
-@pytest.mark.parametrize("save_every", [0, 60])
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize(("point", "save_every"), [*((point, 0) for point in POINTS), ("in the middle of an epoch", 60), ("after the last step", 60), ("after the line of an epoch", 60)])
 def test_stopped_anywhere(here: Path, shelf: Path, straight: Straight, monkeypatch: pytest.MonkeyPatch, point: str, save_every: int) -> None:
     line = command(shelf, "--save-every", save_every)
     owner, name, count, before = POINTS[point]
@@ -172,7 +171,7 @@ def test_other_options_resume_as_well(here: Path, shelf: Path, straight: Straigh
 def test_without_a_best_epoch(here: Path, shelf: Path, straight: Straight, monkeypatch: pytest.MonkeyPatch) -> None:
     line = command(shelf, name="steep")
     assert "last" in straight(*line)[0]["chosen"]
-    fail_at(monkeypatch, Loop, "_step", 7, crash)
+    fail_at(monkeypatch, Loop, "_step", 5, crash)
     with pytest.raises(Crash):
         run(*line)
     equal(call("finetune", "--resume"), straight, line)
@@ -182,7 +181,7 @@ def test_stopped_again_and_again(here: Path, shelf: Path, straight: Straight) ->
     """Every second step is the last one before a crash."""
     line = command(shelf, "--save-every", 0)
     again = line
-    for _ in range(4):
+    for _ in range(3):
         with pytest.MonkeyPatch.context() as patch, pytest.raises(Crash):
             fail_at(patch, Loop, "_step", 2, crash)
             run(*again)
@@ -216,16 +215,16 @@ def test_a_killed_process(here: Path, shelf: Path, straight: Straight) -> None:
     """A process of its own, killed once it has saved a few states; its --resume runs in another one."""
     line = command(shelf, "--save-every", 0, "--threads", 1)
     process = subprocess.Popen([sys.executable, "-m", "gatecli", *line], env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE)
-    seen = wait_for_states(process, 4)
+    seen = wait_for_states(process, 3)
     process.send_signal(signal.SIGKILL)
     told = process.communicate()[1].decode()
-    assert process.returncode == -signal.SIGKILL and seen == 4, told
+    assert process.returncode == -signal.SIGKILL and seen == 3, told
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "LOG_EVERY", 20)  # as in that process
         found = call("finetune", "--resume")
     wanted, folder = straight(*line)
     assert {**found, "seconds": 0} == {**wanted, "seconds": 0} and same(found["out"], folder / found["out"])
-    assert [json.loads(row)["step"] for row in (RUN / "log.jsonl").read_text().splitlines()] == [STEPS, 2 * STEPS, 3 * STEPS]
+    assert [json.loads(row)["step"] for row in (RUN / "log.jsonl").read_text().splitlines()] == [STEPS * (epoch + 1) for epoch in range(EPOCHS)]
 
 
 def wait_for_states(process: subprocess.Popen[bytes], count: int) -> int:
@@ -281,14 +280,20 @@ def send(number: int) -> Callable[[], None]:
     return lambda: os.kill(os.getpid(), number)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("at", ["a step", "the baseline", "a validation", "saving", "the best", "BatchNorm's new statistics"])
+SIGNALLED: dict[str, tuple[Any, str, int]] = {
+    "a step": (Loop, "_step", 4),
+    "the baseline": (Loop, "validate", 1),
+    "a validation": (Loop, "validate", 3),
+    "saving": (Run, "save", 2),
+    "the best": (Run, "save_best", 1),
+    "BatchNorm's new statistics": (STAGE, "reestimate", 1),
+}
+
+
+@pytest.mark.parametrize(("at", "number"), [*((at, signal.SIGINT) for at in SIGNALLED), ("a step", signal.SIGTERM)])
 def test_signals(here: Path, shelf: Path, straight: Straight, monkeypatch: pytest.MonkeyPatch, at: str, number: int) -> None:
     line = command(shelf)
-    owner, name, count = {
-        "a step": (Loop, "_step", 4), "the baseline": (Loop, "validate", 1), "a validation": (Loop, "validate", 3), "saving": (Run, "save", 2), "the best": (Run, "save_best", 1),
-        "BatchNorm's new statistics": (STAGE, "reestimate", 1),
-    }[at]  # fmt: skip
+    owner, name, count = SIGNALLED[at]
     fail_at(monkeypatch, owner, name, count, send(number), before=True)
     done = run(*line)
     assert done.code == 130 and done.last.startswith("error: interrupted") and "gatecli finetune --resume" in done.last, done.err
@@ -300,7 +305,7 @@ def test_signals(here: Path, shelf: Path, straight: Straight, monkeypatch: pytes
 def test_a_signal_keeps_the_step_it_came_in(here: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped by a signal, no step is lost, however rarely states are saved."""
     fail_at(monkeypatch, Loop, "_step", 5, send(signal.SIGINT), before=True)
-    assert f"step 5 of {3 * STEPS}" in run(*command(shelf, "--save-every", 1000)).last
+    assert f"step 5 of {EPOCHS * STEPS}" in run(*command(shelf, "--save-every", 1000)).last
     with safe_open(STATE, "pt") as file:
         assert json.loads(file.metadata()["position"])["step"] == 5
 
@@ -343,14 +348,23 @@ def test_handlers_are_given_back(here: Path, shelf: Path) -> None:
 # --- what --resume restores, refuses and needs ---
 
 
-@pytest.fixture
-def stopped(here: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A run that was stopped at its fifth step; the command that began it."""
-    line = command(shelf, "--threads", 1, "--set", "loss_weight=2", "--save-every", 0)
+@pytest.fixture(scope="module")
+def a_stopped_run(shelf: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    folder, line = tmp_path_factory.mktemp("stopped"), command(shelf, "--threads", 1, "--set", "loss_weight=2", "--save-every", 0)
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Crash):
+        patch.chdir(folder)
+        patch.setattr(loop, "LOG_EVERY", 1)
+        shutil.copy(shelf / "gated.safetensors", folder)
         fail_at(patch, Loop, "_step", 5, crash)
         run(*line)
-    return line
+    return folder, line
+
+
+@pytest.fixture
+def stopped(here: Path, a_stopped_run: tuple[Path, list[str]]) -> list[str]:
+    """The working folder has a run that was stopped at its fifth step; the command that began it."""
+    shutil.copytree(a_stopped_run[0] / ".gatecli", ".gatecli")
+    return a_stopped_run[1]
 
 
 def test_equal_options_are_accepted(stopped: list[str], straight: Straight) -> None:
@@ -358,7 +372,7 @@ def test_equal_options_are_accepted(stopped: list[str], straight: Straight) -> N
 
 
 CONFLICTS = {
-    "--epochs 4": "--epochs", "--lr .1": "--lr", "--batch-size 64": "--batch-size", "--seed 1": "--seed", "--threads 2": "--threads", "--set loss_weight=3": "--set", "--schedule step": "--schedule",
+    "--epochs 9": "--epochs", "--lr .1": "--lr", "--batch-size 64": "--batch-size", "--seed 1": "--seed", "--threads 2": "--threads", "--set loss_weight=3": "--set", "--schedule step": "--schedule",
     "--data digits": "--data", "--out other.safetensors": "--out", "--augment none": "--augment", "--precision bf16": "--precision", "--input-size 16": "--input-size", "--mean .5": "--mean",
     "--weight-decay 1e-3": "--weight-decay", "--momentum .8": "--momentum", "--label-smoothing .1": "--label-smoothing", "--bn-batches 3": "--bn-batches", "--device cpu": "--device",
     "--save-every 9": "--save-every", "--workers 1": "--workers", "steep.safetensors": "checkpoint", "--arch cifar:resnet20": "--arch",
@@ -551,7 +565,7 @@ def test_best_and_last_are_kept(here: Path, shelf: Path) -> None:
     found = call(*command(shelf))
     assert sorted(file.name for file in RUN.iterdir()) == ["best.safetensors", "last.safetensors", "log.jsonl"]
     rows = [json.loads(line) for line in (RUN / "log.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 3 * STEPS + 1))
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, EPOCHS * STEPS + 1))
     assert [row for row in rows if "val_top1" in row] == found["history"]
     best = max(found["history"], key=lambda row: row["val_top1"])
     assert f"epoch {best['epoch']}," in found["chosen"]
