@@ -6,7 +6,7 @@ training runs. For evaluation the graph is lowered: each masked branch, with the
 """
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -28,10 +28,10 @@ class SkipBlock(nn.Module):
     `rectified`: the shortcut is never negative, so a closed gate need not touch it.
     """
 
-    def __init__(self, root: nn.Module, branch: Callable[..., Tensor], write: bool, rectify: bool, rectified: bool) -> None:
+    def __init__(self, root: nn.Module, branch: Callable[..., Tensor], rectify: bool, rectified: bool) -> None:
         super().__init__()
         self.__dict__["root"] = root  # not a child: the branch's modules belong to the network itself
-        self.branch, self.write, self.rectify, self.rectified = branch, write, rectify, rectified
+        self.branch, self.rectify, self.rectified, self.write = branch, rectify, rectified, False
         self.never_negative = rectify
 
     def forward(self, x: Tensor, shortcut: Tensor, z: Tensor) -> Tensor:
@@ -108,6 +108,7 @@ def lower(root: nn.Module, graph: fx.Graph) -> fx.Graph:
     for node in list(lowered.nodes):
         if is_mask(node):
             _lower_block(root, lowered, node, holder)
+    _let_write(root, lowered)
     if not len(holder):
         del root._modules[LOWERED]
     return lowered
@@ -116,7 +117,7 @@ def lower(root: nn.Module, graph: fx.Graph) -> fx.Graph:
 def _rectify_in_place(root: nn.Module, relu: fx.Node) -> None:
     """Let a ReLU write into its input where that is new and nothing else reads it; the trace has taken such writes out."""
     (source,) = relu.all_input_nodes
-    if len(source.users) == 1 and _is_fresh(root, source):
+    if len(source.users) == 1 and not _shared(root, source) and source.op not in ("placeholder", "get_attr"):
         relu.op, relu.target, relu.args, relu.kwargs = "call_function", F.relu, (source,), {"inplace": True}
 
 
@@ -132,7 +133,7 @@ def _lower_block(root: nn.Module, graph: fx.Graph, masked: fx.Node, holder: nn.M
         return
     (entry,) = entries
     relu = next(iter(add.users)) if len(add.users) == 1 and is_relu(root, next(iter(add.users))) else None
-    block = SkipBlock(root, _branch(region, entry, value), _writable(root, shortcut, add), relu is not None, never_negative(root, shortcut))
+    block = SkipBlock(root, _branch(region, entry, value), relu is not None, never_negative(root, shortcut))
     holder[str(len(holder))] = block
     last = relu or add
     with graph.inserting_before(last):
@@ -164,22 +165,47 @@ def _branch(region: set[fx.Node], entry: fx.Node, value: fx.Node) -> Callable[..
     return compile_graph(graph)
 
 
-def _writable(root: nn.Module, node: fx.Node, writer: fx.Node) -> bool:
-    """Whether `writer` may overwrite the node's storage: all other readers, also of what may be a view of it, have run by then."""
-    order = {other: index for index, other in enumerate(node.graph.nodes)}
+def _let_write(root: nn.Module, graph: fx.Graph) -> None:
+    """Let executors write into their shortcut's storage where nobody can notice: decided once all are in, as each may return its shortcut."""
+    order = {node: index for index, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        block = module_of(root, node)
+        if isinstance(block, SkipBlock):
+            block.write = _writable(root, node, order)
 
-    def read(node: fx.Node) -> bool:
-        others = [user for user in node.users if user is not writer]
-        return all(order[user] < order[writer] and (_is_fresh(root, user) or read(user)) for user in others)
 
-    def owned(node: fx.Node) -> bool:
-        if node.op in ("placeholder", "get_attr") or not read(node):
+def _writable(root: nn.Module, writer: fx.Node, order: Mapping[fx.Node, int]) -> bool:
+    """Whether all other readers of what may be the storage of the writer's shortcut have run before it."""
+    owners, todo = set[fx.Node](), [_shortcut(writer)]
+    while todo:
+        node = todo.pop()
+        if node.op in ("placeholder", "get_attr"):
             return False
-        return _is_fresh(root, node) or all(owned(source) for source in node.all_input_nodes)
+        if node not in owners:
+            owners.add(node)
+            todo.extend(_shared(root, node))
+    sharing, todo = set(owners), list(owners)
+    while todo:
+        node = todo.pop()
+        for user in node.users.keys() - {writer}:
+            if order[user] > order[writer]:
+                return False
+            if user not in sharing and node in _shared(root, user):
+                sharing.add(user)
+                todo.append(user)
+    return True
 
-    return owned(node)
+
+def _shared(root: nn.Module, node: fx.Node) -> list[fx.Node]:
+    """The inputs in whose storage the node's result may lie."""
+    module = module_of(root, node)
+    if isinstance(module, SkipBlock):
+        return [_shortcut(node)]
+    fresh = is_add(node) or is_mask(node) or isinstance(module, FRESH_MODULES)
+    return [] if fresh else node.all_input_nodes
 
 
-def _is_fresh(root: nn.Module, node: fx.Node) -> bool:
-    """Whether the node's result is known to have storage of its own."""
-    return is_add(node) or is_mask(node) or isinstance(module_of(root, node), FRESH_MODULES)
+def _shortcut(block: fx.Node) -> fx.Node:
+    shortcut = block.args[1]
+    assert isinstance(shortcut, fx.Node)
+    return shortcut
