@@ -60,7 +60,7 @@ def attach(
     parsed = methods.parse_settings(chosen, settings)
     network = model.copy() if isinstance(model, Network) else _traced(model, input_size, arch, arch_args or {})
     network.eval()
-    sites = choose_sites(network, chosen, include, exclude)
+    sites, parsed = chosen.prepare(choose_sites(network, chosen, include, exclude), parsed)
     images = random_images(network, 1)
     before = logits(network, images)
     chosen.attach(network, sites, parsed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from gatecli.errors import CheckpointError
+from gatecli.graph.sites import Site
 from gatecli.network import Network
 
 Rates = Mapping[str, Sequence[float]]  # site -> the rate of each unit
@@ -15,13 +16,18 @@ def expected_macs(network: Network, rates: Rates) -> float:
     return network.macs_dense - saved
 
 
+def own_macs(site: Site) -> int:
+    """MACs that a site saves where none of its units runs."""
+    return site.macs
+
+
 def mean_rate(units: Sequence[float]) -> float:
     return sum(units) / len(units)
 
 
 def overall_rate(rates: Rates) -> float:
-    """Mean over all gates, the achieved rate; 1 where there are none."""
-    return mean_rate([mean_rate(units) for units in rates.values()]) if rates else 1.0
+    """Mean over all gated units, the achieved rate; 1 where there are none."""
+    return mean_rate([rate for units in rates.values() for rate in units]) if rates else 1.0
 
 
 def site_rates(rates: Rates) -> dict[str, float]:

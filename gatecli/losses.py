@@ -18,9 +18,19 @@ def batch_rate(decisions: Mapping[str, Tensor]) -> Tensor:
     return torch.cat(list(decisions.values()), 1).mean()
 
 
-def per_batch(decisions: Mapping[str, Tensor], target: float, form: str = "quadratic") -> Tensor:
-    """(t - mean of z over all gates and instances)^2; with `const-quad`, zero where that mean is at or below t (S2.2)."""
-    return distance(batch_rate(decisions), target, form)
+def per_batch(decisions: Mapping[str, Tensor], targets: Mapping[str, float], form: str = "quadratic") -> Tensor:
+    """(t - mean of z over all gates and instances)^2, t the gates' mean target; with `const-quad`, zero where that mean is at or below t (S2.2)."""
+    return distance(batch_rate(decisions), mean_target(targets, {site: z.shape[1] for site, z in decisions.items()}), form)
+
+
+def per_gate(decisions: Mapping[str, Tensor], targets: Mapping[str, float], form: str = "quadratic") -> Tensor:
+    """Mean over the gates g of (t_g - mean of z_g over the batch)^2; with `const-quad`, a gate at or below its t adds nothing."""
+    return torch.cat([distance(z.mean(0), targets[site], form) for site, z in decisions.items()]).mean()
+
+
+def mean_target(targets: Mapping[str, float], units: Mapping[str, int]) -> float:
+    """The mean target of all units, `units` of them at each site."""
+    return sum(targets[site] * count for site, count in units.items()) / sum(units.values())
 
 
 def distance(rate: Tensor, target: float, form: str) -> Tensor:

@@ -252,7 +252,7 @@ def test_the_loss_reaches_every_gate_parameter(gated: Network, method: str, case
     x, labels = case.images(8), torch.arange(8) % gated.num_classes
     torch.manual_seed(0)
     with gatecli.record_gates(gated.train()) as record:
-        loss = F.cross_entropy(gated(x), labels) + chosen.loss(record.latest(), chosen.settings(), epoch=0)
+        loss = F.cross_entropy(gated(x), labels) + chosen.loss(record.latest(), chosen.settings(), chosen.targets(chosen.settings(), gated.methods, 0))
     loss.backward()  # type: ignore[no-untyped-call]
     assert set(record.latest()) == set(gated.methods)
     for site, gate in gated.site_gates.items():

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -13,13 +14,13 @@ from networks import CASES, oneblock, traced
 from torch import Tensor, nn
 
 import gatecli
-from gatecli import methods
+from gatecli import methods, targets
 from gatecli.costs import expected_macs, known_rates, mean_rate, overall_rate, site_rates
-from gatecli.errors import CheckpointError
+from gatecli.errors import CheckpointError, SettingError
 from gatecli.gates import Gate, gumbel_decision
 from gatecli.graph.ops import mask
 from gatecli.inference import topk
-from gatecli.losses import batch_rate, distance, per_batch
+from gatecli.losses import batch_rate, distance, per_batch, per_gate
 from gatecli.methods.layer_gates import DataDependentGate, DataIndependentGate
 from gatecli.probe import relative_change
 from gatecli.recipe import Step
@@ -45,7 +46,7 @@ DECISIONS = {"a": torch.tensor([[1.0], [0.0], [1.0], [1.0]]), "b": torch.tensor(
 )
 def test_per_batch_loss_and_its_gradient(target: float, form: str, loss: float, slope: float) -> None:
     decisions = {site: z.clone().requires_grad_() for site, z in DECISIONS.items()}
-    value = per_batch(decisions, target, form)
+    value = per_batch(decisions, dict.fromkeys(decisions, target), form)
     assert value.shape == () and value.item() == pytest.approx(loss, abs=1e-7)
     value.backward()  # type: ignore[no-untyped-call]
     for z in decisions.values():
@@ -59,15 +60,116 @@ def test_the_rate_is_the_mean_over_all_units_and_instances() -> None:
     assert distance(torch.tensor(0.9), 0.4, "const-quad").item() == pytest.approx(0.25)
 
 
-@pytest.mark.parametrize("name", ["aig-perbatch", "ind-perbatch"])
+@pytest.mark.parametrize("form", ["quadratic", "const-quad"])
+def test_per_gate_loss_against_a_loop(form: str) -> None:
+    """Each unit of each site is a gate with its site's target; a gate at or below it costs nothing under const-quad."""
+    generator = torch.Generator().manual_seed(2)
+    decisions = {"a": torch.randint(0, 2, (6, 1), generator=generator).float(), "b": torch.randint(0, 2, (6, 3), generator=generator).float()}
+    asked = {"a": 0.9, "b": 0.25}
+    losses = []
+    for site, z in decisions.items():
+        for unit in range(z.shape[1]):
+            rate = sum(z[i, unit].item() for i in range(6)) / 6
+            losses.append(0.0 if form == "const-quad" and rate <= asked[site] else (asked[site] - rate) ** 2)
+    assert per_gate(decisions, asked, form).item() == pytest.approx(sum(losses) / 4)
+    held = {site: z.clone().requires_grad_() for site, z in decisions.items()}
+    per_gate(held, asked, "quadratic").backward()  # type: ignore[no-untyped-call]
+    for site, z in held.items():
+        assert z.grad is not None
+        torch.testing.assert_close(z.grad, (2 * (z.detach().mean(0) - asked[site]) / 6 / 4).expand_as(z))
+
+
+def test_per_batch_aims_at_the_mean_target_of_the_units() -> None:
+    decisions = {"one": torch.ones(2, 1), "three": torch.zeros(2, 3)}
+    assert per_batch(decisions, {"one": 1.0, "three": 0.2}).item() == pytest.approx((0.25 - 0.4) ** 2)
+
+
+@pytest.mark.parametrize("name", ["aig-pergate", "aig-perbatch", "ind-pergate", "ind-perbatch"])
 def test_the_methods_loss_is_weighted_and_annealed(name: str) -> None:
     method = methods.get(name)
     given_settings = {"target_rate": 0.5, "loss_weight": 2.0, "anneal_step": 0.1, "anneal_every": 2, "anneal_start": 0.825}
     parsed = methods.parse_settings(method, given_settings)
-    # targets .825, .825, .725, .725, .625, ...
-    for epoch, difference in ((0, 0.2), (1, 0.2), (2, 0.1), (3, 0.1), (4, 0.0), (6, 0.1), (100, 0.125)):
-        assert method.loss(DECISIONS, parsed, epoch).item() == pytest.approx(2 * difference**2, abs=1e-6)
-    assert method.loss(DECISIONS, method.settings(), 0).item() == pytest.approx((0.625 - 0.6) ** 2, abs=1e-7)
+    rates = {site: z.mean().item() for site, z in DECISIONS.items()}
+
+    def wanted(target: float) -> float:
+        return sum((rate - target) ** 2 for rate in rates.values()) / len(rates) if name.endswith("gate") else (0.625 - target) ** 2
+
+    for epoch, target in ((0, 0.825), (1, 0.825), (2, 0.725), (3, 0.725), (4, 0.625), (6, 0.525), (100, 0.5)):
+        asked = method.targets(parsed, DECISIONS, epoch)
+        assert asked == pytest.approx(dict.fromkeys(DECISIONS, target))
+        assert method.loss(DECISIONS, parsed, asked).item() == pytest.approx(2 * wanted(target), abs=1e-6)
+    plain = method.settings()
+    assert method.loss(DECISIONS, plain, method.targets(plain, DECISIONS, 0)).item() == pytest.approx(wanted(0.6), abs=1e-7)
+
+
+# --- targets of their own, and targets that follow ---
+
+SITES = ["layer1.0", "layer1.1", "layer2.0"]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("1,.5,t", {"layer1.0": 1.0, "layer1.1": 0.5}),
+        (" .1 , .2,.3", {"layer1.0": 0.1, "layer1.1": 0.2, "layer2.0": 0.3}),
+        ("layer1.*:1", {"layer1.0": 1.0, "layer1.1": 1.0}),
+        ("layer1.*:1,*.1:.25", {"layer1.0": 1.0, "layer1.1": 0.25}),
+        ("t,t,t", {}),
+    ],
+)
+def test_targets_of_their_own(text: str, found: dict[str, float]) -> None:
+    assert targets.resolve(text, SITES) == found
+    if found:
+        assert targets.read(targets.written(found) or "") == found
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("1,1", "expected setting `targets` to have 3 numbers, one for each gate, but got 2; the gates are: layer1.0, layer1.1, layer2.0"),
+        ("1,1,1,1", "but got 4"),
+        ("1,2,1", "between 0 and 1, but got `2`"),
+        ("1,x,1", "but got `x`"),
+        ("nan,1,1", "but got `nan`"),
+        ("layer9.*:1", "`layer9.*` matches none of"),
+        ("layer1.0:1,.5", "`.5` matches none of"),
+        ("layer1.0:t", "but got `t`"),
+    ],
+)
+def test_targets_that_are_none(text: str, message: str) -> None:
+    with pytest.raises(SettingError, match=re.escape(message)):
+        targets.resolve(text, SITES)
+
+
+def test_a_gate_whose_target_is_one_is_left_out() -> None:
+    gated = gatecli.attach(CASES["own"].network(), "ind-pergate", targets="t,1,.25", target_rate=0.5).network
+    left = list(gated.methods)
+    assert len(left) == 2 and left == [list(gated.sites)[0], list(gated.sites)[2]]
+    step = gated.recipe.last("attach")
+    assert step is not None and step.settings["settings"]["targets"] == f"{left[1]}:0.25"
+    method = methods.get("ind-pergate")
+    chosen = methods.parse_settings(method, step.settings["settings"])
+    assert method.targets(chosen, left, 0) == {left[0]: 0.5, left[1]: 0.25}
+    with pytest.raises(SettingError, match="every target is 1"):
+        gatecli.attach(CASES["own"].network(), "ind-pergate", targets="*:1")
+
+
+@pytest.mark.parametrize("kind", ["moving", "exponential"])
+def test_variable_targets_against_their_sums(kind: str) -> None:
+    """moving: the mean of the start and all rates so far; exponential: each earlier value counts `momentum` times less."""
+    rates, start, momentum = [0.9, 0.1, 0.4, 0.7], 0.8, 0.75
+    found = {"a": start, "b": 0.3}
+    for count, rate in enumerate(rates, 1):
+        found = targets.follow(kind, momentum, found, {"a": rate, "b": 0.3}, count)
+        if kind == "moving":
+            wanted = (start + sum(rates[:count])) / (count + 1)
+        else:
+            wanted = momentum**count * start + sum((1 - momentum) * momentum ** (count - 1 - index) * rates[index] for index in range(count))
+        assert found == pytest.approx({"a": wanted, "b": 0.3})
+    method = methods.get("aig-perbatch")
+    chosen = methods.parse_settings(method, {"variable": kind, "variable_momentum": momentum})
+    assert method.follow(chosen, {"a": 0.5}, {"a": 1.0}, 1) == pytest.approx({"a": 0.75 if kind == "moving" else 0.625})
+    assert method.follow(method.settings(), {"a": 0.5}, {"a": 1.0}, 1) == {"a": 0.5}
 
 
 # --- schedules ---

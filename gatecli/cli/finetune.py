@@ -17,7 +17,7 @@ from gatecli.errors import CheckpointError, Interrupted, SettingError, TrainingE
 if TYPE_CHECKING:
     from gatecli.training import Finetuned, Run
 
-OPTIONS = ("epochs", "lr", "batch_size", "weight_decay", "momentum", "schedule", "precision", "augment", "label_smoothing", "workers", "bn_batches", "save_every")
+OPTIONS = ("epochs", "lr", "batch_size", "weight_decay", "momentum", "schedule", "precision", "augment", "label_smoothing", "workers", "bn_batches", "save_every", "max_drop", "max_gmacs")
 
 
 @reads_checkpoints
@@ -39,6 +39,8 @@ def finetune(
     workers: Workers = 0,
     bn_batches: Annotated[int, typer.Option(help="Batches to re-estimate BatchNorm statistics with; 0: leave them.")] = 200,
     save_every: Annotated[float, typer.Option(help="Seconds between saved states.")] = 60.0,
+    max_drop: Annotated[Optional[float], typer.Option(help="Lower the target rate as long as val top-1 stays within so many points of the baseline, and keep the cheapest such state.")] = None,
+    max_gmacs: Annotated[Optional[float], typer.Option(help="Lower the target rate until an image costs at most so many GMACs, and keep the most accurate such state.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that was interrupted last, with its settings.")] = False,
     out: Out = None,
     force: Force = False,

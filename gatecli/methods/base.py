@@ -50,6 +50,10 @@ class Method:
         """The sites of `network` that this method can gate, gated ones included."""
         raise NotImplementedError
 
+    def prepare(self, sites: list[str], settings: Any) -> tuple[list[str], Any]:
+        """Which of the sites chosen to gate, and the settings in the form that is recorded. Raises SettingError."""
+        return sites, settings
+
     def gate(self, site: Site, settings: Any) -> Gate:
         """A new gate for a site, opened so that it changes no prediction."""
         raise NotImplementedError
@@ -61,12 +65,16 @@ class Method:
         network.recompile()
         network.recount()
 
-    def target(self, settings: Any, epoch: int) -> float:
-        """The rate aimed at in `epoch` (from 0)."""
+    def targets(self, settings: Any, sites: Iterable[str], epoch: int) -> dict[str, float]:
+        """The rate that the gate at each of `sites` aims at when `epoch` (from 0) begins."""
         raise NotImplementedError
 
-    def loss(self, decisions: Mapping[str, Tensor], settings: Any, epoch: int) -> Tensor:
-        """The weighted loss of the gates' decisions (site -> z (N, units)) in `epoch`: a scalar."""
+    def follow(self, settings: Any, targets: Mapping[str, float], rates: Mapping[str, float], count: int) -> dict[str, float]:
+        """The targets after the epoch's batch number `count` (from 1), in which the gates had `rates`; as they were, unless a method says otherwise."""
+        return dict(targets)
+
+    def loss(self, decisions: Mapping[str, Tensor], settings: Any, targets: Mapping[str, float]) -> Tensor:
+        """The weighted loss of the gates' decisions (site -> z (N, units)) with these targets: a scalar."""
         raise NotImplementedError
 
     def always_runs(self, gate: Gate, threshold: float | None) -> list[bool] | None:

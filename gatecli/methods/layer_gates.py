@@ -5,25 +5,30 @@
 Herrmann, Bowen, Zabih, "Deep networks with probabilistic gates" (2018), with the gate of Veit & Belongie, "Convolutional Networks
 with Adaptive Inference Graphs" (2018). One gate a residual branch, downsampling blocks included; a projection shortcut always runs.
 Training samples z with the straight-through Gumbel-softmax at temperature 1; the loss is
-    cross-entropy + loss_weight * (t - mean of z over all gates and instances)^2      (per batch, section 3.1)
+    cross-entropy + loss_weight * (t - mean of z over all gates and instances)^2            (per batch, section 3.1)
+    cross-entropy + loss_weight * mean over gates g of (t_g - mean of z_g over the batch)^2   (per gate, Veit & Belongie)
+A gate whose own target is 1 is left out: its branch always runs (AIG's code samples it and counts it as 1).
 In evaluation a branch runs where P(on) > threshold (1/2: the most probable decision).
 """
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gatecli.errors import SettingError
 from gatecli.gates import Gate, Remembered
 from gatecli.graph.sites import Site
-from gatecli.losses import FORMS, per_batch
+from gatecli.losses import FORMS as LOSS_FORMS
+from gatecli.losses import per_batch, per_gate
 from gatecli.methods.base import Method, Settings, register, setting
 from gatecli.network import Network
 from gatecli.schedules import annealed_target
+from gatecli.targets import FORMS, VARIABLE, follow, read, resolve, written
 
 
 @dataclass(frozen=True)
@@ -32,10 +37,13 @@ class LayerGateSettings(Settings):
 
     target_rate: float = setting(0.6, "share of branches to run, t in the paper (.4, .5, .6 there)", low=0, high=1)
     loss_weight: float = setting(1.0, "weight of the target loss beside the cross-entropy", low=0, high=1e30)
-    loss_form: str = setting("quadratic", "quadratic, or const-quad: no penalty at or below the target (S2.2)", choices=FORMS)
+    loss_form: str = setting("quadratic", "quadratic, or const-quad: no penalty at or below the target (S2.2)", choices=LOSS_FORMS)
     anneal_step: float = setting(0.0, "lower the target by this much from anneal_start on (S2.1; typical .05); 0: no annealing", low=0, high=1)
     anneal_every: int = setting(5, "... every so many epochs", low=1)
     anneal_start: float = setting(1.0, "the target that annealing starts from", low=0, high=1)
+    targets: str | None = setting(None, f"targets of their own: {FORMS}; 1 leaves a gate out", structural=True)
+    variable: str = setting("none", "let the target follow the network's rate within each epoch (S2.2): moving (the mean so far) or exponential", choices=VARIABLE)
+    variable_momentum: float = setting(0.9, "of the exponential average, for each batch", low=0, high=1)
 
 
 @dataclass(frozen=True)
@@ -117,28 +125,46 @@ class DataIndependentGate(Gate):
 
 
 class LayerGates(Method):
-    """Gates on residual branches; `dependent` says which of the two gates."""
+    """Gates on residual branches; `dependent` says which of the two gates, `loss_of` which loss holds their rates."""
 
     needs: ClassVar[str] = "residual blocks (an addition of a shortcut and a branch)"
     paper: ClassVar[str] = "Herrmann, Bowen, Zabih: Deep networks with probabilistic gates, 2018"
 
-    def __init__(self, name: str, summary: str, dependent: bool) -> None:
+    def __init__(self, name: str, summary: str, dependent: bool, loss_of: Callable[..., Tensor]) -> None:
         super().__init__(name, summary, AigSettings if dependent else LayerGateSettings)
-        self.dependent = dependent
+        self.dependent, self.loss_of = dependent, loss_of
 
     def candidates(self, network: Network) -> list[Site]:
         return [site for site in network.sites.values() if site.kind == "block"]
 
+    def prepare(self, sites: list[str], settings: Any) -> tuple[list[str], Any]:
+        if settings.targets is None:
+            return sites, settings
+        own = resolve(settings.targets, sites)
+        gated = [site for site in sites if own.get(site) != 1]
+        if not gated:
+            raise SettingError("expected setting `targets` to leave something to gate, but every target is 1")
+        return gated, replace(settings, targets=written({site: rate for site, rate in own.items() if rate != 1}))
+
     def gate(self, site: Site, settings: Any) -> Gate:
         return DataDependentGate(site.name, site.channels, site.positions, settings.hidden) if self.dependent else DataIndependentGate(site.name)
 
-    def target(self, settings: Any, epoch: int) -> float:
-        return annealed_target(settings.target_rate, epoch, settings.anneal_start, settings.anneal_step, settings.anneal_every)
+    def targets(self, settings: Any, sites: Iterable[str], epoch: int) -> dict[str, float]:
+        own = read(settings.targets) if settings.targets else {}
+        return {site: annealed_target(own.get(site, settings.target_rate), epoch, settings.anneal_start, settings.anneal_step, settings.anneal_every) for site in sites}
 
-    def loss(self, decisions: Mapping[str, Tensor], settings: Any, epoch: int) -> Tensor:
+    def follow(self, settings: Any, targets: Mapping[str, float], rates: Mapping[str, float], count: int) -> dict[str, float]:
+        if settings.variable == "none":
+            return dict(targets)
+        return follow(settings.variable, settings.variable_momentum, targets, rates, count)
+
+    def loss(self, decisions: Mapping[str, Tensor], settings: Any, targets: Mapping[str, float]) -> Tensor:
         weight: float = settings.loss_weight
-        return weight * per_batch(decisions, self.target(settings, epoch), settings.loss_form)
+        return weight * self.loss_of(decisions, targets, settings.loss_form)
 
 
-register(LayerGates("aig-perbatch", "a small gate looks at each branch's input; the loss holds the mean rate of the batch", dependent=True))
-register(LayerGates("ind-perbatch", "two learned logits a branch, the same for all images; what collapses to 0 can be pruned", dependent=False))
+AIG, IND = "a small gate looks at each branch's input", "two learned logits a branch, the same for all images; what collapses to 0 can be pruned"
+register(LayerGates("aig-pergate", f"{AIG}; the loss holds each gate's own rate", True, per_gate))
+register(LayerGates("aig-perbatch", f"{AIG}; the loss holds the mean rate of the batch", True, per_batch))
+register(LayerGates("ind-pergate", f"{IND}; the loss holds each gate's own rate", False, per_gate))
+register(LayerGates("ind-perbatch", f"{IND}; the loss holds the mean rate of the batch", False, per_batch))

@@ -88,30 +88,29 @@ def trained_method(recipe: Recipe, changes: Mapping[str, Any]) -> tuple[Method, 
 
 
 def _finish(loop: Loop, baseline: float) -> Finetuned:
-    network, position, goal = loop.network, loop.position, loop.method.target(loop.settings, loop.options.epochs - 1)
+    network, position = loop.network, loop.position
     if loop.run is not None:
         loop.run.save_last(network.state_dict())
-    if position.best is not None:
-        chosen = f"best: epoch {position.best + 1}, the highest val top-1 among those whose rate is at most {goal:.2f} + .02"
+    best = None if position.best is None else position.history[position.best]
+    if best is not None:
         network.load_state_dict(loop.best_tensors)
-    else:
-        chosen = f"last: epoch {loop.options.epochs}, as no epoch's rate came down to {goal:.2f} + .02"
+    chosen, target = loop.goal.chosen(best), loop.goal.reported(best or position.history[-1])
     network.eval()
     batchnorm, scores = _steady_norms(loop)
     result = Finetuned(
-        network, loop.options.epochs, scores.top1, baseline, expected_macs(network, scores.rates), scores.rates, goal, chosen, batchnorm, position.history,
+        network, loop.options.epochs, scores.top1, baseline, expected_macs(network, scores.rates), scores.rates, target, chosen, batchnorm, position.history,
         overall_rate(loop.own(scores.rates)),
     )  # fmt: skip
     measured = {
         "top1": scores.top1, "top5": scores.top5, "split": "val", "macs_expected": result.macs_expected, "achieved_rate": result.achieved_rate,
-        "target_rate": goal, "chosen": chosen, "batchnorm": batchnorm, "rates": site_rates(scores.rates), "unit_rates": scores.rates,
+        "target_rate": target, "chosen": chosen, "batchnorm": batchnorm, "rates": site_rates(scores.rates), "unit_rates": scores.rates,
     }  # fmt: skip
     network.recipe = network.recipe.with_step(Step("finetune", {**asdict(loop.options), "method": loop.method.name, "settings": asdict(loop.settings), "data": loop.data.spec}, measured))
     return result
 
 
 def _steady_norms(loop: Loop) -> tuple[dict[str, Any], Any]:
-    """Re-estimate the BatchNorm statistics and keep them unless val says that they were better before."""
+    """Re-estimate the BatchNorm statistics and keep them unless val says that the network was better before, or was what was asked for."""
     network, before = loop.network, loop.validate()
     if not loop.options.bn_batches:
         return {"before": before.top1, "after": None, "kept": "before"}, before
@@ -119,7 +118,8 @@ def _steady_norms(loop: Loop) -> tuple[dict[str, Any], Any]:
     torch.manual_seed(loop.options.seed)  # the gates sample: a resumed run must sample alike
     reestimate(network, loop.batches(loop.options.epochs), min(loop.options.bn_batches, loop.steps_per_epoch), loop.progress)
     after = loop.validate()
-    kept = "after" if after.top1 >= before.top1 else "before"
+    still = loop.goal.meets(loop.figures(after)) or not loop.goal.meets(loop.figures(before))
+    kept = "after" if after.top1 >= before.top1 and still else "before"
     if kept == "before":
         network.load_state_dict(old)
     return {"before": before.top1, "after": after.top1, "kept": kept}, after if kept == "after" else before

@@ -25,19 +25,19 @@ from gatecli.network import Network
 from gatecli.progress import Progress
 from gatecli.record import Record, observe, strategy
 from gatecli.schedules import learning_rate
+from gatecli.training.goals import goal_of
 from gatecli.training.options import TrainOptions
 from gatecli.training.processes import OneProcess
 from gatecli.training.run import Run, intact
 
 V = TypeVar("V")
 LOG_EVERY = 20  # steps
-RATE_SLACK = 0.02  # an epoch may be the best if its achieved rate is at most the target plus this
 
 
 @dataclass
 class Position:
-    """Where a run is: val top-1 before the first step (all gates open), steps done, epochs closed (validated), sums of the open epoch, the
-    closed epochs' rows, the best epoch's index.
+    """Where a run is: val top-1 before the first step (all gates open), steps done, epochs closed (validated), sums and targets of the open
+    epoch, the closed epochs' rows, the best epoch's index, what the goal has learnt.
     """
 
     baseline: float | None = None
@@ -46,6 +46,8 @@ class Position:
     sums: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     best: int | None = None
+    targets: dict[str, float] = field(default_factory=dict)
+    goal: dict[str, float] = field(default_factory=dict)
 
 
 class Loop:
@@ -60,7 +62,8 @@ class Loop:
             raise DataError(f"expected {data.spec} to have at least 2 training images, but it has {len(self.train_split)}")
         self.steps_per_epoch = steps(self.train_split, self.batch_size, drop_last=True)
         self.optimizer = torch.optim.SGD(self._groups(), lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay)
-        self.position, self.best_tensors = Position(), dict[str, Tensor]()
+        self.goal = goal_of(network, method, settings, options)
+        self.position, self.best_tensors = Position(goal=self.goal.state), dict[str, Tensor]()
         self.saved_step, self.saved_at = 0, time.monotonic()
 
     def _groups(self) -> list[dict[str, Any]]:
@@ -78,6 +81,7 @@ class Loop:
         """
         try:
             baseline = self._baseline()
+            self.goal.begin(baseline)
             while self.position.closed < self.options.epochs:
                 self._epoch(self.position.closed)
                 self._close(self.position.closed)
@@ -110,6 +114,8 @@ class Loop:
 
     def _epoch(self, epoch: int) -> None:
         start = self.position.step - epoch * self.steps_per_epoch
+        if start == 0:
+            self.position.targets = self.goal.targets(epoch)
         self.network.train()
         model, record = self.processes.wrap(self.network), Record()
         label = f"epoch {epoch + 1}/{self.options.epochs}"
@@ -119,7 +125,7 @@ class Loop:
                 self._step(model, record, x.to(self.network.device), y.to(self.network.device), epoch)
                 if self.run is not None and time.monotonic() - self.saved_at > self.options.save_every:
                     self.save()
-                task.advance(**self._shown(epoch))
+                task.advance(**self._shown())
 
     def _step(self, model: Network, record: Record, x: Tensor, y: Tensor, epoch: int) -> None:
         torch.manual_seed(self.options.seed * 1_000_003 + self.position.step)
@@ -129,7 +135,7 @@ class Loop:
             logits = model(x)
             task_loss = F.cross_entropy(logits.float(), y, label_smoothing=self.options.label_smoothing)
         decisions = self.own(record.latest())
-        loss = task_loss + self.method.loss(decisions, self.settings, epoch)
+        loss = task_loss + self.method.loss(decisions, self.settings, self.position.targets)
         value = self.processes.mean(loss.detach()).item()
         if not math.isfinite(value):
             raise TrainingError(self._diverged(f"the loss is {value}"))
@@ -146,46 +152,55 @@ class Loop:
         return {site: value for site, value in by_site.items() if self.network.methods[site] == self.method.name}
 
     def _add(self, loss: float, logits: Tensor, y: Tensor, decisions: Mapping[str, Tensor]) -> None:
-        now = {"batches": 1.0, "loss": loss, "top1": 100 * (logits.argmax(1) == y).double().mean().item()}
-        now.update({f"rate {site}": z.detach().mean().item() for site, z in decisions.items()})
+        """Add a batch to the open epoch's sums, and let the targets follow it."""
+        rates = dict(zip(decisions, torch.stack([z.detach().mean() for z in decisions.values()]).tolist(), strict=True))
+        now = {"batches": 1.0, "loss": loss, "top1": 100 * (logits.argmax(1) == y).double().mean().item(), **{f"rate {site}": rate for site, rate in rates.items()}}
         for name, value in now.items():
             self.position.sums[name] = self.position.sums.get(name, 0.0) + value
+        self.position.targets = self.method.follow(self.settings, self.position.targets, rates, int(self.position.sums["batches"]))
 
     def _means(self) -> dict[str, float]:
         return {name: total / self.position.sums["batches"] for name, total in self.position.sums.items()}
 
-    def _shown(self, epoch: int) -> dict[str, str]:
+    def _shown(self) -> dict[str, str]:
         means = self._means()
         rates = {name.removeprefix("rate "): [mean] for name, mean in means.items() if name.startswith("rate ")}
         return {
             "loss": f"{means['loss']:.3f}",
             "top-1": f"{means['top1']:.1f}",
-            "rate": f"{overall_rate(rates):.2f} (asked {self.method.target(self.settings, epoch):.2f})",
+            "rate": f"{overall_rate(rates):.2f} (asked {self.goal.mean(self.position.targets):.2f})",
             "GMACs": f"{expected_macs(self.network, rates) / 1e9:.4g}",
         }
 
     def _close(self, epoch: int) -> None:
         """Validate the epoch that has ended, keep it if it is the best, and save."""
-        means = self._means()
-        scores = self.validate()
-        achieved, target = overall_rate(self.own(scores.rates)), self.method.target(self.settings, epoch)
+        means, scores = self._means(), self.validate()
         row = {
-            "step": self.position.step, "epoch": epoch + 1, "train_loss": means["loss"], "train_top1": means["top1"], "val_top1": scores.top1,
-            "target_rate": target, "achieved_rate": achieved, "macs_expected": expected_macs(self.network, scores.rates),
+            "step": self.position.step, "epoch": epoch + 1, "train_loss": means["loss"], "train_top1": means["top1"],
+            "target_rate": self.goal.mean(self.goal.targets(epoch)), **self.figures(scores),
         }  # fmt: skip
-        best = None if self.position.best is None else self.position.history[self.position.best]
-        goal = self.method.target(self.settings, self.options.epochs - 1)
-        if achieved <= goal + RATE_SLACK and (best is None or scores.top1 > best["val_top1"]):
+        rank = self.goal.rank(row)
+        best = None if self.position.best is None else self.goal.rank(self.position.history[self.position.best])
+        if rank is not None and (best is None or rank > best):
             self.position.best = epoch
             self.best_tensors = {name: tensor.detach().clone() for name, tensor in self.network.state_dict().items()}
             if self.run is not None:
                 self.run.save_best(self.best_tensors)
+        self.goal.learn(row)
+        self.position.goal = self.goal.state
         self.position.history.append(row)
         self.position.closed, self.position.sums = epoch + 1, {}
         if self.run is not None:
             self.run.log(row)
         self.save()
-        self.progress.say(f"epoch {epoch + 1}/{self.options.epochs}: loss {means['loss']:.3f}, val top-1 {scores.top1:.2f}, rate {achieved:.3f} (asked {target:.2f}), {row['macs_expected'] / 1e9:.4g} GMACs")
+        self.progress.say(
+            f"epoch {epoch + 1}/{self.options.epochs}: loss {means['loss']:.3f}, val top-1 {scores.top1:.2f}, rate {row['achieved_rate']:.3f} (asked {row['target_rate']:.2f}), "
+            f"{row['macs_expected'] / 1e9:.4g} GMACs"
+        )
+
+    def figures(self, scores: Scores) -> dict[str, float]:
+        """What a goal looks at."""
+        return {"val_top1": scores.top1, "achieved_rate": overall_rate(self.own(scores.rates)), "macs_expected": expected_macs(self.network, scores.rates)}
 
     def validate(self) -> Scores:
         split, size = self.data.splits["val"], self.options.batch_size
@@ -210,6 +225,7 @@ class Loop:
         parts = {kind: {name.removeprefix(f"{kind}."): t for name, t in tensors.items() if name.startswith(f"{kind}.")} for kind in ("model", "momentum")}
         with intact(run.state):
             self.position = Position(**position)
+            self.goal.state = self.position.goal
             self.network.load_state_dict(parts["model"])
             for name, parameter in self.network.named_parameters():
                 if name in parts["momentum"]:

@@ -12,6 +12,7 @@ PRECISIONS = ("fp32", "bf16")
 RANGES = {
     "epochs": (1, math.inf), "lr": (0, 1e30), "batch_size": (2, math.inf), "weight_decay": (0, 1e30), "momentum": (0, 1), "label_smoothing": (0, 1),
     "seed": (0, 2**32 - 1), "workers": (0, math.inf), "bn_batches": (0, math.inf), "save_every": (0, math.inf),
+    "max_drop": (0, 100), "max_gmacs": (0, math.inf),
 }  # fmt: skip
 
 
@@ -20,7 +21,8 @@ class TrainOptions:
     """SGD as in Herrmann et al. 2018, section 4.1.1: 100 epochs, momentum .9, weight decay 1e-4, lr .1 divided by 10 every 30 epochs, batches of 256.
 
     Milestones scale with `epochs`. `augment` none: the data set's own. `bn_batches`: batches for the BatchNorm statistics' re-estimation, at most
-    one pass over the training split. `save_every`: seconds between saved states.
+    one pass over the training split. `save_every`: seconds between saved states. `max_drop` (points of val top-1 below the baseline) and
+    `max_gmacs` take the target rate's place, see gatecli.training.goals.
     """
 
     epochs: int = 100
@@ -36,10 +38,14 @@ class TrainOptions:
     workers: int = 0
     bn_batches: int = 200
     save_every: float = 60.0
+    max_drop: float | None = None
+    max_gmacs: float | None = None
 
     def __post_init__(self) -> None:
         for name, (low, high) in RANGES.items():
             value = getattr(self, name)
+            if value is None:
+                continue
             if not low <= value <= high or value == math.inf:
                 span = f"at least {low}" if high == math.inf else f"between {low} and {high}"
                 raise SettingError(f"expected --{name.replace('_', '-')} to be {span}, but got {value}")

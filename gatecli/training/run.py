@@ -15,7 +15,7 @@ from gatecli.errors import CheckpointError, TrainingError
 from gatecli.files import replacing
 
 STATE, BEST, LAST, LOG = "state.safetensors", "best.safetensors", "last.safetensors", "log.jsonl"
-FORMAT = "1"  # of the state: another one whenever what it holds changes
+FORMAT = "2"  # of the state: another one whenever what it holds changes
 
 
 class Run:

@@ -54,7 +54,7 @@ def gated_step(network: Network, name: str) -> Callable[[Tensor, Tensor], None]:
         record.clear()
         with observe(network, record):
             loss = F.cross_entropy(network(x), y)
-        loss = loss + method.loss(record.latest(), settings, 0)
+        loss = loss + method.loss(record.latest(), settings, method.targets(settings, record.latest(), 0))
         sgd.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         sgd.step()

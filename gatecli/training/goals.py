@@ -1,0 +1,136 @@
+"""What a training aims at: a target rate, or a price in accuracy or MACs from which the target rate follows.
+
+A goal gives the gates' targets for each epoch, says which epoch's state is the best, and keeps what it has learnt in plain numbers.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from gatecli.costs import own_macs
+from gatecli.errors import SettingError
+from gatecli.losses import mean_target
+from gatecli.methods import Method
+from gatecli.network import Network
+from gatecli.training.options import TrainOptions
+
+RATE_SLACK = 0.02  # an epoch may be the best if its achieved rate is at most the target plus this
+Row = Mapping[str, Any]  # an epoch's figures: val_top1, achieved_rate, macs_expected, target_rate
+
+
+class TargetRate:
+    """The rate that the method's settings ask for."""
+
+    def __init__(self, network: Network, method: Method, settings: Any, options: TrainOptions) -> None:
+        self.network, self.method, self.settings, self.options = network, method, settings, options
+        self.units = {site: gate.units for site, gate in network.site_gates.items() if network.methods[site] == method.name}
+        self.state: dict[str, float] = {}
+
+    def begin(self, baseline: float) -> None:
+        """`baseline`: val top-1 with all gates open."""
+
+    def targets(self, epoch: int) -> dict[str, float]:
+        """The rate that each gate aims at when `epoch` (from 0) begins."""
+        return self.method.targets(self.settings, self.units, epoch)
+
+    def mean(self, targets: Mapping[str, float]) -> float:
+        return mean_target(targets, self.units)
+
+    def asked(self) -> float:
+        """The mean rate to be reached at the end."""
+        return self.mean(self.targets(self.options.epochs - 1))
+
+    def reported(self, row: Row) -> float:
+        """The target rate to name beside what was achieved: that of the end."""
+        return self.asked()
+
+    def meets(self, row: Row) -> bool:
+        """Whether a state with these figures is what was asked for."""
+        return bool(row["achieved_rate"] <= self.asked() + RATE_SLACK)
+
+    def rank(self, row: Row) -> tuple[float, ...] | None:
+        """What the best epoch has the highest of; None where an epoch cannot be the best."""
+        return (row["val_top1"],) if self.meets(row) else None
+
+    def learn(self, row: Row) -> None:
+        """Take notice of an epoch that has ended."""
+
+    def chosen(self, best: Row | None) -> str:
+        """Which epoch was taken, and why."""
+        if best is None:
+            return f"last: epoch {self.options.epochs}, as no epoch's rate came down to {self.asked():.2f} + .02"
+        return f"best: epoch {best['epoch']}, the highest val top-1 among those whose rate is at most {self.asked():.2f} + .02"
+
+
+class Price(TargetRate):
+    """At most `max_drop` points of val top-1 below the baseline, at most `max_gmacs` GMACs; the target rate follows from what val says.
+
+    The target is lowered, from 1 on, as long as the accuracy holds; where it does not, the target goes up again by half of the step,
+    which stays halved. With a budget of MACs alone it is lowered until the budget is met, and stays there.
+    """
+
+    def __init__(self, network: Network, method: Method, settings: Any, options: TrainOptions) -> None:
+        super().__init__(network, method, settings, options)
+        self.limit = None if options.max_gmacs is None else options.max_gmacs * 1e9
+        self.fixed = network.macs_dense - sum(own_macs(network.sites[site]) for site in self.units)
+        if self.limit is not None and self.limit < self.fixed:
+            raise SettingError(f"--max-gmacs {options.max_gmacs:g} is out of reach: with all {len(self.units)} gated branches off, {self.fixed / 1e9:.4g} GMACs are left")
+        step = min(0.25, max(0.02, 1.6 / options.epochs))  # in half of the epochs it can come down to .2
+        self.state = {"target": 1 - step, "step": step}
+
+    def begin(self, baseline: float) -> None:
+        self.floor = None if self.options.max_drop is None else baseline - self.options.max_drop
+
+    def targets(self, epoch: int) -> dict[str, float]:
+        return dict.fromkeys(self.units, self.state["target"])
+
+    def asked(self) -> float:
+        return self.state["target"]
+
+    def reported(self, row: Row) -> float:
+        """That of the epoch itself: the next ones' may be another."""
+        return float(row["target_rate"])
+
+    def meets(self, row: Row) -> bool:
+        return self._accurate(row) and (self.limit is None or bool(row["macs_expected"] <= self.limit))
+
+    def _accurate(self, row: Row) -> bool:
+        return self.floor is None or bool(row["val_top1"] >= self.floor)
+
+    def rank(self, row: Row) -> tuple[float, ...]:
+        """Those that meet the price first: the cheapest of them, or for a budget of MACs alone the most accurate; else the nearest to it."""
+        accuracy, thrift = row["val_top1"], -row["macs_expected"]
+        if self.meets(row):
+            return (1, accuracy, thrift) if self.floor is None else (1, thrift, accuracy)
+        return (0.5, thrift, accuracy) if self._accurate(row) else (0, accuracy, thrift)
+
+    def learn(self, row: Row) -> None:
+        target, step = self.state["target"], self.state["step"]
+        if not self._accurate(row):
+            self.state = {"target": min(1.0, target + step / 2), "step": step / 2}
+        elif self.floor is not None or not self.meets(row):
+            self.state["target"] = max(0.0, self._needed(row), min(target, row["achieved_rate"]) - step)
+
+    def _needed(self, row: Row) -> float:
+        """The rate that would meet a budget of MACs alone, if cost went with rate as it does now; there is no need to go lower."""
+        spent = row["macs_expected"] - self.fixed
+        if self.limit is None or self.floor is not None or spent <= 0:
+            return 0.0
+        share: float = (self.limit - self.fixed) / spent
+        rate: float = row["achieved_rate"]
+        return 0.98 * rate * share
+
+    def chosen(self, best: Row | None) -> str:
+        assert best is not None
+        drop = "" if self.options.max_drop is None else f"at most {self.options.max_drop:g} points below the baseline"
+        budget = "" if self.options.max_gmacs is None else f"at most {self.options.max_gmacs:g} GMACs"
+        what = " and ".join(filter(None, (drop, budget)))
+        if not self.meets(best):
+            return f"nearest: epoch {best['epoch']}; no epoch was {what}"
+        return f"best: epoch {best['epoch']}, the {'most accurate' if self.floor is None else 'cheapest'} that was {what}"
+
+
+def goal_of(network: Network, method: Method, settings: Any, options: TrainOptions) -> TargetRate:
+    """What `options` aim at. Raises SettingError where it is out of reach."""
+    kind = TargetRate if options.max_drop is None and options.max_gmacs is None else Price
+    return kind(network, method, settings, options)
