@@ -1,24 +1,28 @@
 """What a network costs on average, from what it costs with everything running and from how often each site runs."""
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from gatecli.errors import CheckpointError
-from gatecli.graph.sites import Site
 from gatecli.network import Network
 
 Rates = Mapping[str, Sequence[float]]  # site -> the rate of each unit
 
 
-def expected_macs(network: Network, rates: Rates) -> float:
-    """Mean MACs of one image where each gated site runs at its rate; sites without one count in full. Gates are included."""
-    saved = sum(network.sites[site].macs * (1 - mean_rate(units)) for site, units in rates.items() if site in network.methods)
+def expected_macs(network: Network, rates: Rates, busy: Mapping[str, float] | None = None) -> float:
+    """Mean MACs of one image where each gated site's units run at their rates; sites without rates count in full. Gates are included.
+
+    busy: site -> how often any of its units ran; where it is not known, the units are taken to be independent of each other.
+    """
+    saved = 0.0
+    for name, units in rates.items():
+        if name in network.methods:
+            site = network.sites[name]
+            any_ = busy[name] if busy and name in busy else 1 - math.prod(1 - rate for rate in units)
+            shared = site.macs - site.units * site.unit_macs
+            saved += shared * (1 - any_) + site.unit_macs * sum(1 - rate for rate in units)
     return network.macs_dense - saved
-
-
-def own_macs(site: Site) -> int:
-    """MACs that a site saves where none of its units runs."""
-    return site.macs
 
 
 def mean_rate(units: Sequence[float]) -> float:

@@ -9,13 +9,12 @@ import statistics
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from gatecli.costs import expected_macs
 from gatecli.data import DataSet, batches, steps
 from gatecli.errors import SettingError
 from gatecli.gates import STRATEGIES
-from gatecli.inference import predict, topk
+from gatecli.inference import Pass, predict, topk
 from gatecli.network import Network
 from gatecli.progress import Progress, silent
 from gatecli.record import strategy as deciding
@@ -46,19 +45,18 @@ def evaluate(
         raise SettingError(f"expected --strategy to be one of {', '.join(ALL_STRATEGIES)}, but got `{strategy}`")
     several = strategy in ("stochastic", "ensemble")
     total = steps(data.splits[split], batch_size)
-    passes: list[tuple[Tensor, Tensor, dict[str, list[float]]]] = []
+    passes: list[Pass] = []
     with deciding(network, "stochastic" if several else strategy):
         for run in range(RUNS if several else 1):
             torch.manual_seed(seed + run)
             images = batches(data.splits[split], input=network.input, batch_size=batch_size, workers=workers)
             passes.append(predict(network, images, progress, f"{strategy} on {split}" + (f", run {run + 1}/{RUNS}" if several else ""), total))
-    labels = passes[0][1]
-    rates = {site: [statistics.fmean(unit) for unit in zip(*(p[2][site] for p in passes), strict=True)] for site in passes[0][2]}
-    macs = expected_macs(network, rates) * (RUNS if strategy == "ensemble" else 1)
+    labels = passes[0].labels
+    rates = {site: [statistics.fmean(unit) for unit in zip(*(each.rates[site] for each in passes), strict=True)] for site in passes[0].rates}
+    macs = statistics.fmean(expected_macs(network, each.rates, each.busy) for each in passes)
     if strategy == "ensemble":
-        mean = torch.stack([logits.softmax(1) for logits, _, _ in passes]).mean(0)
-        return Evaluation(split, strategy, len(labels), topk(mean, labels, 1), topk(mean, labels, 5), macs, rates)
-    top1s = [topk(logits, labels, 1) for logits, _, _ in passes]
-    top5 = statistics.fmean(topk(logits, labels, 5) for logits, _, _ in passes)
+        mean = torch.stack([each.logits.softmax(1) for each in passes]).mean(0)
+        return Evaluation(split, strategy, len(labels), topk(mean, labels, 1), topk(mean, labels, 5), RUNS * macs, rates)
+    top1s = [each.top(1) for each in passes]
     spread = statistics.stdev(top1s) if strategy == "stochastic" else None
-    return Evaluation(split, strategy, len(labels), statistics.fmean(top1s), top5, macs, rates, spread)
+    return Evaluation(split, strategy, len(labels), statistics.fmean(top1s), statistics.fmean(each.top(5) for each in passes), macs, rates, spread)

@@ -2,91 +2,25 @@
 
 The network's graph says what a gated network *means*: every branch computed, then multiplied by its gate's decision. That is what
 training runs. For evaluation the graph is lowered: each masked branch, with the addition and the ReLU that follow, becomes one
-`SkipBlock` that computes the branch only for the samples whose gate is open.
+executor (see gatecli.executors) that computes the branch only for the samples whose gate is open.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from gatecli.executors import SkipBlock, SkipGroups, SkipLayer
 from gatecli.gates import Gate
-from gatecli.graph.ops import FRESH_LAYERS, is_add, is_mask, is_relu, module_of, never_negative
+from gatecli.graph.macs import NodeCost
+from gatecli.graph.ops import FRESH_LAYERS, add_at, is_add, is_cat, is_mask, is_relu, module_of, never_negative, widen
+from gatecli.graph.slices import tail_of
 from gatecli.graph.trace import compile_graph, remove_dead
 
-FRESH_MODULES = (*FRESH_LAYERS, Gate)
+FRESH_MODULES = (*FRESH_LAYERS, Gate, SkipLayer)
 LOWERED = "_lowered"  # the module that holds the executors; they have no tensors, so no file ever sees them
-
-
-class SkipBlock(nn.Module):
-    """`relu(shortcut + z * branch(x))`, the branch computed where z = 1 only.
-
-    `write`: the shortcut's storage may be overwritten, as nothing else reads it. `rectify`: a ReLU follows the addition;
-    `rectified`: the shortcut is never negative, so a closed gate need not touch it.
-    """
-
-    def __init__(self, root: nn.Module, branch: Callable[..., Tensor], rectify: bool, rectified: bool) -> None:
-        super().__init__()
-        self.__dict__["root"] = root  # not a child: the branch's modules belong to the network itself
-        self.branch, self.rectify, self.rectified, self.write = branch, rectify, rectified, False
-        self.never_negative = rectify
-
-    def forward(self, x: Tensor, shortcut: Tensor, z: Tensor) -> Tensor:
-        """x (N, ...), shortcut (N, ...), z (N, 1) -> the shape of the shortcut."""
-        if x.shape[0] == 1:
-            return self._full(x, shortcut) if z.item() else self._closed(shortcut)
-        open_ = z.reshape(-1).nonzero().reshape(-1)
-        if open_.numel() == x.shape[0]:
-            return self._full(x, shortcut)
-        if open_.numel() == 0:
-            return self._closed(shortcut)
-        return self._some(x, shortcut, open_)
-
-    def _full(self, x: Tensor, shortcut: Tensor) -> Tensor:
-        return self._finish(_add(self.branch(self.root, x), shortcut))
-
-    def _closed(self, shortcut: Tensor) -> Tensor:
-        if self.rectified or not self.rectify:
-            return shortcut
-        return torch.relu_(shortcut) if self._may_write() else torch.relu(shortcut)
-
-    def _some(self, x: Tensor, shortcut: Tensor, open_: Tensor) -> Tensor:
-        value = self.branch(self.root, take(x, open_)).to(shortcut.dtype)
-        return self._finish(add_rows(shortcut, open_, value, in_place=self._may_write()))
-
-    def _finish(self, value: Tensor) -> Tensor:
-        if not self.rectify:
-            return value
-        return torch.relu(value) if torch.is_grad_enabled() else torch.relu_(value)
-
-    def _may_write(self) -> bool:
-        return self.write and not torch.is_grad_enabled()
-
-
-def _add(value: Tensor, shortcut: Tensor) -> Tensor:
-    """Add into `value`, which nobody else holds, where autograd and the dtypes allow it."""
-    return value + shortcut if torch.is_grad_enabled() or value.dtype != shortcut.dtype else value.add_(shortcut)
-
-
-def _rows_last(x: Tensor) -> bool:
-    return x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-
-
-def take(x: Tensor, rows: Tensor) -> Tensor:
-    """Samples `rows` (k,) of x (N, ...), in x's memory format: index_select alone would turn channels_last into NCHW."""
-    if _rows_last(x):
-        return x.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
-    return x.index_select(0, rows)
-
-
-def add_rows(x: Tensor, rows: Tensor, values: Tensor, in_place: bool) -> Tensor:
-    """x (N, ...) with `values` (k, ...) added to its samples `rows` (k,): one pass, where adding and then copying back takes two."""
-    if _rows_last(x):
-        return add_rows(x.permute(0, 2, 3, 1), rows, values.permute(0, 2, 3, 1), in_place).permute(0, 3, 1, 2)
-    return x.index_add_(0, rows, values) if in_place else x.index_add(0, rows, values)
 
 
 def economical(root: nn.Module, graph: fx.Graph) -> fx.Graph:
@@ -100,14 +34,22 @@ def economical(root: nn.Module, graph: fx.Graph) -> fx.Graph:
     return result
 
 
-def lower(root: nn.Module, graph: fx.Graph) -> fx.Graph:
-    """A copy of `graph` that skips; masks that no executor fits stay, and save nothing. The executors become children of `root`."""
+def lower(root: nn.Module, graph: fx.Graph, costs: Mapping[str, NodeCost]) -> fx.Graph:
+    """A copy of `graph` that skips; masks that no executor fits stay, and save nothing. The executors become children of `root`.
+
+    costs: the nodes' shapes, by name.
+    """
     lowered = economical(root, graph)
     holder = nn.ModuleDict()
     root.add_module(LOWERED, holder)
     for node in list(lowered.nodes):
         if is_mask(node):
-            _lower_block(root, lowered, node, holder)
+            if all(is_cat(user) for user in node.users):
+                _lower_layer(root, lowered, node, holder, costs)
+            else:
+                _lower_block(root, lowered, node, holder)
+        elif is_add(node):
+            _add_at_places(lowered, node)
     _let_write(root, lowered)
     if not len(holder):
         del root._modules[LOWERED]
@@ -122,24 +64,55 @@ def _rectify_in_place(root: nn.Module, relu: fx.Node) -> None:
 
 
 def _lower_block(root: nn.Module, graph: fx.Graph, masked: fx.Node, holder: nn.ModuleDict) -> None:
-    value, decision = masked.args
-    add = next(iter(masked.users))
-    if not isinstance(value, fx.Node) or not isinstance(decision, fx.Node) or len(masked.users) != 1 or not is_add(add):
+    found, add = _skippable(masked), next(iter(masked.users))
+    if found is None or len(masked.users) != 1 or not is_add(add):
         return
+    value, decision, entry, region = found
     shortcut = next(arg for arg in add.args if arg is not masked)
-    region = _region(value, masked)
-    entries = {source for node in region for source in node.all_input_nodes if source.op != "get_attr"} - region
-    if len(entries) != 1 or not isinstance(shortcut, fx.Node):
-        return
-    (entry,) = entries
+    assert isinstance(shortcut, fx.Node)
     relu = next(iter(add.users)) if len(add.users) == 1 and is_relu(root, next(iter(add.users))) else None
-    block = SkipBlock(root, _branch(region, entry, value), relu is not None, never_negative(root, shortcut))
-    holder[str(len(holder))] = block
-    last = relu or add
+    branch, state = _branch(region, entry, value), (relu is not None, never_negative(root, shortcut))
+    gate = module_of(root, decision)
+    tail = tail_of(root, value) if isinstance(gate, Gate) and gate.units > 1 else []
+    block = SkipGroups(root, branch, _trunk(region, entry, tail), _tail(root, tail), *state) if tail else SkipBlock(root, branch, *state)
+    _replace(graph, relu or add, block, (entry, shortcut, decision), holder)
+
+
+def _lower_layer(root: nn.Module, graph: fx.Graph, masked: fx.Node, holder: nn.ModuleDict, costs: Mapping[str, NodeCost]) -> None:
+    found = _skippable(masked)
+    if found is not None:
+        value, decision, entry, region = found
+        shape = costs[value.name].shape
+        assert shape is not None
+        _replace(graph, masked, SkipLayer(root, _branch(region, entry, value), shape[1]), (entry, decision), holder)
+
+
+def _replace(graph: fx.Graph, last: fx.Node, executor: nn.Module, inputs: tuple[fx.Node, ...], holder: nn.ModuleDict) -> None:
+    """Let an executor give what `last` gave."""
+    holder[str(len(holder))] = executor
     with graph.inserting_before(last):
-        node = graph.call_module(f"{LOWERED}.{len(holder) - 1}", (entry, shortcut, decision))
+        node = graph.call_module(f"{LOWERED}.{len(holder) - 1}", inputs)
     last.replace_all_uses_with(node)
     remove_dead(graph)
+
+
+def _skippable(masked: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node, set[fx.Node]] | None:
+    """The masked value, its decision, the one value that the branch starts from, and the branch's nodes."""
+    value, decision = masked.args
+    assert isinstance(value, fx.Node) and isinstance(decision, fx.Node)
+    region = _region(value, masked)
+    entries = {source for node in region for source in node.all_input_nodes if source.op != "get_attr"} - region
+    return (value, decision, entries.pop(), region) if len(entries) == 1 else None
+
+
+def _add_at_places(graph: fx.Graph, add: fx.Node) -> None:
+    """Where a branch has lost channels, add it to those that it still has, rather than widen it with zeros first."""
+    for wide, other in (add.args, add.args[::-1]):
+        if isinstance(wide, fx.Node) and wide.target is widen and len(wide.users) == 1 and isinstance(other, fx.Node):
+            value, runs, _ = wide.args
+            add.target, add.args = add_at, (other, value, runs)
+            graph.erase_node(wide)
+            return
 
 
 def _region(value: fx.Node, masked: fx.Node) -> set[fx.Node]:
@@ -152,6 +125,7 @@ def _region(value: fx.Node, masked: fx.Node) -> set[fx.Node]:
 
 
 def _branch(region: set[fx.Node], entry: fx.Node, value: fx.Node) -> Callable[..., Tensor]:
+    """The nodes of `region`, from `entry` to `value`, as a function (root, entry's value)."""
     graph = fx.Graph()
     copies = {entry: graph.placeholder("x")}
     for node in value.graph.nodes:
@@ -163,6 +137,34 @@ def _branch(region: set[fx.Node], entry: fx.Node, value: fx.Node) -> Callable[..
     graph.output(result)
     remove_dead(graph)
     return compile_graph(graph)
+
+
+def _trunk(region: set[fx.Node], entry: fx.Node, tail: Sequence[fx.Node]) -> Callable[..., Tensor]:
+    """What comes before the tail."""
+    (last,) = tail[0].all_input_nodes
+    return (lambda root, x: x) if last is entry else _branch(region - set(tail), entry, last)
+
+
+def _tail(root: nn.Module, tail: Sequence[fx.Node]) -> Callable[..., Tensor]:
+    """The tail's nodes as a function (root, the trunk's value, first, end) that gives the channels [first, end) alone."""
+    sliced = (nn.Conv2d, nn.BatchNorm2d)
+    steps = [str(node.target) if isinstance(module_of(root, node), sliced) else _branch({node}, node.all_input_nodes[0], node) for node in tail]
+
+    def run(root: nn.Module, x: Tensor, first: int, end: int) -> Tensor:
+        for step in steps:
+            x = _channels(root.get_submodule(step), x, slice(first, end)) if isinstance(step, str) else step(root, x)
+        return x
+
+    return run
+
+
+def _channels(module: Any, x: Tensor, part: slice) -> Tensor:
+    """Some output channels of a convolution, or of a BatchNorm in evaluation whose input has only these."""
+    weight, bias = (None if tensor is None else tensor[part] for tensor in (module.weight, module.bias))
+    if isinstance(module, nn.Conv2d):
+        result: Tensor = module._conv_forward(x, weight, bias)  # type: ignore[arg-type]
+        return result
+    return F.batch_norm(x, module.running_mean[part], module.running_var[part], weight, bias, False, 0.0, module.eps)
 
 
 def _let_write(root: nn.Module, graph: fx.Graph) -> None:
@@ -201,7 +203,7 @@ def _shared(root: nn.Module, node: fx.Node) -> list[fx.Node]:
     module = module_of(root, node)
     if isinstance(module, SkipBlock):
         return [_shortcut(node)]
-    fresh = is_add(node) or is_mask(node) or isinstance(module, FRESH_MODULES)
+    fresh = is_add(node) or is_mask(node) or is_cat(node) or node.target in (widen, add_at) or isinstance(module, FRESH_MODULES)
     return [] if fresh else node.all_input_nodes
 
 

@@ -91,6 +91,9 @@ class Gate(nn.Module):
         pair = self.scores(x)
         return pair[..., 1] - pair[..., 0]
 
+    def drop_inputs(self, kept: Tensor, gone: Tensor, constants: Tensor) -> None:
+        """Read the channels `kept` of the input alone; those `gone` have always had the values `constants`."""
+
     def forward(self, x: Tensor) -> Tensor:
         z, odds = self._decide(x)
         if self.observer is not None:

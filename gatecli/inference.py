@@ -17,12 +17,26 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Scores:
-    """Accuracy in percent over `samples` images, and the measured rate of each unit of each gated site."""
+    """Accuracy in percent over `samples` images; the measured rate of each unit of each gated site, and how often any of a site's units ran."""
 
     top1: float
     top5: float
     samples: int
     rates: dict[str, list[float]]
+    busy: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass over a split: logits (N, classes) and labels (N,), on the CPU, and what the gates did, as in Scores."""
+
+    logits: Tensor
+    labels: Tensor
+    rates: dict[str, list[float]]
+    busy: dict[str, float]
+
+    def top(self, k: int) -> float:
+        return topk(self.logits, self.labels, k)
 
 
 def score(network: nn.Module, batches: Batches, progress: Progress = silent, label: str = "evaluating", total: int | None = None) -> Scores:
@@ -30,12 +44,12 @@ def score(network: nn.Module, batches: Batches, progress: Progress = silent, lab
 
     Raises: DataError where there are no batches. Interrupted, from `progress`, between batches.
     """
-    logits, labels, rates = predict(network, batches, progress, label, total)
-    return Scores(topk(logits, labels, 1), topk(logits, labels, 5), len(labels), rates)
+    seen = predict(network, batches, progress, label, total)
+    return Scores(seen.top(1), seen.top(5), len(seen.labels), seen.rates, seen.busy)
 
 
-def predict(network: nn.Module, batches: Batches, progress: Progress = silent, label: str = "evaluating", total: int | None = None) -> tuple[Tensor, Tensor, dict[str, list[float]]]:
-    """All logits (N, classes) and labels (N,) on the CPU, and the rates, of one pass in evaluation mode."""
+def predict(network: nn.Module, batches: Batches, progress: Progress = silent, label: str = "evaluating", total: int | None = None) -> Pass:
+    """One pass in evaluation mode."""
     device = next(network.parameters()).device
     training = network.training
     logits, labels, meter = [], [], RateMeter()
@@ -47,7 +61,7 @@ def predict(network: nn.Module, batches: Batches, progress: Progress = silent, l
     network.train(training)
     if not logits:
         raise DataError("expected at least one image to evaluate on, but the split is empty")
-    return torch.cat(logits), torch.cat(labels), meter.rates()
+    return Pass(torch.cat(logits), torch.cat(labels), meter.rates(), meter.busy())
 
 
 def topk(scores: Tensor, labels: Tensor, k: int) -> float:

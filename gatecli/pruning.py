@@ -20,14 +20,17 @@ TOLERANCE = 1e-4  # of the largest logit: above this, prune has broken something
 class Pruned:
     """The smaller network, and what was done to which site.
 
-    `removed`: branches gone; `ungated`: gates gone, the branch always runs; `kept_dynamic`: decided at run time as before.
+    `removed`: branches gone; `thinned`: sites that have lost some of their units -> which; `ungated`: gates gone, all units always run;
+    `kept_dynamic`: decided at run time as before; `stuck`: those of them that never run, but cannot be taken out -> why.
     `max_logit_change`: against the input with the same units forced, relative to the largest logit, on random images.
     """
 
     network: Network
     removed: list[str]
+    thinned: dict[str, list[int]]
     ungated: list[str]
     kept_dynamic: list[str]
+    stuck: dict[str, str]
     params_before: int
     macs_before: int
     max_logit_change: float
@@ -38,7 +41,9 @@ class Pruned:
         return expected_macs(self.network, self.rates)
 
 
-def prune(network: Network, *, threshold: float | None = None, rates: Rates | None = None, collapse: float = 0.01, static: float | None = None) -> Pruned:
+def prune(
+    network: Network, *, threshold: float | None = None, rates: Rates | None = None, collapse: float = 0.01, static: float | None = None, round_to: int = 1
+) -> Pruned:
     """A pruned copy of `network`.
 
     Args:
@@ -46,28 +51,40 @@ def prune(network: Network, *, threshold: float | None = None, rates: Rates | No
         rates: how often each unit of the data-dependent gates runs, measured on validation data.
         collapse: a data-dependent unit with a rate below it is removed, one above 1 - collapse loses its gate.
         static: decide the remaining data-dependent units by rate > static, instead of leaving them dynamic.
+        round_to: where a branch loses some of its filters, keep as many more, giving zeros, as make their number a multiple of this.
+    A site of several data-dependent units stays dynamic until all of them are decided.
     Raises: SettingError for values out of range, and where a data-dependent gate has no rate; GatecliError if nothing is gated.
     """
-    _check(network, threshold, collapse, static)
+    _check(network, threshold, collapse, static, round_to)
     plan = make_plan(network, threshold, rates or {}, collapse, static)
+    stuck = {site: why for site, kept in plan.items() if not kept and (why := network.why_not_removable(site)) is not None}
+    plan = {site: kept for site, kept in plan.items() if site not in stuck}
     smaller = network.copy().eval()
-    methods.apply_plan(smaller, plan)
-    change = _verify(network, smaller, plan)
-    removed = [site for site, kept in plan.items() if not kept]
-    left = {site: list(units) for site, units in (rates or known_rates(network)).items() if site in smaller.methods}
-    result = Pruned(smaller, removed, [site for site in plan if site not in removed], list(smaller.methods), network.params, network.macs_dense, change, left)
-    settings = {"threshold": threshold, "collapse": collapse, "static": static, "plan": plan}
+    for site in stuck:
+        smaller.site_gates[site].threshold.fill_(1.0)  # P(on) is never above it
+    methods.apply_plan(smaller, plan, round_to)
+    change = _verify(network, smaller, {**plan, **{site: [] for site in stuck}})
+    left = {site: [0.0] * len(units) if site in stuck else list(units) for site, units in (rates or known_rates(network)).items() if site in smaller.methods}
+    units = {site: gate.units for site, gate in network.site_gates.items()}
+    result = Pruned(
+        smaller, [site for site, kept in plan.items() if not kept],
+        {site: [unit for unit in range(units[site]) if unit not in kept] for site, kept in plan.items() if 0 < len(kept) < units[site]},
+        [site for site, kept in plan.items() if len(kept) == units[site]], list(smaller.methods), stuck, network.params, network.macs_dense, change, left,
+    )  # fmt: skip
+    settings = {"threshold": threshold, "collapse": collapse, "static": static, "round_to": round_to, "plan": plan}
     measured = {"params": smaller.params, "macs_dense": smaller.macs_dense, "macs_expected": result.macs_expected, "max_logit_change": change, "unit_rates": left}
     smaller.recipe = network.recipe.with_step(Step("prune", settings, measured))
     return result
 
 
-def _check(network: Network, threshold: float | None, collapse: float, static: float | None) -> None:
+def _check(network: Network, threshold: float | None, collapse: float, static: float | None, round_to: int) -> None:
     if not network.methods:
         raise SettingError("there are no gates to prune by: attach a method first (gatecli attach CHECKPOINT --method NAME)")
     for name, value, high in (("--collapse", collapse, 0.5), ("--static", static, 1.0)):
         if value is not None and not 0 <= value <= high:
             raise SettingError(f"expected {name} to be between 0 and {high}, but got {value}")
+    if not 1 <= round_to <= 65536:
+        raise SettingError(f"expected --round-to to be between 1 and 65536, but got {round_to}")
     if threshold is not None and not math.isfinite(threshold):
         raise SettingError(f"expected --threshold to be a finite number, but got {threshold}")
 

@@ -43,16 +43,26 @@ class RateMeter:
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
+        self.any: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
 
     def __call__(self, gate: Gate, z: Tensor, odds: Tensor | None) -> None:
-        total = z.detach().sum(0)
-        self.sums[gate.site] = self.sums[gate.site] + total if gate.site in self.sums else total
+        z = z.detach()
+        self._add(self.sums, gate.site, z.sum(0))
         self.counts[gate.site] = self.counts.get(gate.site, 0) + z.shape[0]
+        if gate.units > 1:
+            self._add(self.any, gate.site, z.amax(1).sum())
+
+    def _add(self, totals: dict[str, Tensor], site: str, more: Tensor) -> None:
+        totals[site] = totals[site] + more if site in totals else more
 
     def rates(self) -> dict[str, list[float]]:
         """Mean decision of each unit: site -> list of `units` rates."""
         return {site: (total / self.counts[site]).tolist() for site, total in self.sums.items()}
+
+    def busy(self) -> dict[str, float]:
+        """For sites of several units, the share of samples for which any of them ran."""
+        return {site: (total / self.counts[site]).item() for site, total in self.any.items()}
 
 
 @contextmanager

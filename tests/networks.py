@@ -206,6 +206,66 @@ def tokens() -> nn.Module:
     return Tokens()
 
 
+class DenseLayer(nn.Module):
+    """As torchvision writes it: takes the list of all features before it."""
+
+    def __init__(self, inputs: int, growth: int) -> None:
+        super().__init__()
+        self.norm1, self.conv1 = nn.BatchNorm2d(inputs), nn.Conv2d(inputs, 6, 1, bias=False)
+        self.norm2, self.conv2 = nn.BatchNorm2d(6), nn.Conv2d(6, growth, 3, 1, 1, bias=False)
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        out = self.conv1(F.relu(self.norm1(torch.cat(features, 1))))
+        return F.dropout(self.conv2(F.relu(self.norm2(out))), 0.2, self.training)
+
+
+class Dense(nn.Module):
+    """Two dense blocks with a transition between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, 1, 1)
+        self.first = nn.ModuleList(DenseLayer(8 + 4 * i, 4) for i in range(3))
+        self.norm, self.conv, self.pool = nn.BatchNorm2d(20), nn.Conv2d(20, 10, 1, bias=False), nn.AvgPool2d(2)
+        self.second = nn.ModuleList(DenseLayer(10 + 4 * i, 4) for i in range(2))
+        self.last, self.fc = nn.BatchNorm2d(18), nn.Linear(18, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = [self.stem(x)]
+        for layer in self.first:
+            features.append(layer(features))
+        features = [self.pool(self.conv(F.relu(self.norm(torch.cat(features, 1)))))]
+        for layer in self.second:
+            features.append(layer(features))
+        return self.fc(F.adaptive_avg_pool2d(F.relu(self.last(torch.cat(features, 1))), 1).flatten(1))
+
+
+def dense() -> nn.Module:
+    return Dense()
+
+
+class PlainDense(nn.Module):
+    """As CIFAR DenseNets are written: each layer concatenates to what came; 3x3 convolutions read it, padded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, 1, 1)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(6 + 3 * i) for i in range(4))
+        self.convs = nn.ModuleList(nn.Conv2d(6 + 3 * i, 3, 3, 1, 1, bias=False) for i in range(3))
+        self.act = nn.ReLU(inplace=True)
+        self.fc = nn.Linear(15, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for norm, conv in zip(self.norms, self.convs, strict=False):
+            x = torch.cat([x, conv(self.act(norm(x)))], dim=1)
+        return self.fc(self.act(self.norms[3](x)).mean((2, 3)))
+
+
+def plaindense() -> nn.Module:
+    return PlainDense()
+
+
 @dataclass(frozen=True)
 class Case:
     """A network and its images: `size` (height, width), `channels`; `blocks` says how many residual branches it has."""
@@ -244,6 +304,8 @@ CASES = {
     "readers": Case(readers, 4, (8, 8)),
     "oneblock": Case(oneblock, 1, (8, 8)),
     "tokens": Case(tokens, 4),
+    "dense": Case(dense, 5, (8, 12)),
+    "plaindense": Case(plaindense, 3, (9, 6)),
 }
 
 

@@ -331,15 +331,25 @@ def test_prune_keeps_what_the_gates_decided(gated: Network, case: Case, tmp_path
     smaller, x = result.network, case.images(4)
     with gatecli.force(gated, decisions):
         assert close(run(gated, x), run(smaller, x)) and close(masked(gated, x), run(smaller, x))
-    assert result.max_logit_change <= LIMIT and result.kept_dynamic == []
-    assert result.removed == [site for site, units in decisions.items() if not any(units)]
-    assert not smaller.methods and not any(key.startswith("gates.") for key in smaller.state_dict())
-    assert set(smaller.state_dict()) < set(gated.state_dict())
+    assert result.max_logit_change <= LIMIT and result.kept_dynamic == list(result.stuck) == list(smaller.methods)
+    assert result.removed == [site for site, units in decisions.items() if not any(units) and site not in result.stuck]
+    assert not any(key.startswith("gates.") for key in smaller.state_dict()) or result.stuck
+    assert only_biases_are_new(smaller, gated)
+    if result.stuck:  # their branches, and gates that say so, stay
+        return
     assert smaller.params < gated.params == result.params_before and smaller.macs_dense < gated.macs_dense == result.macs_before
     assert result.macs_expected == smaller.macs_dense
     for network, file in ((gated, "before"), (smaller, "after")):
         save_tensors(network.state_dict(), tmp_path / file, {})
     assert (tmp_path / "after").stat().st_size < (tmp_path / "before").stat().st_size
+
+
+def only_biases_are_new(smaller: Network, gated: Network) -> bool:
+    """Fewer tensors, all of names that were there; or biases beside weights that were, which removed layers of a dense block leave."""
+    before, after = gated.state_dict(), smaller.state_dict()
+    new = set(after) - set(before)
+    dense = any(site.kind == "layer" for site in gated.sites.values())
+    return len(after) - len(new) < len(before) and all(key.endswith(".bias") and key.replace(".bias", ".weight") in before and dense for key in new)
 
 
 def test_prune_leaves_its_input_alone(gated: Network) -> None:
@@ -359,10 +369,13 @@ def test_prune_everything_and_nothing(gated: Network, name: str, case: Case, kep
     x = case.images(3)
     with gatecli.force(gated, {site: [kept] * gate.units for site, gate in gated.site_gates.items()}):
         assert close(run(gated, x), run(smaller, x))
-    assert not any(key.startswith(OURS) for key in smaller.state_dict())
     if kept:
         assert close(run(source_of(name), x.clone()), run(smaller, x))
         assert list(smaller.state_dict()) == [key for key in gated.state_dict() if key in source_of(name).state_dict()]
+    if smaller.methods:
+        assert name == "plaindense" and list(smaller.methods) == list(gated.methods)[:2]  # padded convolutions read them
+        return
+    assert not any(key.startswith(OURS) for key in smaller.state_dict())
     with pytest.raises(SettingError, match="attach"):
         gatecli.prune(smaller)
 
@@ -600,7 +613,7 @@ def test_a_deep_copy_is_independent(gated: Network, case: Case) -> None:
         assert not run(twin, x).any()
         assert not any(seen.values())  # the copy's executors call the copy's modules
     twin.recipe = twin.recipe.with_step(Step("prune", {}))
-    twin.remove_branch(next(iter(twin.methods)))
+    twin.remove_branches([list(twin.methods)[-1]])
     twin.recompile()
     assert torch.equal(run(gated, x), before) and len(gated.methods) == len(twin.methods) + 1 and len(gated.recipe.steps) == 1
     with gatecli.force(gated, {site: [0] * gate.units for site, gate in gated.site_gates.items()}):

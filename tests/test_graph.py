@@ -19,9 +19,10 @@ from torch.utils.flop_counter import FlopCounterMode
 import gatecli
 from gatecli.architectures.build import build
 from gatecli.errors import ArchitectureError
+from gatecli.graph.dense import find_sites
 from gatecli.graph.macs import NodeCost, count_nodes
 from gatecli.graph.settle import dropout_follows_mode, without_writes
-from gatecli.graph.sites import Site, find_blocks, immediate_dominators
+from gatecli.graph.sites import Site, immediate_dominators
 from gatecli.graph.trace import trace
 from gatecli.network import Network
 from gatecli.recipe import InputSpec, Recipe, Source
@@ -38,7 +39,7 @@ def ghost(arch: str, **args: Any) -> nn.Module:
 def explore(model: nn.Module, image: tuple[int, int, int]) -> tuple[dict[str, Site], Costs]:
     graph = trace(model)
     costs = count_nodes(model, graph, image)
-    return find_blocks(model, graph, costs), costs
+    return find_sites(model, graph, costs), costs
 
 
 def total(costs: Costs) -> int:
@@ -203,7 +204,8 @@ IMPOSTORS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "a broadcast sum": lambda m, x: x + m.body(x).mean((2, 3), keepdim=True),
     "scaled addition": lambda m, x: torch.add(x, m.body(x), alpha=2),
     "subtraction": lambda m, x: x - m.body(x),
-    "concatenation": lambda m, x: torch.cat([x, m.body(x)], 1)[:, :4],
+    "branches side by side": lambda m, x: torch.cat([m.other(x), m.body(x)], 1)[:, :4],
+    "concatenated along another dimension": lambda m, x: torch.cat([x, m.body(x)], 2)[:, :, :8],
 }
 
 

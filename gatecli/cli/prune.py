@@ -24,6 +24,7 @@ def prune(
     threshold: Annotated[Optional[float], typer.Option(help="A branch runs where P(on) is above it; none: the calibrated threshold, else .5.")] = None,
     collapse: Annotated[float, typer.Option(help="Data-dependent: a rate below it removes the branch, one above 1 - it removes the gate.")] = 0.01,
     static: Annotated[Optional[float], typer.Option(help="Data-dependent: decide what is left by rate > this, instead of leaving it dynamic.")] = None,
+    round_to: Annotated[int, typer.Option(help="Where a branch loses some of its filters, keep a multiple of this, as fast kernels like it (8).")] = 1,
     data: Data = None,
     batch_size: BatchSize = 256,
     workers: Workers = 0,
@@ -39,14 +40,14 @@ def prune(
     check_output(target, force, [path])
     network = session.open(path)
     rates = _rates(session, network, remembered(data), threshold, batch_size, workers)
-    result = pruning.prune(network, threshold=threshold, rates=rates, collapse=collapse, static=static)
+    result = pruning.prune(network, threshold=threshold, rates=rates, collapse=collapse, static=static, round_to=round_to)
     write(result.network, target)
     _report(session, network, result, path, target)
     session.written(target)
     session.say("next: gatecli profile")
     return {
-        "checkpoint": str(path), "out": str(target), "arch": network.recipe.source.arch, "removed": result.removed, "ungated": result.ungated,
-        "kept_dynamic": result.kept_dynamic, "params_before": result.params_before, "params": result.network.params, "macs_before": result.macs_before,
+        "checkpoint": str(path), "out": str(target), "arch": network.recipe.source.arch, "removed": [*result.removed, *({"site": site, "units": units} for site, units in result.thinned.items())], "ungated": result.ungated,
+        "kept_dynamic": result.kept_dynamic, "stuck": result.stuck, "params_before": result.params_before, "params": result.network.params, "macs_before": result.macs_before,
         "macs_dense": result.network.macs_dense, "macs_expected": result.macs_expected, "max_logit_change": result.max_logit_change,
     }  # fmt: skip
 
@@ -69,8 +70,12 @@ def _rates(session: Session, network: Network, data: str | None, threshold: floa
 def _report(session: Session, network: Network, result: Any, path: Path, target: Path) -> None:
     smaller = result.network
     session.say(f"removed {len(result.removed)}: {', '.join(result.removed) or '-'}")
+    for site, units in result.thinned.items():
+        session.say(f"removed {len(units)} units of {site}: {', '.join(map(str, units))}")
     session.say(f"always on, gate removed {len(result.ungated)}: {', '.join(result.ungated) or '-'}")
     session.say(f"still dynamic {len(result.kept_dynamic)}: {', '.join(result.kept_dynamic) or '-'}")
+    for site, why in result.stuck.items():
+        session.say(f"note: {site} never runs, but stays in the file: {why}")
     session.say(
         f"parameters {millions(result.params_before)} -> {millions(smaller.params)}, GMACs {gmacs(result.macs_before)} -> {gmacs(smaller.macs_dense)}, "
         f"file {os.path.getsize(path) / 1e6:.2f} -> {os.path.getsize(target) / 1e6:.2f} MB, logits changed by {result.max_logit_change:.1e}"

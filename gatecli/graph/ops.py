@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, fx, nn
@@ -11,9 +12,41 @@ from torch.nn import functional as F
 def mask(value: Tensor, z: Tensor) -> Tensor:
     """Multiply each unit's share of `value` by its decision.
 
-    Args: value (N, C, ...) or (N, ..., C) with z (N, 1): the whole sample is one unit. Returns the shape of `value`.
+    Args: z (N, 1) with value (N, ...): the whole sample is one unit; z (N, n) with value (N, C, ...): each n-th part of the channels is one.
+    Returns the shape of `value`.
     """
-    return value * z.to(value.dtype).reshape(z.shape[0], *[1] * (value.ndim - 1))
+    z = z.to(value.dtype)
+    if z.shape[1] > 1:
+        z = z.repeat_interleave(value.shape[1] // z.shape[1], 1)
+    return value * z.reshape(*z.shape, *[1] * (value.ndim - 2))
+
+
+Runs = tuple[tuple[int, int], ...]  # channels as (first, one past the last) pairs
+
+
+def widen(value: Tensor, runs: Runs, width: int) -> Tensor:
+    """value (N, k, ...) with its channels at `runs` of `width` ones, zeros elsewhere: (N, width, ...)."""
+    return add_at(value.new_zeros(value.shape[0], width, *value.shape[2:]), value, runs, True)
+
+
+def add_at(x: Tensor, value: Tensor, runs: Runs, in_place: bool = False) -> Tensor:
+    """x (N, width, ...) with value (N, k, ...) added to its channels `runs`."""
+    result, done = x if in_place else x.clone(), 0
+    for first, end in runs:
+        result[:, first:end] += value[:, done : done + end - first]
+        done += end - first
+    return result
+
+
+def runs_of(numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """Ascending numbers as runs: [0, 1, 4] -> [(0, 2), (4, 5)]."""
+    runs: list[tuple[int, int]] = []
+    for number in numbers:
+        if runs and runs[-1][1] == number:
+            runs[-1] = (runs[-1][0], number + 1)
+        else:
+            runs.append((number, number + 1))
+    return runs
 
 
 FRESH_LAYERS = (nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.MaxPool2d, nn.AvgPool2d)  # their results have storage of their own
@@ -39,6 +72,14 @@ def is_relu(root: nn.Module, node: fx.Node) -> bool:
     if node.op == "call_function":
         return node.target in RELUS
     return (node.op == "call_method" and node.target in ("relu", "relu_")) or isinstance(module_of(root, node), nn.ReLU)
+
+
+def is_cat(node: fx.Node) -> bool:
+    """Whether the node concatenates values of the graph along the channels."""
+    if node.op != "call_function" or node.target not in (torch.cat, torch.concat) or not node.args or not isinstance(node.args[0], (list, tuple)):
+        return False
+    dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
+    return bool(dim == 1) and all(isinstance(part, fx.Node) for part in node.args[0])
 
 
 def is_mask(node: fx.Node) -> bool:

@@ -1,11 +1,11 @@
 """Change a traced network: put a gate before a value, take a branch out, let go of modules that nothing calls, rename."""
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import fx, nn
 
-from gatecli.graph.ops import is_mask, is_relu, mask, never_negative
+from gatecli.graph.ops import is_mask, is_relu, mask, never_negative, runs_of, widen
 from gatecli.graph.sites import Site
 from gatecli.graph.trace import remove_dead
 
@@ -72,6 +72,9 @@ def remove_branch(root: nn.Module, graph: fx.Graph, site: Site) -> dict[str, str
 
     Returns which nodes are gone whose values other sites may have named: name -> the name of what has taken their place.
     """
+    if site.kind == "layer":  # nothing reads it any more, see gatecli.graph.slices.fold
+        remove_dead(graph)
+        return {}
     add, shortcut = node_named(graph, site.add), node_named(graph, site.shortcut)
     gone = [add]
     if never_negative(root, shortcut):
@@ -80,6 +83,14 @@ def remove_branch(root: nn.Module, graph: fx.Graph, site: Site) -> dict[str, str
         node.replace_all_uses_with(shortcut)
     remove_dead(graph)
     return {node.name: shortcut.name for node in gone}
+
+
+def insert_widen(graph: fx.Graph, value: fx.Node, places: Sequence[int], width: int) -> fx.Node:
+    """Let a value that has lost channels take its old width again, its channels at `places`, for those who read it; returns the wide one."""
+    with graph.inserting_after(value):
+        wide = graph.call_function(widen, (value, tuple(runs_of(places)), width))
+    value.replace_all_uses_with(wide, delete_user_cb=lambda user: user is not wide)
+    return wide
 
 
 def drop_unused(root: nn.Module, graph: fx.Graph) -> None:

@@ -5,7 +5,7 @@ way (the branch) computes and the other (the shortcut) carries the value on. Ski
 """
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import fx, nn
@@ -21,6 +21,8 @@ class Site:
     `branch`: the nodes whose work a closed gate saves; `entry`: the value they start from; `value`: the last of them;
     `add`: the addition that `value` and the `shortcut` go into; `macs` of the branch for one image; `channels` of the entry and the
     dimensions of its `positions`, over which a gate may average: (2, 3) of (N, C, H, W), (1,) of tokens (N, L, C).
+    A site of several units is split: the nodes of its `tail` work for each unit apart, `unit_macs` each; the others' work is saved only
+    where no unit runs. A `layer` has neither shortcut nor addition: a closed gate leaves zeros in its place of the concatenations.
     """
 
     name: str
@@ -34,10 +36,12 @@ class Site:
     branch: tuple[str, ...]
     channels: int
     positions: tuple[int, ...]
+    unit_macs: int
+    tail: tuple[str, ...] = ()
 
 
-def find_blocks(root: nn.Module, graph: fx.Graph, costs: Mapping[str, NodeCost]) -> dict[str, Site]:
-    """All residual branches, in the order of execution, by name.
+def find_blocks(root: nn.Module, graph: fx.Graph, costs: Mapping[str, NodeCost]) -> list[Site]:
+    """All residual branches, in the order of execution.
 
     A site is offered only where it is clear which operand is the shortcut: it computes nothing that has weights, or at most one
     convolution or linear layer where the branch has at least two. Of branches within branches the innermost are offered: with a long
@@ -50,7 +54,7 @@ def find_blocks(root: nn.Module, graph: fx.Graph, costs: Mapping[str, NodeCost])
             site = _block_at(node, root, dominators, costs)
             if site is not None:
                 found.append(site)
-    return _with_unique_names([site for site in found if not any(other.add in site.branch for other in found)])
+    return [site for site in found if not any(other.add in site.branch for other in found)]
 
 
 def _block_at(add: fx.Node, root: nn.Module, dominators: Mapping[fx.Node, fx.Node | None], costs: Mapping[str, NodeCost]) -> Site | None:
@@ -76,7 +80,7 @@ def _block_at(add: fx.Node, root: nn.Module, dominators: Mapping[fx.Node, fx.Nod
     axis = len(shape) - 1 if _channels_last(order, root) else 1
     positions = tuple(other for other in range(1, len(shape)) if other != axis)
     macs = sum(costs[name].macs for name in names)
-    return Site(_name(add, branch, root), "block", 1, macs, entry.name, value.name, shortcut.name, add.name, names, shape[axis], positions)
+    return Site(module_path(add, branch, root), "block", 1, macs, entry.name, value.name, shortcut.name, add.name, names, shape[axis], positions, macs)
 
 
 def _channels_last(branch: Sequence[fx.Node], root: nn.Module) -> bool:
@@ -123,9 +127,9 @@ def _common(a: fx.Node | None, b: fx.Node | None, dominators: Mapping[fx.Node, f
     return a if a is b else None
 
 
-def _name(add: fx.Node, branch: set[fx.Node], root: nn.Module) -> str:
-    """The module path that the branch's modules share, as `layer1.0`; where they share none, the addition's own name."""
-    paths = [str(node.target).split(".") for node in branch if module_of(root, node) is not None]
+def module_path(node: fx.Node, branch: Iterable[fx.Node], root: nn.Module) -> str:
+    """The module path that the branch's modules share, as `layer1.0`; where they share none, the node's own."""
+    paths = [str(part.target).split(".") for part in branch if module_of(root, part) is not None]
     if len(paths) == 1:
         return ".".join(paths[0])
     shared = []
@@ -133,10 +137,10 @@ def _name(add: fx.Node, branch: set[fx.Node], root: nn.Module) -> str:
         if len(set(parts)) > 1:
             break
         shared.append(parts[0])
-    return ".".join(shared) or add.name
+    return ".".join(shared) or (str(node.target) if node.op == "call_module" else node.name)
 
 
-def _with_unique_names(found: list[Site]) -> dict[str, Site]:
+def with_unique_names(found: list[Site]) -> dict[str, Site]:
     """Branches under one module, as a transformer block's two, are told apart by their order: `block#1`, `block#2`."""
     names = [site.name for site in found]
     result: dict[str, Site] = {}

@@ -86,18 +86,18 @@ class Method:
             odds = gate.log_odds(torch.empty(1, device=gate.threshold.device))[0]
         return [bool(flag) for flag in odds > torch.logit(limit.clamp(0, 1))]
 
-    def prune(self, network: Network, site: str, kept: list[int]) -> None:
-        """Keep only the units `kept` of a site, ungated, in place; `recompile` and `recount` follow once all is done."""
-        if kept:
-            network.remove_gate(site)
-        else:
-            network.remove_branch(site)
 
+def apply_plan(network: Network, plan: Mapping[str, list[int]], round_to: int = 1) -> None:
+    """Prune as `plan` says (site -> kept units, ungated; sites left out stay as they are), in place.
 
-def apply_plan(network: Network, plan: Mapping[str, list[int]]) -> None:
-    """Prune as `plan` says (site -> kept units; sites left out stay as they are), in place."""
+    round_to: where a site keeps some of its units, see Network.keep_units.
+    """
     for site, kept in plan.items():
-        get(network.methods[site]).prune(network, site, kept)
+        if len(kept) == network.sites[site].units:
+            network.remove_gate(site)
+        elif kept:
+            network.keep_units(site, kept, round_to)
+    network.remove_branches([site for site, kept in plan.items() if not kept])
     network.recompile()
     network.recount()
 

@@ -7,7 +7,8 @@ with Adaptive Inference Graphs" (2018). One gate a residual branch, downsampling
 Training samples z with the straight-through Gumbel-softmax at temperature 1; the loss is
     cross-entropy + loss_weight * (t - mean of z over all gates and instances)^2            (per batch, section 3.1)
     cross-entropy + loss_weight * mean over gates g of (t_g - mean of z_g over the batch)^2   (per gate, Veit & Belongie)
-A gate whose own target is 1 is left out: its branch always runs (AIG's code samples it and counts it as 1).
+With granularity n the branch's output filters are n groups with a gate each (S2.3). A closed gate at a layer of a dense block puts zeros
+into its place of the concatenation (section 5). A gate whose own target is 1 is left out: its branch always runs (AIG's code samples it and counts it as 1).
 In evaluation a branch runs where P(on) > threshold (1/2: the most probable decision).
 """
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch.nn import functional as F
 from gatecli.errors import SettingError
 from gatecli.gates import Gate, Remembered
 from gatecli.graph.sites import Site
+from gatecli.graph.slices import drop_inputs
 from gatecli.losses import FORMS as LOSS_FORMS
 from gatecli.losses import per_batch, per_gate
 from gatecli.methods.base import Method, Settings, register, setting
@@ -42,6 +44,7 @@ class LayerGateSettings(Settings):
     anneal_every: int = setting(5, "... every so many epochs", low=1)
     anneal_start: float = setting(1.0, "the target that annealing starts from", low=0, high=1)
     targets: str | None = setting(None, f"targets of their own: {FORMS}; 1 leaves a gate out", structural=True)
+    granularity: int = setting(1, "split each residual branch's output filters into so many groups, a gate each (S2.3)", low=1, high=65536, structural=True)
     variable: str = setting("none", "let the target follow the network's rate within each epoch (S2.2): moving (the mean so far) or exponential", choices=VARIABLE)
     variable_momentum: float = setting(0.9, "of the exponential average, for each batch", low=0, high=1)
 
@@ -58,28 +61,31 @@ class DataDependentGate(Gate):
     draws the weights from N(0, .001), which closes some gates of a deep network before any training).
     """
 
-    def __init__(self, site: str, channels: int, positions: tuple[int, ...], hidden: int) -> None:
-        super().__init__(site, 1)
+    def __init__(self, site: str, channels: int, positions: tuple[int, ...], hidden: int, units: int = 1) -> None:
+        super().__init__(site, units)
         self.positions = positions
         self.reduce = nn.Linear(channels, hidden)
         self.norm = nn.BatchNorm1d(hidden)
-        self.decide = nn.Linear(hidden, 2)
+        self.decide = nn.Linear(hidden, 2 * units)
         nn.init.kaiming_normal_(self.reduce.weight)
         nn.init.zeros_(self.reduce.bias)
         nn.init.zeros_(self.decide.weight)
         with torch.no_grad():
-            self.decide.bias.copy_(torch.tensor([0.1, 2.0]))
+            self.decide.bias.copy_(torch.tensor([0.1, 2.0]).repeat(units))
         self._folded = Remembered()
 
     def scores(self, x: Tensor) -> Tensor:
-        """x (N, C, H, W), or another shape with one dimension of C channels besides `positions` -> (N, 1, 2)."""
+        """x (N, C, H, W), or another shape with one dimension of C channels besides `positions` -> (N, units, 2)."""
         total, share = self._total(x)
         hidden = F.relu(self.norm(self.reduce(total * share)))
         pair: Tensor = self.decide(hidden)
-        return pair.unsqueeze(1)
+        return pair.reshape(-1, self.units, 2)
+
+    def drop_inputs(self, kept: Tensor, gone: Tensor, constants: Tensor) -> None:
+        drop_inputs(self.reduce, kept, gone, constants)
 
     def log_odds(self, x: Tensor) -> Tensor:
-        """The same with the BatchNorm folded into the first layer and one difference of logits: (N, 1).
+        """The same with the BatchNorm folded into the first layer and one difference of logits: (N, units).
 
         Each operation counts here: between convolutions of a single image it costs what it takes to start it, not to run it.
         """
@@ -101,8 +107,8 @@ class DataDependentGate(Gate):
         assert norm.running_var is not None and norm.running_mean is not None
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
         bias = (self.reduce.bias - norm.running_mean) * scale + norm.bias
-        difference = decide.weight[1:] - decide.weight[:1]
-        return self.reduce.weight * scale[:, None], bias, difference, decide.bias[1:] - decide.bias[:1]
+        difference = decide.weight[1::2] - decide.weight[::2]
+        return self.reduce.weight * scale[:, None], bias, difference, decide.bias[1::2] - decide.bias[::2]
 
 
 class DataIndependentGate(Gate):
@@ -110,24 +116,24 @@ class DataIndependentGate(Gate):
 
     data_dependent = False
 
-    def __init__(self, site: str) -> None:
-        super().__init__(site, 1)
-        self.logits = nn.Parameter(torch.tensor([[0.1, 4.0]]))
+    def __init__(self, site: str, units: int = 1) -> None:
+        super().__init__(site, units)
+        self.logits = nn.Parameter(torch.tensor([[0.1, 4.0]]).repeat(units, 1))
         self._odds = Remembered()
 
     def scores(self, x: Tensor) -> Tensor:
-        """x (N, ...) -> (N, 1, 2)."""
-        return self.logits.expand(x.shape[0], 1, 2)
+        """x (N, ...) -> (N, units, 2)."""
+        return self.logits.expand(x.shape[0], self.units, 2)
 
     def log_odds(self, x: Tensor) -> Tensor:
         odds: Tensor = self._odds(lambda: self.logits[:, 1] - self.logits[:, 0], self.logits)
-        return odds.expand(x.shape[0], 1)
+        return odds.expand(x.shape[0], self.units)
 
 
 class LayerGates(Method):
     """Gates on residual branches; `dependent` says which of the two gates, `loss_of` which loss holds their rates."""
 
-    needs: ClassVar[str] = "residual blocks (an addition of a shortcut and a branch)"
+    needs: ClassVar[str] = "residual blocks (an addition of a shortcut and a branch) or layers of dense blocks"
     paper: ClassVar[str] = "Herrmann, Bowen, Zabih: Deep networks with probabilistic gates, 2018"
 
     def __init__(self, name: str, summary: str, dependent: bool, loss_of: Callable[..., Tensor]) -> None:
@@ -135,7 +141,7 @@ class LayerGates(Method):
         self.dependent, self.loss_of = dependent, loss_of
 
     def candidates(self, network: Network) -> list[Site]:
-        return [site for site in network.sites.values() if site.kind == "block"]
+        return [site for site in network.sites.values() if site.kind in ("block", "layer")]
 
     def prepare(self, sites: list[str], settings: Any) -> tuple[list[str], Any]:
         if settings.targets is None:
@@ -147,7 +153,8 @@ class LayerGates(Method):
         return gated, replace(settings, targets=written({site: rate for site, rate in own.items() if rate != 1}))
 
     def gate(self, site: Site, settings: Any) -> Gate:
-        return DataDependentGate(site.name, site.channels, site.positions, settings.hidden) if self.dependent else DataIndependentGate(site.name)
+        units = settings.granularity if site.kind == "block" else 1
+        return DataDependentGate(site.name, site.channels, site.positions, settings.hidden, units) if self.dependent else DataIndependentGate(site.name, units)
 
     def targets(self, settings: Any, sites: Iterable[str], epoch: int) -> dict[str, float]:
         own = read(settings.targets) if settings.targets else {}

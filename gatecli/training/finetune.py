@@ -98,7 +98,7 @@ def _finish(loop: Loop, baseline: float) -> Finetuned:
     network.eval()
     batchnorm, scores = _steady_norms(loop)
     result = Finetuned(
-        network, loop.options.epochs, scores.top1, baseline, expected_macs(network, scores.rates), scores.rates, target, chosen, batchnorm, position.history,
+        network, loop.options.epochs, scores.top1, baseline, expected_macs(network, scores.rates, scores.busy), scores.rates, target, chosen, batchnorm, position.history,
         overall_rate(loop.own(scores.rates)),
     )  # fmt: skip
     measured = {

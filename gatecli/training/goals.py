@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gatecli.costs import own_macs
 from gatecli.errors import SettingError
 from gatecli.losses import mean_target
 from gatecli.methods import Method
@@ -72,7 +71,7 @@ class Price(TargetRate):
     def __init__(self, network: Network, method: Method, settings: Any, options: TrainOptions) -> None:
         super().__init__(network, method, settings, options)
         self.limit = None if options.max_gmacs is None else options.max_gmacs * 1e9
-        self.fixed = network.macs_dense - sum(own_macs(network.sites[site]) for site in self.units)
+        self.fixed = network.macs_dense - sum(network.sites[site].macs for site in self.units)
         if self.limit is not None and self.limit < self.fixed:
             raise SettingError(f"--max-gmacs {options.max_gmacs:g} is out of reach: with all {len(self.units)} gated branches off, {self.fixed / 1e9:.4g} GMACs are left")
         step = min(0.25, max(0.02, 1.6 / options.epochs))  # in half of the epochs it can come down to .2

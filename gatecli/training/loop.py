@@ -200,7 +200,7 @@ class Loop:
 
     def figures(self, scores: Scores) -> dict[str, float]:
         """What a goal looks at."""
-        return {"val_top1": scores.top1, "achieved_rate": overall_rate(self.own(scores.rates)), "macs_expected": expected_macs(self.network, scores.rates)}
+        return {"val_top1": scores.top1, "achieved_rate": overall_rate(self.own(scores.rates)), "macs_expected": expected_macs(self.network, scores.rates, scores.busy)}
 
     def validate(self) -> Scores:
         split, size = self.data.splits["val"], self.options.batch_size

@@ -1,0 +1,274 @@
+"""Remove channels from a traced network: output channels of a convolution, and what reads a channel that has become a constant.
+
+Two ways, each for what comes before or after a value:
+
+    keep_outputs   the layers that make a value keep some of its channels (their weights' rows, a BatchNorm's entries)
+    fold           where a value has become zero for good, its readers lose the channels that come of it; what these
+                   still said, a constant, becomes part of the bias of the next convolution or linear layer
+
+A constant folds only where it is the same at every position: before a convolution that pads its input with zeros it is not.
+"""
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from gatecli.errors import SettingError
+from gatecli.graph.macs import NodeCost
+from gatecli.graph.ops import is_cat, module_of
+
+CHANNELS, SIDE = 6, 4  # of the images on which unknown operations are tried
+
+
+def calls(graph: fx.Graph, node: fx.Node) -> int:
+    """How often the graph calls the module that the node calls."""
+    return sum(other.op == "call_module" and other.target == node.target for other in graph.nodes)
+
+
+# --- one channel at a time ---
+
+
+def is_channelwise(root: nn.Module, node: fx.Node, shape: Sequence[int] = (1, CHANNELS, SIDE, SIDE)) -> bool:
+    """Whether the node, which has no weights, treats each channel of its one input apart; found out by trying it in evaluation mode."""
+    apply = _as_function(root, node)
+    if apply is None:
+        return False
+    x = torch.randn(1, CHANNELS, *shape[2:], device="cpu")
+    kept = [0, 2, 3]
+    try:
+        with torch.no_grad():
+            whole, part = apply(x.clone()), apply(x[:, kept])
+    except Exception:  # whatever an operation may say of an image that it was not made for
+        return False
+    return isinstance(whole, Tensor) and whole.shape[1] == CHANNELS and part.shape == whole[:, kept].shape and torch.allclose(whole[:, kept], part)
+
+
+def _as_function(root: nn.Module, node: fx.Node) -> Callable[[Tensor], Any] | None:
+    """The node as a function of its first argument, where it reads no other value and has no tensors of its own."""
+    if node.op not in ("call_module", "call_function", "call_method") or node.all_input_nodes != [node.args[0] if node.args else None]:
+        return None
+    args, kwargs = node.args[1:], node.kwargs
+    if node.op == "call_method":
+        return lambda x: getattr(x, str(node.target))(*args, **kwargs)
+    if node.op == "call_function":
+        function: Any = node.target
+        return lambda x: function(x, *args, **kwargs)
+    module = module_of(root, node)
+    if module is None or any(True for _ in (*module.parameters(), *module.buffers())):
+        return None
+    return copy.deepcopy(module).eval()
+
+
+# --- before a value ---
+
+
+def tail_of(root: nn.Module, value: fx.Node) -> list[fx.Node]:
+    """The nodes that make each channel of `value` apart: a convolution and what follows it channel by channel; in order, empty where there are none."""
+    tail, node = [value], value
+    while True:
+        module = module_of(root, node)
+        if isinstance(module, nn.Conv2d) and module.groups == 1:
+            return tail[::-1] if all(calls(value.graph, part) == 1 for part in tail if module_of(root, part) is not None) else []
+        if not isinstance(module, nn.BatchNorm2d) and not is_channelwise(root, node):
+            return []
+        node = node.all_input_nodes[0]
+        if len(node.users) > 1 or node.op == "placeholder":
+            return []
+        tail.append(node)
+
+
+def keep_outputs(root: nn.Module, tail: Sequence[fx.Node], kept: Sequence[int], silent: Collection[int] = ()) -> None:
+    """Let the layers of a tail (see tail_of) keep the output channels `kept`, those of them in `silent` giving zeros."""
+    index = torch.tensor(kept)
+    quiet = [place for place, channel in enumerate(kept) if channel in silent]
+    for node in tail:
+        module = module_of(root, node)
+        if isinstance(module, nn.Conv2d):
+            _keep(module, ("weight", "bias"), index, quiet)
+            module.out_channels = len(kept)
+        elif isinstance(module, nn.BatchNorm2d):
+            _keep(module, ("weight", "bias"), index, quiet)
+            _keep(module, ("running_mean", "running_var"), index, [])
+            module.num_features = len(kept)
+
+
+def stays_zero(root: nn.Module, tail: Sequence[fx.Node]) -> bool:
+    """Whether a channel whose weights are all zero leaves a tail (see tail_of) as zero."""
+    steps = [_as_function(root, node) for node in tail if module_of(root, node) is None or not isinstance(module_of(root, node), (nn.Conv2d, nn.BatchNorm2d))]
+    affine = all(module.affine for node in tail if isinstance(module := module_of(root, node), nn.BatchNorm2d))
+    return affine and all(step is not None and not bool(step(torch.zeros(1, 1, SIDE, SIDE, device="cpu")).any()) for step in steps)
+
+
+def _keep(module: nn.Module, names: Sequence[str], index: Tensor, quiet: list[int], dim: int = 0) -> None:
+    """Cut the module's tensors of these names to the entries `index` of `dim`; entries `quiet` of the result become zero."""
+    for name in names:
+        tensor = getattr(module, name)
+        if tensor is None:
+            continue
+        cut = tensor.detach().index_select(dim, index.to(tensor.device))
+        if quiet:
+            cut[quiet] = 0
+        setattr(module, name, nn.Parameter(cut, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else cut)
+
+
+# --- after a value ---
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Of a value's channels those that stay, those that go, and the constant that each of these has had at every position."""
+
+    kept: Tensor
+    gone: Tensor
+    constants: Tensor
+
+
+def foldable(root: nn.Module, graph: fx.Graph, costs: Mapping[str, NodeCost], value: fx.Node) -> str | None:
+    """Why `value`, were it zero for good, could not be folded into what reads it; None where it could."""
+    try:
+        _Fold(root, graph, costs, {value}, dry=True).run()
+    except SettingError as error:
+        return str(error)
+    return None
+
+
+def fold(root: nn.Module, graph: fx.Graph, costs: Mapping[str, NodeCost], values: Collection[fx.Node]) -> None:
+    """Take `values`, which are zero for good, out of all concatenations, and let their readers lose the channels.
+
+    Args: costs: the shapes of the graph's nodes, with the values still in. Raises SettingError where one cannot be folded, see `foldable`.
+    """
+    _Fold(root, graph, costs, set(values), dry=False).run()
+    for cat in [node for node in graph.nodes if is_cat(node)]:
+        parts = [part for part in cat.args[0] if part not in values]
+        cat.args = (parts, *cat.args[1:])
+
+
+class _Fold:
+    """One walk down the graph, from zeros to the layers that absorb what they have become."""
+
+    def __init__(self, root: nn.Module, graph: fx.Graph, costs: Mapping[str, NodeCost], values: set[fx.Node], dry: bool) -> None:
+        self.root, self.graph, self.costs, self.dry = root, graph, costs, dry
+        self.values, self.cuts = values, dict[fx.Node, Cut]()
+
+    def run(self) -> None:
+        dead = self._dead()
+        for node in self.graph.nodes:
+            if node in dead:
+                continue
+            if any(source in self.values for source in node.all_input_nodes) and not is_cat(node):
+                raise SettingError(f"`{node.name}` reads it, which is no concatenation")
+            if any(source in self.cuts or source in self.values for source in node.all_input_nodes):
+                self._pass(node)
+
+    def _dead(self) -> set[fx.Node]:
+        """The values themselves, and what only they need."""
+        dead = set(self.values)
+        for node in reversed(self.graph.nodes):
+            if node.users and all(user in dead for user in node.users):
+                dead.add(node)
+        return dead
+
+    def _pass(self, node: fx.Node) -> None:
+        module = module_of(self.root, node)
+        if is_cat(node):
+            self.cuts[node] = self._concatenated(node)
+            return
+        (source,) = (each for each in node.all_input_nodes if each in self.cuts)
+        cut = self.cuts[source]
+        if module is not None and any(True for _ in module.parameters()) and calls(self.graph, node) > 1:
+            raise SettingError(f"`{node.target}` reads it, which is called more than once")
+        if isinstance(module, _BatchNorm) and module.running_mean is not None:
+            self.cuts[node] = self._normalised(module, cut)
+        elif isinstance(module, (nn.Conv2d, nn.Linear)) or hasattr(module, "drop_inputs"):
+            self._absorb(node, module, cut)
+        else:
+            self.cuts[node] = self._applied(node, source, cut)
+
+    def _width(self, node: fx.Node) -> int:
+        shape = self.costs[node.name].shape
+        assert shape is not None
+        return shape[1]
+
+    def _concatenated(self, cat: fx.Node) -> Cut:
+        kept, gone, constants, start = [], [], [], 0
+        for part in cat.args[0]:  # type: ignore[union-attr]
+            assert isinstance(part, fx.Node)
+            width = self._width(part)
+            if part in self.values:
+                gone.append(torch.arange(start, start + width))
+                constants.append(torch.zeros(width))
+            elif part in self.cuts:
+                cut = self.cuts[part]
+                kept.append(cut.kept + start)
+                gone.append(cut.gone + start)
+                constants.append(cut.constants)
+            else:
+                kept.append(torch.arange(start, start + width))
+            start += width
+        if not kept:
+            raise SettingError(f"`{cat.name}` would have nothing left to concatenate")
+        device = next(self.root.parameters()).device
+        return Cut(torch.cat(kept), torch.cat(gone), torch.cat([each.to(device) for each in constants]))
+
+    def _normalised(self, norm: Any, cut: Cut) -> Cut:
+        device = norm.running_mean.device
+        gone, mean = cut.gone.to(device), norm.running_mean
+        value = (cut.constants.to(device) - mean[gone]) * torch.rsqrt(norm.running_var[gone] + norm.eps)
+        if norm.weight is not None:
+            value = value * norm.weight.detach()[gone] + norm.bias.detach()[gone]
+        if not self.dry:
+            _keep(norm, ("weight", "bias", "running_mean", "running_var"), cut.kept, [])
+            norm.num_features = len(cut.kept)
+        return Cut(cut.kept, cut.gone, value)
+
+    def _absorb(self, node: fx.Node, module: Any, cut: Cut) -> None:
+        """Let a convolution, a linear layer or a gate read the kept channels alone, the constants being in its bias."""
+        if isinstance(module, nn.Conv2d) and (module.groups != 1 or any(_padding(module))):
+            why = "in groups" if module.groups != 1 else "and pads it with zeros"
+            raise SettingError(f"`{node.target}` reads it {why}")
+        if isinstance(module, nn.Linear) and module.in_features != len(cut.kept) + len(cut.gone):
+            raise SettingError(f"`{node.target}` reads it in another shape")
+        if self.dry:
+            return
+        if hasattr(module, "drop_inputs"):
+            module.drop_inputs(cut.kept, cut.gone, cut.constants)
+        else:
+            drop_inputs(module, cut.kept, cut.gone, cut.constants)
+
+    def _applied(self, node: fx.Node, source: fx.Node, cut: Cut) -> Cut:
+        """Through an operation without weights: the constants' images, where these are constant too."""
+        shape = self.costs[source.name].shape
+        if shape is None or not is_channelwise(self.root, node, shape):
+            raise SettingError(f"`{node.target if node.op == 'call_module' else node.name}` reads it")
+        apply = _as_function(self.root, node)
+        assert apply is not None
+        if cut.constants.is_meta:  # a replay: the values come from the file
+            return cut
+        with torch.no_grad():
+            image = apply(cut.constants.cpu().reshape(1, -1, *[1] * (len(shape) - 2)).expand(1, -1, *shape[2:]).contiguous())
+        flat = image.reshape(image.shape[1], -1)
+        if not torch.allclose(flat, flat[:, :1].expand_as(flat)):
+            raise SettingError(f"`{node.target if node.op == 'call_module' else node.name}` reads it, and is different at the border")
+        return Cut(cut.kept, cut.gone, flat[:, 0])
+
+
+def drop_inputs(module: Any, kept: Tensor, gone: Tensor, constants: Tensor) -> None:
+    """Let a convolution or a linear layer read the channels `kept` alone; `constants`, what `gone` always were, go into its bias."""
+    weight: Tensor = module.weight.detach()
+    said = weight.index_select(1, gone.to(weight.device)).reshape(len(weight), len(gone), -1).sum(2) @ constants.to(weight)
+    bias = said if module.bias is None else module.bias.detach() + said
+    module.bias = nn.Parameter(bias, module.weight.requires_grad)
+    _keep(module, ("weight",), kept, [], dim=1)
+    setattr(module, "in_features" if isinstance(module, nn.Linear) else "in_channels", len(kept))
+
+
+def _padding(module: nn.Conv2d) -> tuple[int, ...]:
+    if isinstance(module.padding, str):
+        return (0,) if module.padding == "valid" else (1,)
+    return tuple(module.padding)

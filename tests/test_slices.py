@@ -1,0 +1,303 @@
+"""Removing channels: what is left computes what the masked network computed, and is smaller."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from commandline import SIDE, call, edit, refused, run, save_npz, save_source
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from networks import CASES, dense, lively, traced
+from torch import Tensor, fx, nn
+
+import gatecli
+from gatecli.attaching import attach
+from gatecli.costs import expected_macs
+from gatecli.errors import SettingError
+from gatecli.graph.ops import add_at, mask, runs_of, widen
+from gatecli.graph.slices import is_channelwise, tail_of
+from gatecli.graph.trace import compile_graph
+from gatecli.inference import predict
+from gatecli.network import Network
+from gatecli.probe import relative_change
+
+LIMIT = 1e-5
+
+
+def logits(network: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        result: Tensor = network(x)
+        return result
+
+
+def decided(network: Network, decisions: dict[str, list[int]]) -> Network:
+    """A copy whose data-independent gates decide so."""
+    twin = network.copy()
+    for site, units in decisions.items():
+        gate: Any = twin.site_gates[site]
+        with torch.no_grad():
+            gate.logits.copy_(torch.tensor([[0.0, 9.0 if unit else -9.0] for unit in units]))
+    return twin
+
+
+# --- operations ---
+
+
+def test_masks_of_several_units() -> None:
+    value, z = torch.randn(2, 6, 3, 3), torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]])
+    found = mask(value, z)
+    for sample in range(2):
+        for channel in range(6):
+            assert torch.equal(found[sample, channel], value[sample, channel] * z[sample, channel // 2])
+
+
+@given(st.sets(st.integers(0, 11), min_size=1))
+def test_widening_and_adding_at_places(places: set[int]) -> None:
+    kept = sorted(places)
+    runs = tuple(runs_of(kept))
+    assert [number for first, end in runs for number in range(first, end)] == kept and all(a[1] < b[0] for a, b in zip(runs, runs[1:], strict=False))
+    x, value = torch.randn(2, 12, 2, 2), torch.randn(2, len(kept), 2, 2)
+    wide = torch.zeros(2, 12, 2, 2)
+    wide[:, kept] = value
+    assert torch.equal(widen(value, runs, 12), wide) and torch.allclose(add_at(x, value, runs), x + wide)
+
+
+CHANNELWISE: dict[str, Any] = {"relu": nn.ReLU(inplace=True), "hardswish": nn.Hardswish(inplace=True), "dropout": nn.Dropout(), "pool": nn.MaxPool2d(2), "identity": nn.Identity()}
+MIXING: dict[str, Any] = {"softmax": nn.Softmax(1), "shuffle": nn.ChannelShuffle(2), "instance": nn.GroupNorm(1, 6, affine=False), "weights": nn.Conv2d(6, 6, 1), "glu": nn.GLU(1)}
+
+
+@pytest.mark.parametrize("name", [*CHANNELWISE, *MIXING])
+def test_operations_are_tried(name: str) -> None:
+    root = nn.Sequential({**CHANNELWISE, **MIXING}[name])
+    graph = fx.Graph()
+    node = graph.call_module("0", (graph.placeholder("x"),))
+    assert is_channelwise(root, node) == (name in CHANNELWISE)
+
+
+# --- granularity ---
+
+
+class Blocks(nn.Module):
+    """Blocks that end in ways of their own: a BatchNorm, a bias, an activation that keeps zero, one that does not, and a depthwise convolution."""
+
+    ENDS = ("norm", "bias", "relu", "sigmoid", "depthwise")
+
+    def __init__(self, width: int = 12) -> None:
+        super().__init__()
+        ends: dict[str, list[nn.Module]] = {
+            "norm": [nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)],
+            "bias": [nn.Conv2d(width, width, 1)],
+            "relu": [nn.Conv2d(width, width, 1), nn.BatchNorm2d(width), nn.ReLU(inplace=True), nn.Dropout(0.1)],
+            "sigmoid": [nn.Conv2d(width, width, 1), nn.Sigmoid()],
+            "depthwise": [nn.Conv2d(width, width, 3, 1, 1, groups=width)],
+        }
+        self.stem, self.fc = nn.Conv2d(3, width, 1), nn.Linear(width, 5)
+        for name in self.ENDS:
+            self.add_module(name, nn.Sequential(nn.Conv2d(width, width, 1), nn.BatchNorm2d(width), nn.ReLU(), *ends[name]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for index, name in enumerate(self.ENDS):
+            x = x + self.get_submodule(name)(x)
+            x = torch.relu(x) if index % 2 else x
+        return self.fc(x.mean((2, 3)))
+
+
+def blocks() -> nn.Module:
+    return Blocks()
+
+
+@pytest.fixture(scope="module")
+def source() -> nn.Module:
+    torch.manual_seed(3)
+    return lively(Blocks(), torch.randn(8, 3, 6, 5))
+
+
+def grained(source: nn.Module, method: str, units: int) -> Network:
+    return attach(traced(source, (6, 5)), method, exclude=["depthwise"], granularity=units).network
+
+
+@pytest.mark.parametrize("method", ["ind-perbatch", "aig-pergate"])
+@pytest.mark.parametrize("units", [2, 3, 12])
+def test_groups_are_skipped_and_mean_what_the_masks_mean(source: nn.Module, method: str, units: int) -> None:
+    gated, images = grained(source, method, units), torch.randn(5, 3, 6, 5)
+    assert relative_change(logits(source, images), logits(gated, images)) <= LIMIT
+    assert [gated.sites[site].units for site in gated.methods] == [units] * 4
+    generator = torch.Generator().manual_seed(units)
+    for count in (1, 5):
+        decisions = {site: torch.randint(0, 2, (count, units), generator=generator).float() for site in gated.methods}
+        decisions["bias"] = decisions["bias"][:1].expand(count, units)  # all alike
+        decisions["norm"][-1] = 0  # one image leaves the block alone
+        with gatecli.force(gated, decisions):
+            wanted = compile_graph(gated.graph)(gated, images[:count])
+            torch.testing.assert_close(logits(gated, images[:count]), wanted)
+            with torch.enable_grad():
+                torch.testing.assert_close(gated(images[:count]), wanted)
+            torch.testing.assert_close(logits(gated, images[:count].contiguous(memory_format=torch.channels_last)), wanted)
+
+
+def test_a_closed_group_is_not_computed(source: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted in output channels of the last convolutions; the trunk runs only for images with an open group."""
+    gated, images = grained(source, "ind-perbatch", 4), torch.randn(3, 3, 6, 5)
+    seen: list[tuple[int, int]] = []
+    forward = nn.Conv2d._conv_forward
+
+    def watch(self: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self is gated.get_submodule("norm.0") or self is gated.get_submodule("norm.3"):
+            seen.append((len(x), len(weight)))
+        return forward(self, x, weight, bias)
+
+    monkeypatch.setattr(nn.Conv2d, "_conv_forward", watch)
+    closed = {site: [0] * 4 for site in gated.methods}
+    for z, calls in (
+        ([[0, 0, 0, 0]], []),
+        ([[0, 1, 1, 0]], [(3, 12), (3, 6)]),
+        ([[1, 0, 0, 1]], [(3, 12), (3, 3), (3, 3)]),
+        ([[0, 0, 0, 0], [1, 0, 0, 0], [1, 0, 1, 0]], [(2, 12), (2, 3), (1, 3)]),
+    ):
+        seen.clear()
+        with gatecli.force(gated, {**closed, "norm": torch.tensor(z).float()}):
+            logits(gated, images)
+        assert seen == calls
+
+
+@pytest.mark.parametrize("round_to", [1, 8])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_pruned_groups_are_gone_and_the_function_stays(source: nn.Module, round_to: int, seed: int) -> None:
+    gated, images = grained(source, "ind-perbatch", 6), torch.randn(4, 3, 6, 5)
+    generator = torch.Generator().manual_seed(seed)
+    decisions = {site: torch.randint(0, 2, (6,), generator=generator).tolist() for site in gated.methods}
+    decisions["norm"], decisions["bias"] = [0, 1, 1, 0, 0, 0], [0] * 6
+    result = gatecli.prune(decided(gated, decisions), round_to=round_to)
+    smaller = result.network
+    with gatecli.force(gated, decisions):
+        assert relative_change(logits(gated, images), logits(smaller, images)) <= LIMIT
+    assert "bias" in result.removed and result.thinned["norm"] == [0, 3, 4, 5] and not result.kept_dynamic
+    held = smaller.state_dict()
+    kept = 4 if round_to == 1 else 8
+    assert held["norm.3.weight"].shape == (kept, 12, 3, 3) and held["norm.4.running_var"].shape == (kept,)
+    if 0 < sum(decisions["sigmoid"]) < 6:  # sigmoid(0) is not 0: no spare filters there
+        assert held["sigmoid.3.weight"].shape[0] == 2 * sum(decisions["sigmoid"])
+    assert (smaller.params < gated.params and smaller.macs_dense == expected_macs(gated, decisions)) or round_to > 1
+    again = attach(smaller, "aig-perbatch").network  # what is left can be gated again
+    assert "norm" in again.methods and relative_change(logits(smaller, images), logits(again, images)) <= LIMIT
+    with gatecli.force(again, {"norm": torch.tensor([[1.0], [0.0], [1.0], [0.0]])}):
+        torch.testing.assert_close(logits(again, images), compile_graph(again.graph)(again, images))
+
+
+def test_expected_macs_count_the_shared_part_where_any_unit_runs(source: nn.Module) -> None:
+    gated = grained(source, "aig-pergate", 2)
+    decisions = {site: torch.ones(4, 2) for site in gated.methods}
+    decisions["norm"] = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [0.0, 0.0]])
+    with gatecli.force(gated, decisions):
+        seen = predict(gated, [(torch.randn(4, 3, 6, 5), torch.zeros(4))])
+    assert seen.rates["norm"] == [0.25, 0.5] and seen.busy["norm"] == 0.5
+    first, last = 12 * 12 * 30, 12 * 12 * 9 * 30  # MACs of the two convolutions at 6x5
+    assert gated.macs_dense - expected_macs(gated, seen.rates, seen.busy) == 0.5 * first + (1 - 0.375) * last
+    assert gated.macs_dense - expected_macs(gated, seen.rates) == pytest.approx(0.75 * 0.5 * first + (1 - 0.375) * last)  # taken to be independent
+
+
+def test_what_cannot_be_split() -> None:
+    with pytest.raises(SettingError, match=r"`depthwise` cannot be split into 2 units"):
+        attach(traced(Blocks(), (6, 5)), "ind-perbatch", granularity=2)
+    with pytest.raises(SettingError, match=r"expected the number of units to divide the 12 filters of `norm`, but got 5"):
+        attach(traced(Blocks(), (6, 5)), "ind-perbatch", exclude=["depthwise"], granularity=5)
+    with pytest.raises(SettingError, match="cannot be split"):
+        attach(CASES["tokens"].network(), "ind-perbatch", granularity=2)
+
+
+def test_tails(source: nn.Module) -> None:
+    network = traced(source, (6, 5))
+    nodes = {node.name: node for node in network.graph.nodes}
+    tails = {name: [str(node.target) for node in tail_of(network, nodes[site.value])] for name, site in network.sites.items()}
+    assert tails == {"norm": ["norm.3", "norm.4"], "bias": ["bias.3"], "relu": ["relu.3", "relu.4", "relu.5", "relu.6"], "sigmoid": ["sigmoid.3", "sigmoid.4"], "depthwise": []}
+
+
+# --- dense blocks ---
+
+
+@given(st.lists(st.booleans(), min_size=5, max_size=5), st.integers(0, 99))
+@settings(max_examples=20, deadline=None)
+def test_removed_dense_layers_become_biases(keep: list[bool], seed: int) -> None:
+    torch.manual_seed(seed)
+    gated = attach(traced(lively(dense(), torch.randn(8, 3, 8, 12)), (8, 12)), "ind-perbatch").network
+    assert [site.kind for site in gated.sites.values()] == ["layer"] * 5
+    decisions = {site: [int(flag)] for site, flag in zip(gated.methods, keep, strict=True)}
+    result = gatecli.prune(decided(gated, decisions))
+    images = torch.randn(3, 3, 8, 12)
+    with gatecli.force(gated, decisions):
+        assert relative_change(logits(gated, images), logits(result.network, images)) <= LIMIT
+    assert result.removed == [site for site, (flag,) in decisions.items() if not flag] and not result.stuck
+    held = result.network.state_dict()
+    assert held["last.weight"].shape == (10 + 4 * sum(keep[3:]),) and held["fc.weight"].shape == (5, 10 + 4 * sum(keep[3:]))
+    assert held["conv.weight"].shape[1] == 8 + 4 * sum(keep[:3]) and ("conv.bias" in held) == (not all(keep[:3]))
+
+
+def test_gates_that_stay_read_what_is_left() -> None:
+    """Data-dependent gates look at the concatenation: they lose the removed layers' channels, and decide as before."""
+    gated = CASES["dense"].network()
+    gated = attach(gated, "aig-perbatch").network
+    torch.manual_seed(1)
+    for gate in gated.site_gates.values():
+        torch.nn.init.normal_(gate.get_submodule("decide").weight)  # type: ignore[arg-type]
+    first, second, *others = gated.methods
+    rates = {first: [0.0], second: [0.5], **{site: [0.5] for site in others}}
+    result = gatecli.prune(gated, rates=rates)
+    images = torch.randn(6, 3, 8, 12)
+    with gatecli.force(gated, {first: [0]}), gatecli.record_gates(gated) as before:
+        wanted = logits(gated, images)
+    with gatecli.record_gates(result.network) as after:
+        found = logits(result.network, images)
+    assert result.removed == [first] and relative_change(wanted, found) <= LIMIT
+    for site in (second, *others):
+        torch.testing.assert_close(before.odds[site][0], after.odds[site][0])
+    assert result.network.site_gates[second].get_submodule("reduce").in_features == 8  # type: ignore[comparison-overlap]
+
+
+# --- on the command line ---
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    save_source(tmp_path / "r20.pt")
+    save_npz(tmp_path / "data.npz")
+    return tmp_path
+
+
+def test_the_road_with_groups_of_filters(here: Path) -> None:
+    attached = call("attach", "r20.pt", "--method", "ind-pergate", "--input-size", SIDE, "--set", "granularity=4")
+    assert attached["gates"] == 9 and attached["units"] == 36
+
+    def close(tensors: dict[str, Tensor]) -> None:
+        for name in ("layer1.0", "layer3.1"):
+            tensors[f"gates.{name}.logits"][1:3] = torch.tensor([9.0, -9.0])
+        tensors["gates.layer2.1.logits"][:] = torch.tensor([9.0, -9.0])
+
+    edit(Path("r20.ind-pergate.safetensors"), Path("closed.safetensors"), close)
+    pruned = call("prune", "closed.safetensors", "--round-to", 8)
+    assert pruned["removed"] == ["layer2.1", {"site": "layer1.0", "units": [1, 2]}, {"site": "layer3.1", "units": [1, 2]}]
+    assert pruned["max_logit_change"] <= LIMIT and pruned["params"] < pruned["params_before"]
+    x = torch.randn(2, 3, SIDE, SIDE)
+    loaded = gatecli.load(pruned["out"])
+    assert loaded.state_dict()["layer1.0.conv2.weight"].shape[0] == 8 and loaded.params == pruned["params"]
+    torch.testing.assert_close(logits(loaded, x), logits(gatecli.load("closed.safetensors"), x))
+    assert call("eval", "--data", "npz:data.npz")["macs_expected"] == pruned["macs_dense"]
+    refused("prune closed.safetensors --round-to 0 --out x.safetensors", "--round-to to be between 1 and 65536")
+
+
+def test_groups_that_do_not_divide(here: Path) -> None:
+    refused(f"attach r20.pt --method aig-perbatch --input-size {SIDE} --set granularity=5", "to divide the 16 filters of `layer1.0`, but got 5")
+    refused(f"attach r20.pt --method aig-perbatch --input-size {SIDE} --set targets=1,1", "9 numbers, one for each gate, but got 2")
+
+
+def test_a_layer_that_cannot_be_removed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    gated = attach(CASES["plaindense"].build(), "ind-perbatch", input_size=(9, 6), arch="networks:plaindense").network
+    gatecli.write(decided(gated, {site: [0] for site in gated.methods}), "gated.safetensors")
+    done = run("prune", "gated.safetensors", "--arch", "networks:plaindense", "--threshold", "0.4")
+    assert done.code == 0 and "note: convs.0 never runs, but stays in the file: `convs.1` reads it and pads it with zeros" in done.err
+    loaded = gatecli.load("gated.pruned.safetensors", arch="networks:plaindense")
+    assert list(loaded.methods) == ["convs.0", "convs.1"] and list(loaded.sites) == ["convs.0", "convs.1"]
