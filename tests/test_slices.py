@@ -1,6 +1,7 @@
 """Removing channels: what is left computes what the masked network computed, and is smaller."""
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def test_masks_of_several_units() -> None:
 def test_widening_and_adding_at_places(places: set[int]) -> None:
     kept = sorted(places)
     runs = tuple(runs_of(kept))
-    assert [number for first, end in runs for number in range(first, end)] == kept and all(a[1] < b[0] for a, b in zip(runs, runs[1:], strict=False))
+    assert [number for first, end in runs for number in range(first, end)] == kept and all(a[1] < b[0] for a, b in itertools.pairwise(runs))
     x, value = torch.randn(2, 12, 2, 2), torch.randn(2, len(kept), 2, 2)
     wide = torch.zeros(2, 12, 2, 2)
     wide[:, kept] = value

@@ -21,12 +21,12 @@ def gatecli(*words: str) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-def variant(source: str, data: str, method: str, rate: str, options: list[str], settings: list[str]) -> dict[str, Any]:
+def variant(source: str, data: str, method: str, rate: str, options: list[str], settings: list[str], reading: list[str]) -> dict[str, Any]:
     """Attach, fine-tune, prune; accuracy on test after each of the last two."""
     name = f"{Path(source).stem}.{method}.{rate}"
     gated, tuned, pruned = (f"{name}.{done}.safetensors" for done in ("gated", "tuned", "pruned"))
     extra = [word for setting in [f"target_rate={rate}", *settings] for word in ("--set", setting)]
-    gatecli("attach", source, "--method", method, *extra, "--out", gated, "--force")
+    gatecli("attach", source, *reading, "--method", method, *extra, "--out", gated, "--force")
     trained = gatecli("finetune", gated, "--data", data, *options, "--out", tuned, "--force")
     dynamic = gatecli("eval", tuned, "--split", "test")
     cut = gatecli("prune", tuned, "--threshold", "0.5", "--out", pruned, "--force")
@@ -41,15 +41,17 @@ def main() -> None:
     parser.add_argument("--epochs", default="2")
     parser.add_argument("--variants", nargs="*", default=["ind-perbatch:0.5", "ind-perbatch:0.7", "aig-perbatch:0.5", "aig-perbatch:0.7"])
     parser.add_argument("--set", nargs="*", default=["gate_lr=3", "loss_weight=4"], dest="settings")
+    parser.add_argument("--reading", default="", help="options for reading the source, as '--input-size 64 --mean 0.4 --std 0.2'")
     args = parser.parse_args()
+    reading = args.reading.split()
     options = ["--epochs", args.epochs, "--lr", "0.05", "--batch-size", "64", "--schedule", "cosine", "--bn-batches", "100"]
     results = Path(f"{Path(args.source).stem}.results.jsonl")
     done = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-    source = gatecli("eval", args.source, "--data", args.data, "--split", "test")
+    source = gatecli("eval", args.source, *reading, "--data", args.data, "--split", "test")
     for name in args.variants:
         method, rate = name.split(":")
         if not any((row["method"], row["rate"]) == (method, rate) for row in done):
-            done.append(variant(args.source, args.data, method, rate, options, args.settings))
+            done.append(variant(args.source, args.data, method, rate, options, args.settings, reading))
             with results.open("a") as file:
                 file.write(json.dumps(done[-1]) + "\n")
     report(source, done, gatecli("profile", *(row["pruned"] for row in done), "--batch", "1,32", "--repeats", "40"))

@@ -1,6 +1,9 @@
-"""Train a plain CIFAR ResNet on an npz data set and save its state dict, as a user of gatecli would bring it.
+"""Train a plain network on an npz data set of grey images and save its state dict, as a user of gatecli would bring it.
 
-python docs/experiments/train_source.py 56 glyphs36.npz resnet56_glyphs36.pt --epochs 5
+python docs/experiments/train_source.py cifar:resnet56 glyphs36.npz resnet56_glyphs36.pt --epochs 5
+python docs/experiments/train_source.py torchvision:densenet121 glyphs36.npz densenet_glyphs36.pt --epochs 3 --size 48 --arch-arg growth_rate=12
+
+Pixels are divided by 255 and normalised with the train split's own mean and deviation, which it prints.
 """
 import argparse
 import time
@@ -9,29 +12,39 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from gatecli.architectures.cifar import CifarResNet
+from gatecli.architectures.arguments import parse_arch_args
+from gatecli.architectures.build import build
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("depth", type=int)
+    parser.add_argument("arch")
     parser.add_argument("data")
     parser.add_argument("out")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=58)
     parser.add_argument("--lr", type=float, default=0.2)
+    parser.add_argument("--size", type=int, default=32)
+    parser.add_argument("--arch-arg", action="append", default=[])
     args = parser.parse_args()
     torch.manual_seed(0)
     data = np.load(args.data)
     grey = data["train_images"] / 255.0
     mean, std = float(grey.mean()), float(grey.std())
+    print(f"mean {mean:.4f}, std {std:.4f}")
+
+    def prepared(grey: torch.Tensor) -> torch.Tensor:
+        """Images (N, 1, H, W) as the network takes them: (N, 3, size, size)."""
+        if args.size != grey.shape[-1]:
+            grey = F.interpolate(grey, (args.size, args.size), mode="bilinear", antialias=True)
+        return grey.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
 
     def tensors(split: str) -> tuple[torch.Tensor, torch.Tensor]:
         images = torch.from_numpy(data[f"{split}_images"]).float().div(255).sub(mean).div(std)
         return images[:, None], torch.from_numpy(data[f"{split}_labels"]).reshape(-1).long()
 
     images, labels = tensors("train")
-    net = CifarResNet(args.depth, int(labels.max()) + 1).to(memory_format=torch.channels_last)
+    net = build(args.arch, {"num_classes": int(labels.max()) + 1, **parse_arch_args(args.arch_arg)}).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(net.parameters(), args.lr, 0.9, weight_decay=5e-4, nesterov=True)
     steps = len(images) // args.batch_size
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=args.epochs * steps, pct_start=0.2)
@@ -41,8 +54,7 @@ def main() -> None:
         for step in range(steps):
             pick = order[step * args.batch_size : (step + 1) * args.batch_size]
             dy, dx = torch.randint(-2, 3, (2,)).tolist()
-            x = torch.roll(images[pick], (dy, dx), (2, 3)).expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
-            loss = F.cross_entropy(net(x), labels[pick])
+            loss = F.cross_entropy(net(prepared(torch.roll(images[pick], (dy, dx), (2, 3)))), labels[pick])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -53,7 +65,7 @@ def main() -> None:
         with torch.no_grad():
             for split in ("val", "test"):
                 x, y = tensors(split)
-                hits = [(net(a.expand(-1, 3, -1, -1)).argmax(1) == b).sum().item() for a, b in zip(x.split(500), y.split(500), strict=True)]
+                hits = [(net(prepared(a)).argmax(1) == b).sum().item() for a, b in zip(x.split(500), y.split(500), strict=True)]
                 scores.append(100 * sum(hits) / len(y))
         print(f"epoch {epoch + 1}: loss {total / steps:.3f}, val {scores[0]:.2f}, test {scores[1]:.2f}, {time.time() - start:.0f} s", flush=True)
         torch.save({k: v.contiguous() for k, v in net.state_dict().items()}, args.out)
