@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 
+ALWAYS: list[str] = []  # options of every command
+
+
 def gatecli(*words: str) -> dict[str, Any]:
     """Run a command with --json; its notes go to stderr as they come."""
     print("$ gatecli", *words, file=sys.stderr, flush=True)
-    done = subprocess.run([sys.executable, "-m", "gatecli", *words, "--json", "--threads", "1"], stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run([sys.executable, "-m", "gatecli", *words, *ALWAYS, "--json", "--threads", "1"], stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout)
 
 
@@ -41,9 +44,11 @@ def main() -> None:
     parser.add_argument("--epochs", default="2")
     parser.add_argument("--variants", nargs="*", default=["ind-perbatch:0.5", "ind-perbatch:0.7", "aig-perbatch:0.5", "aig-perbatch:0.7"])
     parser.add_argument("--set", nargs="*", default=["gate_lr=3", "loss_weight=4"], dest="settings")
+    parser.add_argument("--arch", help="the architecture, where it is a user's own: package.module:callable")
     parser.add_argument("--reading", default="", help="options for reading the source, as '--input-size 64 --mean 0.4 --std 0.2'")
     args = parser.parse_args()
     reading = args.reading.split()
+    ALWAYS.extend(["--arch", args.arch] if args.arch else [])
     options = ["--epochs", args.epochs, "--lr", "0.05", "--batch-size", "64", "--schedule", "cosine", "--bn-batches", "100"]
     results = Path(f"{Path(args.source).stem}.results.jsonl")
     done = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
