@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-
 ALWAYS: list[str] = []  # options of every command
 
 
