@@ -34,11 +34,13 @@ def score(network: nn.Module, batches: Batches, progress: Progress = silent, lab
     return Scores(topk(logits, labels, 1), topk(logits, labels, 5), len(labels), rates)
 
 
-def predict(network: nn.Module, batches: Batches, progress: Progress = silent, label: str = "evaluating", total: int | None = None) -> tuple[Tensor, Tensor, dict[str, list[float]]]:
-    """All logits (N, classes) and labels (N,) on the CPU, and the rates, of one pass in evaluation mode."""
+def predict(
+    network: nn.Module, batches: Batches, progress: Progress = silent, label: str = "evaluating", total: int | None = None, meter: RateMeter | None = None
+) -> tuple[Tensor, Tensor, dict[str, list[float]]]:
+    """All logits (N, classes) and labels (N,) on the CPU, and the rates, of one pass in evaluation mode; `meter` counts them, and may see more."""
     device = next(network.parameters()).device
     training = network.training
-    logits, labels, meter = [], [], RateMeter()
+    logits, labels, meter = [], [], meter or RateMeter()
     with torch.no_grad(), observe(network.eval(), meter), progress.task(label, total) as task:
         for x, y in batches:
             logits.append(network(x.to(device)).float().cpu())
