@@ -18,6 +18,8 @@ from gatecli.network import Network
 
 NOISE = 1e-5  # log-odds closer than this are one value: a pass in other batches may round them otherwise
 
+WORTH = 0.002  # of the MACs: gaps that can save less come last
+
 
 def cuts(odds: Tensor) -> Tensor:
     """Thresholds that part log-odds (n,): ascending, each well between two distinct values, the last above all of them: (k,).
@@ -122,7 +124,12 @@ class UniformSearch:
         """The open gap whose ends come nearest to the target, among those that may hold something cheaper than the best so far."""
         best = choose(self.measure.points, self.target)
         hopeful = [gap for gap in gaps if best is None or gap.right.macs < best.macs]
-        for gap in sorted(hopeful, key=lambda gap: -max(gap.left.top1, gap.right.top1)):
+
+        def rank(gap: Gap) -> tuple[bool, float]:
+            little = best is not None and gap.right.macs > (1 - WORTH) * best.macs
+            return little, -max(gap.left.top1, gap.right.top1)
+
+        for gap in sorted(hopeful, key=rank):
             tau = gap.middle()
             if tau is not None:
                 return gap, tau
