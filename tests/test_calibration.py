@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -316,6 +317,13 @@ def here(tmp_path: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 KEYS = {
     "checkpoint", "out", "arch", "split", "thresholds", "top1", "baseline_top1", "target_top1", "params", "macs_dense", "macs_expected", "rates", "per_gate", "frontier", "seconds",
 }  # fmt: skip
+
+
+def test_keys_are_those_of_the_document() -> None:
+    text = (Path(__file__).parent.parent / "docs/json.md").read_text()
+    row = next(line for line in text.splitlines() if line.startswith("| `calibrate` |"))
+    told = set(re.findall(r"`(\w+)`", re.sub(r"\{[^}]*\}|\([^)]*\)|\[[^]]*\]", "", row))) - {"calibrate"}
+    assert told | {"checkpoint", "arch", "params", "macs_dense", "seconds"} == KEYS
 
 
 @pytest.mark.parametrize("method", ["ind", "aig"])

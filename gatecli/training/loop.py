@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gatecli.costs import expected_macs, overall_rate
+from gatecli.costs import expected_macs, overall_rate, site_rates
 from gatecli.data import DataSet, batches, steps
 from gatecli.errors import DataError, Interrupted, TrainingError
 from gatecli.inference import Scores, score
@@ -183,7 +183,7 @@ class Loop:
         self.position.history.append(row)
         self.position.closed, self.position.sums = epoch + 1, {}
         if self.run is not None:
-            self.run.log(row)
+            self.run.log({**row, "rates": site_rates(scores.rates)})
         self.save()
         self.progress.say(f"epoch {epoch + 1}/{self.options.epochs}: loss {means['loss']:.3f}, val top-1 {scores.top1:.2f}, rate {achieved:.3f} (asked {target:.2f}), {row['macs_expected'] / 1e9:.4g} GMACs")
 
