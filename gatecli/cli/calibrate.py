@@ -25,7 +25,7 @@ def calibrate(
     target_acc: Annotated[float, typer.Option(help="Top-1 accuracy to reach on val, in percent.")],
     checkpoint: Checkpoint = None,
     data: Data = None,
-    per_gate: Annotated[bool, typer.Option("--per-gate", help="Then a threshold for each site, by coordinate descent: a heuristic, and many more passes over val.")] = False,
+    per_gate: Annotated[bool, typer.Option("--per-gate", help="Then a threshold for each site, by coordinate descent: a heuristic, and up to ten more passes over val for each.")] = False,
     refine: Annotated[int, typer.Option(help="Data-dependent gates: passes over val at most, to look between the first thresholds tried.")] = 12,
     batch_size: BatchSize = 256,
     workers: Workers = 0,

@@ -169,9 +169,10 @@ class Loop:
         means = self._means()
         scores = self.validate()
         achieved, target = overall_rate(self.own(scores.rates)), self.method.target(self.settings, epoch)
-        row = {
+        row: dict[str, Any] = {
             "step": self.position.step, "epoch": epoch + 1, "train_loss": means["loss"], "train_top1": means["top1"], "val_top1": scores.top1,
             "target_rate": target, "achieved_rate": achieved, "macs_expected": expected_macs(self.network, scores.rates),
+            "rates": site_rates(scores.rates),
         }  # fmt: skip
         best = None if self.position.best is None else self.position.history[self.position.best]
         goal = self.method.target(self.settings, self.options.epochs - 1)
@@ -183,7 +184,7 @@ class Loop:
         self.position.history.append(row)
         self.position.closed, self.position.sums = epoch + 1, {}
         if self.run is not None:
-            self.run.log({**row, "rates": site_rates(scores.rates)})
+            self.run.log(row)
         self.save()
         self.progress.say(f"epoch {epoch + 1}/{self.options.epochs}: loss {means['loss']:.3f}, val top-1 {scores.top1:.2f}, rate {achieved:.3f} (asked {target:.2f}), {row['macs_expected'] / 1e9:.4g} GMACs")
 
