@@ -48,11 +48,13 @@ def score(network: nn.Module, batches: Batches, progress: Progress = silent, lab
     return Scores(seen.top(1), seen.top(5), len(seen.labels), seen.rates, seen.busy)
 
 
-def predict(network: nn.Module, batches: Batches, progress: Progress = silent, label: str = "evaluating", total: int | None = None) -> Pass:
-    """One pass in evaluation mode."""
+def predict(
+    network: nn.Module, batches: Batches, progress: Progress = silent, label: str = "evaluating", total: int | None = None, meter: RateMeter | None = None
+) -> Pass:
+    """One pass in evaluation mode; `meter` counts what the gates do, and may see more."""
     device = next(network.parameters()).device
     training = network.training
-    logits, labels, meter = [], [], RateMeter()
+    logits, labels, meter = [], [], meter or RateMeter()
     with torch.no_grad(), observe(network.eval(), meter), progress.task(label, total) as task:
         for x, y in batches:
             logits.append(network(x.to(device)).float().cpu())

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -156,18 +157,26 @@ def _decisions(rates: Rates, size: int, draw: torch.Generator) -> Mapping[str, T
 
 
 def _time(module: nn.Module, x: Tensor) -> float:
-    _wait(x)
+    """Milliseconds of one call, by the clock of the device that computes: an accelerator's own events, else the host's."""
+    if x.device.type == "cuda":
+        with torch.cuda.device(x.device):
+            return _by_events(module, x, torch.cuda.Event, torch.cuda.synchronize)
+    if x.device.type == "mps":
+        return _by_events(module, x, torch.mps.event.Event, torch.mps.synchronize)
     start = time.perf_counter()
     module(x)
-    _wait(x)
     return (time.perf_counter() - start) * 1e3
 
 
-def _wait(x: Tensor) -> None:
-    if x.device.type == "cuda":
-        torch.cuda.synchronize(x.device)
-    elif x.device.type == "mps":
-        torch.mps.synchronize()
+def _by_events(module: nn.Module, x: Tensor, event: Callable[..., Any], wait: Callable[[], None]) -> float:
+    """Time between two events on the device. It is idle at the first one, so what the host takes to start the work counts too."""
+    wait()
+    start, end = event(enable_timing=True), event(enable_timing=True)
+    start.record()
+    module(x)
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end))
 
 
 def _row(subjects: Sequence[Subject], index: int, times: Mapping[str, list[list[float]]]) -> Row:

@@ -95,7 +95,7 @@ BROKEN = "empty.safetensors text.pt text.safetensors length.safetensors header.s
 @pytest.mark.parametrize("name", BROKEN.split())
 def test_damaged_files(here: Path, name: str) -> None:
     damaged(name)
-    for command in (f"inspect {name}", f"attach {name} {ATTACH}", f"prune {name}", f"profile {name}", f"eval {name} --data digits", f"finetune {name} --data digits"):
+    for command in (f"inspect {name}", f"attach {name} {ATTACH}", f"prune {name}", f"profile {name}", f"eval {name} --data digits", f"finetune {name} --data digits", f"calibrate {name} --target-acc 10 --data digits"):
         refused(command, name)
 
 
@@ -202,7 +202,7 @@ def test_a_file_that_names_a_callable(here: Path) -> None:
 def test_a_file_that_names_a_function_for_its_data(here: Path) -> None:
     a_module("makers", "def images():\n    raise RuntimeError('I ran')\n")
     edit(Path("aig.safetensors"), Path("named.safetensors"), recipe=lambda recipe: recipe.update(data={"spec": "makers:images", "val": None}))
-    for command in ("prune", "finetune", "eval"):
+    for command in ("prune", "finetune", "eval", "calibrate --target-acc 10"):
         refused(f"{command} named.safetensors", "makers:images", "--data")
     assert not Path("imported_makers").exists()
     refused("eval named.safetensors --data makers:images", "makers:images", "I ran")
@@ -214,7 +214,7 @@ def test_a_file_that_names_a_function_for_its_data(here: Path) -> None:
 
 def test_newer_format(here: Path) -> None:
     edit(Path("ind.safetensors"), Path("new.safetensors"), recipe=lambda recipe: recipe.update(format=99))
-    for command in ("inspect", "prune", "profile", "log", "finetune --data digits", "eval --data digits", f"attach {ATTACH}"):
+    for command in ("inspect", "prune", "profile", "log", "finetune --data digits", "eval --data digits", "calibrate --target-acc 10 --data digits", f"attach {ATTACH}"):
         refused(f"{command} new.safetensors", "new.safetensors", "99", "upgrade gatecli")
 
 
@@ -589,7 +589,7 @@ def test_the_run_folder_cannot_be_made(here: Path) -> None:
 # --- the current checkpoint ---
 
 
-@pytest.mark.parametrize("command", ["inspect", "attach --method ind-perbatch", "prune", "profile", "log", "finetune --data digits", "eval --data digits"])
+@pytest.mark.parametrize("command", ["inspect", "attach --method ind-perbatch", "prune", "profile", "log", "finetune --data digits", "eval --data digits", "calibrate --target-acc 10"])
 def test_no_current_checkpoint(here: Path, command: str) -> None:
     refused(command, "current")
     Path(".gatecli").mkdir()

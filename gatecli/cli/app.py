@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from gatecli.cli import attach, demo, evaluate, finetune, inspect, methods, profile, prune, state
+from gatecli.cli import attach, calibrate, demo, evaluate, finetune, inspect, methods, profile, prune, state
 from gatecli.cli.session import command
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
 COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {
     "attach": attach.attach,
     "finetune": finetune.finetune,
+    "calibrate": calibrate.calibrate,
     "prune": prune.prune,
     "profile": profile.profile,
     "eval": evaluate.evaluate,

@@ -41,6 +41,7 @@ def finetune(
     save_every: Annotated[float, typer.Option(help="Seconds between saved states.")] = 60.0,
     max_drop: Annotated[Optional[float], typer.Option(help="Lower the target rate as long as val top-1 stays within so many points of the baseline, and keep the cheapest such state.")] = None,
     max_gmacs: Annotated[Optional[float], typer.Option(help="Lower the target rate until an image costs at most so many GMACs, and keep the most accurate such state.")] = None,
+    tensorboard: Annotated[Optional[Path], typer.Option(help="Folder for a TensorBoard log; needs pip install 'gatecli[report]'.", show_default=False)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that was interrupted last, with its settings.")] = False,
     out: Out = None,
     force: Force = False,
@@ -49,6 +50,7 @@ def finetune(
     from gatecli import training
     from gatecli.checkpoint import check_output, write
     from gatecli.inputs import open_data
+    from gatecli.training.board import Board, on_board
     from gatecli.training.finetune import trained_method
 
     if resume:
@@ -56,17 +58,20 @@ def finetune(
     else:
         options = {name: context.params[name] for name in OPTIONS}
         about = _about(session, checkpoint, out, remembered(data), parse_pairs(set_), options, force)
+        about["tensorboard"] = None if tensorboard is None else str(tensorboard)
         run = None
     path, target = Path(about["checkpoint"]), Path(about["out"])
     check_output(target, about["force"] or force, [path])
     chosen = training.TrainOptions(**about["options"])
+    folder = tensorboard or about.get("tensorboard")  # where a log goes changes no training: a resumed run may name another
+    board = None if folder is None else Board(Path(folder))
     network = session.open(path)
     if not network.methods:
         raise TrainingError(f"{path} has no gates to train: attach a method first (gatecli attach {path} --method NAME)")
     trained_method(network.recipe, about["settings"])  # a slip in --set costs no time
     dataset = open_data(network, about["data"], trusted=not resume or data is not None)  # a state's word is not the user's
     run = run or training.Run.begin(RUNS / target.name.removesuffix(".safetensors"), about)
-    with _resumable(session, about):
+    with _resumable(session, about), on_board(run, board):
         result = training.finetune(network, dataset, chosen, changes=about["settings"], run=run, progress=Reporter(session))
         write(result.network, target)
         run.finish()
@@ -103,6 +108,7 @@ def _resumed(session: Session, context: typer.Context) -> tuple[Run, dict[str, A
         was = {**about["options"], **about["reading"], **{name: about[name] for name in ("checkpoint", "out", "data", "threads", "device")}, "set_": about["settings"]}
         path, sha256 = Path(about["checkpoint"]), about["sha256"]
         TrainOptions(**about["options"])
+        Path(about.get("tensorboard") or "")
     for name, value in context.params.items():
         source = context.get_parameter_source(name)
         if name in was and source is not None and source.name == "COMMANDLINE":

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gatecli.costs import expected_macs, overall_rate
+from gatecli.costs import expected_macs, overall_rate, site_rates
 from gatecli.data import DataSet, batches, steps
 from gatecli.errors import DataError, Interrupted, TrainingError
 from gatecli.inference import Scores, score
@@ -175,9 +175,9 @@ class Loop:
     def _close(self, epoch: int) -> None:
         """Validate the epoch that has ended, keep it if it is the best, and save."""
         means, scores = self._means(), self.validate()
-        row = {
+        row: dict[str, Any] = {
             "step": self.position.step, "epoch": epoch + 1, "train_loss": means["loss"], "train_top1": means["top1"],
-            "target_rate": self.goal.mean(self.goal.targets(epoch)), **self.figures(scores),
+            "target_rate": self.goal.mean(self.goal.targets(epoch)), **self.figures(scores), "rates": site_rates(scores.rates),
         }  # fmt: skip
         rank = self.goal.rank(row)
         best = None if self.position.best is None else self.goal.rank(self.position.history[self.position.best])

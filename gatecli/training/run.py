@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ class Run:
 
     def __init__(self, folder: Path, about: Mapping[str, Any]) -> None:
         self.folder, self.about = folder, dict(about)
+        self.listeners: list[Callable[[Mapping[str, Any]], None]] = []  # each is given what is logged
 
     @classmethod
     def begin(cls, folder: Path, about: Mapping[str, Any]) -> Run:
@@ -69,13 +70,15 @@ class Run:
         save_tensors(tensors, self.folder / LAST, {})
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Append one line to the log."""
+        """Append one line to the log, and tell the listeners."""
         path = self.folder / LOG
         try:
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
         except OSError as error:
             raise CheckpointError(f"cannot write {path}: {error.strerror}") from error
+        for listener in self.listeners:
+            listener(row)
 
     def rewind_log(self, step: int, closed: int) -> None:
         """Drop what comes again: steps after `step`, epochs after `closed`, and a line that a kill cut off."""

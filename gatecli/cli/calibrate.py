@@ -1,0 +1,94 @@
+"""gatecli calibrate"""
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gatecli.cli.progress import Reporter
+from gatecli.cli.render import MACS_FOOT, gmacs, percent, table
+from gatecli.cli.session import BatchSize, Checkpoint, Data, Force, Out, Session, Workers, reads_checkpoints, remembered
+from gatecli.cli.workspace import default_out
+from gatecli.errors import TrainingError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gatecli.calibration import Calibrated, Point
+
+HEURISTIC = "gate by gate (a heuristic, not necessarily the best)"
+
+
+@reads_checkpoints
+def calibrate(
+    session: Session,
+    target_acc: Annotated[float, typer.Option(help="Top-1 accuracy to reach on val, in percent.")],
+    checkpoint: Checkpoint = None,
+    data: Data = None,
+    per_gate: Annotated[bool, typer.Option("--per-gate", help="Then a threshold for each site, by coordinate descent: a heuristic, and up to ten more passes over val for each.")] = False,
+    refine: Annotated[int, typer.Option(help="Data-dependent gates: passes over val at most, to look between the first thresholds tried.")] = 12,
+    batch_size: BatchSize = 256,
+    workers: Workers = 0,
+    out: Out = None,
+    force: Force = False,
+) -> dict[str, Any]:
+    """Choose the gates' thresholds: an asked accuracy on the val split, at the fewest MACs."""
+    from gatecli import calibration
+    from gatecli.checkpoint import check_output, write
+    from gatecli.inputs import open_data
+
+    calibration.check_target(target_acc)
+    path = session.checkpoint(checkpoint)
+    target = out or default_out(path, "calibrated")
+    check_output(target, force, [path])
+    network = session.open(path)
+    if not network.methods:
+        raise TrainingError(f"{path} has no gates to calibrate: attach a method first (gatecli attach {path} --method NAME)")
+    dataset = open_data(network, remembered(data))
+    result = calibration.calibrate(
+        network, dataset, target_acc=target_acc, per_gate=per_gate, refine=refine, batch_size=batch_size, workers=workers, progress=Reporter(session)
+    )  # fmt: skip
+    write(result.network, target)
+    _report(session, result)
+    session.written(target)
+    session.say(f"next: gatecli prune --data {data or dataset.spec}")
+    return _json(result, path, target)
+
+
+def _report(session: Session, result: Calibrated) -> None:
+    if not session.json_:
+        rows = [_row(point, result) for point in result.frontier]
+        foot = f"* chosen, for {percent(result.target_top1)} asked; all gates open: {percent(result.baseline_top1)}. {MACS_FOOT}"
+        table(session, "frontier on val", ("<", "<threshold", "val top-1", "GMACs", "of all on"), rows, foot)
+    if result.per_gate:
+        before = result.single
+        session.say(
+            f"{HEURISTIC}: from val top-1 {percent(before.top1)} at {gmacs(before.macs)} GMACs with one threshold to {percent(result.top1)} at {gmacs(result.macs_expected)} GMACs"
+        )
+    session.say(
+        f"val top-1 {percent(result.top1)} ({percent(result.target_top1)} asked, {percent(result.baseline_top1)} with all gates open), "
+        f"{gmacs(result.macs_expected)} GMACs of {gmacs(result.network.macs_dense)}"
+    )
+
+
+def _row(point: Point, result: Calibrated) -> tuple[str, ...]:
+    mark = "*" if point.thresholds == result.thresholds else ""
+    return mark, _threshold(point), percent(point.top1), gmacs(point.macs), f"{100 * point.macs / result.network.macs_dense:.1f} %"
+
+
+def _threshold(point: Point) -> str:
+    values = sorted({value for units in point.thresholds.values() for value in units})
+    return f"{values[0]:.6g}" if len(values) == 1 else f"{values[0]:.6g} to {values[-1]:.6g}, by site"
+
+
+def _json(result: Calibrated, path: Path, target: Path) -> dict[str, Any]:
+    from gatecli.calibration import site_values
+    from gatecli.costs import site_rates
+
+    network = result.network
+    return {
+        "checkpoint": str(path), "out": str(target), "arch": network.recipe.source.arch, "split": "val", "thresholds": site_values(result.thresholds), "top1": result.top1,
+        "baseline_top1": result.baseline_top1, "target_top1": result.target_top1, "params": network.params, "macs_dense": network.macs_dense,
+        "macs_expected": result.macs_expected, "rates": site_rates(result.rates), "per_gate": result.per_gate,
+        "frontier": [{"thresholds": site_values(point.thresholds), "top1": point.top1, "macs": point.macs} for point in result.frontier],
+    }  # fmt: skip

@@ -1,0 +1,88 @@
+"""profile's clock: an accelerator is timed by its own events, a CPU by the host's."""
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gatecli import profiling
+
+
+class Device:
+    """Stands in for an accelerator: counts its own milliseconds, and notes what was asked of it."""
+
+    def __init__(self) -> None:
+        self.now, self.asked = 0.0, list[str]()
+
+    def event(self, enable_timing: bool = False) -> Event:
+        assert enable_timing
+        return Event(self)
+
+    def wait(self) -> None:
+        self.asked.append("wait")
+
+
+class Event:
+    def __init__(self, device: Device) -> None:
+        self.device = device
+
+    def record(self) -> None:
+        self.device.asked.append("record")
+        self.at = self.device.now
+
+    def synchronize(self) -> None:
+        self.device.asked.append("synchronize")
+
+    def elapsed_time(self, end: Event) -> float:
+        assert self.device.asked[-1] == "synchronize", "read before the device was there"
+        return end.at - self.at
+
+
+class Work(nn.Module):
+    def __init__(self, device: Device) -> None:
+        super().__init__()
+        self.device = device
+
+    def forward(self, x: object) -> None:
+        self.device.asked.append("work")
+        self.device.now += 12.5
+
+
+class Image:
+    def __init__(self, kind: str) -> None:
+        self.device = torch.device(kind)
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_an_accelerator_is_timed_by_its_own_events(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    device = Device()
+    home = torch.cuda if kind == "cuda" else torch.mps.event
+    monkeypatch.setattr(home, "Event", device.event)
+    monkeypatch.setattr(torch.cuda if kind == "cuda" else torch.mps, "synchronize", device.wait)
+    monkeypatch.setattr(torch.cuda, "device", lambda which: nullcontext())
+    monkeypatch.setattr(profiling.time, "perf_counter", lambda: pytest.fail("the host's clock was read"))
+    assert profiling._time(Work(device), Image(kind)) == 12.5  # type: ignore[arg-type]
+    assert device.asked == ["wait", "record", "work", "record", "synchronize"]
+
+
+def test_a_cpu_is_timed_by_the_host_s_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter([1.0, 1.25])
+    monkeypatch.setattr(profiling.time, "perf_counter", lambda: next(ticks))
+    assert profiling._time(nn.Identity(), torch.zeros(1)) == 250.0
+
+
+@pytest.mark.gpu
+def test_events_of_a_real_gpu() -> None:
+    """A call that keeps the device busy for long takes long, though the host returns from it at once."""
+    cycles = 100_000_000
+
+    class Busy(nn.Module):
+        def forward(self, x: Tensor) -> None:
+            torch.cuda._sleep(cycles)
+
+    x = torch.zeros(1, device="cuda")
+    times = [profiling._time(Busy(), x) for _ in range(3)]
+    assert min(times) > cycles / 4e9 * 1e3  # no GPU's clock reaches 4 GHz
+    assert profiling._time(nn.Identity(), x) < min(times)
