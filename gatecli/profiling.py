@@ -1,7 +1,7 @@
 """profile: parameters, bytes, MACs and measured latency, the source beside what was made of it, and how much of the promise came true.
 
 All networks are timed in one interleaved run with one number of threads, so that what else the machine does hits them alike; the
-speed-up is the ratio of medians. `realised` = measured speed-up / the speed-up that the expected MACs promise.
+speed-up is the ratio of medians. Accelerators are timed by their own events, from idle to done. `realised` = measured speed-up / the speed-up that the expected MACs promise.
 """
 from __future__ import annotations
 
