@@ -159,7 +159,7 @@ def test_stopped_anywhere(here: Path, shelf: Path, straight: Straight, monkeypat
     equal(call(*again), straight, line)
 
 
-@pytest.mark.parametrize("options", [["--precision", "bf16"], ["--set", "target_rate=.5", "--schedule", "step", "--momentum", "0"], ["--seed", "7", "--label-smoothing", ".1", "--augment", "crop-flip"]], ids=lambda options: " ".join(options))
+@pytest.mark.parametrize("options", [["--precision", "bf16"], ["--set", "target_rate=.5", "--schedule", "step", "--momentum", "0"], ["--seed", "7", "--label-smoothing", ".1", "--augment", "crop-flip"], ["--set", "variable=exponential", "--set", "loss_form=const-quad"], ["--max-drop", "3", "--max-gmacs", ".0019"]], ids=lambda options: " ".join(options))
 def test_other_options_resume_as_well(here: Path, shelf: Path, straight: Straight, monkeypatch: pytest.MonkeyPatch, options: list[str]) -> None:
     line = command(shelf, *options, "--save-every", 0)
     fail_at(monkeypatch, Loop, "_step", 5, crash)

@@ -286,6 +286,10 @@ def test_the_road_with_groups_of_filters(here: Path) -> None:
     assert loaded.state_dict()["layer1.0.conv2.weight"].shape[0] == 8 and loaded.params == pruned["params"]
     torch.testing.assert_close(logits(loaded, x), logits(gatecli.load("closed.safetensors"), x))
     assert call("eval", "--data", "npz:data.npz")["macs_expected"] == pruned["macs_dense"]
+    opened = call("eval", "closed.safetensors", "--data", "npz:data.npz", "--strategy", "always-on")["top1"]
+    calibrated = call("calibrate", "closed.safetensors", "--data", "npz:data.npz", "--target-acc", 0)
+    assert calibrated["baseline_top1"] == opened and set(calibrated["rates"].values()) == {0.0}
+    assert call("prune")["params"] < pruned["params"]
     refused("prune closed.safetensors --round-to 0 --out x.safetensors", "--round-to to be between 1 and 65536")
 
 

@@ -56,6 +56,9 @@ class Loop:
     def __init__(self, network: Network, data: DataSet, method: Method, settings: Any, options: TrainOptions, run: Run | None, progress: Progress) -> None:
         self.network, self.data, self.method, self.settings, self.options = network, data, method, settings, options
         self.run, self.progress, self.processes = run, progress, OneProcess()
+        for name in ("train", "val"):
+            if name not in data.splits:
+                raise DataError(f"expected {data.spec} to have a {name} split: training fits on train and chooses on val")
         self.train_split, self.augment = data.splits["train"], options.augment or data.augment
         self.batch_size = min(options.batch_size, len(self.train_split))
         if self.batch_size < 2:
