@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gatecli.architectures.arguments import check_args, is_callable_name, split_arch
-from gatecli.architectures.rows import CHANNEL_ARGS, CHANNELS, CLASSES, COUNTER, POSITIONS, Row, Shape, Statistics, find_rows, image_size, make_row, positions, table
+from gatecli.architectures.rows import CHANNEL_ARGS, CHANNELS, CLASSES, COUNTER, POSITIONS, USUAL_SIZE, Row, Shape, Statistics, find_rows, image_size, make_row, positions, table
 from gatecli.errors import ArchitectureError
 
 # What other people's networks of a family, or old files, call the same parts: (theirs, torchvision's). A dot is a module more.
@@ -166,8 +166,8 @@ def _found(row: Row, args: Mapping[str, Any], result: Comparison, names: dict[st
     if result.counts.get(CHANNELS, 3) != 3:
         full[CHANNEL_ARGS[split_arch(row.arch)[0]]] = result.counts[CHANNELS]
     size = full.get("image_size", row.input_size)
-    if POSITIONS in result.counts:
-        size = full["image_size"] = image_size(row.tensors, result.counts[POSITIONS])
+    if POSITIONS in result.counts and (size := image_size(row.tensors, result.counts[POSITIONS])) != USUAL_SIZE:
+        full["image_size"] = size
     usual_channels = all(full.get(name, 3) == 3 for name in CHANNEL_ARGS.values())
     mean, std = (row.mean, row.std) if usual_channels else (None, None)  # ImageNet's are for three channels
     return Found(row.arch, full, names, size, mean, std, _notes(row, args))

@@ -29,6 +29,7 @@ COUNTER = "num_batches_tracked"  # BatchNorm's: files before torch 0.4.1 lack it
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 # A shape tells classes and channels from the rest by building twice: with the first numbers, then with the second.
 CLASS_PROBES, CHANNEL_PROBES, SIZE_PROBES = (11, 13), (3, 5), (224, 448)
+USUAL_SIZE = 224  # of images, where nothing else is said
 # Arguments that no tensor shows; of those in UNTOLD a checkpoint's reader is told.
 UNTOLD = ("maxpool", "stem_stride", "stride_on", "pad", "project", "transform_input")
 NO_TENSORS = {*UNTOLD, "zero_init_residual"}
@@ -171,4 +172,4 @@ def _input(arch: str, args: Mapping[str, Any], model: nn.Module) -> tuple[int, S
         return int(official.crop_size[0]), tuple(official.mean), tuple(official.std)
     if library == "timm" and isinstance(config := getattr(model, "default_cfg", None), dict):
         return int(config["input_size"][-1]), tuple(config["mean"]), tuple(config["std"])
-    return 224, *IMAGENET
+    return USUAL_SIZE, *IMAGENET

@@ -73,17 +73,23 @@ def _block_at(add: fx.Node, root: nn.Module, dominators: Mapping[fx.Node, fx.Nod
         return None
     order = [node for node in add.graph.nodes if node in branch]
     names = tuple(node.name for node in order)
-    axis = len(shape) - 1 if _channels_last(order, root) else 1
+    axis = len(shape) - 1 if _channels_last(order, root, shape[-1]) else 1
     positions = tuple(other for other in range(1, len(shape)) if other != axis)
     macs = sum(costs[name].macs for name in names)
     return Site(_name(add, branch, root), "block", 1, macs, entry.name, value.name, shortcut.name, add.name, names, shape[axis], positions)
 
 
-def _channels_last(branch: Sequence[fx.Node], root: nn.Module) -> bool:
-    """Whether the first layer with weights reads the last dimension, as in transformers, whose values are (N, ..., C)."""
-    modules = (module_of(root, node) for node in branch)
-    first = next((module for module in modules if module is not None and any(True for _ in module.parameters())), None)
-    return type(first) in (nn.LayerNorm, nn.Linear)
+def _channels_last(branch: Sequence[fx.Node], root: nn.Module, last: int) -> bool:
+    """Whether the first layer with weights reads the last dimension, `last` wide, as in transformers, whose values are (N, ..., C).
+
+    In a module that was kept whole, its own first layer says so.
+    """
+    modules = (module for node in branch if (module := module_of(root, node)) is not None)
+    parts = (part for module in modules for part in module.modules() if not any(True for _ in part.children()))
+    first = next((part for part in parts if any(True for _ in part.parameters())), None)
+    if isinstance(first, nn.LayerNorm):
+        return first.normalized_shape[-1] == last
+    return isinstance(first, nn.Linear) and first.in_features == last
 
 
 def _between(entry: fx.Node, end: fx.Node) -> set[fx.Node]:

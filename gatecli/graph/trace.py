@@ -31,6 +31,8 @@ class SiteTracer(fx.Tracer):
     whatever reads it stays a module; but functional dropout, which is the same graph in both modes, can be told to follow it.
     """
 
+    proxy_buffer_attributes = True  # what is calculated from a buffer is so at each call, and the buffer stays in the network
+
     def __init__(self, leaves: Sequence[str] = ()) -> None:
         super().__init__()
         self.leaves = leaves
