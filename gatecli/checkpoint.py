@@ -77,7 +77,8 @@ def _read_plain(path: Path, how: Reading) -> tuple[Network, list[str]]:
     found = _find(path, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, how)
     source = Source(found.arch, dict(found.args), dict(found.names), path.name, sha256, size_bytes, leaves=list(how.leaves))
     size = how.input_size or (found.input_size, found.input_size)
-    network, notes = _network(Recipe(source, InputSpec(size, 0, how.mean or found.mean, how.std or found.std)))
+    channels = 0 if is_callable_name(found.arch) else found.channels  # 0: the network's first convolution says how many
+    network, notes = _network(Recipe(source, InputSpec(size, channels, how.mean or found.mean, how.std or found.std)))
     _fill(network, tensors, path, strict=False)
     source = replace(source, params=network.params, macs=network.macs_dense, num_classes=network.num_classes)
     network.recipe = replace(network.recipe, source=source)

@@ -40,6 +40,11 @@ class Found:
     std: Statistics
     notes: tuple[str, ...]
 
+    @property
+    def channels(self) -> int:
+        """Channels of the images; 3 where no argument says otherwise."""
+        return next((self.args[name] for name in CHANNEL_ARGS.values() if name in self.args), 3)
+
 
 @dataclass
 class Comparison:

@@ -83,7 +83,7 @@ class _Counter(fx.Interpreter):
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         try:
             return super().call_module(target, args, kwargs)
-        except RuntimeError:
+        except (RuntimeError, TypeError, ValueError):  # numpy's functions raise the latter two
             module: Any = self.fetch_attr(str(target))
             if type(module).__module__.startswith("torch.nn"):
                 raise
