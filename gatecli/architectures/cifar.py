@@ -113,7 +113,7 @@ class PreBottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         active: Tensor = self.relu(self.bn1(x))
-        out = self.conv2(self.relu(self.bn2(self.conv1(active))))
+        out: Tensor = self.conv2(self.relu(self.bn2(self.conv1(active))))
         out = self.conv3(self.relu(self.bn3(out)))
         if self.downsample is not None:
             x = self.downsample(active if self.project == "activation" else x)
@@ -133,18 +133,20 @@ class CifarPreResNet(nn.Module):
     ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, WIDTHS[0], 3, 1, 1, bias=False)
-        outputs = WIDTHS[0]
-        for group, width in enumerate((4 if narrow else WIDTHS[0], *WIDTHS[1:]), 1):
-            blocks = []
-            for index in range((depth - 2) // 9):
-                stride = 2 if group > 1 and index == 0 else 1
-                blocks.append(PreBottleneck(outputs, width, 4 * width, stride, narrow, stride_on, project))
-                outputs = 4 * width
-            self.add_module(f"layer{group}", nn.Sequential(*blocks))
-        self.bn = nn.BatchNorm2d(outputs)
+        first, second, third = (4 if narrow else WIDTHS[0], *WIDTHS[1:])
+
+        def group(channels: int, width: int, stride: int) -> nn.Sequential:
+            inputs = [channels] + [4 * width] * ((depth - 2) // 9 - 1)
+            strides = [stride] + [1] * (len(inputs) - 1)
+            return nn.Sequential(*(PreBottleneck(c, width, 4 * width, s, narrow, stride_on, project) for c, s in zip(inputs, strides, strict=True)))
+
+        self.layer1 = group(WIDTHS[0], first, 1)
+        self.layer2 = group(4 * first, second, 2)
+        self.layer3 = group(4 * second, third, 2)
+        self.bn = nn.BatchNorm2d(4 * third)
         self.relu = nn.ReLU(inplace=True)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(outputs, num_classes)
+        self.fc = nn.Linear(4 * third, num_classes)
         _initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -117,4 +117,7 @@ def rename(root: nn.Module, graph: fx.Graph, names: Mapping[str, str]) -> None:
     for parent in list(root.modules()):
         children, parent._modules = parent._modules, {}
         for name, child in children.items():
-            place(parent, names.get(name, name), child)
+            if child is None:
+                parent._modules[name] = None
+            else:
+                place(parent, names.get(name, name), child)

@@ -101,9 +101,10 @@ def _channels_last(branch: Sequence[fx.Node], root: nn.Module, shape: Sequence[i
     """
     modules = (module for node in branch if (module := module_of(root, node)) is not None)
     for part in (part for module in modules for part in module.modules()):
-        if isinstance(part, nn.Linear) and part.in_features == shape[-1] or isinstance(part, nn.LayerNorm) and part.normalized_shape[-1] == shape[-1]:
-            return True
-        if getattr(part, "in_channels", getattr(part, "num_features", None)) == shape[1]:
+        if isinstance(part, (nn.Linear, nn.LayerNorm)):
+            if shape[-1] == (part.in_features if isinstance(part, nn.Linear) else part.normalized_shape[-1]):
+                return True
+        elif getattr(part, "in_channels", getattr(part, "num_features", None)) == shape[1]:
             return False
     return False
 
