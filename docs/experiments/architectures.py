@@ -156,14 +156,28 @@ def _args(found: Found, size: int) -> dict[str, Any]:
 
 
 def _lively(found: Found, size: int) -> nn.Module:
-    """The network with random weights, and BatchNorms that do something."""
+    """The network with every parameter drawn at random: quick, and nothing is hidden by a layer scale of nearly 0 or a BatchNorm that does nothing."""
     torch.manual_seed(0)
-    model = build(found.arch, _args(found, size))
+    model = build_skeleton(found.arch, _args(found, size))
+    if any(buffer.is_meta for buffer in model.buffers()):
+        model = build(found.arch, _args(found, size))
+    drawn = {id(parameter): _draw(name, parameter) for name, parameter in model.named_parameters()}
+    state = model.state_dict()
+    state.update({name: drawn[id(parameter)] for name, parameter in model.named_parameters(remove_duplicate=False)})
+    model.load_state_dict(state, assign=True)
     for part in model.modules():
         if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.running_mean is not None and part.running_var is not None:
             part.running_mean.normal_(0, 0.1)
             part.running_var.uniform_(0.5, 1.5)
     return model
+
+
+def _draw(name: str, parameter: Tensor) -> Tensor:
+    fresh = torch.empty(parameter.shape, dtype=parameter.dtype)
+    if fresh.ndim < 2:
+        return fresh.uniform_(-0.1, 0.1) if name.endswith("bias") else fresh.uniform_(0.5, 1.5)
+    bound = (3 / fresh[0].numel()) ** 0.5
+    return fresh.uniform_(-bound, bound)
 
 
 def _training(model: nn.Module, network: Network, images: Tensor) -> str:
