@@ -102,8 +102,10 @@ def _on_zeros(module: nn.Module, args: Any, kwargs: Any) -> Any:
     real = copy.deepcopy(module).to_empty(device="cpu")
     for tensor in [*real.parameters(), *real.buffers()]:
         tensor.zero_()
-    args, kwargs = tree_map_only(Tensor, lambda t: torch.zeros(t.shape, dtype=t.dtype), (args, kwargs))
-    return tree_map_only(Tensor, lambda t: t.to("meta"), real(*args, **kwargs))
+    with torch.device("cpu"):  # gates are replayed on the meta device
+        args, kwargs = tree_map_only(Tensor, lambda t: torch.zeros(t.shape, dtype=t.dtype), (args, kwargs))
+        result = real(*args, **kwargs)
+    return tree_map_only(Tensor, lambda t: t.to("meta"), result)
 
 
 @contextmanager
