@@ -43,6 +43,7 @@ def attach(
     input_size: tuple[int, int] = (224, 224),
     arch: str = "",
     arch_args: Mapping[str, Any] | None = None,
+    leaves: Sequence[str] = (),
     **settings: Any,
 ) -> Attached:
     """Gate a copy of `model` with a method, in evaluation mode; `model` itself is left alone.
@@ -54,11 +55,12 @@ def attach(
         input_size: for a plain model: height and width of its images in pixels.
         arch, arch_args: for a plain model that shall be saved: what a file names as its architecture, and the arguments that no
             tensor shows (see `gatecli inspect`).
+        leaves: for a plain model: patterns of module paths that tracing keeps whole.
     Raises: SettingError; ArchitectureError where the model cannot be traced, is not of that architecture, or has nothing to gate.
     """
     chosen = methods.get(method)
     parsed = methods.parse_settings(chosen, settings)
-    network = model.copy() if isinstance(model, Network) else _traced(model, input_size, arch, arch_args or {})
+    network = model.copy() if isinstance(model, Network) else _traced(model, input_size, arch, arch_args or {}, leaves)
     network.eval()
     sites, parsed = chosen.prepare(choose_sites(network, chosen, include, exclude), parsed)
     images = random_images(network, 1)
@@ -98,13 +100,13 @@ def _few(sites: Sequence[Site]) -> str:
     return ", ".join(names[:6]) + (f", ... ({len(names)} in all)" if len(names) > 6 else "")
 
 
-def _traced(model: nn.Module, input_size: tuple[int, int], arch: str, arch_args: Mapping[str, Any]) -> Network:
+def _traced(model: nn.Module, input_size: tuple[int, int], arch: str, arch_args: Mapping[str, Any], leaves: Sequence[str]) -> Network:
     twin = copy.deepcopy(model).eval()
-    source, spec = Source("", {}), InputSpec(input_size, 0)
+    source, spec = Source("", {}, leaves=list(leaves)), InputSpec(input_size, 0)
     if arch:
         found = found_for(arch, arch_args, {name: tuple(tensor.shape) for name, tensor in twin.state_dict().items()})
-        source, spec = Source(arch, dict(found.args), dict(found.names)), InputSpec(input_size, 0, found.mean, found.std)
-    network = Network(twin, Recipe(source, spec))
+        source, spec = Source(arch, dict(found.args), dict(found.names), leaves=list(leaves)), InputSpec(input_size, 0, found.mean, found.std)
+    network = Network(twin, Recipe(source, spec), leaves=leaves)
     source = replace(source, params=network.params, macs=network.macs_dense, num_classes=network.num_classes)
     network.recipe = Recipe(source, network.input)
     images = random_images(network)

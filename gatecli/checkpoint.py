@@ -4,7 +4,6 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gatecli import methods
-from gatecli.architectures.build import build, build_pretrained, is_callable_name
+from gatecli.architectures.build import build, build_pretrained, build_skeleton, is_callable_name, switches
 from gatecli.architectures.identify import Found, found_for, identify
 from gatecli.errors import ArchitectureError, CheckpointError, GatecliError, SettingError
 from gatecli.files import replacing
@@ -69,7 +68,8 @@ def read_recipe(path: Path) -> Recipe | None:
 def _read_plain(path: Path, how: Reading) -> tuple[Network, list[str]]:
     if _names_a_library(path):
         pretrained = build_pretrained(str(path))
-        tensors, how = pretrained.state_dict(), replace(how, arch=how.arch or str(path))
+        tensors, given = pretrained.state_dict(), {**switches(str(path), pretrained), **(how.arch_args or {})}
+        how = replace(how, arch=how.arch or str(path), arch_args=given)
         sha256, size_bytes = "", sum(t.numel() * t.element_size() for t in tensors.values())
     else:
         tensors = read_tensors(path, how.trust_pickle)
@@ -77,7 +77,8 @@ def _read_plain(path: Path, how: Reading) -> tuple[Network, list[str]]:
     found = _find(path, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, how)
     source = Source(found.arch, dict(found.args), dict(found.names), path.name, sha256, size_bytes, leaves=list(how.leaves))
     size = how.input_size or (found.input_size, found.input_size)
-    network, notes = _network(Recipe(source, InputSpec(size, 0, how.mean or found.mean, how.std or found.std)))
+    channels = 0 if is_callable_name(found.arch) else found.channels  # 0: the network's first convolution says how many
+    network, notes = _network(Recipe(source, InputSpec(size, channels, how.mean or found.mean, how.std or found.std)))
     _fill(network, tensors, path, strict=False)
     source = replace(source, params=network.params, macs=network.macs_dense, num_classes=network.num_classes)
     network.recipe = replace(network.recipe, source=source)
@@ -131,7 +132,7 @@ def _own_tensors(path: Path) -> dict[str, Tensor]:
 def _network(recipe: Recipe) -> tuple[Network, list[str]]:
     """The source architecture, traced, with the recipe's structural steps replayed; its tensors are still to be filled."""
     source = recipe.source
-    module = _skeleton(source)
+    module = build_skeleton(source.arch, source.arch_args)
     network = Network(module, recipe, source.names, source.leaves)
     if any(tensor.is_meta and name not in network.state_dict() for name, tensor in network.named_buffers()):  # constants, which no file holds
         module = skeleton_with_weights(source)
@@ -158,14 +159,6 @@ def _line(error: Exception) -> str:
 
 def _first_parts(names: Iterable[str]) -> set[str]:
     return {name.partition(".")[0] for name in names}
-
-
-def _skeleton(source: Source) -> nn.Module:
-    """The plain architecture without memory where it can be built so (a file's tensors fill it), else with random weights."""
-    if not is_callable_name(source.arch):
-        with suppress(ArchitectureError), torch.device("meta"):
-            return build(source.arch, source.arch_args)
-    return build(source.arch, source.arch_args)
 
 
 def skeleton_with_weights(source: Source) -> nn.Module:

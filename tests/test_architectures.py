@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import builtins
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from gatecli.architectures.build import build, build_pretrained, check_args, is_callable_name, parse_arch_args
+from gatecli.architectures.build import build, build_pretrained, build_skeleton, check_args, is_callable_name, parse_arch_args, switches
 from gatecli.architectures.generate import listed
 from gatecli.architectures.identify import found_for, identify, spell
 from gatecli.architectures.rows import Row, make_row, pack, table, unpack
@@ -23,8 +24,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 def shapes_of(arch: str, args: Mapping[str, Any]) -> Shapes:
     """Every tensor of the built network, BatchNorm's counters too; takes no memory."""
-    with torch.device("meta"):
-        return {name: tuple(tensor.shape) for name, tensor in build(arch, args).state_dict().items()}
+    return {name: tuple(tensor.shape) for name, tensor in build_skeleton(arch, args).state_dict().items()}
 
 
 def respell(shapes: Shapes, **names: str) -> Shapes:
@@ -89,8 +89,14 @@ def test_three_channels_are_not_mentioned_and_bring_the_official_input() -> None
     assert (small.input_size, small.mean, small.std) == (32, None, None)
 
 
+def test_every_torchvision_classifier_is_in_the_table() -> None:
+    from torchvision import models
+
+    assert {f"torchvision:{name}" for name in models.list_models(module=models)} <= {row.arch for row in table()}
+
+
 def test_rows_are_distinct() -> None:
-    assert len(table()) == len(ROWS) == 30
+    assert len(table()) == len(ROWS) >= 80
     assert len({tuple(sorted(row.tensors.items())) for row in table()}) == len(ROWS)
 
 
@@ -112,7 +118,7 @@ def test_other_torchvision_networks_fit_the_table() -> None:
     row = make_row("torchvision:mobilenet_v3_small", {})
     assert row.tensors["classifier.3.weight"] == (-1, 1024)
     assert row.tensors["features.0.0.weight"] == (16, -2, 3, 3)
-    assert not row.resnet
+    assert row.family == ""
     assert unpack(pack([row])) == (row,)
 
 
@@ -182,11 +188,65 @@ def test_several_that_fit_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_finding_does_not_build(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = shapes_of("torchvision:resnet152", {})
-    monkeypatch.setattr("gatecli.architectures.rows.build", lambda *_: pytest.fail("a network was built"))
+    monkeypatch.setattr("gatecli.architectures.rows.build_skeleton", lambda *_: pytest.fail("a network was built"))
     table.cache_clear()
     start = time.process_time()
     assert identify(shapes).arch == "torchvision:resnet152"
     print(f"{time.process_time() - start:.3f} s")  # about 0.05
+
+
+def test_image_size_of_a_vit() -> None:
+    shapes = shapes_of("torchvision:vit_b_32", {"image_size": 96, "num_classes": 3})
+    found = identify(shapes)
+    assert (found.args, found.input_size) == ({"image_size": 96, "num_classes": 3}, 96)
+    assert found_for("torchvision:vit_b_32", {"image_size": 96}, shapes) == found
+    assert "(1, 17, 768) but got (1, 10, 768)" in error(found_for, "torchvision:vit_b_32", {"image_size": 128}, shapes)
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_auxiliary_heads(name: str) -> None:
+    for args in ({}, {"aux_logits": False}):
+        shapes = shapes_of(f"torchvision:{name}", args)
+        for found in (identify(shapes), found_for(f"torchvision:{name}", {}, shapes)):
+            assert found.args == {**args, "num_classes": 1000}
+            assert "transform_input=true" in found.notes[0]
+    assert found_for(f"torchvision:{name}", {"transform_input": True}, shapes).notes == ()
+    assert "AuxLogits" in error(found_for, "torchvision:inception_v3", {"aux_logits": True}, shapes) or name == "googlenet"
+
+
+def test_old_densenet_spelling() -> None:
+    new = shapes_of("torchvision:densenet121", {})
+    theirs = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", name): shape for name, shape in new.items()}
+    assert "features.denseblock1.denselayer1.norm.1.weight" in theirs
+    found = identify(theirs)
+    assert (found.arch, found.names) == ("torchvision:densenet121", {"norm1": "norm.1", "norm2": "norm.2", "conv1": "conv.1", "conv2": "conv.2"})
+    assert respell(new, **found.names) == theirs
+    assert identify(new).names == {}
+
+
+def test_preactivation_resnets() -> None:
+    for args, size, projections in (({}, 1_703_258, 3), ({"narrow": True}, 1_620_058, 2)):
+        model = build_skeleton("cifar:preresnet164", args)
+        assert sum(parameter.numel() for parameter in model.parameters()) == size
+        shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        assert sum(name.endswith("downsample.0.weight") for name in shapes) == projections
+        assert identify(shapes).args == {**args, "num_classes": 10}
+    assert [shapes[f"layer{group}.1.conv3.weight"][:2] for group in (1, 2, 3)] == [(16, 4), (128, 32), (256, 64)]
+    notes = identify(shapes).notes
+    assert len(notes) == 2 and "stride_on=conv1" in notes[0] and "project=activation" in notes[1]
+    assert found_for("cifar:preresnet164", {"stride_on": "conv1", "project": "activation"}, shapes).notes == ()
+
+
+@pytest.mark.parametrize("args", [{}, {"narrow": True}, {"stride_on": "conv1"}, {"project": "activation"}])
+def test_preactivation_resnets_against_slow_arithmetic(args: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model: Any = build("cifar:preresnet56", args)
+    block, x = model.layer2[0], torch.randn(2, 16 if args.get("narrow") else 64, 8, 8)
+    active = torch.relu(block.bn1(x))
+    middle = torch.relu(block.bn3(block.conv2(torch.relu(block.bn2(block.conv1(active))))))
+    short = block.downsample(active if "project" in args else x)
+    assert torch.equal(block(x), block.conv3(middle) + short) and short.shape == (2, 128, 4, 4)
+    assert (block.conv1.stride, block.conv2.stride) == (((2, 2), (1, 1)) if "stride_on" in args else ((1, 1), (2, 2)))
 
 
 # --- a named architecture ---
@@ -355,6 +415,12 @@ def test_pretrained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torchvision.models.get_model", get_model)
     assert not build_pretrained("torchvision:resnet18").training
     assert (seen["name"], seen["weights"]) == ("resnet18", "DEFAULT")
+
+
+def test_what_a_pretrained_network_says_of_itself() -> None:
+    own = build_skeleton("torchvision:googlenet", {"transform_input": True, "aux_logits": False})
+    assert switches("torchvision:googlenet", own) == {"transform_input": True, "aux_logits": False}
+    assert switches("torchvision:resnet18", own) == {} == switches("timm:resnet18", own)
 
 
 def test_is_callable_name() -> None:

@@ -17,6 +17,7 @@ import pytest
 import torch
 from commandline import SIDE, call, contents, current, edit, listing, refused, run, same, save_npz, save_source, strict
 from PIL import Image
+from safetensors.torch import save_file
 
 import gatecli
 from gatecli import methods
@@ -676,3 +677,25 @@ def test_json_numbers_are_plain(files: Path) -> None:
     found = call("inspect", "ind.safetensors")
     assert isinstance(found["params"], int) and isinstance(found["macs_dense"], int)
     assert json.loads(json.dumps(found)) == found
+
+
+def test_an_untraceable_network_and_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one line names the line of the user's code and an option; with that option the command works."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "odd_networks.py").write_text(
+        "from networks import own\n"
+        "from torch import nn\n"
+        "class Flip(nn.Module):\n"
+        "    def forward(self, x):\n"
+        "        return x if x.mean() > 0 else -x\n"
+        "def odd(): return nn.Sequential(Flip(), own())\n"
+    )
+    from networks import own
+
+    save_file({f"1.{name}": tensor for name, tensor in own().state_dict().items()}, tmp_path / "odd.safetensors")
+    command = ("attach", "odd.safetensors", "--arch", "odd_networks:odd", "--input-size", 16, "--method", "ind-perbatch")
+    failed = run(*command)
+    assert failed.code == 1 and "odd_networks.py:5 `return x if x.mean() > 0 else -x`" in failed.last and "--leaf '0'" in failed.last
+    done = call(*command, "--leaf", "0")
+    assert (done["gates"], done["max_logit_change"]) == (3, 0)
+    assert call("inspect", "--arch", "odd_networks:odd")["sites"][0]["method"] == "ind-perbatch"  # the file knows its leaves

@@ -2,11 +2,14 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import operator
+import shlex
 import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -426,6 +429,99 @@ def test_a_leaf_makes_it_work(pattern: str) -> None:
         assert torch.equal(run(model, x), run(network, x))
     result = gatecli.attach(network, "aig-perbatch")
     assert result.gates == 3 and result.max_logit_change < 1e-6
+
+
+def advice(error: ArchitectureError) -> list[str]:
+    """The patterns after `--leaf`, unquoted as a shell would."""
+    words = shlex.split(str(error).partition("(library")[0].rpartition(", or keep")[2])
+    return [word for before, word in itertools.pairwise(words) if before == "--leaf"]
+
+
+def by_sign(x: Tensor) -> Tensor:
+    return x if x.mean() > 0 else -x
+
+
+ODD: dict[str, Callable[[Tensor], Any]] = {
+    "decides": by_sign,
+    "length": lambda x: torch.stack([x[index] for index in range(len(x))]),
+    "loop": lambda x: torch.stack([image * 2 for image in x]),
+    "numpy": lambda x: x * float(np.abs(x.detach().numpy()).max()),
+    "array": lambda x: torch.from_numpy(np.sqrt(np.abs(x.detach().numpy()))),
+}
+
+
+class Odd(nn.Module):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x: Tensor) -> Any:
+        return ODD[self.kind](x)
+
+
+@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_advice_on_an_untraceable_line_works(kind: str, count: int) -> None:
+    torch.manual_seed(0)
+    model = Calls(lambda m, x: m.odd(x + m.body(x)), odd=nn.Sequential(*(Odd(kind) for _ in range(count)))).eval()
+    with pytest.raises(ArchitectureError) as caught:
+        traced(model, (8, 8))
+    assert "test_graph.py:" in str(caught.value) and "\n" not in str(caught.value)
+    assert advice(caught.value) == (["odd.*"] if count == 3 else ["odd.0"])
+    network = traced(copy.deepcopy(model), (8, 8), leaves=advice(caught.value))
+    x = torch.randn(2, 3, 8, 8)
+    assert torch.equal(run(model, x), run(network, x)) and list(network.sites) == ["body"]
+    assert gatecli.attach(model, "ind-perbatch", input_size=(8, 8), leaves=advice(caught.value)).gates == 1
+
+
+def test_the_advice_spares_other_modules() -> None:
+    model = Calls(lambda m, x: m.parts(x), parts=nn.Sequential(_Residual(conv(4, 4)), Odd("decides"), _Residual(conv(4, 4)), Odd("loop"))).eval()
+    with pytest.raises(ArchitectureError) as caught:
+        traced(model, (8, 8))
+    assert advice(caught.value) == ["parts.1", "parts.3"]
+    assert list(traced(model, (8, 8), leaves=advice(caught.value)).sites) == ["parts.0.body", "parts.2.body"]
+
+
+def test_no_leaf_helps_where_the_network_s_own_forward_stands_in_the_way() -> None:
+    with pytest.raises(ArchitectureError) as caught:
+        traced(Branching(), (8, 8))
+    assert "if x.sum() > 0" in str(caught.value) and "--leaf" not in str(caught.value)
+
+
+class Optional(Own):
+    def forward(self, x: Tensor, mask: Tensor | None = None, double: bool = False) -> Tensor:
+        if mask is not None:
+            x = x * mask
+        x = super().forward(x)
+        return x * 2 if double else x
+
+
+def test_optional_arguments_keep_their_defaults() -> None:
+    model = Optional().eval()
+    network = traced(copy.deepcopy(model), (16, 16))
+    x = torch.randn(2, 3, 16, 16)
+    assert torch.equal(run(model, x), run(network, x)) and len(network.sites) == 3
+
+
+class Scaled(Own):
+    """Calculates with a buffer before it meets the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.tensor([2.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x * self.scale.view(1, 1, 1, 1))
+
+
+def test_a_buffer_stays_the_network_s() -> None:
+    model = Scaled().eval()
+    network = traced(copy.deepcopy(model), (16, 16))
+    assert set(network.state_dict()) == set(model.state_dict())
+    x = torch.randn(2, 3, 16, 16)
+    for each in (model, network):
+        each.load_state_dict({**each.state_dict(), "scale": torch.tensor([3.0])})
+    assert torch.equal(run(model, x), run(network, x))
 
 
 def test_training_survives_a_failed_trace() -> None:

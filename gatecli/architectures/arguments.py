@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gatecli.architectures.cifar import DEPTHS
+from gatecli.architectures.cifar import PRERESNETS, RESNETS
 from gatecli.errors import ArchitectureError, SettingError
 
 LIBRARIES = ("torchvision", "cifar", "timm")
@@ -52,11 +52,19 @@ CIFAR = {
     "shortcut": Argument(str, choices=("projection", "pad")),
     "pad": Argument(str, choices=("both", "end")),  # where a padded shortcut has its zeros
 }
+STRIDE_ON = Argument(str, choices=("conv2", "conv1"))  # which convolution of a bottleneck has the stride
+PRE_CIFAR = {
+    "num_classes": CLASSES,
+    "channels": CHANNELS,
+    "narrow": Argument(bool),  # a first group of 16 channels, not 64
+    "stride_on": STRIDE_ON,
+    "project": Argument(str, choices=("input", "activation")),  # what a projection reads
+}
 RESNET = {
     "stem": Argument(str, choices=("imagenet", "cifar")),  # cifar: a 3x3 convolution with stride 1, no max-pool
     "maxpool": Argument(bool),  # whether the stem has one, overriding `stem`
     "stem_stride": Argument(int, 1, 16),
-    "stride_on": Argument(str, choices=("conv2", "conv1")),  # which convolution of a bottleneck has the stride
+    "stride_on": STRIDE_ON,
 }
 
 
@@ -124,8 +132,8 @@ def accepted_args(arch: str) -> dict[str, Argument] | None:
     """The arguments that an architecture takes; None for a callable. Raises ArchitectureError if there is no such architecture."""
     library, name = split_arch(arch)
     if library == "cifar":
-        _known(arch, name, [f"resnet{depth}" for depth in DEPTHS])
-        return CIFAR
+        _known(arch, name, [*RESNETS, *PRERESNETS])
+        return CIFAR if name in RESNETS else PRE_CIFAR
     if library == "torchvision":
         from torchvision import models
 

@@ -11,20 +11,22 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from gatecli.architectures.arguments import NO_TIMM, accepted_args, check_args, is_callable_name, parse_arch_args, split_arch
-from gatecli.architectures.cifar import CifarResNet
+from gatecli.architectures.cifar import PRERESNETS, RESNETS
 from gatecli.architectures.surgery import EXTRAS, alter
 from gatecli.errors import ArchitectureError
 
-__all__ = ["build", "build_pretrained", "check_args", "current_folder_importable", "find_callable", "is_callable_name", "parse_arch_args"]
+__all__ = ["build", "build_pretrained", "build_skeleton", "check_args", "current_folder_importable", "find_callable", "is_callable_name", "parse_arch_args", "switches"]
 
 
 def build(arch: str, args: Mapping[str, Any]) -> nn.Module:
     """The network with random weights, in evaluation mode.
 
-    `arch` is torchvision:NAME, cifar:resnet20 (32, 44, 56, 110), timm:NAME or package.module:callable, the last imported with the
+    `arch` is torchvision:NAME, cifar:resnet20 (or another of cifar.py's), timm:NAME or package.module:callable, the last imported with the
     current folder on the path. Downloads nothing.
 
     Raises:
@@ -41,6 +43,33 @@ def build(arch: str, args: Mapping[str, Any]) -> nn.Module:
         except (TypeError, ValueError, RuntimeError, AssertionError, NotImplementedError, ZeroDivisionError, MemoryError) as error:
             raise ArchitectureError(f"{arch} cannot be built with {_spell(args)}: {_line(error)}") from error
     return model.eval()
+
+
+def build_skeleton(arch: str, args: Mapping[str, Any]) -> nn.Module:
+    """The network without memory for its weights where it can be built so, in evaluation mode; its constants have their values.
+
+    Raises ArchitectureError, as `build` does.
+    """
+    if not is_callable_name(arch):  # a user's code may do anything on the way
+        try:
+            with _WithoutMemory():
+                return build(arch, args)
+        except ArchitectureError:  # wrong arguments fail again below
+            pass
+    return build(arch, args)
+
+
+class _WithoutMemory(TorchFunctionMode):
+    """Puts on the meta device what is allocated to be filled, weights that is, and nothing else.
+
+    With `torch.device("meta")` instead, constructors that calculate with tensors fail (RegNet's widths, rates of stochastic depth).
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        given = kwargs or {}
+        if func is torch.empty and given.get("device") is None:
+            given = {**given, "device": "meta"}
+        return func(*args, **given)
 
 
 def build_pretrained(arch: str) -> nn.Module:
@@ -66,6 +95,16 @@ def build_pretrained(arch: str) -> nn.Module:
         way_out = "download them elsewhere and give the file"
         raise ArchitectureError(f"the pretrained weights of {arch} cannot be had ({_line(error)}): {way_out}") from error
     return model.eval()
+
+
+def switches(arch: str, model: nn.Module) -> dict[str, bool]:
+    """The yes-or-no arguments with which torchvision has built a network of its own, where it keeps them.
+
+    Pretrained networks may have others than the defaults (GoogLeNet transforms its input), which no tensor shows.
+    """
+    if split_arch(arch)[0] != "torchvision":
+        return {}
+    return {name: vars(model)[name] for name, argument in (accepted_args(arch) or {}).items() if argument.kind is bool and isinstance(vars(model).get(name), bool)}
 
 
 def find_callable(arch: str) -> Callable[..., Any]:
@@ -125,7 +164,7 @@ def _torchvision(name: str, args: Mapping[str, Any]) -> nn.Module:
 
 
 def _cifar(name: str, args: Mapping[str, Any]) -> nn.Module:
-    return CifarResNet(int(name.removeprefix("resnet")), **args)
+    return {**RESNETS, **PRERESNETS}[name](**args)
 
 
 def _timm(name: str, args: Mapping[str, Any]) -> nn.Module:

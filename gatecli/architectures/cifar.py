@@ -2,14 +2,20 @@
 
 He et al., "Deep Residual Learning for Image Recognition" (2015), section 4.2: a 3x3 stem, three groups of n basic blocks
 with 16, 32 and 64 filters, depth 6n + 2, global average pooling and one linear layer.
+
+He et al., "Identity Mappings in Deep Residual Networks" (2016): the same with BatchNorm and ReLU before each convolution, and n bottlenecks
+a group, depth 9n + 2.
 """
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-DEPTHS = (20, 32, 44, 56, 110)
+DEPTHS, PRE_DEPTHS = (20, 32, 44, 56, 110), (56, 110, 164)
 WIDTHS = (16, 32, 64)
 
 
@@ -71,9 +77,7 @@ class CifarResNet(nn.Module):
         self.layer3 = self._group(WIDTHS[2], blocks, 2, shortcut, pad)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(WIDTHS[2], num_classes)
-        for part in self.modules():
-            if isinstance(part, nn.Conv2d):
-                nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+        _initialise(self)
 
     def _group(self, width: int, blocks: int, stride: int, shortcut: str, pad: str) -> nn.Sequential:
         group = []
@@ -87,3 +91,75 @@ class CifarResNet(nn.Module):
         x = self.layer3(self.layer2(self.layer1(x)))
         logits: Tensor = self.fc(torch.flatten(self.avgpool(x), 1))
         return logits
+
+
+class PreBottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions, each after BatchNorm and ReLU: (N, C, H, W) -> (N, outputs, H / stride, W / stride)."""
+
+    def __init__(self, channels: int, width: int, outputs: int, stride: int, normed: bool, stride_on: str, project: str) -> None:
+        super().__init__()
+        strides = (stride, 1) if stride_on == "conv1" else (1, stride)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv1 = nn.Conv2d(channels, width, 1, strides[0], bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, strides[1], 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, outputs, 1, bias=False)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample: nn.Module | None = None
+        if channels != outputs:
+            self.downsample = nn.Sequential(nn.Conv2d(channels, outputs, 1, stride, bias=False), *([nn.BatchNorm2d(outputs)] if normed else []))
+        self.project = project
+
+    def forward(self, x: Tensor) -> Tensor:
+        active: Tensor = self.relu(self.bn1(x))
+        out: Tensor = self.conv2(self.relu(self.bn2(self.conv1(active))))
+        out = self.conv3(self.relu(self.bn3(out)))
+        if self.downsample is not None:
+            x = self.downsample(active if self.project == "activation" else x)
+        return out + x
+
+
+class CifarPreResNet(nn.Module):
+    """A pre-activation CIFAR ResNet of `depth` 9n + 2 layers for (N, channels, 32, 32) images; returns logits (N, num_classes).
+
+    Its groups are 16-64, 32-128 and 64-256 wide. With `narrow` the first is 4-16, so that it needs no projection, and the other
+    projections have a BatchNorm: the ResNet-164 whose size the GaterNet paper gives. `project` is what a projection reads: the
+    block's "input" or its first "activation".
+    """
+
+    def __init__(
+        self, depth: int, num_classes: int = 10, channels: int = 3, narrow: bool = False, stride_on: str = "conv2", project: str = "input"
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, WIDTHS[0], 3, 1, 1, bias=False)
+        first, second, third = (4 if narrow else WIDTHS[0], *WIDTHS[1:])
+
+        def group(channels: int, width: int, stride: int) -> nn.Sequential:
+            inputs = [channels] + [4 * width] * ((depth - 2) // 9 - 1)
+            strides = [stride] + [1] * (len(inputs) - 1)
+            return nn.Sequential(*(PreBottleneck(c, width, 4 * width, s, narrow, stride_on, project) for c, s in zip(inputs, strides, strict=True)))
+
+        self.layer1 = group(WIDTHS[0], first, 1)
+        self.layer2 = group(4 * first, second, 2)
+        self.layer3 = group(4 * second, third, 2)
+        self.bn = nn.BatchNorm2d(4 * third)
+        self.relu = nn.ReLU(inplace=True)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(4 * third, num_classes)
+        _initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer3(self.layer2(self.layer1(self.conv1(x))))
+        logits: Tensor = self.fc(torch.flatten(self.avgpool(self.relu(self.bn(x))), 1))
+        return logits
+
+
+def _initialise(network: nn.Module) -> None:
+    for part in network.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+
+
+RESNETS: dict[str, Callable[..., nn.Module]] = {f"resnet{depth}": partial(CifarResNet, depth) for depth in DEPTHS}
+PRERESNETS: dict[str, Callable[..., nn.Module]] = {f"preresnet{depth}": partial(CifarPreResNet, depth) for depth in PRE_DEPTHS}

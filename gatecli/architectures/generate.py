@@ -1,6 +1,6 @@
 """Rewrite the shipped table of architectures: python -m gatecli.architectures.generate
 
-Run it after adding a name here, or when torchvision changes its networks; the same torchvision gives the same bytes.
+Run it when torchvision or cifar.py has other networks; the same torchvision gives the same bytes.
 """
 from __future__ import annotations
 
@@ -8,27 +8,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gatecli.architectures.cifar import DEPTHS
+from torchvision import models
+
+from gatecli.architectures.arguments import accepted_args
+from gatecli.architectures.cifar import PRERESNETS, RESNETS
 from gatecli.architectures.rows import make_row, pack
 
-RESNETS = (
-    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
-    *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2"),
-)
-OTHERS: tuple[str, ...] = ()  # torchvision classifiers that are no ResNets: one row each
+VARIANTS = {"stem": "cifar", "aux_logits": False, "shortcut": "pad", "narrow": True}  # arguments that tensors show
 TABLE = Path(__file__).with_name("table.json.gz")
 
 
 def listed() -> Iterator[tuple[str, dict[str, Any]]]:
     """The architecture and arguments of every row."""
-    for name in RESNETS:
-        yield f"torchvision:{name}", {}
-        yield f"torchvision:{name}", {"stem": "cifar"}
-    for name in OTHERS:
-        yield f"torchvision:{name}", {}
-    for depth in DEPTHS:
-        yield f"cifar:resnet{depth}", {}
-        yield f"cifar:resnet{depth}", {"shortcut": "pad"}
+    names = [*(f"torchvision:{name}" for name in models.list_models(module=models)), *(f"cifar:{name}" for name in (*RESNETS, *PRERESNETS))]
+    for arch in names:
+        yield arch, {}
+        accepted = accepted_args(arch) or {}
+        yield from ((arch, {name: value}) for name, value in VARIANTS.items() if name in accepted)
 
 
 def main() -> None:

@@ -11,35 +11,39 @@ import importlib.resources
 import inspect
 import io
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
-from gatecli.architectures.arguments import is_callable_name, split_arch
-from gatecli.architectures.build import build, find_callable
-from gatecli.architectures.cifar import CifarResNet
+from gatecli.architectures.arguments import accepted_args, is_callable_name, split_arch
+from gatecli.architectures.build import build_skeleton, find_callable
+from gatecli.architectures.cifar import CifarPreResNet, CifarResNet
 from gatecli.errors import ArchitectureError
 
-CLASSES, CHANNELS = -1, -2  # stand in a shape for the number of classes and of input channels
+CLASSES, CHANNELS, POSITIONS = -1, -2, -3  # stand in a shape for the number of classes, of input channels, and of a ViT's positions
 CHANNEL_ARGS = {"torchvision": "in_channels", "cifar": "channels", "timm": "in_chans"}
 COUNTER = "num_batches_tracked"  # BatchNorm's: files before torch 0.4.1 lack it
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 # A shape tells classes and channels from the rest by building twice: with the first numbers, then with the second.
-CLASS_PROBES, CHANNEL_PROBES = (11, 13), (3, 5)
-NO_TENSORS = {"maxpool", "stem_stride", "stride_on", "pad", "zero_init_residual"}  # arguments that no tensor shows
-DEFAULTS = {"stem": "imagenet", "shortcut": "projection"}
+CLASS_PROBES, CHANNEL_PROBES, SIZE_PROBES = (11, 13), (3, 5), (224, 448)
+USUAL_SIZE = 224  # of images, where nothing else is said
+# Arguments that no tensor shows; of those in UNTOLD a checkpoint's reader is told.
+UNTOLD = ("maxpool", "stem_stride", "stride_on", "pad", "project", "transform_input")
+NO_TENSORS = {*UNTOLD, "zero_init_residual"}
+DEFAULTS = {"stem": "imagenet", "shortcut": "projection", "aux_logits": True, "narrow": False}
 Shape = tuple[int, ...]
 Statistics = tuple[float, ...] | None
 
 
 @dataclass(frozen=True)
 class Row:
-    """An architecture: its tensors (CLASSES and CHANNELS in their shapes), input size in pixels, and normalisation of values in [0, 1].
+    """An architecture: its tensors (CLASSES and so on in their shapes), input size in pixels, and normalisation of values in [0, 1].
 
-    `mean` and `std` are None where the data set's own are meant; `resnet` allows the ResNets' other spellings.
+    `mean` and `std` are None where the data set's own are meant; `family` is whose other spellings are read: "resnet", "densenet" or
+    none; `untold` are the arguments in UNTOLD that it takes.
     """
 
     arch: str
@@ -48,11 +52,12 @@ class Row:
     input_size: int
     mean: Statistics
     std: Statistics
-    resnet: bool
+    family: str
+    untold: tuple[str, ...]
 
 
 def make_row(arch: str, args: Mapping[str, Any], leave_open: bool = True) -> Row:
-    """Build the network, on the meta device where possible, and describe it.
+    """Build the network, without memory where possible, and describe it.
 
     Counts in `args` are taken as given; the others are left open, or with `leave_open` false keep their defaults.
 
@@ -60,13 +65,20 @@ def make_row(arch: str, args: Mapping[str, Any], leave_open: bool = True) -> Row
         ArchitectureError: it cannot be built.
     """
     open_counts = _open_counts(arch, args) if leave_open else {}
-    model = _skeleton(arch, {**args, **{name: probes[0] for name, probes in open_counts.items()}})
+    model = build_skeleton(arch, {**args, **{name: probes[0] for name, probes in open_counts.items()}})
     tensors = shapes_of(model)
     if open_counts:
-        other = shapes_of(_skeleton(arch, {**args, **{name: probes[1] for name, probes in open_counts.items()}}))
+        other = shapes_of(build_skeleton(arch, {**args, **{name: probes[1] for name, probes in open_counts.items()}}))
         tensors = {name: _open_shape(arch, name, shape, other.get(name, ())) for name, shape in tensors.items()}
-    resnet = isinstance(model, CifarResNet) or (arch.startswith("torchvision:") and type(model).__name__ == "ResNet")
-    return Row(arch, dict(args), tensors, *_input(arch, args, model), resnet)
+    accepted = accepted_args(arch) or {}
+    return Row(arch, dict(args), tensors, *_input(arch, args, model), _family(arch, model), tuple(name for name in UNTOLD if name in accepted))
+
+
+def _family(arch: str, model: nn.Module) -> str:
+    if isinstance(model, (CifarResNet, CifarPreResNet)):
+        return "resnet"
+    name = type(model).__name__.lower()
+    return name if arch.startswith("torchvision:") and name in ("resnet", "densenet") else ""
 
 
 def shapes_of(model: nn.Module) -> dict[str, Shape]:
@@ -74,11 +86,21 @@ def shapes_of(model: nn.Module) -> dict[str, Shape]:
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if not name.endswith(COUNTER)}
 
 
-def find_row(arch: str, args: Mapping[str, Any]) -> Row | None:
-    """The table's row for an architecture with these arguments, counts and what no tensor shows aside."""
-    counts = {"num_classes", *CHANNEL_ARGS.values()}
-    shown = {name: value for name, value in args.items() if name not in counts | NO_TENSORS and DEFAULTS.get(name) != value}
-    return next((row for row in table() if row.arch == arch and row.args == shown), None)
+def find_rows(arch: str, args: Mapping[str, Any]) -> list[Row]:
+    """The table's rows for an architecture with these arguments, counts and what no tensor shows aside; the plainest first."""
+    open_names = {"num_classes", "image_size", *CHANNEL_ARGS.values()}
+    shown = {name: value for name, value in args.items() if name not in open_names | NO_TENSORS}
+    return [row for row in table() if row.arch == arch and all(row.args.get(name, DEFAULTS.get(name)) == value for name, value in shown.items())]
+
+
+def positions(tensors: Mapping[str, Shape], image_size: int) -> int:
+    """How many positions a ViT has for square images of this size: one a patch, and the class token's."""
+    return int((image_size // tensors["conv_proj.weight"][-1]) ** 2) + 1
+
+
+def image_size(tensors: Mapping[str, Shape], count: int) -> int:
+    """The inverse of `positions`."""
+    return math.isqrt(count - 1) * tensors["conv_proj.weight"][-1]
 
 
 @functools.cache
@@ -110,7 +132,7 @@ def unpack(data: bytes) -> tuple[Row, ...]:
     for row in raw["rows"]:
         tensors = {names[name]: shapes[shape] for name, shape in zip(*row["tensors"], strict=True)}
         mean, std = (None if row[key] is None else tuple(row[key]) for key in ("mean", "std"))
-        rows.append(Row(**{**row, "tensors": tensors, "mean": mean, "std": std}))
+        rows.append(Row(**{**row, "tensors": tensors, "mean": mean, "std": std, "untold": tuple(row["untold"])}))
     return tuple(rows)
 
 
@@ -123,24 +145,15 @@ def _open_counts(arch: str, args: Mapping[str, Any]) -> dict[str, tuple[int, int
             counts = {}
     else:
         counts = {"num_classes": CLASS_PROBES, CHANNEL_ARGS[split_arch(arch)[0]]: CHANNEL_PROBES}
+        if "image_size" in (accepted_args(arch) or {}):
+            counts["image_size"] = SIZE_PROBES
     return {name: probes for name, probes in counts.items() if name not in args}
-
-
-def _skeleton(arch: str, args: Mapping[str, Any]) -> nn.Module:
-    """The network without memory for its weights, where it can be built so."""
-    if not is_callable_name(arch):  # a user's code may do anything on the way
-        try:
-            with torch.device("meta"):
-                return build(arch, args)
-        except ArchitectureError:  # wrong arguments fail again below; RegNets only fail here
-            pass
-    return build(arch, args)
 
 
 def _open_shape(arch: str, name: str, first: Shape, second: Shape) -> Shape:
     marks = {CLASS_PROBES: CLASSES, CHANNEL_PROBES: CHANNELS}
     try:
-        return tuple(a if a == b else marks[a, b] for a, b in zip(first, second, strict=True))
+        return tuple(a if a == b else POSITIONS if name.endswith("pos_embedding") else marks[a, b] for a, b in zip(first, second, strict=True))
     except (KeyError, ValueError) as error:
         raise ArchitectureError(
             f"the class count of {arch} cannot be told from its tensors (`{name}` has shape {first} or {second}): add --arch-arg num_classes=N"
@@ -159,4 +172,4 @@ def _input(arch: str, args: Mapping[str, Any], model: nn.Module) -> tuple[int, S
         return int(official.crop_size[0]), tuple(official.mean), tuple(official.std)
     if library == "timm" and isinstance(config := getattr(model, "default_cfg", None), dict):
         return int(config["input_size"][-1]), tuple(config["mean"]), tuple(config["std"])
-    return 224, *IMAGENET
+    return USUAL_SIZE, *IMAGENET

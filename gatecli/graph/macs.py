@@ -83,7 +83,7 @@ class _Counter(fx.Interpreter):
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         try:
             return super().call_module(target, args, kwargs)
-        except RuntimeError:
+        except (RuntimeError, TypeError, ValueError):  # numpy's functions raise the latter two
             module: Any = self.fetch_attr(str(target))
             if type(module).__module__.startswith("torch.nn"):
                 raise
@@ -102,8 +102,10 @@ def _on_zeros(module: nn.Module, args: Any, kwargs: Any) -> Any:
     real = copy.deepcopy(module).to_empty(device="cpu")
     for tensor in [*real.parameters(), *real.buffers()]:
         tensor.zero_()
-    args, kwargs = tree_map_only(Tensor, lambda t: torch.zeros(t.shape, dtype=t.dtype), (args, kwargs))
-    return tree_map_only(Tensor, lambda t: t.to("meta"), real(*args, **kwargs))
+    with torch.device("cpu"):  # gates are replayed on the meta device
+        args, kwargs = tree_map_only(Tensor, lambda t: torch.zeros(t.shape, dtype=t.dtype), (args, kwargs))
+        result = real(*args, **kwargs)
+    return tree_map_only(Tensor, lambda t: t.to("meta"), result)
 
 
 @contextmanager

@@ -54,6 +54,7 @@ ADDS = {operator.add, operator.iadd, torch.add}
 RELUS = {F.relu, torch.relu, F.relu_, torch.relu_}
 NEVER_NEGATIVE = {*RELUS, F.relu6, torch.sigmoid, F.sigmoid, F.softplus}
 NEVER_NEGATIVE_MODULES = (nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Softplus)
+LINEAR_MODULES = (nn.Conv2d, nn.Linear, nn.modules.batchnorm._BatchNorm, nn.Identity, nn.Dropout)
 KEEP_SIGN_MODULES = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Dropout, nn.Identity)
 
 
@@ -80,6 +81,14 @@ def is_cat(node: fx.Node) -> bool:
         return False
     dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
     return bool(dim == 1) and all(isinstance(part, fx.Node) for part in node.args[0])
+
+
+def is_linear(root: nn.Module, node: fx.Node) -> bool:
+    """Whether the node is an addition or a layer that is linear in evaluation, up to a constant; a BatchNorm may hold an activation."""
+    module = module_of(root, node)
+    if module is None:
+        return node.op == "call_function" and node.target in ADDS
+    return all(isinstance(part, LINEAR_MODULES) for part in module.modules())
 
 
 def is_mask(node: fx.Node) -> bool:

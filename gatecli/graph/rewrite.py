@@ -118,9 +118,17 @@ def renamed(path: str, names: Mapping[str, str]) -> str:
 
 
 def rename(root: nn.Module, graph: fx.Graph, names: Mapping[str, str]) -> None:
-    """Give modules the names that the source uses: `names` maps one part of a path, as `downsample`, to another, as `shortcut`."""
+    """Give modules the names that the source uses: `names` maps one part of a path, as `downsample`, to another, as `shortcut`.
+
+    The other may have a dot, as `norm.1` for `norm1`: then the module moves into a container of its own.
+    """
     for node in graph.nodes:
         if node.op in ("call_module", "get_attr"):
             node.target = renamed(str(node.target), names)
     for parent in list(root.modules()):
-        parent._modules = {names.get(name, name): child for name, child in parent._modules.items()}
+        children, parent._modules = parent._modules, {}
+        for name, child in children.items():
+            if child is None:
+                parent._modules[name] = None
+            else:
+                place(parent, names.get(name, name), child)

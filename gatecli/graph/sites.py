@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from torch import fx, nn
 
 from gatecli.graph.macs import NodeCost
-from gatecli.graph.ops import is_add, module_of
+from gatecli.graph.ops import is_add, is_linear, module_of
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,10 @@ def _block_at(add: fx.Node, root: nn.Module, dominators: Mapping[fx.Node, fx.Nod
     if weights[value] < 1 or weights[shortcut] > 1 or (weights[shortcut] == 1 and weights[value] < 2):
         return None
     branch = ways[value]
+    if _only_normalises(ways[shortcut], root, weights[shortcut]) or _parallel_layers(branch, entry, root, costs):
+        return None
+    if not any(entry in node.all_input_nodes for node in branch):  # computed from constants, as relative positions are
+        return None
     if any(user not in branch and user is not add for node in branch for user in node.users):
         return None
     shape, image = costs[entry.name].shape, costs[value.name].shape
@@ -77,17 +81,36 @@ def _block_at(add: fx.Node, root: nn.Module, dominators: Mapping[fx.Node, fx.Nod
         return None
     order = [node for node in add.graph.nodes if node in branch]
     names = tuple(node.name for node in order)
-    axis = len(shape) - 1 if _channels_last(order, root) else 1
+    axis = len(shape) - 1 if _channels_last(order, root, shape) else 1
     positions = tuple(other for other in range(1, len(shape)) if other != axis)
     macs = sum(costs[name].macs for name in names)
     return Site(module_path(add, branch, root), "block", 1, macs, entry.name, value.name, shortcut.name, add.name, names, shape[axis], positions, macs)
 
 
-def _channels_last(branch: Sequence[fx.Node], root: nn.Module) -> bool:
-    """Whether the first layer with weights reads the last dimension, as in transformers, whose values are (N, ..., C)."""
-    modules = (module_of(root, node) for node in branch)
-    first = next((module for module in modules if module is not None and any(True for _ in module.parameters())), None)
-    return type(first) in (nn.LayerNorm, nn.Linear)
+def _only_normalises(way: set[fx.Node], root: nn.Module, weights: int) -> bool:
+    """Whether a shortcut is a BatchNorm alone: one of several parallel layers that a RepVGG merges into one, none of which is the shortcut."""
+    return weights == 0 and any(isinstance(module_of(root, node), nn.modules.batchnorm._BatchNorm) for node in way)
+
+
+def _parallel_layers(branch: set[fx.Node], entry: fx.Node, root: nn.Module, costs: Mapping[str, NodeCost]) -> bool:
+    """Whether a branch is a sum of convolutions side by side, and so one convolution in the guise that it has in training."""
+    readers = [node for node in branch if costs[node.name].macs > 0 and entry in node.all_input_nodes]
+    return len(readers) > 1 and all(is_linear(root, node) for node in branch)
+
+
+def _channels_last(branch: Sequence[fx.Node], root: nn.Module, shape: Sequence[int]) -> bool:
+    """Whether the last dimension holds the channels, as in transformers, whose values are (N, ..., C), or the second.
+
+    The first layer says so whose width is that of one of them; in a module that was kept whole, its own layers do.
+    """
+    modules = (module for node in branch if (module := module_of(root, node)) is not None)
+    for part in (part for module in modules for part in module.modules()):
+        if isinstance(part, (nn.Linear, nn.LayerNorm)):
+            if shape[-1] == (part.in_features if isinstance(part, nn.Linear) else part.normalized_shape[-1]):
+                return True
+        elif getattr(part, "in_channels", getattr(part, "num_features", None)) == shape[1]:
+            return False
+    return False
 
 
 def _between(entry: fx.Node, end: fx.Node) -> set[fx.Node]:

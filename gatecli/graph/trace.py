@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import traceback
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
@@ -9,6 +10,7 @@ from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
 
+import numpy
 import torch
 from torch import fx, nn
 
@@ -31,9 +33,23 @@ class SiteTracer(fx.Tracer):
     whatever reads it stays a module; but functional dropout, which is the same graph in both modes, can be told to follow it.
     """
 
+    proxy_buffer_attributes = True  # what is calculated from a buffer is so at each call, and the buffer stays in the network
+
     def __init__(self, leaves: Sequence[str] = ()) -> None:
         super().__init__()
         self.leaves = leaves
+        self.failed: nn.Module | None = None  # the innermost module whose forward could not be traced
+
+    def trace(self, root: nn.Module | Callable[..., Any], concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        """Trace with the first argument alone: the others keep their defaults, on which a forward may branch (`if mask is None`)."""
+        return super().trace(root, concrete_args or _defaults(root))
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except Exception:
+            self.failed = self.failed or m
+            raise
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if type(m).forward is nn.Sequential.forward:
@@ -44,6 +60,12 @@ class SiteTracer(fx.Tracer):
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Assignable(node, self)
+
+
+def _defaults(root: nn.Module | Callable[..., Any]) -> dict[str, Any]:
+    function = root.forward if isinstance(root, nn.Module) else root
+    others = list(inspect.signature(function).parameters.values())[1:]
+    return {parameter.name: parameter.default for parameter in others if parameter.default is not parameter.empty}
 
 
 _NO_LAYERS = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -92,30 +114,44 @@ def trace(module: nn.Module, leaves: Sequence[str] = ()) -> fx.Graph:
     """
     was_training = module.training
     module.eval()
+    tracer = SiteTracer(leaves)
     try:
-        graph = SiteTracer(leaves).trace(module)
+        graph = tracer.trace(module)
     except Exception as error:
         raise ArchitectureError(
-            f"{type(module).__name__} cannot be traced: {_blame(error)}. Rewrite that line without control flow on tensors, or keep the module "
-            "that holds it whole with `--leaf MODULE_PATH`"
+            f"{type(module).__name__} cannot be traced: {_blame(error)}. Rewrite that line without control flow, len() or numpy on tensors{_leaf_advice(module, tracer.failed)}"
         ) from error
     finally:
         module.train(was_training)
     without_writes(module, graph)
     dropout_follows_mode(graph)
-    inputs = [node for node in graph.nodes if node.op == "placeholder"]
-    for extra in inputs[1:]:
-        if extra.users:
-            raise ArchitectureError(f"expected {type(module).__name__} to take one image tensor, but it also reads `{extra.name}`")
     remove_dead(graph)
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    if len(inputs) > 1:
+        raise ArchitectureError(f"expected {type(module).__name__} to take one image tensor, but it also reads `{inputs[1].name}`")
     return graph
 
 
 def _blame(error: Exception) -> str:
-    own = tuple(str(folder) for folder in (Path(torch.__file__).parent, Path(__file__).parents[1]))
+    """The last line of the network's own code on the way to the error."""
+    own = tuple(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, Path(numpy.__file__).parent, Path(__file__).parents[1] / "graph"))
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(own)]
     text = (str(error).splitlines() or [type(error).__name__])[0]
     return f"{frames[-1].filename}:{frames[-1].lineno} `{frames[-1].line}` ({text})" if frames else text
+
+
+def _leaf_advice(root: nn.Module, failed: nn.Module | None) -> str:
+    """How to keep the module that failed whole, and with one pattern the others of its class."""
+    if failed is None:
+        return ""  # the line is in the network's own forward: nothing would be left of a graph
+    alike = [name for name, part in root.named_modules() if type(part) is type(failed)]
+    path = next(name for name, part in root.named_modules() if part is failed)
+    pattern = ".".join("*" if part.isdecimal() else part for part in path.split("."))
+    matched = [name for name, _ in root.named_modules() if fnmatchcase(name, pattern)]
+    only_these = all(name in alike or name.startswith(tuple(f"{other}." for other in alike)) for name in matched)
+    patterns = [pattern] if len(alike) > 1 and only_these else alike
+    options = " ".join(f"--leaf '{pattern}'" for pattern in patterns)
+    return f", or keep what runs it whole, with {options} (library: leaves={patterns})"
 
 
 def remove_dead(graph: fx.Graph) -> None:
