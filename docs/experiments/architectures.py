@@ -30,13 +30,13 @@ from gatecli.probe import logits, random_images, relative_change
 from gatecli.recipe import InputSpec, Recipe, Source
 
 TIMM = (
-    "resnet26d", "resnetv2_50", "seresnet18", "skresnet18", "resnest14d", "res2net50_14w_8s", "eca_resnet33ts", "botnet26t_256", "nf_resnet26", "dm_nfnet_f0",
-    "cspresnet50", "regnetx_002", "regnetz_b16", "convnext_atto", "convnextv2_atto", "inception_next_atto", "mobilenetv3_small_100", "mobilenetv4_conv_small",
-    "efficientnet_b0", "ghostnet_100", "rexnet_100", "hrnet_w18_small", "dla34", "xception41", "vgg11", "tresnet_m", "densenet121", "dpn48b", "ese_vovnet19b_dw",
-    "repvgg_a0", "mobileone_s0", "repvit_m0_9", "fastvit_t8", "vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "beit_base_patch16_224",
-    "eva02_tiny_patch14_224", "cait_xxs24_224", "xcit_nano_12_p16_224", "levit_128s", "coat_tiny", "pit_ti_224", "tnt_s_patch16_224", "swin_tiny_patch4_window7_224",
-    "swinv2_tiny_window8_256", "maxvit_nano_rw_256", "volo_d1_224", "pvt_v2_b0", "twins_pcpvt_small", "davit_tiny", "focalnet_tiny_srf", "poolformer_s12",
-    "efficientformer_l1", "edgenext_xx_small", "mixer_s32_224", "resmlp_12_224", "gmlp_ti16_224", "mobilevit_xxs", "tiny_vit_5m_224", "nest_tiny", "crossvit_tiny_240",
+    "resnet26d", "resnetv2_50", "seresnet18", "resnest14d", "res2net50_14w_8s", "eca_resnet33ts", "nf_resnet26",
+    "cspresnet50", "regnetx_002", "regnetz_b16", "convnext_atto", "inception_next_atto", "mobilenetv3_small_100", "mobilenetv4_conv_small",
+    "efficientnet_b0", "ghostnet_100", "rexnet_100", "hrnet_w18_small", "dla34", "vgg11", "tresnet_m", "densenet121", "dpn48b", "ese_vovnet19b_dw",
+    "repvgg_a0", "mobileone_s0", "repvit_m0_9", "fastvit_t8", "vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224",
+    "cait_xxs24_224", "xcit_nano_12_p16_224", "levit_128s", "coat_tiny", "pit_ti_224", "swin_tiny_patch4_window7_224",
+    "swinv2_tiny_window8_256", "pvt_v2_b0", "poolformer_s12",
+    "efficientformer_l1", "mixer_s32_224", "resmlp_12_224", "mobilevit_xxs", "tiny_vit_5m_224", "nest_tiny", "crossvit_tiny_240",
     "hiera_tiny_224",
 )  # fmt: skip
 SIZES = (56, 64, 96)  # for the comparisons: the first that a network takes, else its own
