@@ -102,7 +102,7 @@ def test_cifar_resnets(shortcut: str) -> None:
 
 
 OTHERS = {"mobilenet_v2": 10, "efficientnet_b0": 9, "convnext_tiny": 18, "vit_b_16": 24}
-MORE = {"mobilenet_v3_small": 6, "mnasnet1_0": 10, "swin_t": 24, "resnext101_32x8d": 33, "mobilenet_v3_large": 10, "efficientnet_b7": 48, "efficientnet_v2_s": 35, "convnext_small": 36, "vgg11": 0, "densenet121": 0}
+MORE = {"mobilenet_v3_small": 6, "mnasnet1_0": 10, "swin_t": 24, "resnext101_32x8d": 33, "mobilenet_v3_large": 10, "efficientnet_b7": 48, "efficientnet_v2_s": 35, "convnext_small": 36, "vgg11": 0, "densenet121": 58, "densenet201": 98}
 
 
 @pytest.mark.parametrize("name", [*OTHERS, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)])
