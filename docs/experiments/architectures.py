@@ -208,7 +208,10 @@ def torchvision_row(name: str) -> str:
 
 
 def timm_row(name: str) -> str:
-    found = found_for(f"timm:{name}", {}, shapes_of(build_skeleton(f"timm:{name}", {})))
+    try:
+        found = found_for(f"timm:{name}", {}, shapes_of(build_skeleton(f"timm:{name}", {})))
+    except ArchitectureError as error:
+        return _line([name, "-", *["-"] * 6, str(error)])
     row = measure(found, (*SIZES, found.input_size))
     return _line([name, found.input_size, row.sites, row.gmacs, row.attach, row.params, row.prune, row.training, "; ".join(row.notes)])
 
