@@ -62,6 +62,7 @@ def attach(
     parsed = methods.parse_settings(chosen, settings)
     network = model.copy() if isinstance(model, Network) else _traced(model, input_size, arch, arch_args or {}, leaves)
     network.eval()
+    chosen.ready(network, parsed)
     sites, parsed = chosen.prepare(choose_sites(network, chosen, include, exclude), parsed)
     images = random_images(network, 1)
     before = logits(network, images)

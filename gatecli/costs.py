@@ -11,18 +11,28 @@ Rates = Mapping[str, Sequence[float]]  # site -> the rate of each unit
 
 
 def expected_macs(network: Network, rates: Rates, busy: Mapping[str, float] | None = None) -> float:
-    """Mean MACs of one image where each gated site's units run at their rates; sites without rates count in full. Gates are included.
+    """Mean MACs of one image where each gated site's units run at their rates; sites without rates count in full. Gates and exits are included.
 
+    Rates are shares of all samples: one that has left by an exit runs nothing behind it.
     busy: site -> how often any of its units ran; where it is not known, the units are taken to be independent of each other.
     """
     saved = 0.0
     for name, units in rates.items():
-        if name in network.methods:
-            site = network.sites[name]
-            any_ = busy[name] if busy and name in busy else 1 - math.prod(1 - rate for rate in units)
-            shared = site.macs - site.units * site.unit_macs
-            saved += shared * (1 - any_) + site.unit_macs * sum(1 - rate for rate in units)
+        if name not in network.methods:
+            continue
+        site, here = network.sites[name], reach(network, name, rates)
+        if site.kind == "exit":
+            saved += site.macs * units[0]
+            continue
+        any_ = busy[name] if busy and name in busy else here * (1 - math.prod(1 - rate / here if here else 1.0 for rate in units))
+        shared = site.macs - site.units * site.unit_macs
+        saved += shared * (here - any_) + site.unit_macs * sum(here - rate for rate in units)
     return network.macs_dense - saved
+
+
+def reach(network: Network, site: str, rates: Rates) -> float:
+    """The share of all samples that come to a site, rather than leave before it."""
+    return max(0.0, 1 - sum(rates[name][0] for name in network.before(site) if name in rates))
 
 
 def mean_rate(units: Sequence[float]) -> float:
@@ -48,7 +58,7 @@ def known_rates(network: Network) -> dict[str, list[float]]:
     recorded = step.results.get("unit_rates", {}) if step is not None else {}
     rates = {}
     for site, gate in network.site_gates.items():
-        units = recorded.get(site, [1.0] * gate.units) if isinstance(recorded, dict) else None
+        units = recorded.get(site, [gate.fresh_rate] * gate.units) if isinstance(recorded, dict) else None
         if not isinstance(units, list) or len(units) != gate.units or not all(isinstance(rate, (int, float)) and 0 <= rate <= 1 for rate in units):
             raise CheckpointError(f"expected the recipe to record {gate.units} rates between 0 and 1 for `{site}`, but it has {units!r}: the file is damaged")
         rates[site] = units

@@ -12,10 +12,10 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from gatecli.executors import SkipBlock, SkipGroups, SkipLayer
+from gatecli.executors import SkipBlock, SkipGroups, SkipLayer, Staged
 from gatecli.gates import Gate
 from gatecli.graph.macs import NodeCost
-from gatecli.graph.ops import FRESH_LAYERS, add_at, is_add, is_cat, is_mask, is_relu, module_of, never_negative, widen
+from gatecli.graph.ops import FRESH_LAYERS, add_at, is_add, is_cat, is_mask, is_pick, is_relu, module_of, never_negative, widen
 from gatecli.graph.slices import tail_of
 from gatecli.graph.trace import compile_graph, remove_dead
 
@@ -54,6 +54,31 @@ def lower(root: nn.Module, graph: fx.Graph, costs: Mapping[str, NodeCost]) -> fx
     if not len(holder):
         del root._modules[LOWERED]
     return lowered
+
+
+def staged(graph: fx.Graph) -> Staged | None:
+    """A lowered graph cut into stages at its exits; None where it has none."""
+    picked = next((node for node in graph.nodes if is_pick(node)), None)
+    if picked is None:
+        return None
+    final, *pairs = [node for node in picked.args if isinstance(node, fx.Node)]
+    entry, stages = next(node for node in graph.nodes if node.op == "placeholder"), []
+    for pair in pairs:
+        (value,) = pair.all_input_nodes
+        stages.append(_stage(entry, value))
+        entry = value
+    return Staged(stages, [str(pair.target) for pair in pairs], _stage(entry, final))
+
+
+def _stage(entry: fx.Node, value: fx.Node) -> Callable[..., Tensor]:
+    """What lies between two values, all ways to the second going through the first, as a function (root, first)."""
+    region, todo = set[fx.Node](), [value]
+    while todo:
+        node = todo.pop()
+        if node is not entry and node not in region and node.op != "get_attr":
+            region.add(node)
+            todo.extend(node.all_input_nodes)
+    return _branch(region, entry, value) if region else lambda root, x: x
 
 
 def _rectify_in_place(root: nn.Module, relu: fx.Node) -> None:

@@ -1,11 +1,12 @@
 """What runs in place of a gated branch, so that what is skipped is not computed: a plain `if` for one image, gathered samples in a batch."""
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from gatecli.gates import Gate
 from gatecli.graph.ops import runs_of
 
 Branch = Callable[..., Tensor]  # (root, x) -> value
@@ -112,6 +113,56 @@ class SkipLayer(nn.Module):
         if open_.numel() == 0:
             return zeros
         return add_rows(zeros, open_, self.branch(self.root, take(x, open_)).to(x.dtype), in_place=True)
+
+
+class Staged:
+    """A network with exits: the stages between them, as functions (root, value) -> value, and what comes behind the last. Who leaves, leaves the batch.
+
+    Called, it returns logits (N, K) and the exit that each sample took (N,), its number from 0 on, the number of exits for none.
+    """
+
+    def __init__(self, stages: Sequence[Branch], exits: Sequence[str], last: Branch) -> None:
+        self.stages, self.exits, self.last = stages, exits, last
+
+    def __call__(self, root: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+        taken = torch.full((x.shape[0],), len(self.exits), device=x.device)
+        rows, out = torch.arange(x.shape[0], device=x.device), None
+        forced = [gate for gate in root.modules() if isinstance(gate, Gate) and gate.forced is not None]
+        try:
+            for number, (stage, path) in enumerate(zip(self.stages, self.exits, strict=True)):
+                x = stage(root, x)
+                logits, z = root.get_submodule(path)(x)
+                leaving = z.reshape(-1) > 0
+                left = leaving.nonzero().reshape(-1)
+                if left.numel() == 0:
+                    continue
+                taken[rows[left]] = number
+                if left.numel() == taken.shape[0]:
+                    return logits, taken
+                out = logits.new_empty(taken.shape[0], logits.shape[1]) if out is None else out
+                out[rows[left]] = logits[left]
+                stay = (~leaving).nonzero().reshape(-1)
+                if stay.numel() == 0:
+                    return out, taken
+                x, rows = take(x, stay), rows[stay]
+                for gate in forced:
+                    gate.rows = rows
+            final = self.last(root, x)
+        finally:
+            for gate in forced:
+                gate.rows = None
+        if out is None:
+            return final, taken
+        out[rows] = final.to(out.dtype)
+        return out, taken
+
+    def values(self, root: nn.Module, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        """The values at which the exits stand, and the network's own logits, for all samples: nobody leaves."""
+        seen = []
+        for stage in self.stages:
+            x = stage(root, x)
+            seen.append(x.clone())  # what comes later may write into x
+        return seen, self.last(root, x)
 
 
 def _add(value: Tensor, shortcut: Tensor) -> Tensor:

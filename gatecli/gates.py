@@ -68,10 +68,13 @@ class Gate(nn.Module):
         strategy: how evaluation decides, one of STRATEGIES.
         observer: called with (gate, decisions, log-odds) at every forward, see gatecli.record.
         forced: decisions (units,) or (N, units) that override the gate's own, see gatecli.record.force.
+        rows: which samples of the batch are here, where others have left by an exit; None: all.
+        fresh_rate: the rate as attached.
     """
 
     threshold: Tensor
     data_dependent = True
+    fresh_rate = 1.0
 
     def __init__(self, site: str, units: int) -> None:
         super().__init__()
@@ -80,6 +83,7 @@ class Gate(nn.Module):
         self.strategy = "threshold"
         self.observer: Observer | None = None
         self.forced: Tensor | None = None
+        self.rows: Tensor | None = None
         self._limit = Remembered()
 
     def scores(self, x: Tensor) -> Tensor:
@@ -115,7 +119,7 @@ class Gate(nn.Module):
 
     def _decide(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.forced is not None:
-            return self.forced.to(x.device, torch.float32).expand(x.shape[0], self.units), None
+            return self._obeyed(x), None
         if self.training:
             pair = self.scores(x)
             return gumbel_decision(pair), pair[..., 1] - pair[..., 0]
@@ -126,6 +130,11 @@ class Gate(nn.Module):
         with torch.no_grad():
             return self._evaluate(x)
 
+    def _obeyed(self, x: Tensor) -> Tensor:
+        assert self.forced is not None
+        forced = self.forced if self.rows is None or self.forced.ndim == 1 or len(self.forced) == 1 else self.forced[self.rows.to(self.forced.device)]
+        return forced.to(x.device, torch.float32).expand(x.shape[0], self.units)
+
     def _evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         odds = self.log_odds(x)
         if self.strategy == "stochastic":
@@ -133,3 +142,38 @@ class Gate(nn.Module):
         # logit(T) is -inf at T <= 0 and +inf at T >= 1: always, and never
         limit = self._limit(lambda: torch.logit(self.threshold.clamp(0, 1)), self.threshold)
         return (odds > limit).float(), odds
+
+
+class Exit(Gate):
+    """A classifier in the middle of the network, and whether to leave there: subclasses give `classify(x)` and `score(logits)`.
+
+    Its one unit runs where a sample leaves: where its score >= threshold, a score's and no probability; infinite, so that nobody leaves, until
+    calibrated. Called, it returns logits (N, K) and decisions (N, 1).
+    """
+
+    fresh_rate = 0.0
+
+    def __init__(self, site: str) -> None:
+        super().__init__(site, 1)
+        self.threshold.fill_(torch.inf)
+
+    def classify(self, x: Tensor) -> Tensor:
+        """Logits (N, K) of the values x at which the exit stands."""
+        raise NotImplementedError
+
+    def score(self, logits: Tensor) -> Tensor:
+        """How sure the logits (N, K) are: (N, 1)."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        logits = self.classify(x)
+        score = self.score(logits)
+        if self.forced is not None:
+            z = self._obeyed(x)
+        elif self.training or self.strategy == "always-on":
+            z = torch.zeros_like(score)
+        else:
+            z = (score >= self.threshold).to(score.dtype)
+        if self.observer is not None:
+            self.observer(self, z, score)
+        return logits, z

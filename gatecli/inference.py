@@ -59,6 +59,7 @@ def predict(
         for x, y in batches:
             logits.append(network(x.to(device)).float().cpu())
             labels.append(y)
+            meter.total += len(y)
             task.advance()
     network.train(training)
     if not logits:

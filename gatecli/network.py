@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from gatecli.errors import ArchitectureError, SettingError
-from gatecli.execute import LOWERED, economical, lower
-from gatecli.gates import Gate
+from gatecli.execute import LOWERED, economical, lower, staged
+from gatecli.executors import Staged
+from gatecli.gates import Exit, Gate
 from gatecli.graph import rewrite, slices
 from gatecli.graph.dense import find_sites
+from gatecli.graph.exits import behind, exits_after, find_exits, macs_behind
 from gatecli.graph.macs import NodeCost, count_nodes
-from gatecli.graph.ops import is_mask
+from gatecli.graph.ops import is_mask, is_pick
 from gatecli.graph.settle import TRAINING
 from gatecli.graph.sites import Site
 from gatecli.graph.trace import compile_graph, trace
@@ -49,6 +51,8 @@ class Network(nn.Module):
         self.methods: dict[str, str] = {}  # site -> the method that gates it
         self.costs = self._count()
         self.sites: dict[str, Site] = find_sites(self, self.graph, self.costs)
+        self.sites |= {site.name: site for site in find_exits(self, self.graph, self.costs, self.sites.values())}
+        self._behind: dict[str, set[str]] = {}  # exit in use -> the nodes that those who leave there do not come to
         self.recompile()
         self.train(source.training)
 
@@ -87,22 +91,46 @@ class Network(nn.Module):
 
     @property
     def _skipping(self) -> Form:
-        """What evaluation runs; made when first needed."""
+        """What evaluation runs; made when first needed. A `Staged` one where the network has exits."""
         if "skipping" not in self._forms:
-            self._forms["skipping"] = compile_graph(lower(self, self.graph, self.costs))
+            lowered = lower(self, self.graph, self.costs)
+            self._forms["skipping"] = staged(lowered) or compile_graph(lowered)
         return self._forms["skipping"]
 
     def recount(self) -> None:
         """Count every node's MACs anew; call it after structure or input size has changed."""
         self.costs = self._count()
+        nodes = {node.name: node for node in self.graph.nodes}
+        exits = {name: site for name, site in self.sites.items() if site.kind == "exit"}
+        self._behind = {name: {node.name for node in behind(self.graph, nodes[site.entry])} for name, site in exits.items() if name in self.methods}
+        for name, site in exits.items():
+            saved, shape = macs_behind(self.graph, self.costs, nodes[site.entry]), self.costs[site.entry].shape
+            channels = shape[1] if shape is not None and site.positions == (2, 3) else site.channels
+            self.sites[name] = replace(site, macs=saved, unit_macs=saved, channels=channels)
         for name, site in self.sites.items():
+            if site.kind == "exit":
+                continue
             macs, shape = sum(self.costs[node].macs for node in site.branch), self.costs[site.entry].shape
             own = sum(self.costs[node].macs for node in site.tail) // site.units if site.tail else macs
             channels = shape[1] if site.kind == "layer" and shape is not None else site.channels
             self.sites[name] = replace(site, macs=macs, unit_macs=own, channels=channels)
 
-    def forward(self, x: Tensor) -> Any:
-        return self._masked(self, x) if self.training else self._skipping(self, x)
+    def forward(self, x: Tensor, return_exits: bool = False) -> Any:
+        """x (N, C, H, W) -> logits (N, K); with `return_exits` also the exit that each sample took, (N,): its number from 0 on, the number of exits for none."""
+        form = self._masked if self.training else self._skipping
+        if not isinstance(form, Staged):
+            logits = form(self, x)
+            return (logits, torch.zeros(x.shape[0], dtype=torch.long, device=x.device)) if return_exits else logits
+        logits, taken = form(self, x)
+        return (logits, taken) if return_exits else logits
+
+    def at_exits(self, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """In evaluation, the values at which the exits stand, by site, and the logits of the network's own end: for all samples, nobody leaving."""
+        form = self._skipping
+        if not isinstance(form, Staged):
+            return {}, form(self, x)
+        values, logits = form.values(self, x)
+        return dict(zip((path.partition(".")[2] for path in form.exits), values, strict=True)), logits
 
     @property
     def site_gates(self) -> dict[str, Gate]:
@@ -127,6 +155,8 @@ class Network(nn.Module):
         """How many logits the network returns. Raises ArchitectureError where it returns something else."""
         output = next(node for node in self.graph.nodes if node.op == "output")
         returned = output.args[0]
+        if isinstance(returned, fx.Node) and is_pick(returned):
+            returned = returned.args[0]
         shape = self.costs[returned.name].shape if isinstance(returned, fx.Node) else None
         if shape is None or len(shape) != 2:
             raise ArchitectureError(f"expected the network to return logits (N, classes), but it returns {shape or 'something else'}")
@@ -157,6 +187,44 @@ class Network(nn.Module):
             raise SettingError(f"expected the number of units to divide the {shape[1]} filters of `{name}`, but got {units}")
         self.sites[name] = replace(site, units=units, tail=tuple(node.name for node in tail))
 
+    def insert_exit(self, site: str, exit_: Exit, method: str) -> None:
+        """Put an exit in; `recompile` and `recount` once all are in. Raises SettingError where the site has one already."""
+        if site in self.methods:
+            raise SettingError(f"expected `{site}` to have no exit, but {self.methods[site]} has put one there")
+        rewrite.insert_exit(self, self.graph, self.sites[site], exit_)
+        self.methods[site] = method
+
+    def place_exits(self, after: Sequence[str]) -> None:
+        """Let the exit sites be those after these blocks or layers. Raises SettingError, also where exits are in use already."""
+        used = [name for name in self.methods if self.sites[name].kind == "exit"]
+        others = {name: site for name, site in self.sites.items() if site.kind != "exit"}
+        found = exits_after(self, self.graph, self.costs, others, after)
+        if used:
+            raise SettingError(f"the network has exits already ({', '.join(used)}): their places cannot change")
+        self.sites = {**others, **{site.name: site for site in found}}
+
+    def remove_exit(self, site: str) -> None:
+        """Take an exit out: nobody leaves there."""
+        rewrite.remove_exit(self.graph, self.sites[site])
+        self.methods.pop(site)
+
+    def end_at_exit(self, site: str) -> None:
+        """Let everybody who comes to an exit leave there; what lies behind it goes."""
+        rewrite.end_at_exit(self.graph, self.sites[site])
+        left = {node.name for node in self.graph.nodes}
+        self.methods.pop(site)
+        self.sites = {name: other for name, other in self.sites.items() if {other.value, other.add} - {""} <= left and other.entry in left and name != site}
+        self.methods = {name: method for name, method in self.methods.items() if name in self.sites}
+
+    def before(self, site: str) -> list[str]:
+        """The exits at which a sample may have left before it comes to a site."""
+        place = self.sites[site].value or self.sites[site].entry
+        return [name for name, nodes in self._behind.items() if name != site and (place in nodes or (self.sites[site].kind == "exit" and self._earlier(name, site)))]
+
+    def _earlier(self, one: str, other: str) -> bool:
+        names = [node.name for node in self.graph.nodes]
+        return names.index(self.sites[one].entry) < names.index(self.sites[other].entry)
+
     def remove_gate(self, site: str) -> None:
         """Let a gated site always run, as it did before it was gated."""
         rewrite.remove_mask(self.graph, self.sites[site])
@@ -178,6 +246,9 @@ class Network(nn.Module):
             self.methods.pop(site, None)
             gone = rewrite.remove_branch(self, self.graph, self.sites.pop(site))
             for name, other in self.sites.items():
+                if other.kind == "exit":
+                    self.sites[name] = replace(other, entry=gone.get(other.entry, other.entry))
+                    continue
                 branch = tuple(node for node in other.branch if node not in gone)
                 self.sites[name] = replace(other, entry=gone.get(other.entry, other.entry), shortcut=gone.get(other.shortcut, other.shortcut), branch=branch)
 

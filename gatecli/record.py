@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gatecli.errors import SettingError
-from gatecli.gates import STRATEGIES, Gate
+from gatecli.gates import STRATEGIES, Exit, Gate
 
 
 def gates_of(network: nn.Module) -> dict[str, Gate]:
@@ -39,17 +39,16 @@ class Record:
 
 
 class RateMeter:
-    """Sums of decisions: an observer that keeps no tensors per sample, for passes over whole data sets."""
+    """Sums of decisions: an observer that keeps no tensors per sample, for passes over whole data sets; `total` is for the caller to count."""
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
         self.any: dict[str, Tensor] = {}
-        self.counts: dict[str, int] = {}
+        self.total = 0  # samples, those that left by an exit included
 
     def __call__(self, gate: Gate, z: Tensor, odds: Tensor | None) -> None:
         z = z.detach()
         self._add(self.sums, gate.site, z.sum(0))
-        self.counts[gate.site] = self.counts.get(gate.site, 0) + z.shape[0]
         if gate.units > 1:
             self._add(self.any, gate.site, z.amax(1).sum())
 
@@ -58,11 +57,11 @@ class RateMeter:
 
     def rates(self) -> dict[str, list[float]]:
         """Mean decision of each unit: site -> list of `units` rates."""
-        return {site: (total / self.counts[site]).tolist() for site, total in self.sums.items()}
+        return {site: (total / self.total).tolist() for site, total in self.sums.items()}
 
     def busy(self) -> dict[str, float]:
         """For sites of several units, the share of samples for which any of them ran."""
-        return {site: (total / self.counts[site]).item() for site, total in self.any.items()}
+        return {site: (total / self.total).item() for site, total in self.any.items()}
 
 
 @contextmanager
@@ -147,8 +146,8 @@ def in_evaluation(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def at_threshold(network: nn.Module, threshold: float | None) -> Iterator[None]:
-    """Let every gate run its units where P(on) > `threshold` inside the block; None: each gate's own."""
-    gates = gates_of(network).values()
+    """Let every gate run its units where P(on) > `threshold` inside the block; None: each gate's own. Exits keep theirs, which are no probabilities."""
+    gates = [gate for gate in gates_of(network).values() if not isinstance(gate, Exit)]
     before = [gate.threshold for gate in gates]
     for gate in gates:
         if threshold is not None:

@@ -17,7 +17,7 @@ from gatecli.errors import CheckpointError, Interrupted, SettingError, TrainingE
 if TYPE_CHECKING:
     from gatecli.training import Finetuned, Run
 
-OPTIONS = ("epochs", "lr", "batch_size", "weight_decay", "momentum", "schedule", "precision", "augment", "label_smoothing", "workers", "bn_batches", "save_every", "max_drop", "max_gmacs")
+OPTIONS = ("epochs", "lr", "batch_size", "weight_decay", "momentum", "schedule", "precision", "augment", "label_smoothing", "workers", "bn_batches", "save_every", "max_drop", "max_gmacs", "cache_features")
 
 
 @reads_checkpoints
@@ -41,6 +41,7 @@ def finetune(
     save_every: Annotated[float, typer.Option(help="Seconds between saved states.")] = 60.0,
     max_drop: Annotated[Optional[float], typer.Option(help="Lower the target rate as long as val top-1 stays within so many points of the baseline, and keep the cheapest such state.")] = None,
     max_gmacs: Annotated[Optional[float], typer.Option(help="Lower the target rate until an image costs at most so many GMACs, and keep the most accurate such state.")] = None,
+    cache_features: Annotated[bool, typer.Option("--cache-features", help="Exits: compute what they see once, for all epochs; goes without augmentation.")] = False,
     tensorboard: Annotated[Optional[Path], typer.Option(help="Folder for a TensorBoard log; needs pip install 'gatecli[report]'.", show_default=False)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that was interrupted last, with its settings.")] = False,
     out: Out = None,
@@ -153,8 +154,9 @@ def _report(session: Session, result: Finetuned, run: Any) -> None:
     session.say(f"chosen {result.chosen}")
     if norms["after"] is not None:
         session.say(f"BatchNorm re-estimated: val top-1 {norms['before']:.2f} before, {norms['after']:.2f} after; kept: {norms['kept']}")
+    rates = "no exit taken until gatecli calibrate" if result.target_rate is None else f"rate {result.achieved_rate:.3f} for {result.target_rate:.2f} asked"
     session.say(
-        f"val top-1 {result.top1:.2f} (all gates open before training: {result.baseline_top1:.2f}), rate {result.achieved_rate:.3f} for {result.target_rate:.2f} asked, "
+        f"val top-1 {result.top1:.2f} (all gates open before training: {result.baseline_top1:.2f}), {rates}, "
         f"{gmacs(result.macs_expected)} GMACs of {gmacs(result.network.macs_dense)}; log, best and last state in {run.folder}"
     )
 

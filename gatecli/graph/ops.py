@@ -49,6 +49,16 @@ def runs_of(numbers: Sequence[int]) -> list[tuple[int, int]]:
     return runs
 
 
+def pick(logits: Tensor, *exits: tuple[Tensor, Tensor]) -> Tensor:
+    """What a network with exits returns: for each sample the logits of the first exit that it takes, else `logits`.
+
+    Args: logits (N, K); exits, in order, as pairs of logits (N, K) and decisions z (N, 1), 1 = leave.
+    """
+    for early, z in reversed(exits):
+        logits = torch.where(z > 0, early.to(logits.dtype), logits)
+    return logits
+
+
 FRESH_LAYERS = (nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.MaxPool2d, nn.AvgPool2d)  # their results have storage of their own
 ADDS = {operator.add, operator.iadd, torch.add}
 RELUS = {F.relu, torch.relu, F.relu_, torch.relu_}
@@ -89,6 +99,10 @@ def is_linear(root: nn.Module, node: fx.Node) -> bool:
     if module is None:
         return node.op == "call_function" and node.target in ADDS
     return all(isinstance(part, LINEAR_MODULES) for part in module.modules())
+
+
+def is_pick(node: fx.Node) -> bool:
+    return node.op == "call_function" and node.target is pick
 
 
 def is_mask(node: fx.Node) -> bool:

@@ -1,11 +1,12 @@
 """Change a traced network: put a gate before a value, take a branch out, let go of modules that nothing calls, rename."""
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 
 from torch import fx, nn
 
-from gatecli.graph.ops import is_mask, is_relu, mask, never_negative, runs_of, widen
+from gatecli.graph.ops import is_mask, is_pick, is_relu, mask, never_negative, pick, runs_of, widen
 from gatecli.graph.sites import Site
 from gatecli.graph.trace import remove_dead
 
@@ -57,6 +58,52 @@ def insert_mask(root: nn.Module, graph: fx.Graph, site: Site, gate: nn.Module) -
     with graph.inserting_after(value):
         masked = graph.call_function(mask, (value, decision))
     value.replace_all_uses_with(masked, delete_user_cb=lambda user: user is not masked)
+
+
+def insert_exit(root: nn.Module, graph: fx.Graph, site: Site, exit_: nn.Module) -> None:
+    """Let `exit_` see the site's value, and the network return what the first exit taken says; the exit becomes `exits.SITE`."""
+    path = f"exits.{site.name}"
+    place(root, path, exit_)
+    entry = node_named(graph, site.entry)
+    with graph.inserting_after(entry):
+        pair = graph.call_module(path, (entry,))
+    output = next(node for node in graph.nodes if node.op == "output")
+    (last,) = output.all_input_nodes
+    order = {node: index for index, node in enumerate(graph.nodes)}
+    final, others = (last.args[0], last.args[1:]) if is_pick(last) else (last, ())
+    with graph.inserting_before(output):
+        picked = graph.call_function(pick, (final, *sorted([*others, pair], key=lambda node: order[node])))
+    output.args = (picked,)
+    remove_dead(graph)
+
+
+def remove_exit(graph: fx.Graph, site: Site) -> None:
+    """Take the site's exit out: nobody leaves there."""
+    picked, pairs = _exits(graph)
+    kept = [pair for pair in pairs if pair.target != f"exits.{site.name}"]
+    if kept:
+        picked.args = (picked.args[0], *kept)
+    else:
+        picked.replace_all_uses_with(picked.args[0])  # type: ignore[arg-type]
+    remove_dead(graph)
+
+
+def end_at_exit(graph: fx.Graph, site: Site) -> None:
+    """Let everybody who comes to the site's exit leave there: what lies behind it goes."""
+    picked, pairs = _exits(graph)
+    index = [pair.target for pair in pairs].index(f"exits.{site.name}")
+    with graph.inserting_before(picked):
+        logits = graph.call_function(operator.getitem, (pairs[index], 0))
+    if index:
+        picked.args = (logits, *pairs[:index])
+    else:
+        picked.replace_all_uses_with(logits)
+    remove_dead(graph)
+
+
+def _exits(graph: fx.Graph) -> tuple[fx.Node, list[fx.Node]]:
+    picked = next(node for node in graph.nodes if is_pick(node))
+    return picked, [pair for pair in picked.args[1:] if isinstance(pair, fx.Node)]
 
 
 def remove_mask(graph: fx.Graph, site: Site) -> None:

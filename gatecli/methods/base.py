@@ -36,11 +36,12 @@ class Settings:
 class Method:
     """A way of gating. Subclasses say which sites it gates, with which gates, and which loss trains them.
 
-    Class attributes: `needs`, what a network must have, for people; `paper`, its source. An instance has a name, a line of
+    Class attributes: `needs`, what a network must have, for people; `paper`, its source; `trains`, what training changes. An instance has a name, a line of
     explanation, and the dataclass of its settings.
     """
 
     needs: ClassVar[str] = "something to gate"
+    trains: ClassVar[str] = "network"  # what finetune trains: the network with the gates, or the "exits" alone
     paper: ClassVar[str] = ""
 
     def __init__(self, name: str, summary: str, settings: type[Settings]) -> None:
@@ -49,6 +50,9 @@ class Method:
     def candidates(self, network: Network) -> list[Site]:
         """The sites of `network` that this method can gate, gated ones included."""
         raise NotImplementedError
+
+    def ready(self, network: Network, settings: Any) -> None:
+        """Make sure that the network has the sites that these settings ask for, before any are chosen. Raises SettingError."""
 
     def prepare(self, sites: list[str], settings: Any) -> tuple[list[str], Any]:
         """Which of the sites chosen to gate, and the settings in the form that is recorded. Raises SettingError."""
@@ -60,10 +64,15 @@ class Method:
 
     def attach(self, network: Network, sites: Iterable[str], settings: Any) -> None:
         """Gate the named sites of `network`, in place."""
+        self.ready(network, settings)
         for name in sites:
-            network.insert_gate(name, self.gate(network.sites[name], settings), self.name)
+            self.insert(network, name, settings)
         network.recompile()
         network.recount()
+
+    def insert(self, network: Network, site: str, settings: Any) -> None:
+        """Put one gate in."""
+        network.insert_gate(site, self.gate(network.sites[site], settings), self.name)
 
     def targets(self, settings: Any, sites: Iterable[str], epoch: int) -> dict[str, float]:
         """The rate that the gate at each of `sites` aims at when `epoch` (from 0) begins."""

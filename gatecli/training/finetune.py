@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
-
 from gatecli import methods
 from gatecli.costs import expected_macs, overall_rate, site_rates
 from gatecli.data import DataSet
@@ -15,8 +13,8 @@ from gatecli.methods import Method
 from gatecli.network import Network
 from gatecli.progress import Progress, silent
 from gatecli.recipe import Recipe, Step
+from gatecli.training.exits import ExitLoop
 from gatecli.training.loop import Loop
-from gatecli.training.norms import reestimate
 from gatecli.training.options import TrainOptions
 from gatecli.training.run import Run
 
@@ -34,7 +32,7 @@ class Finetuned:
     baseline_top1: float
     macs_expected: float
     rates: dict[str, list[float]]
-    target_rate: float
+    target_rate: float | None  # None: exits have none
     chosen: str
     batchnorm: dict[str, Any]
     history: list[dict[str, Any]]
@@ -61,7 +59,7 @@ def finetune(
     written or read; Interrupted.
     """
     method, settings = trained_method(network.recipe, changes or {})
-    loop = Loop(network, data, method, settings, options, run, progress)
+    loop = (ExitLoop if method.trains == "exits" else Loop)(network, data, method, settings, options, run, progress)
     saved = run.saved() if run is not None else None
     if run is not None and saved is not None:
         loop.restore(run, *saved)
@@ -96,7 +94,7 @@ def _finish(loop: Loop, baseline: float) -> Finetuned:
         network.load_state_dict(loop.best_tensors)
     chosen, target = loop.goal.chosen(best), loop.goal.reported(best or position.history[-1])
     network.eval()
-    batchnorm, scores = _steady_norms(loop)
+    batchnorm, scores = loop.finish()
     result = Finetuned(
         network, loop.options.epochs, scores.top1, baseline, expected_macs(network, scores.rates, scores.busy), scores.rates, target, chosen, batchnorm, position.history,
         overall_rate(loop.own(scores.rates)),
@@ -107,19 +105,3 @@ def _finish(loop: Loop, baseline: float) -> Finetuned:
     }  # fmt: skip
     network.recipe = network.recipe.with_step(Step("finetune", {**asdict(loop.options), "method": loop.method.name, "settings": asdict(loop.settings), "data": loop.data.spec}, measured))
     return result
-
-
-def _steady_norms(loop: Loop) -> tuple[dict[str, Any], Any]:
-    """Re-estimate the BatchNorm statistics and keep them unless val says that the network was better before, or was what was asked for."""
-    network, before = loop.network, loop.validate()
-    if not loop.options.bn_batches:
-        return {"before": before.top1, "after": None, "kept": "before"}, before
-    old = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    torch.manual_seed(loop.options.seed)  # the gates sample: a resumed run must sample alike
-    reestimate(network, loop.batches(loop.options.epochs), min(loop.options.bn_batches, loop.steps_per_epoch), loop.progress)
-    after = loop.validate()
-    still = loop.goal.meets(loop.figures(after)) or not loop.goal.meets(loop.figures(before))
-    kept = "after" if after.top1 >= before.top1 and still else "before"
-    if kept == "before":
-        network.load_state_dict(old)
-    return {"before": before.top1, "after": after.top1, "kept": kept}, after if kept == "after" else before

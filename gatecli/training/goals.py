@@ -39,7 +39,7 @@ class TargetRate:
         """The mean rate to be reached at the end."""
         return self.mean(self.targets(self.options.epochs - 1))
 
-    def reported(self, row: Row) -> float:
+    def reported(self, row: Row) -> float | None:
         """The target rate to name beside what was achieved: that of the end."""
         return self.asked()
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from gatecli.costs import expected_macs, overall_rate, site_rates
 from gatecli.data import DataSet, batches, steps
-from gatecli.errors import DataError, Interrupted, TrainingError
+from gatecli.errors import DataError, Interrupted, SettingError, TrainingError
 from gatecli.inference import Scores, score
 from gatecli.losses import batch_rate
 from gatecli.methods import Method
@@ -25,7 +25,8 @@ from gatecli.network import Network
 from gatecli.progress import Progress
 from gatecli.record import Record, observe, strategy
 from gatecli.schedules import learning_rate
-from gatecli.training.goals import goal_of
+from gatecli.training.goals import Row, TargetRate, goal_of
+from gatecli.training.norms import reestimate
 from gatecli.training.options import TrainOptions
 from gatecli.training.processes import OneProcess
 from gatecli.training.run import Run, intact
@@ -64,10 +65,15 @@ class Loop:
         if self.batch_size < 2:
             raise DataError(f"expected {data.spec} to have at least 2 training images, but it has {len(self.train_split)}")
         self.steps_per_epoch = steps(self.train_split, self.batch_size, drop_last=True)
+        self.goal = self._make_goal()
         self.optimizer = torch.optim.SGD(self._groups(), lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay)
-        self.goal = goal_of(network, method, settings, options)
         self.position, self.best_tensors = Position(goal=self.goal.state), dict[str, Tensor]()
         self.saved_step, self.saved_at = 0, time.monotonic()
+
+    def _make_goal(self) -> TargetRate:
+        if self.options.cache_features:
+            raise SettingError(f"--cache-features is for exits, which leave the network as it is; {self.method.name} trains it")
+        return goal_of(self.network, self.method, self.settings, self.options)
 
     def _groups(self) -> list[dict[str, Any]]:
         gates = [p for name, p in self.network.named_parameters() if name.startswith("gates.")]
@@ -126,9 +132,12 @@ class Loop:
             for x, y in self.batches(epoch, start):
                 record.clear()
                 self._step(model, record, x.to(self.network.device), y.to(self.network.device), epoch)
-                if self.run is not None and time.monotonic() - self.saved_at > self.options.save_every:
-                    self.save()
+                self._save_sometimes()
                 task.advance(**self._shown())
+
+    def _save_sometimes(self) -> None:
+        if self.run is not None and time.monotonic() - self.saved_at > self.options.save_every:
+            self.save()
 
     def _step(self, model: Network, record: Record, x: Tensor, y: Tensor, epoch: int) -> None:
         torch.manual_seed(self.options.seed * 1_000_003 + self.position.step)
@@ -177,11 +186,7 @@ class Loop:
 
     def _close(self, epoch: int) -> None:
         """Validate the epoch that has ended, keep it if it is the best, and save."""
-        means, scores = self._means(), self.validate()
-        row: dict[str, Any] = {
-            "step": self.position.step, "epoch": epoch + 1, "train_loss": means["loss"], "train_top1": means["top1"],
-            "target_rate": self.goal.mean(self.goal.targets(epoch)), **self.figures(scores), "rates": site_rates(scores.rates),
-        }  # fmt: skip
+        row = self._row(epoch)
         rank = self.goal.rank(row)
         best = None if self.position.best is None else self.goal.rank(self.position.history[self.position.best])
         if rank is not None and (best is None or rank > best):
@@ -196,9 +201,19 @@ class Loop:
         if self.run is not None:
             self.run.log(row)
         self.save()
-        self.progress.say(
-            f"epoch {epoch + 1}/{self.options.epochs}: loss {means['loss']:.3f}, val top-1 {scores.top1:.2f}, rate {row['achieved_rate']:.3f} (asked {row['target_rate']:.2f}), "
-            f"{row['macs_expected'] / 1e9:.4g} GMACs"
+        self.progress.say(self._told(row))
+
+    def _row(self, epoch: int) -> dict[str, Any]:
+        means, scores = self._means(), self.validate()
+        return {
+            "step": self.position.step, "epoch": epoch + 1, "train_loss": means["loss"], "train_top1": means["top1"],
+            "target_rate": self.goal.mean(self.goal.targets(epoch)), **self.figures(scores), "rates": site_rates(scores.rates),
+        }  # fmt: skip
+
+    def _told(self, row: Row) -> str:
+        return (
+            f"epoch {row['epoch']}/{self.options.epochs}: loss {row['train_loss']:.3f}, val top-1 {row['val_top1']:.2f}, rate {row['achieved_rate']:.3f} "
+            f"(asked {row['target_rate']:.2f}), {row['macs_expected'] / 1e9:.4g} GMACs"
         )
 
     def figures(self, scores: Scores) -> dict[str, float]:
@@ -209,6 +224,21 @@ class Loop:
         split, size = self.data.splits["val"], self.options.batch_size
         return score(self.network, batches(split, input=self.network.input, batch_size=size, workers=self.options.workers), self.progress, "validating", steps(split, size))
 
+    def finish(self) -> tuple[dict[str, Any], Scores]:
+        """Re-estimate the BatchNorm statistics and keep them unless val says that the network was better before, or was what was asked for."""
+        before = self.validate()
+        if not self.options.bn_batches:
+            return {"before": before.top1, "after": None, "kept": "before"}, before
+        old = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
+        torch.manual_seed(self.options.seed)  # the gates sample: a resumed run must sample alike
+        reestimate(self.network, self.batches(self.options.epochs), min(self.options.bn_batches, self.steps_per_epoch), self.progress)
+        after = self.validate()
+        still = self.goal.meets(self.figures(after)) or not self.goal.meets(self.figures(before))
+        kept = "after" if after.top1 >= before.top1 and still else "before"
+        if kept == "before":
+            self.network.load_state_dict(old)
+        return {"before": before.top1, "after": after.top1, "kept": kept}, after if kept == "after" else before
+
     def save(self) -> None:
         """Save the state, unless a weight is no longer finite: the last good state stays."""
         if self.run is None or not self.processes.is_main:
@@ -218,7 +248,7 @@ class Loop:
             momentum = self.optimizer.state.get(parameter, {}).get("momentum_buffer")
             if momentum is not None:
                 tensors[f"momentum.{name}"] = momentum
-        if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+        if not all(bool(tensor.isfinite().all()) for name, tensor in tensors.items() if not name.endswith(".threshold")):  # an exit's may be infinite
             raise TrainingError(self._diverged("a weight is no longer finite"))
         self.run.save(tensors, asdict(self.position))
         self.saved_step, self.saved_at = self.position.step, time.monotonic()

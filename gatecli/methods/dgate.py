@@ -1,0 +1,89 @@
+"""Decision gates: a linear one-vs-all classifier after each stage; who is sure enough there, leaves.
+
+    d = W x - b;  leave with argmax d where max(d) >= t
+
+Shafiee, Shafiee, Wong, "Dynamic representations toward efficient inference on deep neural networks by decision gates" (2018). x is the stage's
+value, averaged over its positions (ours). Each exit is trained alone on all the training data with the network frozen, its BatchNorm statistics
+too (ours), by the hinge loss  mean max(0, 1 - y d),  y = 1 for the sample's class and -1 for the others, and weight decay. Thresholds are
+chosen afterwards, on a validation split: gatecli calibrate. Until then they are infinite.
+
+With `loss=cross-entropy`, for comparison, a sample is as sure as the largest softmax probability (ours).
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gatecli.gates import Exit
+from gatecli.graph.sites import Site
+from gatecli.graph.slices import drop_inputs
+from gatecli.methods.base import Method, Settings, register, setting
+from gatecli.network import Network
+
+LOSSES = ("hinge", "cross-entropy")
+
+
+@dataclass(frozen=True)
+class DGateSettings(Settings):
+    loss: str = setting("hinge", "hinge, or cross-entropy for comparison", choices=LOSSES, structural=True)
+    after: str | None = setting(None, "sites after which to put exits, with commas between; none: the end of each stage but the last", structural=True)
+
+
+class DGate(Exit):
+    """A linear classifier of averaged features; weights and bias start at zero."""
+
+    def __init__(self, site: str, channels: int, positions: tuple[int, ...], classes: int, probability: bool) -> None:
+        super().__init__(site)
+        self.positions, self.probability = positions, probability
+        self.linear = nn.Linear(channels, classes)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def features(self, x: Tensor) -> Tensor:
+        """x (N, C, H, W), or another layout with its positions -> (N, C)."""
+        return x.mean(self.positions) if self.positions else x
+
+    def classify(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.linear(self.features(x))
+        return logits
+
+    def score(self, logits: Tensor) -> Tensor:
+        return (logits.softmax(1) if self.probability else logits).amax(1, keepdim=True)
+
+    def loss(self, features: Tensor, labels: Tensor) -> Tensor:
+        """The loss of features (N, C) with labels (N,): a scalar."""
+        loss = F.cross_entropy if self.probability else hinge
+        return loss(self.linear(features), labels)
+
+    def drop_inputs(self, kept: Tensor, gone: Tensor, constants: Tensor) -> None:
+        drop_inputs(self.linear, kept, gone, constants)
+
+
+def hinge(margins: Tensor, labels: Tensor) -> Tensor:
+    """mean over samples and classes of max(0, 1 - y d), y = 1 for the sample's class, -1 for the others: margins (N, K), labels (N,) -> a scalar."""
+    signs = torch.full_like(margins, -1).scatter_(1, labels[:, None], 1)
+    return (1 - signs * margins).clamp(min=0).mean()
+
+
+class DGates(Method):
+    needs: ClassVar[str] = "stages that end with a change of resolution (or say where with --set after=SITE,SITE)"
+    paper: ClassVar[str] = "Shafiee, Shafiee, Wong: Dynamic representations toward efficient inference on deep neural networks by decision gates, 2018"
+    trains: ClassVar[str] = "exits"
+
+    def candidates(self, network: Network) -> list[Site]:
+        return [site for site in network.sites.values() if site.kind == "exit"]
+
+    def ready(self, network: Network, settings: Any) -> None:
+        if settings.after is not None:
+            network.place_exits([name.strip() for name in settings.after.split(",")])
+
+    def insert(self, network: Network, site: str, settings: Any) -> None:
+        place = network.sites[site]
+        network.insert_exit(site, DGate(site, place.channels, place.positions, network.num_classes, settings.loss == "cross-entropy"), self.name)
+
+
+register(DGates("dgate", "a linear classifier after each stage; images of which it is sure leave there", DGateSettings))

@@ -1,0 +1,145 @@
+"""Train exits alone: the network is frozen, BatchNorm's statistics too, so one pass through it feeds all exits of a batch.
+
+Without augmentation what the exits see never changes: with `cache_features` it is computed once, for all epochs.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gatecli.data import batches, steps
+from gatecli.data.augment import ORDER, generator
+from gatecli.errors import SettingError, TrainingError
+from gatecli.inference import Scores, topk
+from gatecli.schedules import learning_rate
+from gatecli.training.goals import Row, TargetRate
+from gatecli.training.loop import LOG_EVERY, Loop
+
+Features = dict[str, Tensor]  # exit -> (N, C)
+
+
+class BestExits(TargetRate):
+    """Exits have no target: the best epoch is the one whose exits are right most often on val."""
+
+    def targets(self, epoch: int) -> dict[str, float]:
+        return {}
+
+    def mean(self, targets: Mapping[str, float]) -> float:
+        return 0.0
+
+    def reported(self, row: Row) -> None:
+        return None
+
+    def meets(self, row: Row) -> bool:
+        return True
+
+    def rank(self, row: Row) -> tuple[float, ...]:
+        return (sum(row["exits"].values()),)
+
+    def chosen(self, best: Row | None) -> str:
+        assert best is not None
+        return f"best: epoch {best['epoch']}, whose exits are right most often on val"
+
+
+class ExitLoop(Loop):
+    """Trains the exits of the method alone; the network stays as it is, to the bit."""
+
+    def _make_goal(self) -> TargetRate:
+        if self.options.max_drop is not None or self.options.max_gmacs is not None:
+            raise SettingError("--max-drop and --max-gmacs are for layer gates: exits are set to an accuracy or a cost with gatecli calibrate")
+        if self.options.cache_features and self.options.augment not in (None, "none"):
+            raise SettingError(f"--cache-features computes each image once, so it goes without augmentation, but got --augment {self.options.augment}")
+        self.augment = "none" if self.options.cache_features else self.augment
+        self.exits: dict[str, Any] = {site: gate for site, gate in self.network.site_gates.items() if self.network.methods[site] == self.method.name}
+        self.cached: tuple[Features, Tensor] | None = None
+        return BestExits(self.network, self.method, self.settings, self.options)
+
+    def _groups(self) -> list[dict[str, Any]]:
+        own_lr, own_decay = self.settings.gate_lr, self.settings.gate_weight_decay
+        base = self.options.lr if own_lr is None else own_lr
+        decay = self.options.weight_decay if own_decay is None else own_decay
+        return [{"params": [p for gate in self.exits.values() for p in gate.parameters()], "base_lr": base, "weight_decay": decay}]
+
+    def _epoch(self, epoch: int) -> None:
+        start = self.position.step - epoch * self.steps_per_epoch
+        self.network.eval()
+        with self.progress.task(f"epoch {epoch + 1}/{self.options.epochs}", self.steps_per_epoch - start) as task:
+            for features, labels in self._features(epoch, start):
+                self._fit(features, labels, epoch)
+                self._save_sometimes()
+                task.advance(loss=f"{self._means()['loss']:.3f}")
+
+    def _features(self, epoch: int, start: int) -> Iterator[tuple[Features, Tensor]]:
+        """The training batches of an epoch as the exits see them, from index `start` on; the same with and without a cache."""
+        if not self.options.cache_features:
+            for x, y in self.batches(epoch, start):
+                yield self._seen(x)[0], y.to(self.network.device)
+            return
+        if self.cached is None:
+            self.cached = self._all_features("train")
+        features, labels = self.cached
+        order = torch.randperm(len(labels), generator=generator(ORDER, self.options.seed, epoch))
+        for number in range(start, self.steps_per_epoch):
+            rows = order[number * self.batch_size : (number + 1) * self.batch_size]
+            yield {site: seen[rows].to(self.network.device) for site, seen in features.items()}, labels[rows].to(self.network.device)
+
+    def _seen(self, x: Tensor) -> tuple[Features, Tensor]:
+        with torch.no_grad():
+            values, logits = self.network.at_exits(x.to(self.network.device))
+            return {site: gate.features(values[site]) for site, gate in self.exits.items()}, logits
+
+    def _all_features(self, split: str) -> tuple[Features, Tensor]:
+        """What the exits see of a whole split, in order, on the CPU, with its labels."""
+        part, seen, labels = self.data.splits[split], list[Features](), list[Tensor]()
+        with self.progress.task(f"features of {split}", steps(part, self.options.batch_size)) as task:
+            for x, y in batches(part, input=self.network.input, batch_size=self.options.batch_size, workers=self.options.workers):
+                seen.append({site: value.cpu() for site, value in self._seen(x)[0].items()})
+                labels.append(y)
+                task.advance()
+        return {site: torch.cat([each[site] for each in seen]) for site in self.exits}, torch.cat(labels)
+
+    def _fit(self, features: Features, labels: Tensor, epoch: int) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.options.schedule, group["base_lr"], self.position.step / self.total_steps)
+        loss = torch.stack([gate.loss(features[site], labels) for site, gate in self.exits.items()]).sum()  # no exit's gradient reaches another
+        value = loss.item()
+        if not torch.isfinite(loss):
+            raise TrainingError(self._diverged(f"the loss is {value}"))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.position.step += 1
+        for name, number in (("batches", 1.0), ("loss", value)):
+            self.position.sums[name] = self.position.sums.get(name, 0.0) + number
+        if self.run is not None and self.position.step % LOG_EVERY == 0:
+            self.run.log({"step": self.position.step, "epoch": epoch + 1, "loss": value, "lr": self.optimizer.param_groups[0]["lr"]})
+
+    def _row(self, epoch: int) -> dict[str, Any]:
+        top1, exits = self._exit_scores()
+        return {"step": self.position.step, "epoch": epoch + 1, "train_loss": self._means()["loss"], "val_top1": top1, "exits": exits}
+
+    def _exit_scores(self) -> tuple[float, dict[str, float]]:
+        """Val top-1 of the network's own end, and of each exit on all samples."""
+        split, size = self.data.splits["val"], self.options.batch_size
+        ends, labels, heads = list[Tensor](), list[Tensor](), {site: list[Tensor]() for site in self.exits}
+        with torch.no_grad(), self.progress.task("validating", steps(split, size)) as task:
+            for x, y in batches(split, input=self.network.input, batch_size=size, workers=self.options.workers):
+                features, logits = self._seen(x)
+                ends.append(logits.float().cpu())
+                labels.append(y)
+                for site, gate in self.exits.items():
+                    heads[site].append(gate.linear(features[site]).float().cpu())
+                task.advance()
+        truth = torch.cat(labels)
+        return topk(torch.cat(ends), truth, 1), {site: topk(torch.cat(each), truth, 1) for site, each in heads.items()}
+
+    def _told(self, row: Row) -> str:
+        return f"epoch {row['epoch']}/{self.options.epochs}: loss {row['train_loss']:.3f}, val top-1 " + ", ".join(f"{site} {top1:.2f}" for site, top1 in row["exits"].items())
+
+    def finish(self) -> tuple[dict[str, Any], Scores]:
+        """What the trained network does on val; there are no BatchNorm statistics to re-estimate."""
+        scores = self.validate()
+        return {"before": scores.top1, "after": None, "kept": "before"}, scores
