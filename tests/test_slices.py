@@ -236,6 +236,51 @@ def test_removed_dense_layers_become_biases(keep: list[bool], seed: int) -> None
     assert held["conv.weight"].shape[1] == 8 + 4 * sum(keep[:3]) and ("conv.bias" in held) == (not all(keep[:3]))
 
 
+class NormAct(nn.BatchNorm2d):
+    """A BatchNorm that holds its activation, as timm's do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).sigmoid()
+
+
+class SameConv(nn.Conv2d):
+    """A convolution that pads on its own, as timm's for TensorFlow's weights do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(nn.functional.pad(x, (1, 1, 1, 1)))
+
+
+@pytest.mark.parametrize("kind", [NormAct, SameConv])
+def test_layers_of_a_kind_of_their_own(kind: type[nn.Module]) -> None:
+    """What a subclass does is done, or the layer is kept; a branch that ends in one is not split."""
+    torch.manual_seed(0)
+    model = dense()
+    if kind is NormAct:
+        model.norm, model.last = NormAct(20), NormAct(18)  # type: ignore[assignment]
+    else:
+        model.conv = SameConv(20, 10, 3, bias=False)  # type: ignore[assignment]
+    gated = attach(traced(lively(model, torch.randn(8, 3, 8, 12)), (8, 12)), "ind-perbatch").network
+    off = {site: [0] for site in gated.methods}
+    result = gatecli.prune(decided(gated, off))
+    images = torch.randn(3, 3, 8, 12)
+    with gatecli.force(gated, off):
+        assert relative_change(logits(gated, images), logits(result.network, images)) <= LIMIT
+    assert len(result.removed) == (5 if kind is NormAct else 2) and all("conv" in why for why in result.stuck.values())
+    tail = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(), SameConv(4, 4, 3) if kind is SameConv else nn.Conv2d(4, 4, 1), NormAct(4) if kind is NormAct else nn.Identity())
+    with pytest.raises(SettingError, match="cannot be split"):
+        attach(traced(Residual(tail), (6, 6)), "ind-perbatch", granularity=2)
+
+
+class Residual(nn.Module):
+    def __init__(self, branch: nn.Module) -> None:
+        super().__init__()
+        self.stem, self.branch, self.fc = nn.Conv2d(3, 4, 1), branch, nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.fc((x + self.branch(x)).mean((2, 3)))
+
+
 def test_gates_that_stay_read_what_is_left() -> None:
     """Data-dependent gates look at the concatenation: they lose the removed layers' channels, and decide as before."""
     gated = CASES["dense"].network()

@@ -26,6 +26,11 @@ from gatecli.graph.ops import is_cat, module_of
 CHANNELS, SIDE = 6, 4  # of the images on which unknown operations are tried
 
 
+def is_plain(module: nn.Module | None, kind: type[nn.Module]) -> bool:
+    """Whether a module is of a kind and does what that kind does: a subclass may pad on its own, or hold an activation."""
+    return isinstance(module, kind) and type(module).forward is kind.forward
+
+
 def calls(graph: fx.Graph, node: fx.Node) -> int:
     """How often the graph calls the module that the node calls."""
     return sum(other.op == "call_module" and other.target == node.target for other in graph.nodes)
@@ -73,9 +78,9 @@ def tail_of(root: nn.Module, value: fx.Node) -> list[fx.Node]:
     tail, node = [value], value
     while True:
         module = module_of(root, node)
-        if isinstance(module, nn.Conv2d) and module.groups == 1:
+        if isinstance(module, nn.Conv2d) and is_plain(module, nn.Conv2d) and module.groups == 1:
             return tail[::-1] if all(calls(value.graph, part) == 1 for part in tail if module_of(root, part) is not None) else []
-        if not isinstance(module, nn.BatchNorm2d) and not is_channelwise(root, node):
+        if not is_plain(module, nn.BatchNorm2d) and not is_channelwise(root, node):
             return []
         node = node.all_input_nodes[0]
         if len(node.users) > 1 or node.op == "placeholder":
@@ -183,8 +188,8 @@ class _Fold:
         cut = self.cuts[source]
         if module is not None and any(True for _ in module.parameters()) and calls(self.graph, node) > 1:
             raise SettingError(f"`{node.target}` reads it, which is called more than once")
-        if isinstance(module, _BatchNorm) and module.running_mean is not None:
-            self.cuts[node] = self._normalised(module, cut)
+        if isinstance(module, _BatchNorm) and module.running_mean is not None and not any(True for child in module.children() for _ in child.parameters()):
+            self.cuts[node] = self._normalised(node, source, module, cut)
         elif isinstance(module, (nn.Conv2d, nn.Linear)) or hasattr(module, "drop_inputs"):
             self._absorb(node, module, cut)
         else:
@@ -216,22 +221,23 @@ class _Fold:
         device = next(self.root.parameters()).device
         return Cut(torch.cat(kept), torch.cat(gone), torch.cat([each.to(device) for each in constants]))
 
-    def _normalised(self, norm: Any, cut: Cut) -> Cut:
-        device = norm.running_mean.device
-        gone, mean = cut.gone.to(device), norm.running_mean
-        value = (cut.constants.to(device) - mean[gone]) * torch.rsqrt(norm.running_var[gone] + norm.eps)
-        if norm.weight is not None:
-            value = value * norm.weight.detach()[gone] + norm.bias.detach()[gone]
+    def _normalised(self, node: fx.Node, source: fx.Node, norm: Any, cut: Cut) -> Cut:
+        """Through a BatchNorm in evaluation, and an activation where it holds one: what it makes of images with these constants."""
+        shape = self.costs[source.name].shape
+        assert shape is not None
+        image = torch.zeros(1, *shape[1:], device=norm.running_mean.device)
+        image[:, cut.gone.to(image.device)] = cut.constants.to(image.device).reshape(1, -1, *[1] * (len(shape) - 2))
+        with torch.no_grad():
+            result = copy.deepcopy(norm).eval()(image)[:, cut.gone.to(image.device)]
         if not self.dry:
             _keep(norm, ("weight", "bias", "running_mean", "running_var"), cut.kept, [])
             norm.num_features = len(cut.kept)
-        return Cut(cut.kept, cut.gone, value)
+        return Cut(cut.kept, cut.gone, _same_everywhere(node, result))
 
     def _absorb(self, node: fx.Node, module: Any, cut: Cut) -> None:
         """Let a convolution, a linear layer or a gate read the kept channels alone, the constants being in its bias."""
-        if isinstance(module, nn.Conv2d) and (module.groups != 1 or any(_padding(module))):
-            why = "in groups" if module.groups != 1 else "and pads it with zeros"
-            raise SettingError(f"`{node.target}` reads it {why}")
+        if isinstance(module, nn.Conv2d):
+            _check_convolution(node, module)
         if isinstance(module, nn.Linear) and module.in_features != len(cut.kept) + len(cut.gone):
             raise SettingError(f"`{node.target}` reads it in another shape")
         if self.dry:
@@ -252,10 +258,24 @@ class _Fold:
             return cut
         with torch.no_grad():
             image = apply(cut.constants.cpu().reshape(1, -1, *[1] * (len(shape) - 2)).expand(1, -1, *shape[2:]).contiguous())
-        flat = image.reshape(image.shape[1], -1)
-        if not torch.allclose(flat, flat[:, :1].expand_as(flat)):
-            raise SettingError(f"`{node.target if node.op == 'call_module' else node.name}` reads it, and is different at the border")
-        return Cut(cut.kept, cut.gone, flat[:, 0])
+        return Cut(cut.kept, cut.gone, _same_everywhere(node, image))
+
+
+def _same_everywhere(node: fx.Node, image: Tensor) -> Tensor:
+    """The channels' values (k,) of an image (1, k, ...) that has one at all positions. Raises SettingError where it has several."""
+    flat = image.reshape(image.shape[1], -1)
+    if not flat.is_meta and not torch.allclose(flat, flat[:, :1].expand_as(flat)):
+        raise SettingError(f"`{node.target if node.op == 'call_module' else node.name}` reads it, and is different at the border")
+    return flat[:, 0]
+
+
+def _check_convolution(node: fx.Node, conv: nn.Conv2d) -> None:
+    if not is_plain(conv, nn.Conv2d):
+        raise SettingError(f"`{node.target}` reads it, a convolution of its own kind")
+    if conv.groups != 1:
+        raise SettingError(f"`{node.target}` reads it in groups")
+    if any(_padding(conv)):
+        raise SettingError(f"`{node.target}` reads it and pads it with zeros")
 
 
 def drop_inputs(module: Any, kept: Tensor, gone: Tensor, constants: Tensor) -> None:
