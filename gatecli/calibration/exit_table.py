@@ -50,7 +50,7 @@ def candidates(margins: Tensor, levels: int | None = None) -> Tensor:
     A threshold is a number of the margins' own type, so that the network compares as was done here: the midpoint of its neighbours,
     or the upper one where rounding leaves nothing between.
     """
-    values = margins[~margins.isnan()].unique()
+    values = torch.unique(margins[~margins.isnan()])
     edges = torch.arange(1, max(len(values), 1))
     if levels is not None and len(edges) > levels - 2:
         edges = edges[(torch.arange(levels - 2) + 0.5).double().mul(len(edges) / max(levels - 2, 1)).long()]
