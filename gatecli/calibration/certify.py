@@ -71,7 +71,7 @@ def halves(samples: Samples, seed: int) -> tuple[Samples, Samples]:
 
 def right_counts(samples: Samples, settings: list[tuple[float, ...]]) -> Tensor:
     """How many samples each of P settings of the E thresholds gets right, (P,), from one joint table of the thresholds that occur."""
-    columns = samples.margins.new_tensor(settings).unbind(1)
+    columns = samples.margins.new_tensor(settings).t().contiguous()
     grid = [torch.unique(column) for column in columns]
     at = [torch.searchsorted(values, column) for values, column in zip(grid, columns, strict=True)]
     parts = leaving_sums(ranks(samples.margins, grid), [len(values) for values in grid], samples.correct)
@@ -82,7 +82,7 @@ def binomial_tails(count: int, rate: float) -> Tensor:
     """P(X >= k) of X ~ Binomial(count, rate) for all k = 0..count, (count + 1,), float64, from sums of the exact terms' logarithms."""
     k = torch.arange(count + 1, dtype=torch.float64)
     ways = math.lgamma(count + 1) - torch.lgamma(k + 1) - torch.lgamma(count - k + 1)
-    terms = ways + torch.xlogy(k, torch.tensor(rate)) + torch.xlogy(count - k, torch.tensor(1 - rate))
+    terms = ways + torch.xlogy(k, k.new_tensor(rate)) + torch.xlogy(count - k, k.new_tensor(1 - rate))
     return terms.flip(0).logcumsumexp(0).flip(0).exp().clamp(max=1)
 
 

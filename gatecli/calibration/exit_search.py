@@ -135,7 +135,7 @@ def box_bound(samples: Samples, target_top1: float, price: float, cells: int = B
 def _prices(samples: Samples, price: float) -> list[float]:
     """Zero and powers of two about the price: like the costs, they add up without rounding, so that no bound is off."""
     highest = samples.costs.amax().item()
-    powers = {2.0 ** round(math.log2(price * factor)) for factor in FACTORS if highest * 2**-20 <= price * factor <= highest / 2}
+    powers = {2.0 ** round(math.log2(price * factor)) for factor in FACTORS if 0 < highest * 2**-20 <= price * factor <= highest / 2}
     return [0.0, *sorted(powers)]
 
 
