@@ -246,8 +246,8 @@ def test_the_promise_holds_over_a_thousand_splits_search_included() -> None:
     missed, naive = 0, 0
     for seed in range(splits):
         drawn = everyone.take(torch.randint(len(everyone), (400,), generator=chance))
-        missed += measure(everyone, certify(drawn, target, confidence, seed, levels=6).point.thresholds).top1 < target
-        plain = cheapest(frontier(halves(drawn, seed)[0], 6), target)
+        missed += measure(everyone, certify(drawn, target, confidence, seed, levels=24).point.thresholds).top1 < target
+        plain = cheapest(frontier(halves(drawn, seed)[0], 24), target)
         naive += plain is not None and measure(everyone, plain.thresholds).top1 < target
     print(f"\nmissed: {missed / splits:.1%} certified at {confidence:.0%}, {naive / splits:.1%} chosen on one half")
     assert missed / splits <= 1 - confidence + 3 * math.sqrt(confidence * (1 - confidence) / splits)
