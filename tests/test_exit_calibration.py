@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gatecli.calibration.certify import binomial_tails, certify, halves, lower_bound, right_counts
-from gatecli.calibration.exit_search import box_bound, oracle_cost, refine, search
+from gatecli.calibration.exit_bound import box_bound, oracle_cost
+from gatecli.calibration.exit_search import refine, search
 from gatecli.calibration.exit_table import CELLS, candidates, frontier, make_grid
 from gatecli.calibration.exits import OperatingPoint, Samples, cheapest, leaves, measure, most_accurate
 from gatecli.errors import DataError, SettingError
@@ -82,12 +83,16 @@ def test_frontier_is_that_of_all_combinations(samples: Samples) -> None:
 @settings(deadline=None, max_examples=60)
 @given(problems(), st.sampled_from([0.0, 30.0, 50.0, 75.0, 100.0]))
 def test_a_search_from_coarse_candidates_lies_above_its_bounds(samples: Samples, target: float) -> None:
-    least = min((p.cost for p in brute_force(samples) if p.top1 >= target), default=INF)
-    assert oracle_cost(samples, target) <= least
-    assert all(box_bound(samples, target, price, cells) <= least for price in (0.0, 1.0, 300.0) for cells in (2**6, 2**9))
+    least, coarse = cheapest(brute_force(samples), target), cheapest(frontier(samples, 2), target)
+    assert oracle_cost(samples, target) <= (least.cost if least else INF)
     found = search(samples, target, levels=2)
-    if found is not None:
-        assert found.bound <= least <= found.point.cost and found.point.top1 >= target
+    assert (found is None) == (coarse is None)
+    if least and coarse and found:
+        for price, boxes in itertools.product((0.0, 1.0, 300.0), (1, 2**6, 2**9)):
+            bound, region = box_bound(samples, target, coarse, price, boxes)
+            inside = all(((values[:-1] <= t) & (t <= values[1:])).any() for values, t in zip(region, least.thresholds, strict=True))
+            assert bound <= least.cost and (inside or least.cost == coarse.cost)
+        assert found.point.cost == found.bound == least.cost and found.point.top1 >= target  # few enough samples to settle it
         assert found.point == measure(samples, found.point.thresholds)
 
 
@@ -107,13 +112,19 @@ def test_the_search_refines_what_a_coarse_table_found_and_its_bound_is_near() ->
     fine = cheapest(frontier(samples), 94)
     assert found and coarse and fine
     assert found.point.cost < fine.cost < coarse.cost
-    assert oracle_cost(samples, 94) < found.bound and 0 < found.gap < 0.25
+    assert oracle_cost(samples, 94) < found.bound and 0 <= found.gap < 0.25
+
+
+def test_three_exits_are_settled_at_full_resolution() -> None:
+    samples = population(1000, 3)
+    found, coarse = search(samples, 94, levels=8), cheapest(frontier(samples), 94)
+    assert found and coarse and found.gap == 0 and found.point.cost < coarse.cost and found.point.top1 >= 94
 
 
 def test_one_exit_alone_is_solved_exactly() -> None:
     samples = population(2000, 1)
     found, exact = search(samples, 95, levels=10), cheapest(frontier(samples), 95)
-    assert found and exact and found.point == exact and found.gap < 1e-3
+    assert found and exact and found.point == exact and found.gap == 0
 
 
 def test_a_budget_can_be_refined_for_too() -> None:
@@ -127,7 +138,7 @@ def test_a_budget_can_be_refined_for_too() -> None:
 
 def test_beyond_reach_nothing_is_found() -> None:
     samples = Samples.of(torch.zeros(4, 2), torch.zeros(4, 3, dtype=torch.bool), torch.arange(3))
-    assert search(samples, 1) is None and oracle_cost(samples, 1) == box_bound(samples, 1, 1) == INF
+    assert search(samples, 1) is None and oracle_cost(samples, 1) == INF
     assert cheapest(frontier(samples), 1) is None and most_accurate(frontier(samples), -1) is None
 
 
