@@ -5,8 +5,8 @@ neighbouring candidates cut the space of all thresholds into boxes, in each of w
 interval may leave there or pass, as suits it best. That bounds its cost, its being right, and the Lagrangian cost - price x right for
 any price; a box counts with the highest of its bounds. Boxes above a point that is known need no look, and the rest are cut finer.
 
-Time grows with histograms x cells, 2^(exits + 1) of (boxes + 2)^exits, and is held to WORK; beyond BOXED exits only the oracle is left.
-Memory: at most MOST cells, about ten tensors of 8 bytes a cell.
+Time grows with histograms x cells, 2^(exits + 1) of (boxes + 2)^exits; beyond BOXED exits only the oracle is left.
+Memory: about ten tensors of 8 bytes a cell, less than the joint table's.
 """
 from __future__ import annotations
 
@@ -20,10 +20,9 @@ from torch import Tensor
 from gatecli.calibration.exit_table import Grid, candidates, ranks, root, spread, total
 from gatecli.calibration.exits import SLACK, OperatingPoint, Samples
 
-BOXES, MOST = 2**16, 2**19
+BOXES = 2**16
 BOXED = 6  # exits; each more doubles the passes over the samples, for ever coarser boxes
-WORK = 2**25
-CUTS = 24  # times at most that the remaining region is cut finer
+CUTS = 20  # times at most that the remaining region is cut finer
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # of the average price of a right sample
 
 
@@ -49,22 +48,20 @@ def box_bound(samples: Samples, target_top1: float, known: OperatingPoint, price
     Args:
         known: a point that reaches the target; the bound is at most its cost.
         price: the order of magnitude of what a right sample more costs; multiples of it are tried.
-        boxes: about how many to begin with; more where they do not narrow the region down.
+        boxes: about how many at a time.
     Returns: the bound, 0 for more than BOXED exits; each exit's candidate thresholds in the region, none for all
         where `known` is proven best.
     """
     region, bound = [candidates(column) for column in samples.margins.unbind(1)], 0.0
-    most = root(min(MOST, WORK >> (samples.exits + 1)), samples.exits) - 2
-    cuts = min(root(boxes, samples.exits), most)
+    cuts = root(boxes, samples.exits)
     for _ in range(CUTS if samples.exits <= BOXED else 0):
         grid = [spread(values, cuts + 1) for values in region]
         lows = _box_costs(samples, grid, target_top1, price)
         bound = max(bound, min(known.cost, lows.min().item()))
         before, region = math.prod(map(len, region)), _remaining(region, grid, lows < known.cost)
         size = math.prod(map(len, region))
-        if size <= boxes or (size > 0.8 * before and cuts == most):  # small enough to look at all of it, or no progress
+        if size <= boxes or size > 0.8 * before:  # small enough to look at all of it, or no progress
             break
-        cuts = min(cuts + max(1, cuts // 2), most) if size > 0.8 * before else cuts
     return bound, region
 
 
