@@ -80,7 +80,7 @@ def test_frontier_is_that_of_all_combinations(samples: Samples) -> None:
         assert (chosen and chosen.top1) == highest
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(problems(), st.sampled_from([0.0, 30.0, 50.0, 75.0, 100.0]))
 def test_a_search_from_coarse_candidates_lies_above_its_bounds(samples: Samples, target: float) -> None:
     least, coarse = cheapest(brute_force(samples), target), cheapest(frontier(samples, 2), target)
@@ -119,6 +119,12 @@ def test_three_exits_are_settled_at_full_resolution() -> None:
     samples = population(1000, 3)
     found, coarse = search(samples, 94, levels=8), cheapest(frontier(samples), 94)
     assert found and coarse and found.gap == 0 and found.point.cost < coarse.cost and found.point.top1 >= 94
+
+
+def test_more_exits_than_boxes_are_bounded_by_the_oracle() -> None:
+    samples = population(60, 7)
+    found = search(samples, 90, levels=3)
+    assert found and found.bound == oracle_cost(samples, 90) <= found.point.cost
 
 
 def test_one_exit_alone_is_solved_exactly() -> None:
@@ -167,12 +173,12 @@ def test_candidates_separate_distinct_margins_in_their_own_type(values: list[flo
     assert len(few) == min(levels, len(every)) and set(few.tolist()) <= set(every.tolist())
 
 
-def test_the_default_resolution_is_128_levels_for_three_exits_and_bounded_for_many() -> None:
-    assert [len(values) for values in make_grid(population(500, 3))] == [128] * 3
-    assert math.prod(len(values) for values in make_grid(population(500, 7))) <= CELLS
-    with pytest.raises(SettingError, match="at most 21 exits"):
-        make_grid(population(5, 22))
-    with pytest.raises(SettingError, match="`levels` to be between 2 and 128"):
+def test_the_default_resolution_is_127_levels_for_three_exits_and_bounded_for_many() -> None:
+    assert [len(values) for values in make_grid(population(500, 3))] == [127] * 3
+    assert math.prod(len(values) + 1 for values in make_grid(population(500, 7))) <= CELLS
+    with pytest.raises(SettingError, match="at most 10 exits"):
+        make_grid(population(5, 11))
+    with pytest.raises(SettingError, match="`levels` to be between 2 and 127"):
         frontier(population(500, 3), 129)
 
 

@@ -5,7 +5,8 @@ neighbouring candidates cut the space of all thresholds into boxes, in each of w
 interval may leave there or pass, as suits it best. That bounds its cost, its being right, and the Lagrangian cost - price x right for
 any price; a box counts with the highest of its bounds. Boxes above a point that is known need no look, and the rest are cut finer.
 
-Memory: at most BOXES boxes, a few tensors of 8 bytes a box for each price.
+Time grows with histograms x cells, 2^(exits + 1) of (boxes + 2)^exits; beyond BOXED exits only the oracle is left.
+Memory: about ten tensors of 8 bytes a cell, less than the joint table's.
 """
 from __future__ import annotations
 
@@ -16,10 +17,11 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from gatecli.calibration.exit_table import Grid, candidates, ranks, total
+from gatecli.calibration.exit_table import Grid, candidates, ranks, root, spread, total
 from gatecli.calibration.exits import SLACK, OperatingPoint, Samples
 
 BOXES = 2**16
+BOXED = 6  # exits; each more doubles the passes over the samples, for ever coarser boxes
 CUTS = 20  # times at most that the remaining region is cut finer
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # of the average price of a right sample
 
@@ -46,25 +48,21 @@ def box_bound(samples: Samples, target_top1: float, known: OperatingPoint, price
     Args:
         known: a point that reaches the target; the bound is at most its cost.
         price: the order of magnitude of what a right sample more costs; multiples of it are tried.
-        boxes: how many boxes at most at a time.
-    Returns: the bound; each exit's candidate thresholds in the region, none for all where `known` is proven best.
+        boxes: about how many at a time.
+    Returns: the bound, 0 for more than BOXED exits; each exit's candidate thresholds in the region, none for all
+        where `known` is proven best.
     """
     region, bound = [candidates(column) for column in samples.margins.unbind(1)], 0.0
-    for _ in range(CUTS):
-        grid = [_spread(values, int(boxes ** (1 / samples.exits) + 1e-9) + 1) for values in region]
+    cuts = root(boxes, samples.exits)
+    for _ in range(CUTS if samples.exits <= BOXED else 0):
+        grid = [spread(values, cuts + 1) for values in region]
         lows = _box_costs(samples, grid, target_top1, price)
         bound = max(bound, min(known.cost, lows.min().item()))
-        before, region = region, _remaining(region, grid, lows < known.cost)
+        before, region = math.prod(map(len, region)), _remaining(region, grid, lows < known.cost)
         size = math.prod(map(len, region))
-        if size <= boxes or size > 0.8 * math.prod(map(len, before)):  # small enough to look at all of it, or no progress
+        if size <= boxes or size > 0.8 * before:  # small enough to look at all of it, or no progress
             break
     return bound, region
-
-
-def _spread(values: Tensor, count: int) -> Tensor:
-    """At most `count`, and at least two, of the values, evenly spaced, both ends among them."""
-    count = max(2, min(count, len(values)))
-    return values[torch.linspace(0, len(values) - 1, count, dtype=torch.float64).round().long()]
 
 
 def _remaining(region: Grid, grid: Grid, alive: Tensor) -> list[Tensor]:

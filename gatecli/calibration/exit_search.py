@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gatecli.calibration.exit_bound import box_bound, oracle_cost
-from gatecli.calibration.exit_table import CELLS, Grid, candidates, frontier, table_frontier
+from gatecli.calibration.exit_table import CELLS, Grid, candidates, frontier, root, spread, table_frontier
 from gatecli.calibration.exits import OperatingPoint, Pick, Samples, cheapest
 
 WINDOW = 2**17  # combinations in one window of the refinement
@@ -34,7 +34,7 @@ class Found:
 
 
 def search(samples: Samples, target_top1: float, levels: int | None = None) -> Found | None:
-    """The cheapest point found with at least `target_top1` percent, for any number of exits up to 21; None where none was found.
+    """The cheapest point found with at least `target_top1` percent, for any number of exits up to EXITS; None where none was found.
 
     Args:
         levels: candidates an exit in the first table; by default as many as it can hold.
@@ -47,7 +47,7 @@ def search(samples: Samples, target_top1: float, levels: int | None = None) -> F
         return None
     found = refine(samples, start, pick)
     bound, region = box_bound(samples, target_top1, found, _price(points[0], found))
-    if math.prod(map(len, region)) <= CELLS:  # nothing outside the region is cheaper, and inside it all are looked at
+    if math.prod(len(values) + 1 for values in region) <= CELLS:  # nothing outside the region is cheaper, and inside it all are looked at
         best = pick([found, *(table_frontier(samples, region) if all(map(len, region)) else [])]) or found
         return Found(best, best.cost)
     return Found(found, max(bound, oracle_cost(samples, target_top1)))
@@ -64,7 +64,7 @@ def refine(samples: Samples, start: OperatingPoint, pick: Pick) -> OperatingPoin
 
 def _windows(samples: Samples, full: Grid, best: OperatingPoint, pick: Pick, stride: int | None = None) -> OperatingPoint:
     """Move by joint tables of evenly spaced neighbours; where none is better, halve the spacing, down to all neighbours."""
-    reach = max(1, int((WINDOW ** (1 / samples.exits) - 1) / 2))
+    reach = max(1, root(WINDOW, samples.exits) // 2 - 1)
     stride = stride or max(1, max(map(len, full)) // (2 * reach))
     for _ in range(ROUNDS):
         better = pick([best, *table_frontier(samples, [_around(values, t, stride, reach) for values, t in zip(full, best.thresholds, strict=True)])])
@@ -85,10 +85,11 @@ def _around(values: Tensor, threshold: float, stride: int, reach: int) -> Tensor
 
 
 def _one_by_one(samples: Samples, full: Grid, best: OperatingPoint, pick: Pick) -> OperatingPoint:
-    """One turn over the exits, each at all its thresholds while the others stay."""
+    """One turn over the exits, each at all its thresholds, as far as a table holds them, while the others stay."""
     for e, values in enumerate(full):
         fixed = [values.new_tensor([t]) for t in best.thresholds]
-        best = pick([best, *table_frontier(samples, [*fixed[:e], values, *fixed[e + 1 :]])]) or best
+        within = spread(values, CELLS >> samples.exits)  # all of 50,000 for up to five exits
+        best = pick([best, *table_frontier(samples, [*fixed[:e], within, *fixed[e + 1 :]])]) or best
     return best
 
 

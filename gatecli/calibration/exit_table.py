@@ -4,7 +4,7 @@ A sample counts only by its rank at each exit: how many of the candidates its ma
 j_1..j_E where rank_e > j_e and rank_i <= j_i for all i < e, so sums over those who leave there are cumulative sums of a histogram over
 the ranks: O(N E + cells) for all combinations, exact for these thresholds.
 
-Memory: at most CELLS combinations, about eight tensors of 8 bytes a cell: some 130 MB, whatever the number of exits.
+Memory: at most CELLS cells of the histogram, about eight tensors of 8 bytes a cell: some 130 MB, for up to EXITS exits.
 """
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from gatecli.calibration.exits import OperatingPoint, Samples, point
 from gatecli.errors import SettingError
 
-CELLS = 2**21  # 128 thresholds each for three exits
+CELLS, EXITS = 2**21, 10  # 127 thresholds each for three exits
 Grid = Sequence[Tensor]  # each exit's candidate thresholds, ascending
 
 
@@ -28,20 +28,31 @@ def frontier(samples: Samples, levels: int | None = None) -> list[OperatingPoint
     that no sample takes has the threshold inf.
 
     Args:
-        levels: candidate thresholds an exit; by default as many as the table can hold, 128 for three exits.
-    Raises: SettingError where `levels` is below 2 or more than the table can hold.
+        levels: candidate thresholds an exit; by default as many as the table can hold, 127 for three exits.
+    Raises: SettingError for more than EXITS exits, and where `levels` is below 2 or more than the table can hold.
     """
     return table_frontier(samples, make_grid(samples, levels))
 
 
-def make_grid(samples: Samples, levels: int | None = None, cells: int = CELLS) -> list[Tensor]:
-    """At most `levels` candidates for each exit; by default as many as make `cells` combinations."""
-    most = int(cells ** (1 / samples.exits) + 1e-9)
-    if most < 2:
-        raise SettingError(f"expected at most {int(math.log2(cells))} exits to calibrate together, but got {samples.exits}")
+def make_grid(samples: Samples, levels: int | None = None) -> list[Tensor]:
+    """At most `levels` candidates for each exit; by default as many as CELLS allow."""
+    if samples.exits > EXITS:
+        raise SettingError(f"expected at most {EXITS} exits to calibrate together, but got {samples.exits}")
+    most = root(CELLS, samples.exits) - 1
     if levels is not None and not 2 <= levels <= most:
         raise SettingError(f"expected `levels` to be between 2 and {most} for {samples.exits} exits, but got {levels}")
     return [candidates(column, levels or most) for column in samples.margins.unbind(1)]
+
+
+def root(value: int, degree: int) -> int:
+    """The whole part of a root."""
+    return int(value ** (1 / degree) + 1e-9)
+
+
+def spread(values: Tensor, count: int) -> Tensor:
+    """At most `count`, and at least two, of the values, evenly spaced, both ends among them."""
+    count = max(2, min(count, len(values)))
+    return values[torch.linspace(0, len(values) - 1, count, dtype=torch.float64).round().long()]
 
 
 def candidates(margins: Tensor, levels: int | None = None) -> Tensor:

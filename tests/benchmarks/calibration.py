@@ -74,7 +74,7 @@ def main() -> None:
     samples = synthetic(SAMPLES)
     target = 100 * samples.correct[:, -1].double().mean().item() - 1
     variants = {
-        "whole frontier, 64 levels": partial(frontier, samples, 64), "whole frontier, 128 levels": partial(frontier, samples, 128),
+        "whole frontier, 64 levels": partial(frontier, samples, 64), "whole frontier, 127 levels": partial(frontier, samples),
         "greedy, first, one target": partial(greedy, samples, target, False), "greedy, shared, one target": partial(greedy, samples, target, True),
     }  # fmt: skip
     times = timing.interleaved(variants, rounds=2 if wanted.quick else 11)
