@@ -4,6 +4,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import torch
+from torch import Tensor
+
 from gatecli.errors import CheckpointError
 from gatecli.network import Network
 
@@ -28,6 +31,24 @@ def expected_macs(network: Network, rates: Rates, busy: Mapping[str, float] | No
         shared = site.macs - site.units * site.unit_macs
         saved += shared * (here - any_) + site.unit_macs * sum(here - rate for rate in units)
     return network.macs_dense - saved
+
+
+def leaving_costs(network: Network, decisions: Mapping[str, Tensor]) -> Tensor:
+    """What each sample costs that leaves at each exit in turn, and one that leaves nowhere: (N, E + 1), float64.
+
+    decisions: the gates' z (N, units) by site, of all samples, nobody having left; exits are left out.
+    """
+    exits = list(network.site_exits)
+    count = len(next(iter(decisions.values()))) if decisions else 1
+    costs = torch.empty(count, len(exits) + 1, dtype=torch.float64)
+    for number, name in enumerate([*exits, None]):
+        costs[:, number] = network.macs_dense - (0 if name is None else network.sites[name].macs)
+        for site, z in decisions.items():
+            place = network.sites[site]
+            if name is None or name not in network.before(site):
+                shared = place.macs - place.units * place.unit_macs
+                costs[:, number] -= shared * (1 - z.amax(1).double()) + place.unit_macs * (1 - z.double()).sum(1)
+    return costs
 
 
 def reach(network: Network, site: str, rates: Rates) -> float:

@@ -21,6 +21,7 @@ from gatecli.graph.ops import is_mask, is_pick
 from gatecli.graph.settle import TRAINING
 from gatecli.graph.sites import Site
 from gatecli.graph.trace import compile_graph, trace
+from gatecli.operating import choose_recorded
 from gatecli.recipe import InputSpec, Recipe
 from gatecli.record import gates_of
 
@@ -136,6 +137,22 @@ class Network(nn.Module):
     def site_gates(self) -> dict[str, Gate]:
         """The gates by site, in the order in which they run."""
         return gates_of(self)
+
+    @property
+    def site_exits(self) -> dict[str, Exit]:
+        """The exits by site, in the order in which they are come to."""
+        return {site: gate for site, gate in self.site_gates.items() if isinstance(gate, Exit)}
+
+    def set_operating_point(self, *, target_acc: float | None = None, max_gmacs: float | None = None) -> dict[str, Any]:
+        """Move the exits' thresholds along the frontier that calibrate has recorded; returns the point taken.
+
+        Args: target_acc: the cheapest point with at least this val top-1, in percent. max_gmacs: the most accurate one for at most so many GMACs.
+        Raises: SettingError where no frontier is recorded, or it holds no such point.
+        """
+        point = choose_recorded(self.recipe, list(self.site_exits), target_acc, max_gmacs)
+        for site, exit_ in self.site_exits.items():
+            exit_.threshold.fill_(point["thresholds"][site])
+        return point
 
     @property
     def input(self) -> InputSpec:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gatecli.costs import Rates, expected_macs, mean_rate
+from gatecli.costs import Rates, expected_macs, mean_rate, reach
 from gatecli.errors import SettingError
 from gatecli.network import Network
 from gatecli.progress import Progress, silent
@@ -111,7 +111,7 @@ def site_rows(subject: Subject) -> list[SiteRow]:
     if network is None:
         return []
     return [
-        SiteRow(site.name, site.kind, site.units, site.macs, network.methods.get(site.name), mean_rate(subject.rates.get(site.name, [1.0])))
+        SiteRow(site.name, site.kind, site.units, site.macs, network.methods.get(site.name), mean_rate(subject.rates.get(site.name, [0.0 if site.kind == "exit" else 1.0])))
         for site in network.sites.values()
     ]
 
@@ -148,12 +148,17 @@ def _drawn(subject: Subject, size: int, draw: torch.Generator | None) -> Iterato
     """Decisions for one call drawn from the subject's rates, where no real images decide."""
     with ExitStack() as stack:
         if draw is not None and subject.network is not None:
-            stack.enter_context(force(subject.network, _decisions(subject.rates, size, draw)))
+            stack.enter_context(force(subject.network, _decisions(subject.network, subject.rates, size, draw)))
         yield
 
 
-def _decisions(rates: Rates, size: int, draw: torch.Generator) -> Mapping[str, Tensor]:
-    return {site: (torch.rand(size, len(units), generator=draw) < torch.tensor(units)).float() for site, units in rates.items()}
+def _decisions(network: Network, rates: Rates, size: int, draw: torch.Generator) -> Mapping[str, Tensor]:
+    """Rates are shares of all samples; a gate decides for those that come to it, so it is drawn from the share of these."""
+    drawn = {}
+    for site, units in rates.items():
+        come = max(reach(network, site, rates), 1e-9)
+        drawn[site] = (torch.rand(size, len(units), generator=draw) < torch.tensor(units) / come).float()
+    return drawn
 
 
 def _time(module: nn.Module, x: Tensor) -> float:

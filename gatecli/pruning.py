@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gatecli import methods
-from gatecli.costs import Rates, expected_macs, known_rates
+from gatecli.costs import Rates, expected_macs, known_rates, reach
 from gatecli.errors import GatecliError, SettingError
+from gatecli.gates import Exit
 from gatecli.network import Network
 from gatecli.probe import logits, random_images, relative_change
 from gatecli.recipe import Step
@@ -57,6 +58,7 @@ def prune(
     """
     _check(network, threshold, collapse, static, round_to)
     plan = make_plan(network, threshold, rates or {}, collapse, static)
+    plan = _shortened(network, plan)
     stuck = {site: why for site, kept in plan.items() if not kept and (why := network.why_not_removable(site)) is not None}
     plan = {site: kept for site, kept in plan.items() if site not in stuck}
     smaller = network.copy().eval()
@@ -66,15 +68,22 @@ def prune(
     change = _verify(network, smaller, {**plan, **{site: [] for site in stuck}})
     left = {site: [0.0] * len(units) if site in stuck else list(units) for site, units in (rates or known_rates(network)).items() if site in smaller.methods}
     units = {site: gate.units for site, gate in network.site_gates.items()}
+    ends = [site for site, kept in plan.items() if kept and network.sites[site].kind == "exit"]
     result = Pruned(
         smaller, [site for site, kept in plan.items() if not kept],
         {site: [unit for unit in range(units[site]) if unit not in kept] for site, kept in plan.items() if 0 < len(kept) < units[site]},
-        [site for site, kept in plan.items() if len(kept) == units[site]], list(smaller.methods), stuck, network.params, network.macs_dense, change, left,
+        [site for site, kept in plan.items() if len(kept) == units[site] and site not in ends], list(smaller.methods), stuck, network.params, network.macs_dense, change, left,
     )  # fmt: skip
     settings = {"threshold": threshold, "collapse": collapse, "static": static, "round_to": round_to, "plan": plan}
     measured = {"params": smaller.params, "macs_dense": smaller.macs_dense, "macs_expected": result.macs_expected, "max_logit_change": change, "unit_rates": left}
     smaller.recipe = network.recipe.with_step(Step("prune", settings, measured))
     return result
+
+
+def _shortened(network: Network, plan: Mapping[str, list[int]]) -> dict[str, list[int]]:
+    """The plan without what lies behind an exit at which everybody leaves."""
+    ends = [site for site, kept in plan.items() if kept and network.sites[site].kind == "exit"]
+    return {site: kept for site, kept in plan.items() if not set(network.before(site)) & set(ends)}
 
 
 def _check(network: Network, threshold: float | None, collapse: float, static: float | None, round_to: int) -> None:
@@ -93,6 +102,11 @@ def make_plan(network: Network, threshold: float | None, rates: Rates, collapse:
     """Which units each decided site keeps: site -> kept units, sites that stay dynamic left out."""
     plan: dict[str, list[int]] = {}
     for site, gate in network.site_gates.items():
+        if isinstance(gate, Exit):
+            decided = _exit(network, site, gate, rates, collapse)
+            if decided is not None:
+                plan[site] = decided
+            continue
         runs = methods.get(network.methods[site]).always_runs(gate, threshold)
         if runs is None:
             runs = _by_rate(site, rates, collapse, static)
@@ -110,6 +124,18 @@ def _by_rate(site: str, rates: Rates, collapse: float, static: float | None) -> 
     if all(rate < collapse or rate > 1 - collapse for rate in units):
         return [rate > 0.5 for rate in units]
     return None
+
+
+def _exit(network: Network, site: str, exit_: Exit, rates: Rates, collapse: float) -> list[int] | None:
+    """[]: the exit goes, as nobody takes it; [0]: what lies behind it goes, as everybody does who comes to it; None: it stays."""
+    if bool(exit_.threshold.isposinf().all()):
+        return []
+    if site not in rates:
+        raise SettingError(f"how many leave at `{site}` depends on the images: name a data set with --data (rates are measured on its val split)")
+    come, leave = reach(network, site, rates), rates[site][0]
+    if leave < collapse:
+        return []
+    return [0] if leave > (1 - collapse) * come else None
 
 
 def _verify(network: Network, smaller: Network, plan: Mapping[str, list[int]]) -> float:

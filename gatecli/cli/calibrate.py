@@ -1,15 +1,16 @@
 """gatecli calibrate"""
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from gatecli.cli import exits
 from gatecli.cli.progress import Reporter
 from gatecli.cli.render import MACS_FOOT, gmacs, percent, table
 from gatecli.cli.session import BatchSize, Checkpoint, Data, Force, Out, Session, Workers, reads_checkpoints, remembered
 from gatecli.cli.workspace import default_out
-from gatecli.errors import TrainingError
+from gatecli.errors import SettingError, TrainingError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,9 +23,13 @@ HEURISTIC = "gate by gate (a heuristic, not necessarily the best)"
 @reads_checkpoints
 def calibrate(
     session: Session,
-    target_acc: Annotated[float, typer.Option(help="Top-1 accuracy to reach on val, in percent.")],
     checkpoint: Checkpoint = None,
     data: Data = None,
+    target_acc: Annotated[Optional[float], typer.Option(help="Top-1 accuracy to reach on val, in percent.")] = None,
+    max_drop: Annotated[Optional[float], typer.Option(help="Exits: the same, in points below the network with nobody leaving early.")] = None,
+    max_gmacs: Annotated[Optional[float], typer.Option(help="Exits: the highest accuracy for at most so many GMACs an image.")] = None,
+    confidence: Annotated[Optional[float], typer.Option(help="Exits: the accuracy shall hold on unseen data with this probability, as 0.95.")] = None,
+    reuse: Annotated[bool, typer.Option("--reuse", help="Exits: move along the frontier that an earlier calibrate has recorded; needs no data.")] = False,
     per_gate: Annotated[bool, typer.Option("--per-gate", help="Then a threshold for each site, by coordinate descent: a heuristic, and up to ten more passes over val for each.")] = False,
     refine: Annotated[int, typer.Option(help="Data-dependent gates: passes over val at most, to look between the first thresholds tried.")] = 12,
     batch_size: BatchSize = 256,
@@ -37,13 +42,19 @@ def calibrate(
     from gatecli.checkpoint import check_output, write
     from gatecli.inputs import open_data
 
-    calibration.check_target(target_acc)
+    if target_acc is not None:
+        calibration.check_target(target_acc)
     path = session.checkpoint(checkpoint)
     target = out or default_out(path, "calibrated")
     check_output(target, force, [path])
     network = session.open(path)
     if not network.methods:
         raise TrainingError(f"{path} has no gates to calibrate: attach a method first (gatecli attach {path} --method NAME)")
+    if network.site_exits:
+        prices = {"target_acc": target_acc, "max_drop": max_drop, "max_gmacs": max_gmacs}
+        return exits.calibrate(session, network, path, target, prices, confidence, reuse, remembered(data), batch_size, workers)
+    if target_acc is None or max_drop is not None or max_gmacs is not None or confidence is not None or reuse:
+        raise SettingError("layer gates are calibrated to --target-acc; --max-drop, --max-gmacs, --confidence and --reuse are for exits")
     dataset = open_data(network, remembered(data))
     result = calibration.calibrate(
         network, dataset, target_acc=target_acc, per_gate=per_gate, refine=refine, batch_size=batch_size, workers=workers, progress=Reporter(session)

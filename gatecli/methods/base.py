@@ -101,6 +101,13 @@ def apply_plan(network: Network, plan: Mapping[str, list[int]], round_to: int = 
 
     round_to: where a site keeps some of its units, see Network.keep_units.
     """
+    exits = {site: kept for site, kept in plan.items() if network.sites[site].kind == "exit"}
+    for site, kept in exits.items():
+        if kept:
+            network.end_at_exit(site)
+        else:
+            network.remove_exit(site)
+    plan = {site: kept for site, kept in plan.items() if site not in exits}
     for site, kept in plan.items():
         if len(kept) == network.sites[site].units:
             network.remove_gate(site)

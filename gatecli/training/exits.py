@@ -13,12 +13,13 @@ from torch import Tensor
 from gatecli.data import batches, steps
 from gatecli.data.augment import ORDER, generator
 from gatecli.errors import SettingError, TrainingError
-from gatecli.inference import Scores, topk
+from gatecli.inference import Scores
 from gatecli.schedules import learning_rate
 from gatecli.training.goals import Row, TargetRate
 from gatecli.training.loop import LOG_EVERY, Loop
 
 Features = dict[str, Tensor]  # exit -> (N, C)
+Seen = tuple[Features, Tensor]  # and the logits of the network's own end (N, K)
 
 
 class BestExits(TargetRate):
@@ -54,7 +55,7 @@ class ExitLoop(Loop):
             raise SettingError(f"--cache-features computes each image once, so it goes without augmentation, but got --augment {self.options.augment}")
         self.augment = "none" if self.options.cache_features else self.augment
         self.exits: dict[str, Any] = {site: gate for site, gate in self.network.site_gates.items() if self.network.methods[site] == self.method.name}
-        self.cached: tuple[Features, Tensor] | None = None
+        self.cached: dict[str, tuple[Features, Tensor, Tensor]] = {}
         return BestExits(self.network, self.method, self.settings, self.options)
 
     def _groups(self) -> list[dict[str, Any]]:
@@ -78,28 +79,36 @@ class ExitLoop(Loop):
             for x, y in self.batches(epoch, start):
                 yield self._seen(x)[0], y.to(self.network.device)
             return
-        if self.cached is None:
-            self.cached = self._all_features("train")
-        features, labels = self.cached
+        ((features, _, labels),) = self._walk("train")
         order = torch.randperm(len(labels), generator=generator(ORDER, self.options.seed, epoch))
         for number in range(start, self.steps_per_epoch):
             rows = order[number * self.batch_size : (number + 1) * self.batch_size]
             yield {site: seen[rows].to(self.network.device) for site, seen in features.items()}, labels[rows].to(self.network.device)
 
-    def _seen(self, x: Tensor) -> tuple[Features, Tensor]:
+    def _seen(self, x: Tensor) -> Seen:
+        """What the exits see of images, and what the network's own end says."""
         with torch.no_grad():
             values, logits = self.network.at_exits(x.to(self.network.device))
-            return {site: gate.features(values[site]) for site, gate in self.exits.items()}, logits
+            return {site: gate.features(values[site]) for site, gate in self.exits.items()}, logits.float()
 
-    def _all_features(self, split: str) -> tuple[Features, Tensor]:
-        """What the exits see of a whole split, in order, on the CPU, with its labels."""
-        part, seen, labels = self.data.splits[split], list[Features](), list[Tensor]()
-        with self.progress.task(f"features of {split}", steps(part, self.options.batch_size)) as task:
+    def _walk(self, split: str) -> Iterator[tuple[Features, Tensor, Tensor]]:
+        """Features, the end's logits and labels of a whole split, in order; kept for the next time with `cache_features`."""
+        if split in self.cached:
+            yield self.cached[split]
+            return
+        part, kept = self.data.splits[split], list[tuple[Features, Tensor, Tensor]]()
+        with self.progress.task(f"features of {split}" if self.options.cache_features else "validating", steps(part, self.options.batch_size)) as task:
             for x, y in batches(part, input=self.network.input, batch_size=self.options.batch_size, workers=self.options.workers):
-                seen.append({site: value.cpu() for site, value in self._seen(x)[0].items()})
-                labels.append(y)
+                features, logits = self._seen(x)
+                seen = {site: value.cpu() for site, value in features.items()}, logits.cpu(), y
+                if self.options.cache_features:
+                    kept.append(seen)
+                else:
+                    yield seen
                 task.advance()
-        return {site: torch.cat([each[site] for each in seen]) for site in self.exits}, torch.cat(labels)
+        if self.options.cache_features:
+            self.cached[split] = {site: torch.cat([each[0][site] for each in kept]) for site in self.exits}, torch.cat([each[1] for each in kept]), torch.cat([each[2] for each in kept])
+            yield self.cached[split]
 
     def _fit(self, features: Features, labels: Tensor, epoch: int) -> None:
         for group in self.optimizer.param_groups:
@@ -123,18 +132,15 @@ class ExitLoop(Loop):
 
     def _exit_scores(self) -> tuple[float, dict[str, float]]:
         """Val top-1 of the network's own end, and of each exit on all samples."""
-        split, size = self.data.splits["val"], self.options.batch_size
-        ends, labels, heads = list[Tensor](), list[Tensor](), {site: list[Tensor]() for site in self.exits}
-        with torch.no_grad(), self.progress.task("validating", steps(split, size)) as task:
-            for x, y in batches(split, input=self.network.input, batch_size=size, workers=self.options.workers):
-                features, logits = self._seen(x)
-                ends.append(logits.float().cpu())
-                labels.append(y)
-                for site, gate in self.exits.items():
-                    heads[site].append(gate.linear(features[site]).float().cpu())
-                task.advance()
-        truth = torch.cat(labels)
-        return topk(torch.cat(ends), truth, 1), {site: topk(torch.cat(each), truth, 1) for site, each in heads.items()}
+        hits, total = dict.fromkeys((None, *self.exits), 0), 0
+        with torch.no_grad():
+            for features, logits, labels in self._walk("val"):
+                heads = {site: gate.linear(features[site].to(self.network.device)).cpu() for site, gate in self.exits.items()}
+                for site, head in ((None, logits), *heads.items()):
+                    hits[site] += int((head.argmax(1) == labels).sum())
+                total += len(labels)
+        shares = {site: 100 * count / total for site, count in hits.items()}
+        return shares.pop(None), {site: share for site, share in shares.items() if site is not None}
 
     def _told(self, row: Row) -> str:
         return f"epoch {row['epoch']}/{self.options.epochs}: loss {row['train_loss']:.3f}, val top-1 " + ", ".join(f"{site} {top1:.2f}" for site, top1 in row["exits"].items())
