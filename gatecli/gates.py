@@ -161,6 +161,10 @@ class Exit(Gate):
         """Logits (N, K) of the values x at which the exit stands."""
         raise NotImplementedError
 
+    def head(self) -> nn.Module:
+        """The classifier alone, sharing its tensors and their names: for a network in which everybody leaves here."""
+        raise NotImplementedError
+
     def score(self, logits: Tensor) -> Tensor:
         """How sure the logits (N, K) are: (N, 1)."""
         raise NotImplementedError

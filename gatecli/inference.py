@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gatecli.errors import DataError
 from gatecli.progress import Progress, silent
-from gatecli.record import RateMeter, observe
+from gatecli.record import RateMeter, gates_of, observe
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -64,7 +64,8 @@ def predict(
     network.train(training)
     if not logits:
         raise DataError("expected at least one image to evaluate on, but the split is empty")
-    return Pass(torch.cat(logits), torch.cat(labels), meter.rates(), meter.busy())
+    nobody_came = {site: [0.0] * gate.units for site, gate in gates_of(network).items()}
+    return Pass(torch.cat(logits), torch.cat(labels), {**nobody_came, **meter.rates()}, meter.busy())
 
 
 def topk(scores: Tensor, labels: Tensor, k: int) -> float:

@@ -227,7 +227,7 @@ class Network(nn.Module):
 
     def end_at_exit(self, site: str) -> None:
         """Let everybody who comes to an exit leave there; what lies behind it goes."""
-        rewrite.end_at_exit(self.graph, self.sites[site])
+        rewrite.end_at_exit(self, self.graph, self.sites[site], self.site_exits[site].head())
         left = {node.name for node in self.graph.nodes}
         self.methods.pop(site)
         self.sites = {name: other for name, other in self.sites.items() if {other.value, other.add} - {""} <= left and other.entry in left and name != site}

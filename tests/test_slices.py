@@ -10,7 +10,7 @@ import torch
 from commandline import SIDE, call, edit, refused, run, save_npz, save_source
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import CASES, dense, lively, traced
+from networks import CASES, branches, dense, lively, traced
 from torch import Tensor, fx, nn
 
 import gatecli
@@ -224,7 +224,7 @@ def test_tails(source: nn.Module) -> None:
 def test_removed_dense_layers_become_biases(keep: list[bool], seed: int) -> None:
     torch.manual_seed(seed)
     gated = attach(traced(lively(dense(), torch.randn(8, 3, 8, 12)), (8, 12)), "ind-perbatch").network
-    assert [site.kind for site in gated.sites.values()] == ["layer"] * 5
+    assert [site.kind for site in branches(gated).values()] == ["layer"] * 5
     decisions = {site: [int(flag)] for site, flag in zip(gated.methods, keep, strict=True)}
     result = gatecli.prune(decided(gated, decisions))
     images = torch.randn(3, 3, 8, 12)
@@ -350,4 +350,4 @@ def test_a_layer_that_cannot_be_removed_is_named(tmp_path: Path, monkeypatch: py
     done = run("prune", "gated.safetensors", "--arch", "networks:plaindense", "--threshold", "0.4")
     assert done.code == 0 and "note: convs.0 never runs, but stays in the file: `convs.1` reads it and pads it with zeros" in done.err
     loaded = gatecli.load("gated.pruned.safetensors", arch="networks:plaindense")
-    assert list(loaded.methods) == ["convs.0", "convs.1"] and list(loaded.sites) == ["convs.0", "convs.1"]
+    assert list(loaded.methods) == ["convs.0", "convs.1"] and list(branches(loaded)) == ["convs.0", "convs.1"]

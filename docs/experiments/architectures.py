@@ -118,14 +118,14 @@ def _compare(found: Found, sizes: tuple[int, ...], row: Row) -> None:
     images = random_images(network)
     before = logits(model, images)
     row.training = _training(model, network, images)
-    if not network.sites:
+    if all(site.kind == "exit" for site in network.sites.values()):
         row.attach = f"({relative_change(before, logits(network.eval(), images)):.0e})"
         return
     gated = gatecli.attach(network.eval(), "ind-perbatch").network
     del model, network
     row.attach = f"{relative_change(before, logits(gated, images)):.0e}"
     with torch.no_grad():
-        for site in random.Random(0).sample(list(gated.sites), len(gated.sites) // 2):
+        for site in random.Random(0).sample(list(gated.methods), len(gated.methods) // 2):
             gated.get_parameter(f"gates.{site}.logits").copy_(torch.tensor([[9.0, -9.0]]))
     pruned = gatecli.prune(gated)
     row.params, row.prune = f"{gated.params / 1e6:.2f} -> {pruned.network.params / 1e6:.2f}", f"{pruned.max_logit_change:.0e}"

@@ -84,6 +84,8 @@ def check_target(target_acc: float) -> None:
     """Raises SettingError where `target_acc` is no percentage."""
     if not 0 <= target_acc <= 100:
         raise SettingError(f"expected --target-acc to be a top-1 accuracy between 0 and 100 percent, but got {target_acc}")
+    if 0 < target_acc < 1:
+        raise SettingError(f"expected --target-acc in percent, but got {target_acc:g}: was {100 * target_acc:g} meant?")
 
 
 def _out_of_reach(measure: Measure, target: float) -> str:

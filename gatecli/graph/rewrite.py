@@ -1,7 +1,6 @@
 """Change a traced network: put a gate before a value, take a branch out, let go of modules that nothing calls, rename."""
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping, Sequence
 
 from torch import fx, nn
@@ -88,16 +87,16 @@ def remove_exit(graph: fx.Graph, site: Site) -> None:
     remove_dead(graph)
 
 
-def end_at_exit(graph: fx.Graph, site: Site) -> None:
-    """Let everybody who comes to the site's exit leave there: what lies behind it goes."""
+def end_at_exit(root: nn.Module, graph: fx.Graph, site: Site, head: nn.Module) -> None:
+    """Let everybody who comes to the site's exit leave there: `head`, its classifier, takes its place, and what lies behind goes."""
     picked, pairs = _exits(graph)
-    index = [pair.target for pair in pairs].index(f"exits.{site.name}")
-    with graph.inserting_before(picked):
-        logits = graph.call_function(operator.getitem, (pairs[index], 0))
+    path = f"exits.{site.name}"
+    index = [pair.target for pair in pairs].index(path)
+    place(root, path, head)
     if index:
-        picked.args = (logits, *pairs[:index])
+        picked.args = (pairs[index], *pairs[:index])
     else:
-        picked.replace_all_uses_with(logits)
+        picked.replace_all_uses_with(pairs[index])
     remove_dead(graph)
 
 

@@ -54,6 +54,9 @@ class DGate(Exit):
     def score(self, logits: Tensor) -> Tensor:
         return (logits.softmax(1) if self.probability else logits).amax(1, keepdim=True)
 
+    def head(self) -> nn.Module:
+        return Head(self.positions, self.linear)
+
     def loss(self, features: Tensor, labels: Tensor) -> Tensor:
         """The loss of features (N, C) with labels (N,): a scalar."""
         loss = F.cross_entropy if self.probability else hinge
@@ -61,6 +64,19 @@ class DGate(Exit):
 
     def drop_inputs(self, kept: Tensor, gone: Tensor, constants: Tensor) -> None:
         drop_inputs(self.linear, kept, gone, constants)
+
+
+class Head(nn.Module):
+    """A linear classifier of averaged features."""
+
+    def __init__(self, positions: tuple[int, ...], linear: nn.Linear) -> None:
+        super().__init__()
+        self.positions, self.linear = positions, linear
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (N, C, ...) -> logits (N, K)."""
+        logits: Tensor = self.linear(x.mean(self.positions) if self.positions else x)
+        return logits
 
 
 def hinge(margins: Tensor, labels: Tensor) -> Tensor:

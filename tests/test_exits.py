@@ -1,0 +1,376 @@
+"""Early exits: where they stand, who leaves, what that saves, how they are trained, calibrated and pruned."""
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from commandline import SIDE, call, contents, refused, run, same, save_npz, save_source
+from networks import CASES, lively, traced
+from torch import Tensor, nn
+
+import gatecli
+from gatecli.architectures.build import build_skeleton
+from gatecli.costs import expected_macs, leaving_costs, reach
+from gatecli.errors import SettingError, TrainingError
+from gatecli.graph.trace import compile_graph
+from gatecli.inference import predict
+from gatecli.methods.dgate import DGate, hinge
+from gatecli.network import Network
+from gatecli.probe import relative_change
+from gatecli.training.exits import ExitLoop
+
+LIMIT = 1e-5
+
+
+def logits(network: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        result: Tensor = network(x)
+        return result
+
+
+# --- where ---
+
+STAGES = {
+    "resnet50": [(256, 16), (512, 8), (1024, 4)], "densenet121": [(256, 16), (512, 8), (1024, 4)], "mobilenet_v2": [(24, 16), (32, 8), (96, 4)],
+    "efficientnet_b0": [(24, 16), (40, 8), (112, 4)], "convnext_tiny": [(96, 16), (192, 8), (384, 4)], "regnet_y_400mf": [(48, 16), (104, 8), (208, 4)], "vgg11": [],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_exits_stand_at_the_ends_of_stages(name: str) -> None:
+    network = traced(build_skeleton(f"torchvision:{name}", {}), (64, 64))
+    exits = [site for site in network.sites.values() if site.kind == "exit"]
+    assert [site.name for site in exits] == [f"exit{number}" for number in range(1, len(exits) + 1)]
+    shapes = [network.costs[site.entry].shape for site in exits]
+    assert [(shape[1], shape[2]) for shape in shapes if shape is not None] == STAGES[name]
+    assert sorted((site.macs for site in exits), reverse=True) == [site.macs for site in exits]
+
+
+def test_exits_after_sites_that_the_user_names() -> None:
+    network = CASES["tokens"].network()
+    assert not any(site.kind == "exit" for site in network.sites.values())  # one size from beginning to end
+    first, second, *_ = network.sites
+    gated = gatecli.attach(network, "dgate", after=f"{second}").network
+    assert list(gated.site_exits) == ["exit1"] and gated.sites["exit1"].channels == 16
+    assert relative_change(logits(network, CASES["tokens"].images(2)), logits(gated, CASES["tokens"].images(2))) <= LIMIT
+    with pytest.raises(SettingError, match=r"expected setting `after` to name sites .*but got `nowhere`; there are: "):
+        gatecli.attach(network, "dgate", after="nowhere")
+    with pytest.raises(gatecli.GatecliError, match=r"dgate found nothing to gate .*after=SITE"):
+        gatecli.attach(network, "dgate")
+    with pytest.raises(SettingError, match="exits already"):
+        gatecli.attach(gated, "dgate", after=f"{first}")
+
+
+# --- who leaves ---
+
+
+@pytest.fixture(scope="module", params=["cifar-projection", "bottleneck", "dense", "own-gray-oblong"])
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def stacked(name: str) -> Network:
+    """Exits with random weights, and layer gates beside them."""
+    torch.manual_seed(0)
+    network = gatecli.attach(gatecli.attach(CASES[name].network(), "dgate").network, "aig-perbatch").network
+    for exit_ in network.site_exits.values():
+        nn.init.normal_(exit_.get_submodule("linear").weight)  # type: ignore[arg-type]
+    return network
+
+
+def draw(network: Network, count: int, seed: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {site: torch.randint(0, 2, (count, 1), generator=generator).float() for site in network.methods}
+
+
+def test_nobody_leaves_at_first(name: str, stacked: Network) -> None:
+    x = CASES[name].images(5)
+    found, taken = stacked(x, return_exits=True)
+    assert relative_change(logits(CASES[name].build(), x), found.detach()) <= LIMIT and taken.tolist() == [len(stacked.site_exits)] * 5
+    assert stacked.params > CASES[name].network().params
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_leaving_means_what_the_graph_means(name: str, stacked: Network, count: int, seed: int) -> None:
+    x, decisions = CASES[name].images(count), draw(stacked, count, seed)
+    with gatecli.force(stacked, decisions), torch.no_grad():
+        wanted = compile_graph(stacked.graph)(stacked, x)
+        found, taken = stacked(x, return_exits=True)
+        layout = stacked(x.contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(layout, wanted, rtol=1e-4, atol=1e-4)
+    exits = [decisions[site].reshape(-1).tolist() for site in stacked.site_exits]
+    assert taken.tolist() == [next((e for e, z in enumerate(exits) if z[i]), len(exits)) for i in range(count)]
+    assert all(gate.rows is None for gate in stacked.site_gates.values())
+
+
+def test_what_lies_behind_is_computed_only_for_those_who_stay() -> None:
+    network = gatecli.attach(CASES["cifar-projection"].network(), "dgate").network
+    seen: list[int] = []
+    network.get_submodule("layer3.2.conv2").register_forward_hook(lambda m, args, out: seen.append(len(args[0])))
+    network.get_submodule("layer2.2.conv2").register_forward_hook(lambda m, args, out: seen.append(len(args[0])))
+    x = CASES["cifar-projection"].images(4)
+    for first, second, calls in (([0, 0, 0, 0], [0, 0, 0, 0], [4, 4]), ([1, 0, 0, 0], [0, 1, 0, 0], [3, 2]), ([1, 1, 0, 0], [1, 1, 1, 1], [2]), ([1, 1, 1, 1], [0, 0, 0, 0], [])):
+        seen.clear()
+        with gatecli.force(network, {"exit1": torch.tensor(first)[:, None].float(), "exit2": torch.tensor(second)[:, None].float()}):
+            logits(network, x)
+        assert seen == calls
+
+
+def test_rates_are_shares_of_all_and_macs_add_up(name: str, stacked: Network) -> None:
+    """Against each image's own cost: everything up to where it leaves, less the branches that were closed on the way."""
+    count, decisions = 11, draw(stacked, 11, 5)
+    with gatecli.force(stacked, decisions):
+        seen = predict(stacked, [(CASES[name].images(count), torch.zeros(count))])
+        _, taken = stacked(CASES[name].images(count), return_exits=True)
+    layers = {site: z for site, z in decisions.items() if site not in stacked.site_exits}
+    costs = leaving_costs(stacked, layers).gather(1, taken[:, None]).mean().item()
+    assert expected_macs(stacked, seen.rates, seen.busy) == pytest.approx(costs)
+    exits = list(stacked.site_exits)
+    for number, site in enumerate(exits):
+        assert seen.rates[site] == [pytest.approx((taken == number).double().mean().item())]
+    for site, z in layers.items():
+        before = stacked.before(site)
+        here = torch.tensor([not any(taken[i] == exits.index(each) for each in before) for i in range(count)])
+        assert seen.rates[site] == [pytest.approx((z.reshape(-1) * here).double().mean().item())]
+        assert reach(stacked, site, seen.rates) == pytest.approx(here.double().mean().item())
+
+
+def test_nan_scores_never_leave() -> None:
+    exit_ = DGate("exit1", 4, (2, 3), 3, False).eval()
+    exit_.threshold.fill_(-1e30)
+    assert exit_(torch.full((2, 4, 3, 3), torch.nan))[1].tolist() == [[0.0], [0.0]]
+    assert exit_(torch.zeros(2, 4, 3, 3))[1].tolist() == [[1.0], [1.0]]
+
+
+# --- training ---
+
+
+def test_hinge_against_a_loop() -> None:
+    generator = torch.Generator().manual_seed(0)
+    margins, labels = torch.randn(5, 4, generator=generator) * 2, torch.tensor([0, 3, 1, 1, 2])
+    wanted = sum(max(0.0, 1 - (1 if k == labels[i] else -1) * margins[i, k].item()) for i in range(5) for k in range(4)) / 20
+    assert hinge(margins, labels).item() == pytest.approx(wanted)
+    free = margins.clone().requires_grad_()
+    hinge(free, labels).backward()  # type: ignore[no-untyped-call]
+    for i in range(5):
+        for k in range(4):
+            sign = 1 if k == labels[i] else -1
+            assert free.grad is not None and free.grad[i, k].item() == pytest.approx(-sign / 20 if sign * margins[i, k] < 1 else 0.0)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.chdir(tmp_path)
+    save_source(tmp_path / "r20.pt")
+    save_npz(tmp_path / "data.npz", val=80)
+    yield tmp_path
+
+
+TUNE = ["--data", "npz:data.npz", "--batch-size", 32, "--lr", 0.3, "--schedule", "cosine"]
+
+
+def attach(*more: object) -> dict[str, Any]:
+    return call("attach", "r20.pt", "--method", "dgate", "--input-size", SIDE, *more)
+
+
+def test_the_network_stays_to_the_bit_and_each_exit_is_trained_alone(here: Path) -> None:
+    attach()
+    both = call("finetune", *TUNE, "--epochs", 3, "--cache-features")
+    before, after = contents("r20.dgate.safetensors")[0], contents(both["out"])[0]
+    assert all(torch.equal(after[name], before[name]) == (not name.endswith(("linear.weight", "linear.bias"))) for name in before)
+    attach("--include", "exit2", "--out", "one.safetensors")
+    call("finetune", *TUNE, "--epochs", 3, "--cache-features", "--out", "alone.safetensors")
+    assert torch.equal(contents("alone.safetensors")[0]["exits.exit2.linear.weight"], after["exits.exit2.linear.weight"])
+    assert both["top1"] == both["baseline_top1"] and both["rates"] == {"exit1": 0.0, "exit2": 0.0} and both["target_rate"] is None
+    assert set(both["history"][0]["exits"]) == {"exit1", "exit2"} and both["history"][-1]["train_loss"] < both["history"][0]["train_loss"] < 2
+
+
+def test_a_cache_changes_nothing_but_the_time(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attach()
+    passes: list[int] = []
+    seen = ExitLoop._seen
+    monkeypatch.setattr(ExitLoop, "_seen", lambda self, x: passes.append(len(x)) or seen(self, x))
+    call("finetune", *TUNE, "--epochs", 2, "--augment", "none", "--out", "slow.safetensors")
+    slow = sum(passes)
+    passes.clear()
+    call("finetune", "r20.dgate.safetensors", *TUNE, "--epochs", 2, "--cache-features", "--out", "fast.safetensors")
+    assert sum(passes) == 96 + 80 and slow == 2 * (96 + 80)
+    one, other = contents("slow.safetensors")[0], contents("fast.safetensors")[0]
+    for name in one:
+        torch.testing.assert_close(one[name], other[name])
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_stopped_run_goes_on(here: Path, monkeypatch: pytest.MonkeyPatch, cached: bool) -> None:
+    attach()
+    line = ["finetune", "r20.dgate.safetensors", *TUNE, "--epochs", 3, "--save-every", 0, *(["--cache-features"] if cached else [])]
+    call(*line, "--out", "straight.safetensors")
+    fit, steps = ExitLoop._fit, [0]
+
+    def crash(self: ExitLoop, *args: Any) -> None:
+        steps[0] += 1
+        if steps[0] == 6:
+            raise KeyboardInterrupt
+        fit(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ExitLoop, "_fit", crash)
+        assert run(*line).code == 130
+    resumed = call("finetune", "--resume")
+    assert same(resumed["out"], "straight.safetensors")
+
+
+# --- calibrating ---
+
+
+@pytest.fixture
+def trained(here: Path) -> Path:
+    attach()
+    call("finetune", *TUNE, "--epochs", 20, "--cache-features", "--out", "trained.safetensors")
+    return here
+
+
+def test_what_calibrate_promises_is_what_the_network_does(trained: Path) -> None:
+    for asked in (["--target-acc", 12], ["--max-drop", 2], ["--max-gmacs", 0.0018], ["--target-acc", 20]):
+        done = run("calibrate", "trained.safetensors", *asked, "--out", "c.safetensors", "--force")
+        if done.code:
+            assert "out of reach" in done.last
+            continue
+        found = call("calibrate", "trained.safetensors", *asked, "--out", "c.safetensors", "--force")
+        measured = call("eval", "c.safetensors", "--split", "val")
+        assert measured["top1"] == pytest.approx(found["top1"]) and measured["macs_expected"] == pytest.approx(found["macs_expected"])
+        assert [measured["rates"][site] for site in found["thresholds"]] == pytest.approx(found["shares"][:-1])
+        front = [(point["macs"], point["top1"]) for point in found["frontier"]]
+        assert front == sorted(front) and all(a[1] < b[1] for a, b in itertools.pairwise(front))
+        assert found["target_top1"] is None or found["top1"] >= found["target_top1"] - 1e-9
+        assert asked[0] != "--max-gmacs" or found["macs_expected"] <= 0.0018e9
+    assert gatecli.load("c.safetensors").recipe.steps[-1].op == "calibrate"
+
+
+def test_moving_along_the_frontier_needs_no_data(trained: Path) -> None:
+    found = call("calibrate", "trained.safetensors", "--target-acc", 5, "--out", "c.safetensors")
+    middle = found["frontier"][len(found["frontier"]) // 2]
+    (trained / "data.npz").unlink()
+    again = call("calibrate", "c.safetensors", "--reuse", "--target-acc", middle["top1"])
+    assert again["out"] == "c.calibrated.safetensors" and again["macs_expected"] == middle["macs"] and again["thresholds"] == middle["thresholds"]
+    third = call("calibrate", "--reuse", "--max-gmacs", middle["macs"] / 1e9)
+    assert third["top1"] == middle["top1"]
+    network = gatecli.load("c.safetensors")
+    point = network.set_operating_point(max_gmacs=middle["macs"] / 1e9)
+    limits = {site: exit_.threshold.item() for site, exit_ in network.site_exits.items()}
+    assert limits == pytest.approx(point["thresholds"]) and point["top1"] == middle["top1"]
+    refused("calibrate c.safetensors --reuse --target-acc 99.99 --out x.safetensors", "no recorded point reaches 99.99")
+    refused("calibrate c.safetensors --reuse --max-gmacs 1e-9 --out x.safetensors", "no recorded point costs at most")
+    refused("calibrate c.safetensors --reuse --max-drop 1 --out x.safetensors", "--target-acc or --max-gmacs alone")
+    refused("calibrate trained.safetensors --reuse --target-acc 5 --out x.safetensors", "no frontier is recorded")
+
+
+def test_confidence_costs(trained: Path) -> None:
+    done = run("calibrate", "trained.safetensors", "--target-acc", 3, "--confidence", 0.9, "--out", "c.safetensors")
+    assert done.code == 0 and "certified: top-1 of at least 3.00 on unseen data with probability 0.9" in done.err
+    refused("calibrate trained.safetensors --target-acc 99 --confidence 0.9 --out x.safetensors", "no thresholds can be certified to reach 99 percent")
+    refused("calibrate trained.safetensors --max-gmacs 1 --confidence 0.9 --out x.safetensors", "--confidence is about an accuracy")
+
+
+def test_bad_calibrations(here: Path) -> None:
+    attach()
+    untrained = "calibrate r20.dgate.safetensors --data npz:data.npz --out x.safetensors"
+    refused(f"{untrained} --target-acc 10", "have not been trained yet")
+    refused(untrained, "expected one of --target-acc, --max-drop and --max-gmacs")
+    refused(f"{untrained} --target-acc 10 --max-drop 1", "expected one of")
+    refused(f"{untrained} --target-acc 101", "between 0 and 100")
+    refused(f"{untrained} --target-acc .947", "in percent, but got 0.947: was 94.7 meant?")
+    refused(f"{untrained} --max-drop nan", "--max-drop to be between 0 and 100")
+    refused("finetune r20.dgate.safetensors --data npz:data.npz --max-drop 1", "exits are set to an accuracy or a cost with gatecli calibrate")
+    refused("finetune r20.dgate.safetensors --data npz:data.npz --cache-features --augment shift", "goes without augmentation")
+    call("attach", "r20.pt", "--method", "ind-perbatch", "--input-size", SIDE)
+    refused("finetune r20.ind-perbatch.safetensors --data npz:data.npz --cache-features", "--cache-features is for exits")
+    refused("calibrate r20.ind-perbatch.safetensors --data npz:data.npz --max-gmacs 1", "are for exits")
+    with pytest.raises(TrainingError, match="no exits"):
+        from gatecli.calibration.at_exits import calibrate_exits
+        from gatecli.data import load_data
+
+        calibrate_exits(gatecli.load("r20.ind-perbatch.safetensors"), load_data("npz:data.npz"), target_acc=5)
+
+
+# --- pruning, profiling ---
+
+
+def test_prune_takes_out_exits_that_nobody_takes_and_what_nobody_comes_to() -> None:
+    case = CASES["bottleneck"]
+    torch.manual_seed(1)
+    network = gatecli.attach(gatecli.attach(case.network(), "dgate").network, "ind-perbatch").network
+    for exit_ in network.site_exits.values():
+        nn.init.normal_(exit_.get_submodule("linear").weight)  # type: ignore[arg-type]
+    network.site_exits["exit2"].threshold.fill_(-1e30)
+    x = case.images(5)
+    rates = {site: [1.0] for site in network.methods} | {"exit1": [0.0], "exit2": [1.0], "exit3": [0.0]}
+    result = gatecli.prune(network, rates=rates)
+    assert relative_change(logits(network, x), logits(result.network, x)) <= LIMIT
+    assert "exit1" in result.removed and list(result.network.site_exits) == [] and not result.network.methods
+    assert not any(name.startswith(("layer3", "layer4", "fc", "exits.exit1", "exits.exit3")) for name in result.network.state_dict())
+    assert result.network.num_classes == network.num_classes and result.network.macs_dense < network.macs_dense / 1.2
+    network.site_exits["exit2"].threshold.fill_(math.inf)
+    network.site_exits["exit3"].threshold.fill_(0.5)
+    kept = gatecli.prune(network, rates=rates | {"exit2": [0.0], "exit3": [0.4]})
+    assert kept.kept_dynamic == ["exit3"] and list(kept.network.site_exits) == ["exit3"]
+    assert relative_change(logits(network, x), logits(kept.network, x)) <= LIMIT
+    with pytest.raises(SettingError, match="how many leave at `exit3`"):
+        gatecli.prune(network)
+
+
+def test_the_road_with_exits_on_a_pruned_network(here: Path) -> None:
+    call("attach", "r20.pt", "--method", "ind-perbatch", "--input-size", SIDE)
+    call("finetune", "--data", "npz:data.npz", "--epochs", 1, "--batch-size", 32, "--lr", 0.05, "--set", "gate_lr=20", "--set", "loss_weight=9", "--set", "target_rate=.3", "--bn-batches", 0)
+    pruned = call("prune")
+    stacked = call("attach", "--method", "dgate")
+    assert stacked["gates"] == 2 and stacked["max_logit_change"] <= LIMIT and stacked["params"] > pruned["params"]
+    call("finetune", *TUNE, "--epochs", 10, "--cache-features")
+    calibrated = call("calibrate", "--target-acc", 0)
+    assert calibrated["macs_expected"] == pytest.approx(min(point["macs"] for point in calibrated["frontier"]))
+    for data in ([], ["--data", "npz:data.npz"]):
+        profiled = call("profile", "--batch", "1,4", "--repeats", 3, *data)
+        assert profiled["rows"][1]["macs_expected"] == pytest.approx(calibrated["macs_expected"]) and profiled["rows"][1]["ideal_speedup"] > 1
+    final = call("prune", "--data", "npz:data.npz")
+    assert final["params"] < stacked["params"] and final["max_logit_change"] <= LIMIT
+    sites = {site["name"]: site for site in call("inspect")["sites"]}
+    assert all(site["kind"] in ("block", "exit") for site in sites.values())
+
+
+def test_a_checkpoint_keeps_infinite_thresholds(here: Path) -> None:
+    attach()
+    loaded = gatecli.load("r20.dgate.safetensors")
+    assert all(math.isinf(exit_.threshold.item()) for exit_ in loaded.site_exits.values())
+    x = torch.randn(2, 3, SIDE, SIDE)
+    assert torch.equal(logits(loaded, x), logits(gatecli.load("r20.pt", input_size=(SIDE, SIDE)), x))
+
+
+def test_cross_entropy_for_comparison(here: Path) -> None:
+    attach("--set", "loss=cross-entropy")
+    found = call("finetune", *TUNE, "--epochs", 5, "--cache-features")
+    limits = call("calibrate", "--target-acc", 1)["thresholds"].values()
+    assert found["history"][-1]["exits"]["exit2"] > 10 and all(value is None or value <= 1 for value in limits)
+
+
+def test_exits_in_a_dense_block_lose_the_channels_that_go() -> None:
+    torch.manual_seed(2)
+    network = traced(lively(CASES["dense"].make(), CASES["dense"].images(8)), (8, 12))
+    gated = gatecli.attach(gatecli.attach(network, "dgate").network, "ind-perbatch").network
+    exit_ = gated.site_exits["exit1"]
+    nn.init.normal_(exit_.get_submodule("linear").weight)  # type: ignore[arg-type]
+    exit_.threshold.fill_(0.0)
+    first = next(site for site, place in gated.sites.items() if place.kind == "layer")
+    gate: Any = gated.site_gates[first]
+    with torch.no_grad():
+        gate.logits.copy_(torch.tensor([[9.0, -9.0]]))
+    result = gatecli.prune(gated, rates={"exit1": [0.5]})
+    x = CASES["dense"].images(6)
+    assert result.removed == [first] and relative_change(logits(gated, x), logits(result.network, x)) <= LIMIT
