@@ -381,7 +381,7 @@ def test_bad_input(here: Path) -> None:
     refused("calibrate ind.safetensors --target-acc 10 --data npz:data.npz --out data.npz", "data.npz", "--force")
     refused("calibrate ind.safetensors --target-acc 10 --data npz:data.npz --refine -1", "refine", "-1")
     refused("calibrate ind.safetensors --target-acc 10 --data npz:data.npz --batch-size 0", "0")
-    assert run("calibrate", "ind.safetensors").code == 2
+    refused("calibrate ind.safetensors", "calibrated to --target-acc")
     assert run("calibrate", "ind.safetensors", "--target-acc", "much").code == 2
 
 
