@@ -1,0 +1,64 @@
+"""Put decision gates into a checkpoint, train and calibrate them, and print their operating points, with hinge loss and with cross-entropy.
+
+python docs/experiments/exits.py resnet20_glyphs36.pt npz:glyphs36.npz --drops 0 0.5 1 2
+
+Works in the current folder.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def gatecli(*words: object) -> dict[str, Any]:
+    """Run a command with --json; its notes go to stderr as they come."""
+    line = [str(word) for word in words]
+    print("$ gatecli", *line, file=sys.stderr, flush=True)
+    done = subprocess.run([sys.executable, "-m", "gatecli", *line, "--json"], stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("source")
+    parser.add_argument("data")
+    parser.add_argument("--epochs", default="100")
+    parser.add_argument("--drops", nargs="*", default=["0", "0.5", "1", "2"])
+    parser.add_argument("--losses", nargs="*", default=["hinge", "cross-entropy"])
+    args = parser.parse_args()
+    stem = Path(args.source).stem
+    print("| loss | exits alone (val) | points given up | thresholds | val top-1 | test top-1 | GFLOPs (test) | less | leaving at each, at the end, % (val) | speed-up at 1 / 32 | ideal |")
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    for loss in args.losses:
+        gated, tuned = f"{stem}.{loss}.dgate.safetensors", f"{stem}.{loss}.tuned.safetensors"
+        gatecli("attach", args.source, "--method", "dgate", "--set", f"loss={loss}", "--out", gated, "--force")
+        schedule = ["--epochs", args.epochs, "--cache-features", "--lr", "0.5", "--schedule", "cosine", "--batch-size", "256"]
+        trained = gatecli("finetune", gated, "--data", args.data, *schedule, "--out", tuned, "--force")
+        alone = max((row["exits"] for row in trained["history"]), key=lambda exits: sum(exits.values()))
+        rows = []
+        for asked in [*(["--max-drop", drop] for drop in args.drops), ["--max-drop", args.drops[-1], "--confidence", "0.95"]]:
+            out = f"{stem}.{loss}.{'-'.join(asked).strip('-')}.safetensors"
+            rows.append((asked, gatecli("calibrate", tuned, *asked, "--out", out, "--force")))
+        profile = gatecli("profile", *(row["out"] for _, row in rows), "--data", args.data, "--batch", "1,32", "--repeats", "200")["rows"]
+        for (asked, row), timed in zip(rows, profile[1:], strict=True):
+            report(loss, alone, asked, row, gatecli("eval", row["out"], "--split", "test"), timed)
+
+
+def report(loss: str, alone: dict[str, float], asked: list[str], row: dict[str, Any], test: dict[str, Any], timed: dict[str, Any]) -> None:
+    limits = ", ".join("never" if value is None else f"{value:.3g}" for value in row["thresholds"].values())
+    given_up = asked[1] + (f", confidence {asked[3]}" if len(asked) > 2 else "")
+    less = 100 * (1 - test["macs_expected"] / row["macs_dense"])
+    cells = [
+        loss, ", ".join(f"{top1:.1f}" for top1 in alone.values()), given_up, limits, f"{row['top1']:.2f}", f"{test['top1']:.2f}", f"{2 * test['macs_expected'] / 1e9:.4f}", f"{less:.1f} %",
+        " / ".join(f"{100 * share:.1f}" for share in row["shares"]), " / ".join(f"{timed['speedups'][size]:.2f}" for size in ("1", "32")), f"{timed['ideal_speedup']:.2f}",
+    ]  # fmt: skip
+    print(f"| {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
