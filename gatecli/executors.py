@@ -123,11 +123,29 @@ class Staged:
 
     def __init__(self, stages: Sequence[Branch], exits: Sequence[str], last: Branch) -> None:
         self.stages, self.exits, self.last = stages, exits, last
+        self.gates: list[Gate] | None = None
 
     def __call__(self, root: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self._one(root, x) if x.shape[0] == 1 else self._several(root, x)
+
+    def _one(self, root: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+        """A single image: no batch to leave."""
+        for number, (stage, path) in enumerate(zip(self.stages, self.exits, strict=True)):
+            x = stage(root, x)
+            logits, z = root.get_submodule(path)(x)
+            if z.item() > 0:
+                return logits, torch.tensor([number], device=x.device)
+        return self.last(root, x), torch.tensor([len(self.exits)], device=x.device)
+
+    def _forced(self, root: nn.Module) -> list[Gate]:
+        if self.gates is None:  # walking through all modules takes as long as some layers
+            self.gates = [part for part in root.modules() if isinstance(part, Gate)]
+        return [gate for gate in self.gates if gate.forced is not None]
+
+    def _several(self, root: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
         taken = torch.full((x.shape[0],), len(self.exits), device=x.device)
         rows, out = torch.arange(x.shape[0], device=x.device), None
-        forced = [gate for gate in root.modules() if isinstance(gate, Gate) and gate.forced is not None]
+        forced = self._forced(root)
         try:
             for number, (stage, path) in enumerate(zip(self.stages, self.exits, strict=True)):
                 x = stage(root, x)
@@ -137,8 +155,6 @@ class Staged:
                 if left.numel() == 0:
                     continue
                 taken[rows[left]] = number
-                if left.numel() == taken.shape[0]:
-                    return logits, taken
                 out = logits.new_empty(taken.shape[0], logits.shape[1]) if out is None else out
                 out[rows[left]] = logits[left]
                 stay = (~leaving).nonzero().reshape(-1)
