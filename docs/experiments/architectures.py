@@ -46,7 +46,7 @@ Printed by `python docs/experiments/architectures.py > docs/architectures.md` (t
 statistics, seeds fixed.
 
 - *found as*: what the architecture is taken for from the names and shapes of its tensors alone.
-- *sites*: what can be gated; *GMACs* of one image at the official *input* size.
+- *sites*: what can be gated, and where exits can stand; *GMACs* of one image at the official *input* size.
 - *attach*: how far the logits of the network with a gate of `ind-perbatch` at each site are from the source's, relative to the largest; where there is no site, how far
   the traced network's are, in brackets.
 - *pruned*: half of the sites, drawn at random, are decided to be off and removed: parameters before and after, and how far the logits are from those of the network
