@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gatecli.attaching import attach
+    from gatecli.calibration.at_exits import calibrate_exits
     from gatecli.calibration.calibrate import calibrate
     from gatecli.checkpoint import load, write
     from gatecli.data import load_data
@@ -24,11 +25,11 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "GatecliError", "Network", "TrainOptions", "attach", "calibrate", "evaluate", "finetune", "fit", "force",
+    "GatecliError", "Network", "TrainOptions", "attach", "calibrate", "calibrate_exits", "evaluate", "finetune", "fit", "force",
     "load", "load_data", "profile", "prune", "record_gates", "write",
 ]  # fmt: skip
 _HOMES = {
-    "GatecliError": "errors", "Network": "network", "TrainOptions": "training", "attach": "attaching", "calibrate": "calibration", "evaluate": "evaluation",
+    "GatecliError": "errors", "Network": "network", "TrainOptions": "training", "attach": "attaching", "calibrate": "calibration", "calibrate_exits": "calibration.at_exits", "evaluate": "evaluation",
     "finetune": "training", "fit": "inputs", "force": "record", "load": "checkpoint", "load_data": "data", "profile": "profiling", "prune": "pruning", "record_gates": "record",
     "write": "checkpoint",
 }  # fmt: skip

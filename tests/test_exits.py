@@ -273,6 +273,19 @@ def test_moving_along_the_frontier_needs_no_data(trained: Path) -> None:
     refused("calibrate trained.safetensors --reuse --target-acc 5 --out x.safetensors", "no frontier is recorded")
 
 
+def test_the_library_has_both(here: Path) -> None:
+    attach()
+    network, data = gatecli.load("r20.dgate.safetensors"), gatecli.load_data("npz:data.npz")
+    gatecli.fit(network, data)
+    with pytest.raises(SettingError, match="calibrate_exits"):
+        gatecli.calibrate(network, data, target_acc=5)
+    with torch.no_grad():
+        for exit_ in network.site_exits.values():
+            nn.init.normal_(exit_.get_submodule("linear").weight)  # type: ignore[arg-type]
+    found = gatecli.calibrate_exits(network, data, max_drop=100)
+    assert found.point == found.frontier[0] and found.target_top1 == pytest.approx(found.baseline_top1 - 100) and found.gap == 0
+
+
 def test_confidence_costs(trained: Path) -> None:
     done = run("calibrate", "trained.safetensors", "--target-acc", 3, "--confidence", 0.9, "--out", "c.safetensors")
     assert done.code == 0 and "certified: top-1 of at least 3.00 on unseen data with probability 0.9" in done.err

@@ -64,6 +64,8 @@ def calibrate(
         raise SettingError(f"expected `candidates` to be at least 1 and `refine` at least 0, but got {candidates} and {refine}")
     if not network.methods:
         raise TrainingError(f"{network.recipe.source.file or 'the network'} has no gates to calibrate: attach a method first (gatecli attach CHECKPOINT --method NAME)")
+    if network.site_exits:
+        raise SettingError("the network has exits, whose thresholds are no probabilities: gatecli.calibrate_exits chooses them")
     copy = network.copy()
     with strategy(copy, "threshold"):
         measure = Measure(copy, data.splits["val"], batch_size, workers, progress)
