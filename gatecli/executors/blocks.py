@@ -1,15 +1,13 @@
-"""What runs in place of a gated branch, so that what is skipped is not computed: a plain `if` for one image, gathered samples in a batch."""
+"""Residual branches and layers of dense blocks: a plain `if` for one image, gathered samples in a batch."""
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from gatecli.gates import Gate
+from gatecli.executors.rows import Branch, add_rows, rows_last, take
 from gatecli.graph.ops import runs_of
-
-Branch = Callable[..., Tensor]  # (root, x) -> value
 
 
 class SkipBlock(nn.Module):
@@ -108,99 +106,13 @@ class SkipLayer(nn.Module):
         open_ = z.reshape(-1).nonzero().reshape(-1)
         if open_.numel() == x.shape[0]:
             return self.branch(self.root, x)
-        layout = torch.channels_last if _rows_last(x) else torch.contiguous_format
+        layout = torch.channels_last if rows_last(x) else torch.contiguous_format
         zeros = torch.zeros(x.shape[0], self.channels, *x.shape[2:], dtype=x.dtype, device=x.device).contiguous(memory_format=layout)
         if open_.numel() == 0:
             return zeros
         return add_rows(zeros, open_, self.branch(self.root, take(x, open_)).to(x.dtype), in_place=True)
 
 
-class Staged:
-    """A network with exits: the stages between them, as functions (root, value) -> value, and what comes behind the last. Who leaves, leaves the batch.
-
-    Called, it returns logits (N, K) and the exit that each sample took (N,), its number from 0 on, the number of exits for none.
-    """
-
-    def __init__(self, stages: Sequence[Branch], exits: Sequence[str], last: Branch) -> None:
-        self.stages, self.exits, self.last = stages, exits, last
-        self.gates: list[Gate] | None = None
-
-    def __call__(self, root: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self._one(root, x) if x.shape[0] == 1 else self._several(root, x)
-
-    def _one(self, root: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-        """A single image: no batch to leave."""
-        for number, (stage, path) in enumerate(zip(self.stages, self.exits, strict=True)):
-            x = stage(root, x)
-            logits, z = root.get_submodule(path)(x)
-            if z.item() > 0:
-                return logits, torch.tensor([number], device=x.device)
-        return self.last(root, x), torch.tensor([len(self.exits)], device=x.device)
-
-    def _forced(self, root: nn.Module) -> list[Gate]:
-        if self.gates is None:  # walking through all modules takes as long as some layers
-            self.gates = [part for part in root.modules() if isinstance(part, Gate)]
-        return [gate for gate in self.gates if gate.forced is not None]
-
-    def _several(self, root: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-        taken = torch.full((x.shape[0],), len(self.exits), device=x.device)
-        rows, out = torch.arange(x.shape[0], device=x.device), None
-        forced = self._forced(root)
-        try:
-            for number, (stage, path) in enumerate(zip(self.stages, self.exits, strict=True)):
-                x = stage(root, x)
-                logits, z = root.get_submodule(path)(x)
-                leaving = z.reshape(-1) > 0
-                left = leaving.nonzero().reshape(-1)
-                if left.numel() == 0:
-                    continue
-                taken[rows[left]] = number
-                out = logits.new_empty(taken.shape[0], logits.shape[1]) if out is None else out
-                out[rows[left]] = logits[left]
-                stay = (~leaving).nonzero().reshape(-1)
-                if stay.numel() == 0:
-                    return out, taken
-                x, rows = take(x, stay), rows[stay]
-                for gate in forced:
-                    gate.rows = rows
-            final = self.last(root, x)
-        finally:
-            for gate in forced:
-                gate.rows = None
-        if out is None:
-            return final, taken
-        out[rows] = final.to(out.dtype)
-        return out, taken
-
-    def values(self, root: nn.Module, x: Tensor) -> tuple[list[Tensor], Tensor]:
-        """The values at which the exits stand, and the network's own logits, for all samples: nobody leaves."""
-        seen = []
-        for stage in self.stages:
-            x = stage(root, x)
-            seen.append(x.clone())  # what comes later may write into x
-        return seen, self.last(root, x)
-
-
 def _add(value: Tensor, shortcut: Tensor) -> Tensor:
     """Add into `value`, which nobody else holds, where autograd and the dtypes allow it."""
     return value + shortcut if torch.is_grad_enabled() or value.dtype != shortcut.dtype else value.add_(shortcut)
-
-
-def _rows_last(x: Tensor) -> bool:
-    return x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-
-
-def take(x: Tensor, rows: Tensor) -> Tensor:
-    """Samples `rows` (k,) of x (N, ...), in x's memory format: index_select alone would turn channels_last into NCHW."""
-    if _rows_last(x):
-        return x.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
-    return x.index_select(0, rows)
-
-
-def add_rows(x: Tensor, rows: Tensor, values: Tensor, in_place: bool) -> Tensor:
-    """x (N, ...) with `values` (k, ...) added to its samples `rows` (k,): one pass, where adding and then copying back takes two."""
-    if _rows_last(x):
-        return add_rows(x.permute(0, 2, 3, 1), rows, values.permute(0, 2, 3, 1), in_place).permute(0, 3, 1, 2)
-    return x.index_add_(0, rows, values) if in_place else x.index_add(0, rows, values)
-
-
