@@ -20,6 +20,8 @@ bench: $(VENV)/.test
 	$(BIN)/python tests/benchmarks/startup.py
 	$(BIN)/python tests/benchmarks/skipping.py
 	$(BIN)/python tests/benchmarks/training.py
+	$(BIN)/python tests/benchmarks/exits.py
+	$(BIN)/python tests/benchmarks/calibration.py
 
 # One stamp for each set of extras; made anew when the dependencies change.
 $(VENV)/.%: pyproject.toml

@@ -143,13 +143,14 @@ class Network(nn.Module):
         """The exits by site, in the order in which they are come to."""
         return {site: gate for site, gate in self.site_gates.items() if isinstance(gate, Exit)}
 
-    def set_operating_point(self, *, target_acc: float | None = None, max_gmacs: float | None = None) -> dict[str, Any]:
+    def set_operating_point(self, *, target_acc: float | None = None, max_gmacs: float | None = None, max_ms: float | None = None) -> dict[str, Any]:
         """Move the exits' thresholds along the frontier that calibrate has recorded; returns the point taken.
 
-        Args: target_acc: the cheapest point with at least this val top-1, in percent. max_gmacs: the most accurate one for at most so many GMACs.
+        Args: target_acc: the cheapest point with at least this val top-1, in percent. max_gmacs, max_ms: the most accurate one for at most so many
+            GMACs, or milliseconds where calibrate measured them.
         Raises: SettingError where no frontier is recorded, or it holds no such point.
         """
-        point = choose_recorded(self.recipe, list(self.site_exits), target_acc, max_gmacs)
+        point = choose_recorded(self.recipe, list(self.site_exits), target_acc, max_gmacs, max_ms)
         for site, exit_ in self.site_exits.items():
             exit_.threshold.fill_(point["thresholds"][site])
         return point
@@ -162,6 +163,11 @@ class Network(nn.Module):
     def macs_dense(self) -> int:
         """MACs of one image with every unit running, gates included."""
         return sum(cost.macs for cost in self.costs.values())
+
+    def gate_macs(self, site: str) -> int:
+        """MACs of one image that a site's gate, or an exit with its classifier, costs itself; 0 where there is none."""
+        owned = {f"gates.{site}", f"exits.{site}"}
+        return sum(self.costs[node.name].macs for node in self.graph.nodes if node.op == "call_module" and node.target in owned)
 
     @property
     def params(self) -> int:

@@ -6,15 +6,14 @@ speed-up is the ratio of medians. Accelerators are timed by their own events, fr
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gatecli.clock import milliseconds
 from gatecli.costs import Rates, expected_macs, mean_rate, reach
 from gatecli.errors import SettingError
 from gatecli.network import Network
@@ -63,7 +62,8 @@ class Row:
 
 @dataclass(frozen=True)
 class SiteRow:
-    """One site of the last checkpoint: MACs of its branch, the method that gates it, how often it runs (1 where nothing gates it)."""
+    """One site of the last checkpoint: the MACs that its gate decides about (an exit's: that leaving there saves), the method that gates it, how often
+    it runs (1 where nothing gates it), and what the gate, or an exit with its classifier, costs itself."""
 
     name: str
     kind: str
@@ -71,6 +71,7 @@ class SiteRow:
     macs: int
     method: str | None
     rate: float
+    gate_macs: int
 
 
 @dataclass(frozen=True)
@@ -110,10 +111,8 @@ def site_rows(subject: Subject) -> list[SiteRow]:
     network = subject.network
     if network is None:
         return []
-    return [
-        SiteRow(site.name, site.kind, site.units, site.macs, network.methods.get(site.name), mean_rate(subject.rates.get(site.name, [0.0 if site.kind == "exit" else 1.0])))
-        for site in network.sites.values()
-    ]
+    rates = {name: mean_rate(subject.rates.get(name, [0.0 if site.kind == "exit" else 1.0])) for name, site in network.sites.items()}
+    return [SiteRow(name, site.kind, site.units, site.macs, network.methods.get(name), rates[name], network.gate_macs(name)) for name, site in network.sites.items()]
 
 
 def subject_of(name: str, network: Network, file_bytes: int, rates: Rates) -> Subject:
@@ -127,7 +126,7 @@ def _interleaved(subjects: Sequence[Subject], size: int, repeats: int, images: T
         for index, subject in enumerate(subjects):
             x = _images(subjects[-1], size, images, draw)
             with _drawn(subject, size, draw if images is None else None), torch.inference_mode():
-                elapsed = _time(subject.module, x)
+                elapsed = milliseconds(subject.module, x)
             if repeat >= 0:
                 times[index].append(elapsed)
         if repeat >= 0:
@@ -159,29 +158,6 @@ def _decisions(network: Network, rates: Rates, size: int, draw: torch.Generator)
         come = max(reach(network, site, rates), 1e-9)
         drawn[site] = (torch.rand(size, len(units), generator=draw) < torch.tensor(units) / come).float()
     return drawn
-
-
-def _time(module: nn.Module, x: Tensor) -> float:
-    """Milliseconds of one call, by the clock of the device that computes: an accelerator's own events, else the host's."""
-    if x.device.type == "cuda":
-        with torch.cuda.device(x.device):
-            return _by_events(module, x, torch.cuda.Event, torch.cuda.synchronize)
-    if x.device.type == "mps":
-        return _by_events(module, x, torch.mps.event.Event, torch.mps.synchronize)
-    start = time.perf_counter()
-    module(x)
-    return (time.perf_counter() - start) * 1e3
-
-
-def _by_events(module: nn.Module, x: Tensor, event: Callable[..., Any], wait: Callable[[], None]) -> float:
-    """Time between two events on the device. It is idle at the first one, so what the host takes to start the work counts too."""
-    wait()
-    start, end = event(enable_timing=True), event(enable_timing=True)
-    start.record()
-    module(x)
-    end.record()
-    end.synchronize()
-    return float(start.elapsed_time(end))
 
 
 def _row(subjects: Sequence[Subject], index: int, times: Mapping[str, list[list[float]]]) -> Row:

@@ -1,4 +1,4 @@
-"""profile's clock: an accelerator is timed by its own events, a CPU by the host's."""
+"""The clock: an accelerator is timed by its own events, a CPU by the host's."""
 from __future__ import annotations
 
 from contextlib import nullcontext
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gatecli import profiling
+from gatecli import clock
 
 
 class Device:
@@ -62,15 +62,15 @@ def test_an_accelerator_is_timed_by_its_own_events(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(home, "Event", device.event)
     monkeypatch.setattr(torch.cuda if kind == "cuda" else torch.mps, "synchronize", device.wait)
     monkeypatch.setattr(torch.cuda, "device", lambda which: nullcontext())
-    monkeypatch.setattr(profiling.time, "perf_counter", lambda: pytest.fail("the host's clock was read"))
-    assert profiling._time(Work(device), Image(kind)) == 12.5  # type: ignore[arg-type]
+    monkeypatch.setattr(clock.time, "perf_counter", lambda: pytest.fail("the host's clock was read"))
+    assert clock.milliseconds(Work(device), Image(kind)) == 12.5  # type: ignore[arg-type]
     assert device.asked == ["wait", "record", "work", "record", "synchronize"]
 
 
 def test_a_cpu_is_timed_by_the_host_s_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter([1.0, 1.25])
-    monkeypatch.setattr(profiling.time, "perf_counter", lambda: next(ticks))
-    assert profiling._time(nn.Identity(), torch.zeros(1)) == 250.0
+    monkeypatch.setattr(clock.time, "perf_counter", lambda: next(ticks))
+    assert clock.milliseconds(nn.Identity(), torch.zeros(1)) == 250.0
 
 
 @pytest.mark.gpu
@@ -83,6 +83,6 @@ def test_events_of_a_real_gpu() -> None:
             torch.cuda._sleep(cycles)
 
     x = torch.zeros(1, device="cuda")
-    times = [profiling._time(Busy(), x) for _ in range(3)]
+    times = [clock.milliseconds(Busy(), x) for _ in range(3)]
     assert min(times) > cycles / 4e9 * 1e3  # no GPU's clock reaches 4 GHz
-    assert profiling._time(nn.Identity(), x) < min(times)
+    assert clock.milliseconds(nn.Identity(), x) < min(times)

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 import gatecli
 from gatecli.architectures.build import build_skeleton
+from gatecli.calibration.at_exits import gather
+from gatecli.calibration.exits import Samples, measure
 from gatecli.costs import expected_macs, leaving_costs, reach
 from gatecli.errors import SettingError, TrainingError
 from gatecli.graph.trace import compile_graph
@@ -22,6 +24,7 @@ from gatecli.inference import predict
 from gatecli.methods.dgate import DGate, hinge
 from gatecli.network import Network
 from gatecli.probe import relative_change
+from gatecli.progress import silent
 from gatecli.training.exits import ExitLoop
 
 LIMIT = 1e-5
@@ -269,8 +272,35 @@ def test_moving_along_the_frontier_needs_no_data(trained: Path) -> None:
     assert limits == pytest.approx(point["thresholds"]) and point["top1"] == middle["top1"]
     refused("calibrate c.safetensors --reuse --target-acc 99.99 --out x.safetensors", "no recorded point reaches 99.99")
     refused("calibrate c.safetensors --reuse --max-gmacs 1e-9 --out x.safetensors", "no recorded point costs at most")
-    refused("calibrate c.safetensors --reuse --max-drop 1 --out x.safetensors", "--target-acc or --max-gmacs alone")
+    refused("calibrate c.safetensors --reuse --max-drop 1 --out x.safetensors", "--target-acc, --max-gmacs or --max-ms alone")
+    refused("calibrate c.safetensors --reuse --max-ms 1 --out x.safetensors", "holds no milliseconds")
     refused("calibrate trained.safetensors --reuse --target-acc 5 --out x.safetensors", "no frontier is recorded")
+
+
+def test_milliseconds_as_the_price(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, data = gatecli.load("trained.safetensors"), gatecli.load_data("npz:data.npz")
+    clock = iter(itertools.cycle([3.0, 5.0, 4.0]))  # a disturbed clock: to leave nowhere cannot be quicker than at the last exit
+    monkeypatch.setattr("gatecli.calibration.latency.milliseconds", lambda module, image: [float(image.shape[0]), module(image) * 0, next(clock)][2])
+    seen, _ = gather(network, data, 256, 0, silent)
+    found = gatecli.calibrate_exits(network, data, max_ms=4.5, cost="latency")
+    assert found.times == [3.0, 5.0, 5.0]
+    limits = [[-math.inf, *sorted(set(column.tolist())), math.inf] for column in seen.margins.unbind(1)]
+    every = [measure(Samples.of(seen.margins, seen.correct, torch.tensor(found.times)), pair) for pair in itertools.product(*limits)]
+    assert found.point.top1 == max(point.top1 for point in every if point.cost <= 4.5)
+    assert found.point.cost == pytest.approx(measure(seen, found.point.thresholds).cost)  # MACs, as everywhere
+    assert all(0 < point.cost <= network.macs_dense for point in found.frontier)
+
+
+def test_latency_is_measured_kept_and_reused(trained: Path) -> None:
+    found = call("calibrate", "trained.safetensors", "--target-acc", 5, "--cost", "latency", "--out", "c.safetensors")
+    assert len(found["leaving_ms"]) == 3 and found["leaving_ms"] == sorted(found["leaving_ms"]) and found["leaving_ms"][0] > 0
+    for point in found["frontier"]:
+        assert point["ms"] == pytest.approx(sum(share * ms for share, ms in zip(point["shares"], found["leaving_ms"], strict=True)))
+    middle = found["frontier"][len(found["frontier"]) // 2]
+    again = call("calibrate", "c.safetensors", "--reuse", "--max-ms", middle["ms"])
+    assert again["ms"] == middle["ms"] and again["top1"] == middle["top1"]
+    done = run("calibrate", "trained.safetensors", "--target-acc", 5, "--cost", "latency", "--out", "d.safetensors")
+    assert "of single images, on this machine" in " ".join(done.out.split()) and " ms of " in done.err
 
 
 def test_the_library_has_both(here: Path) -> None:
@@ -297,7 +327,10 @@ def test_bad_calibrations(here: Path) -> None:
     attach()
     untrained = "calibrate r20.dgate.safetensors --data npz:data.npz --out x.safetensors"
     refused(f"{untrained} --target-acc 10", "have not been trained yet")
-    refused(untrained, "expected one of --target-acc, --max-drop and --max-gmacs")
+    refused(untrained, "expected one of --target-acc, --max-drop, --max-gmacs, --max-ms, but got none")
+    refused(f"{untrained} --max-ms 5", "add --cost latency")
+    refused(f"{untrained} --max-gmacs 1 --cost latency", "expected --max-ms")
+    refused(f"{untrained} --target-acc 10 --cost joules", "one of macs, latency, but got `joules`")
     refused(f"{untrained} --target-acc 10 --max-drop 1", "expected one of")
     refused(f"{untrained} --target-acc 101", "between 0 and 100")
     refused(f"{untrained} --target-acc .947", "in percent, but got 0.947: was 94.7 meant?")

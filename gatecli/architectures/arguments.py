@@ -60,11 +60,10 @@ PRE_CIFAR = {
     "stride_on": STRIDE_ON,
     "project": Argument(str, choices=("input", "activation")),  # what a projection reads
 }
-RESNET = {
+STEM = {
     "stem": Argument(str, choices=("imagenet", "cifar")),  # cifar: a 3x3 convolution with stride 1, no max-pool
     "maxpool": Argument(bool),  # whether the stem has one, overriding `stem`
     "stem_stride": Argument(int, 1, 16),
-    "stride_on": STRIDE_ON,
 }
 
 
@@ -139,7 +138,8 @@ def accepted_args(arch: str) -> dict[str, Argument] | None:
 
         _known(arch, name, models.list_models(module=models))
         network = _network(models.get_model_builder(name))
-        return {"num_classes": CLASSES, "in_channels": CHANNELS, **(RESNET if network is models.ResNet else {}), **_simple(network)}
+        family = {models.ResNet: {**STEM, "stride_on": STRIDE_ON}, models.DenseNet: STEM}.get(network, {})
+        return {"num_classes": CLASSES, "in_channels": CHANNELS, **family, **_simple(network)}
     if library == "timm":
         try:
             import timm

@@ -1,4 +1,4 @@
-"""What gatecli changes in a network that torchvision built: input channels for all, stem and stride for the ResNet family."""
+"""What gatecli changes in a network that torchvision built: input channels for all, the stem of ResNets and DenseNets, the stride of ResNets."""
 from __future__ import annotations
 
 from typing import Any
@@ -7,21 +7,23 @@ from torch import nn
 
 from gatecli.errors import ArchitectureError
 
+STEMS = (("conv1", "maxpool"), ("features.conv0", "features.pool0"))  # first convolution and pooling: of ResNets, of DenseNets
 EXTRAS = ("in_channels", "stem", "maxpool", "stem_stride", "stride_on")  # arguments that are not the library's own
 
 
 def alter(model: nn.Module, arch: str, extras: dict[str, Any]) -> nn.Module:
-    """Apply the arguments named in EXTRAS, in place; only `in_channels` is for networks without a ResNet's attributes."""
+    """Apply the arguments named in EXTRAS, in place; only `in_channels` is for networks of any kind."""
+    first, pool = next((stem for stem in STEMS if set(stem) <= {name for name, _ in model.named_modules()}), ("", ""))
     if "in_channels" in extras:
         name, conv = next((name, part) for name, part in model.named_modules() if isinstance(part, nn.Conv2d))
         _put(model, name, conv, in_channels=extras["in_channels"])
     cifar = extras.get("stem") == "cifar"
     if cifar:
-        _put(model, "conv1", model.get_submodule("conv1"), kernel_size=3, stride=1, padding=1)
+        _put(model, first, model.get_submodule(first), kernel_size=3, stride=1, padding=1)
     if "stem_stride" in extras:
-        _put(model, "conv1", model.get_submodule("conv1"), stride=extras["stem_stride"])
+        _put(model, first, model.get_submodule(first), stride=extras["stem_stride"])
     if cifar or "maxpool" in extras:
-        model.set_submodule("maxpool", nn.MaxPool2d(3, 2, 1) if extras.get("maxpool", not cifar) else nn.Identity())
+        model.set_submodule(pool, nn.MaxPool2d(3, 2, 1) if extras.get("maxpool", not cifar) else nn.Identity())
     if extras.get("stride_on") == "conv1":
         _stride_on_conv1(model, arch)
     return model

@@ -28,6 +28,8 @@ def calibrate(
     target_acc: Annotated[Optional[float], typer.Option(help="Top-1 accuracy to reach on val, in percent.")] = None,
     max_drop: Annotated[Optional[float], typer.Option(help="Exits: the same, in points below the network with nobody leaving early.")] = None,
     max_gmacs: Annotated[Optional[float], typer.Option(help="Exits: the highest accuracy for at most so many GMACs an image.")] = None,
+    max_ms: Annotated[Optional[float], typer.Option(help="Exits, with --cost latency: the highest accuracy for at most so many milliseconds an image.")] = None,
+    cost: Annotated[str, typer.Option(help="Exits: what thresholds shall save: macs, or latency of single images as measured on this machine.")] = "macs",
     confidence: Annotated[Optional[float], typer.Option(help="Exits: the accuracy shall hold on unseen data with this probability, as 0.95.")] = None,
     reuse: Annotated[bool, typer.Option("--reuse", help="Exits: move along the frontier that an earlier calibrate has recorded; needs no data.")] = False,
     per_gate: Annotated[bool, typer.Option("--per-gate", help="Then a threshold for each site, by coordinate descent: a heuristic, and up to ten more passes over val for each.")] = False,
@@ -51,10 +53,10 @@ def calibrate(
     if not network.methods:
         raise TrainingError(f"{path} has no gates to calibrate: attach a method first (gatecli attach {path} --method NAME)")
     if network.site_exits:
-        prices = {"target_acc": target_acc, "max_drop": max_drop, "max_gmacs": max_gmacs}
-        return exits.calibrate(session, network, path, target, prices, confidence, reuse, remembered(data), batch_size, workers)
-    if target_acc is None or max_drop is not None or max_gmacs is not None or confidence is not None or reuse:
-        raise SettingError("layer gates are calibrated to --target-acc; --max-drop, --max-gmacs, --confidence and --reuse are for exits")
+        asked = exits.Asked({"target_acc": target_acc, "max_drop": max_drop, "max_gmacs": max_gmacs, "max_ms": max_ms}, confidence, cost)
+        return exits.calibrate(session, network, path, target, asked, reuse, remembered(data), batch_size, workers)
+    if target_acc is None or {max_drop, max_gmacs, max_ms, confidence} != {None} or cost != "macs" or reuse:
+        raise SettingError("layer gates are calibrated to --target-acc; --max-drop, --max-gmacs, --max-ms, --cost, --confidence and --reuse are for exits")
     dataset = open_data(network, remembered(data))
     result = calibration.calibrate(
         network, dataset, target_acc=target_acc, per_gate=per_gate, refine=refine, batch_size=batch_size, workers=workers, progress=Reporter(session)

@@ -1,0 +1,32 @@
+"""How long one call takes, by the clock of the device that computes."""
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def milliseconds(module: nn.Module, x: Tensor) -> float:
+    """Milliseconds of module(x): by an accelerator's own events, else by the host's clock."""
+    if x.device.type == "cuda":
+        with torch.cuda.device(x.device):
+            return by_events(module, x, torch.cuda.Event, torch.cuda.synchronize)
+    if x.device.type == "mps":
+        return by_events(module, x, torch.mps.event.Event, torch.mps.synchronize)
+    start = time.perf_counter()
+    module(x)
+    return (time.perf_counter() - start) * 1e3
+
+
+def by_events(module: nn.Module, x: Tensor, event: Callable[..., Any], wait: Callable[[], None]) -> float:
+    """Time between two events on the device. It is idle at the first one, so what the host takes to start the work counts too."""
+    wait()
+    start, end = event(enable_timing=True), event(enable_timing=True)
+    start.record()
+    module(x)
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end))
