@@ -40,7 +40,8 @@ def logits(network: nn.Module, x: Tensor) -> Tensor:
 
 STAGES = {
     "resnet50": [(256, 16), (512, 8), (1024, 4)], "densenet121": [(256, 16), (512, 8), (1024, 4)], "mobilenet_v2": [(24, 16), (32, 8), (96, 4)],
-    "efficientnet_b0": [(24, 16), (40, 8), (112, 4)], "convnext_tiny": [(96, 16), (192, 8), (384, 4)], "regnet_y_400mf": [(48, 16), (104, 8), (208, 4)], "vgg11": [],
+    "efficientnet_b0": [(24, 16), (40, 8), (112, 4)], "convnext_tiny": [(96, 16), (192, 8), (384, 4)], "regnet_y_400mf": [(48, 16), (104, 8), (208, 4)], 
+    "vgg11": [(64, 64), (128, 32), (256, 16), (512, 8)], "googlenet": [(192, 16), (480, 8), (832, 4)], "squeezenet1_1": [(128, 15), (256, 7)],
 }  # fmt: skip
 
 
@@ -67,6 +68,14 @@ def test_exits_after_sites_that_the_user_names() -> None:
         gatecli.attach(network, "dgate")
     with pytest.raises(SettingError, match="exits already"):
         gatecli.attach(gated, "dgate", after=f"{first}")
+
+
+def test_exits_after_any_module_where_there_are_no_blocks() -> None:
+    network = traced(build_skeleton("torchvision:vgg11_bn", {"num_classes": 7}).to_empty(device="cpu"), (64, 64))
+    gated = gatecli.attach(network, "dgate", after="features.13,features.5").network
+    assert [gated.sites[site].channels for site in gated.site_exits] == [128, 256]
+    with pytest.raises(SettingError, match=r"but got `classifier.0`; there are: features.0, "):
+        gatecli.attach(network, "dgate", after="classifier.0")
 
 
 # --- who leaves ---
