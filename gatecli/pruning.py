@@ -107,7 +107,7 @@ def make_plan(network: Network, threshold: float | None, rates: Rates, collapse:
             if decided is not None:
                 plan[site] = decided
             continue
-        runs = methods.get(network.methods[site]).always_runs(gate, threshold)
+        runs = methods.get(network.methods[site]).decided(network, site, threshold)
         if runs is None:
             runs = _by_rate(site, rates, collapse, static)
         if runs is not None:

@@ -18,6 +18,7 @@ from gatecli.errors import SettingError
 from gatecli.gates import Gate
 from gatecli.graph.sites import Site
 from gatecli.network import Network
+from gatecli.schedules import learning_rate
 
 
 def setting(default: Any, help: str, low: float | None = None, high: float | None = None, choices: tuple[str, ...] = (), structural: bool = False) -> Any:
@@ -49,6 +50,7 @@ class Method:
 
     needs: ClassVar[str] = "something to gate"
     trains: ClassVar[str] = "network"  # what finetune trains: the network with the gates, or the "exits" alone
+    gate_lr_factor: ClassVar[float] = 1.0  # the gates' learning rate over that of the weights, unless --set gate_lr says otherwise
     at_least: ClassVar[bool] = False  # whether its target rate is one to reach, rather than to come down to
     paper: ClassVar[str] = ""
 
@@ -85,6 +87,16 @@ class Method:
     def begin(self, network: Network, sites: Iterable[str]) -> None:
         """Training of the gates at these sites begins, or goes on."""
 
+    def begin_epoch(self, network: Network, sites: Iterable[str], settings: Any, done: float) -> None:
+        """An epoch of training begins; `done`: the share of the training that lies behind."""
+
+    def after_step(self, network: Network, sites: Iterable[str]) -> None:
+        """The optimizer has moved the parameters."""
+
+    def learning_rate(self, schedule: str, base: float, done: float, settings: Any) -> float:
+        """The learning rate of all parameters, for their `base`, when the share `done` of the training lies behind."""
+        return learning_rate(schedule, base, done)
+
     def targets(self, settings: Any, sites: Iterable[str], epoch: int) -> dict[str, float]:
         """The rate that the gate at each of `sites` aims at when `epoch` (from 0) begins."""
         raise NotImplementedError
@@ -96,6 +108,19 @@ class Method:
     def loss(self, decisions: Mapping[str, Tensor], settings: Any, targets: Mapping[str, float]) -> Tensor:
         """The weighted loss of the gates' decisions (site -> z (N, units)) with these targets: a scalar."""
         raise NotImplementedError
+
+    def decided(self, network: Network, site: str, threshold: float | None) -> list[bool] | None:
+        """For each unit of a site, whether it always runs; None where that depends on the data."""
+        return self.always_runs(network.site_gates[site], threshold)
+
+    def prune(self, network: Network, kept: Mapping[str, list[int]], round_to: int) -> None:
+        """Keep only these units at these sites, ungated, in place; sites are the method's own and no exits."""
+        for site, units in kept.items():
+            if len(units) == network.sites[site].units:
+                network.remove_gate(site)
+            elif units:
+                network.keep_units(site, units, round_to)
+        network.remove_branches([site for site, units in kept.items() if not units])
 
     def always_runs(self, gate: Gate, threshold: float | None) -> list[bool] | None:
         """For each unit of a data-independent gate, whether P(on) > threshold (none: its own); None where it depends on the data."""
@@ -131,13 +156,12 @@ def apply_plan(network: Network, plan: Mapping[str, list[int]], round_to: int = 
             network.end_at_exit(site)
         else:
             network.remove_exit(site)
-    plan = {site: kept for site, kept in plan.items() if site not in exits}
+    by_method: dict[str, dict[str, list[int]]] = {}
     for site, kept in plan.items():
-        if len(kept) == network.sites[site].units:
-            network.remove_gate(site)
-        elif kept:
-            network.keep_units(site, kept, round_to)
-    network.remove_branches([site for site, kept in plan.items() if not kept])
+        if site not in exits:
+            by_method.setdefault(network.methods[site], {})[site] = kept
+    for name, own in by_method.items():
+        get(name).prune(network, own, round_to)
     network.recompile()
     network.recount()
 
