@@ -70,11 +70,13 @@ class Gate(nn.Module):
         forced: decisions (units,) or (N, units) that override the gate's own, see gatecli.record.force.
         rows: which samples of the batch are here, where others have left by an exit; None: all.
         fresh_rate: the rate as attached.
+        undecayed: names of its parameters that weight decay leaves alone.
     """
 
     threshold: Tensor
     data_dependent = True
     fresh_rate = 1.0
+    undecayed: tuple[str, ...] = ()
 
     def __init__(self, site: str, units: int) -> None:
         super().__init__()
@@ -139,9 +141,11 @@ class Gate(nn.Module):
         odds = self.log_odds(x)
         if self.strategy == "stochastic":
             return torch.bernoulli(odds.sigmoid()), odds
-        # logit(T) is -inf at T <= 0 and +inf at T >= 1: always, and never
-        limit = self._limit(lambda: torch.logit(self.threshold.clamp(0, 1)), self.threshold)
-        return (odds > limit).float(), odds
+        return (odds > self._limit(self._least_odds, self.threshold)).float(), odds
+
+    def _least_odds(self) -> Tensor:
+        """The log-odds above which units run: logit(T) is -inf at T <= 0 and +inf at T >= 1: always, and never."""
+        return torch.logit(self.threshold.clamp(0, 1))
 
 
 class Exit(Gate):

@@ -154,7 +154,10 @@ def _report(session: Session, result: Finetuned, run: Any) -> None:
     session.say(f"chosen {result.chosen}")
     if norms["after"] is not None:
         session.say(f"BatchNorm re-estimated: val top-1 {norms['before']:.2f} before, {norms['after']:.2f} after; kept: {norms['kept']}")
-    rates = "no exit taken until gatecli calibrate" if result.target_rate is None else f"rate {result.achieved_rate:.3f} for {result.target_rate:.2f} asked"
+    if result.network.site_exits and result.target_rate is None:
+        rates = "no exit taken until gatecli calibrate"
+    else:
+        rates = f"rate {result.achieved_rate:.3f}" + ("" if result.target_rate is None else f" for {result.target_rate:.2f} asked")
     session.say(
         f"val top-1 {result.top1:.2f} (all gates open before training: {result.baseline_top1:.2f}), {rates}, "
         f"{gmacs(result.macs_expected)} GMACs of {gmacs(result.network.macs_dense)}; log, best and last state in {run.folder}"

@@ -32,10 +32,10 @@ class TargetRate:
         """The rate that each gate aims at when `epoch` (from 0) begins."""
         return self.method.targets(self.settings, self.units, epoch)
 
-    def mean(self, targets: Mapping[str, float]) -> float:
+    def mean(self, targets: Mapping[str, float]) -> float | None:
         return mean_target(targets, self.units)
 
-    def asked(self) -> float:
+    def asked(self) -> float | None:
         """The mean rate to be reached at the end."""
         return self.mean(self.targets(self.options.epochs - 1))
 
@@ -45,7 +45,7 @@ class TargetRate:
 
     def meets(self, row: Row) -> bool:
         """Whether a state with these figures is what was asked for."""
-        return bool(row["achieved_rate"] <= self.asked() + RATE_SLACK)
+        return bool(row["achieved_rate"] <= (self.asked() or 0.0) + RATE_SLACK)
 
     def rank(self, row: Row) -> tuple[float, ...] | None:
         """What the best epoch has the highest of; None where an epoch cannot be the best."""
@@ -59,6 +59,25 @@ class TargetRate:
         if best is None:
             return f"last: epoch {self.options.epochs}, as no epoch's rate came down to {self.asked():.2f} + .02"
         return f"best: epoch {best['epoch']}, the highest val top-1 among those whose rate is at most {self.asked():.2f} + .02"
+
+
+class NoRate(TargetRate):
+    """For methods that aim at no rate: what a training comes to is where it ends."""
+
+    def mean(self, targets: Mapping[str, float]) -> None:
+        return None
+
+    def asked(self) -> None:
+        return None
+
+    def meets(self, row: Row) -> bool:
+        return True
+
+    def rank(self, row: Row) -> None:
+        return None
+
+    def chosen(self, best: Row | None) -> str:
+        return f"last: epoch {self.options.epochs}, as {self.method.name} aims at no rate that would say which epoch is the best"
 
 
 class Price(TargetRate):
@@ -131,5 +150,8 @@ class Price(TargetRate):
 
 def goal_of(network: Network, method: Method, settings: Any, options: TrainOptions) -> TargetRate:
     """What `options` aim at. Raises SettingError where it is out of reach."""
-    kind = TargetRate if options.max_drop is None and options.max_gmacs is None else Price
+    priced = options.max_drop is not None or options.max_gmacs is not None
+    if priced and not method.aims:
+        raise SettingError(f"--max-drop and --max-gmacs lower a target rate, and {method.name} has none: set what it has instead (gatecli methods {method.name})")
+    kind = Price if priced else TargetRate if method.aims else NoRate
     return kind(network, method, settings, options)

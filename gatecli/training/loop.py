@@ -66,6 +66,7 @@ class Loop:
             raise DataError(f"expected {data.spec} to have at least 2 training images, but it has {len(self.train_split)}")
         self.steps_per_epoch = steps(self.train_split, self.batch_size, drop_last=True)
         self.goal = self._make_goal()
+        self.gates = list(self.own(network.site_gates).values())
         self.optimizer = torch.optim.SGD(self._groups(), lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay)
         self.position, self.best_tensors = Position(goal=self.goal.state), dict[str, Tensor]()
         self.saved_step, self.saved_at = 0, time.monotonic()
@@ -76,12 +77,15 @@ class Loop:
         return goal_of(self.network, self.method, self.settings, self.options)
 
     def _groups(self) -> list[dict[str, Any]]:
-        gates = [p for name, p in self.network.named_parameters() if name.startswith("gates.")]
-        weights = [p for name, p in self.network.named_parameters() if not name.startswith("gates.")]
+        undecayed = {f"gates.{site}.{name}" for site, gate in self.network.site_gates.items() for name in gate.undecayed}
+        gates = {name: p for name, p in self.network.named_parameters() if name.startswith("gates.")}
+        weights = [p for name, p in self.network.named_parameters() if name not in gates]
         own_lr, own_decay = self.settings.gate_lr, self.settings.gate_weight_decay
         decay = self.options.weight_decay if own_decay is None else own_decay
         base = self.options.lr if own_lr is None else own_lr
-        return [{"params": weights, "base_lr": self.options.lr}, {"params": gates, "base_lr": base, "weight_decay": decay}]
+        groups = [{"params": weights, "base_lr": self.options.lr}, {"params": [p for name, p in gates.items() if name not in undecayed], "base_lr": base, "weight_decay": decay}]
+        free = [p for name, p in gates.items() if name in undecayed]
+        return [*groups, {"params": free, "base_lr": base, "weight_decay": 0.0}] if free else groups
 
     def train(self) -> float:
         """Run to the end of the last epoch, from wherever the position is; returns val top-1 before training, with all gates open.
@@ -147,7 +151,7 @@ class Loop:
             logits = model(x)
             task_loss = F.cross_entropy(logits.float(), y, label_smoothing=self.options.label_smoothing)
         decisions = self.own(record.latest())
-        loss = task_loss + self.method.loss(decisions, self.settings, self.position.targets)
+        loss = task_loss + self.method.loss(decisions, self.settings, self.position.targets) + self.method.penalty(self.gates, self.settings)
         value = self.processes.mean(loss.detach()).item()
         if not math.isfinite(value):
             raise TrainingError(self._diverged(f"the loss is {value}"))
@@ -176,11 +180,12 @@ class Loop:
 
     def _shown(self) -> dict[str, str]:
         means = self._means()
-        rates = {name.removeprefix("rate "): [mean] for name, mean in means.items() if name.startswith("rate ")}
+        sites = self.network.sites
+        rates = {name.removeprefix("rate "): [mean] * sites[name.removeprefix("rate ")].units for name, mean in means.items() if name.startswith("rate ")}
         return {
             "loss": f"{means['loss']:.3f}",
             "top-1": f"{means['top1']:.1f}",
-            "rate": f"{overall_rate(rates):.2f} (asked {self.goal.mean(self.position.targets):.2f})",
+            "rate": f"{overall_rate(rates):.2f}{asked(self.goal.mean(self.position.targets))}",
             "GMACs": f"{expected_macs(self.network, rates) / 1e9:.4g}",
         }
 
@@ -212,8 +217,8 @@ class Loop:
 
     def _told(self, row: Row) -> str:
         return (
-            f"epoch {row['epoch']}/{self.options.epochs}: loss {row['train_loss']:.3f}, val top-1 {row['val_top1']:.2f}, rate {row['achieved_rate']:.3f} "
-            f"(asked {row['target_rate']:.2f}), {row['macs_expected'] / 1e9:.4g} GMACs"
+            f"epoch {row['epoch']}/{self.options.epochs}: loss {row['train_loss']:.3f}, val top-1 {row['val_top1']:.2f}, rate {row['achieved_rate']:.3f}"
+            f"{asked(row['target_rate'])}, {row['macs_expected'] / 1e9:.4g} GMACs"
         )
 
     def figures(self, scores: Scores) -> dict[str, float]:
@@ -271,3 +276,8 @@ class Loop:
     def _diverged(self, what: str) -> str:
         kept = f"the last good state, of step {self.saved_step}, is in {self.run.folder}" if self.run is not None else "nothing was saved"
         return f"training stopped at step {self.position.step + 1}: {what}; {kept}. Begin again with a lower --lr"
+
+
+def asked(rate: float | None) -> str:
+    """What stands behind a rate achieved: the rate asked for, if any."""
+    return "" if rate is None else f" (asked {rate:.2f})"
