@@ -24,13 +24,14 @@ class SkipChannels(nn.Module):
 
     def __init__(self, root: nn.Module, conv: str, norm: str, gate: str, order: Channels, groups: int, reads_input: bool) -> None:
         super().__init__()
+        self.root: Any
         self.__dict__["root"] = root  # not a child: the modules belong to the network itself
         self.paths, self.order, self.groups, self.reads_input = (conv, norm, gate), order, groups, reads_input
         self.folded, self.cut = Remembered(), Remembered()
 
     def forward(self, x: Tensor) -> Tensor:
         """x (N, Ci, H, W) -> (N, Co, H', W')."""
-        conv, norm, gate = (self.root.get_submodule(path) for path in self.paths)
+        conv, norm, gate = modules(self.root, self.paths)
         z = gate(x) if gate.settled or self.reads_input else None
         if gate.settled and z is not None and bool(z.all()):
             result: Tensor = norm(conv(x))
@@ -41,7 +42,7 @@ class SkipChannels(nn.Module):
         closed: Tensor = gate.base(base)
         if not open_:
             return closed
-        opened = self._opened(conv, norm, x, base, open_)
+        opened = self._opened(conv, norm, x, base, open_).to(closed.dtype)
         index = torch.tensor(open_, device=x.device)
         if x.shape[0] > 1:
             opened = choose(opened, closed.index_select(1, index), z.index_select(1, index))
@@ -71,7 +72,7 @@ class SkipChannels(nn.Module):
         scale = scale if norm.weight is None else norm.weight * scale
         shift = -norm.running_mean * scale if conv.bias is None else (conv.bias - norm.running_mean) * scale
         shift = shift if norm.bias is None else shift + norm.bias
-        weight, width = (conv.weight * scale.reshape(-1, 1, 1, 1)).unflatten(0, (self.groups, -1)), len(self.order) // self.groups
+        weight, width = (conv.weight * scale.reshape(-1, 1, 1, 1)).reshape(self.groups, -1, *conv.weight.shape[1:]), len(self.order) // self.groups
         parts = []
         for group in range(self.groups):
             channels = others(conv.in_channels, self.order[group * width : (group + 1) * width])
@@ -89,7 +90,7 @@ class SkipInputs(nn.Module):
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
         """x (N, Ci, H, W), z (N, Ci - those of `order`) -> (N, Co, H', W')."""
-        conv = self.root.get_submodule(self.path)
+        (conv,) = modules(self.root, (self.path,))
         if bool(z.all()):
             result: Tensor = conv(x)
             return result
@@ -100,8 +101,12 @@ class SkipInputs(nn.Module):
         if x.shape[0] > 1:
             flags = torch.ones_like(x[:, :, 0, 0]).index_copy_(1, torch.tensor(gated, device=x.device), z.to(x.dtype))
             inside = inside * take_channels(flags, channels)[:, :, None, None]
-        weight = conv.weight.index_select(1, torch.tensor(channels, device=x.device))  # type: ignore[union-attr, operator]
-        return F.conv2d(inside, weight, conv.bias, conv.stride, conv.padding, conv.dilation)  # type: ignore[call-overload, no-any-return]
+        weight = conv.weight.index_select(1, torch.tensor(channels, device=x.device))
+        return F.conv2d(inside, weight, conv.bias, conv.stride, conv.padding, conv.dilation)
+
+
+def modules(root: Any, paths: Sequence[str]) -> list[Any]:
+    return [root.get_submodule(path) for path in paths]
 
 
 def _remembered(memory: Remembered, compute: Any, *tensors: Tensor) -> Any:

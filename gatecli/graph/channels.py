@@ -27,7 +27,8 @@ def base_weight(weight: Tensor, order: Channels, groups: int) -> Tensor:
     The g-th of `groups` equal parts of the output channels reads the input channels order[g * width : (g + 1) * width].
     """
     index = torch.tensor(order, device=weight.device).reshape(groups, 1, -1, 1, 1)
-    return weight.unflatten(0, (groups, -1)).take_along_dim(index, 2).flatten(0, 1)
+    grouped = weight.reshape(groups, -1, *weight.shape[1:])
+    return grouped.take_along_dim(index, 2).flatten(0, 1)
 
 
 def base_path(x: Tensor, weight: Tensor, order: Channels, groups: int, stride: Any, padding: Any, dilation: Any) -> Tensor:
@@ -64,7 +65,7 @@ class BasePath(nn.Module):
     def __init__(self, weight: Tensor, base: nn.Module, conv: nn.Conv2d, rows: Sequence[int], order: Channels, groups: int) -> None:
         super().__init__()
         self.weight, self.base = nn.Parameter(weight, conv.weight.requires_grad), base
-        self.how = (conv.stride, conv.padding, conv.dilation)
+        self.how: Any = (conv.stride, conv.padding, conv.dilation)
         size, width = conv.out_channels // groups, len(order) // groups
         starts = [sum(row < group * size for row in rows) for group in range(groups + 1)]
         self.parts = [(starts[g], starts[g + 1], order[g * width : (g + 1) * width]) for g in range(groups) if starts[g] < starts[g + 1]]

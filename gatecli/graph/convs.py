@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from gatecli.graph.channels import BasePath, base_path, base_weight, choose, keep_inputs, merge, others
 from gatecli.graph.macs import NodeCost
@@ -101,7 +101,7 @@ def remove_channel_gate(graph: fx.Graph, site: Site) -> tuple[str, str]:
     """Let the convolution run in full, as it did before it was gated. Returns names as `insert_channel_gate` does."""
     conv, norm, chosen = gated_nodes(graph, site)
     if chosen is None:
-        conv.args = (conv.all_input_nodes[0].args[0],)
+        conv.args = (conv.all_input_nodes[0].all_input_nodes[0],)
         chosen = norm
     else:
         chosen.replace_all_uses_with(norm)
@@ -124,32 +124,37 @@ def keep_channels(root: nn.Module, graph: fx.Graph, site: Site, kept: Sequence[i
     Returns names as `insert_channel_gate` does, and those of nodes that compute what the convolution computed before.
     """
     conv, norm, chosen = gated_nodes(graph, site)
+    path = f"gates.{site.name}"
     module: Any = module_of(root, conv)
+    gate: Any = root.get_submodule(path)
     if chosen is None:
-        gate: Any = root.get_submodule(f"gates.{site.name}")
         gated = others(module.in_channels, gate.order)
         _read_some(graph, conv, module, tuple(sorted({*gate.order, *(gated[unit] for unit in kept)})))
         return norm.name, norm.name, []
-    if not kept:
-        _become_base(root, graph, conv, chosen)
-        chosen.replace_all_uses_with(norm)
-        remove_dead(graph)
-        return chosen.name, norm.name, []
-    before, path, (x,) = chosen.name, f"gates.{site.name}", conv.all_input_nodes
-    closed = _base_of(root, chosen, others(module.out_channels, kept))
-    keep_outputs(root, [conv, norm], kept)
-    with graph.inserting_before(norm.next):
-        base = graph.call_module(path, (x,))
-        merged = graph.call_function(merge, (norm, base, tuple(kept)))
-    chosen.replace_all_uses_with(merged)
+    weight, before, (x,) = base_weight(module.weight.detach(), gate.order, gate.groups), chosen.name, conv.all_input_nodes
+    if kept:
+        rows = others(module.out_channels, kept)
+        closed = BasePath(weight[list(rows)], gate.base, module, rows, gate.order, gate.groups)
+        keep_outputs(root, [node for node in graph.nodes if node.target == f"{path}.base"], rows)
+        keep_outputs(root, [conv, norm], kept)
+        with graph.inserting_before(norm.next):
+            base = graph.call_module(path, (x,))
+            now = graph.call_function(merge, (norm, base, tuple(kept)))
+    else:
+        _become_base(module, module_of(root, norm), weight, gate)
+        with graph.inserting_before(conv):
+            conv.args = (graph.call_function(take_channels, (x, gate.order)),)
+        now = norm
+    chosen.replace_all_uses_with(now)
     remove_dead(graph)
-    place(root, path, closed)
-    return before, merged.name, [base.name]
+    if kept:
+        place(root, path, closed)
+    return before, now.name, [base.name] if kept else []
 
 
 def _read_some(graph: fx.Graph, conv: fx.Node, module: nn.Conv2d, channels: tuple[int, ...]) -> None:
     """Let a convolution read these input channels alone, and have no weights for the others."""
-    masked = conv.all_input_nodes[0]
+    (masked,) = conv.all_input_nodes
     weight = module.weight.detach().index_select(1, torch.tensor(channels, device=module.weight.device))
     module.weight, module.in_channels = nn.Parameter(weight, module.weight.requires_grad), len(channels)
     with graph.inserting_before(conv):
@@ -157,25 +162,9 @@ def _read_some(graph: fx.Graph, conv: fx.Node, module: nn.Conv2d, channels: tupl
     remove_dead(graph)
 
 
-def _become_base(root: nn.Module, graph: fx.Graph, conv: fx.Node, chosen: fx.Node) -> None:
+def _become_base(conv: nn.Conv2d, norm: Any, weight: Tensor, gate: Any) -> None:
     """Let a convolution compute its base path, and the BatchNorm behind it be that of the base path."""
-    norm, closed = chosen.args[:2]
-    base, module, source = closed.args[0], module_of(root, conv), module_of(root, norm)
-    order, groups = base.args[2:4]
-    weight = base_weight(module.weight.detach(), order, groups)
-    module.weight, module.bias = nn.Parameter(weight, module.weight.requires_grad), None
-    module.in_channels, module.groups = len(order), groups
-    for name, tensor in [*module_of(root, closed).named_parameters(), *module_of(root, closed).named_buffers()]:
-        setattr(source, name, tensor)
-    with graph.inserting_before(conv):
-        conv.args = (graph.call_function(take_channels, (conv.all_input_nodes[0], order)),)
-
-
-def _base_of(root: nn.Module, chosen: fx.Node, rows: tuple[int, ...]) -> BasePath:
-    """The base path of these output channels, with tensors of its own."""
-    norm, closed = chosen.args[:2]
-    conv, base = module_of(root, norm.all_input_nodes[0]), closed.args[0]
-    order, groups = base.args[2:4]
-    weight = base_weight(conv.weight.detach(), order, groups)[list(rows)]
-    keep_outputs(root, [closed], rows)
-    return BasePath(weight, module_of(root, closed), conv, rows, order, groups)
+    conv.weight, conv.bias = nn.Parameter(weight, conv.weight.requires_grad), None
+    conv.in_channels, conv.groups = len(gate.order), gate.groups
+    for name, tensor in [*gate.base.named_parameters(), *gate.base.named_buffers()]:
+        setattr(norm, name, tensor)

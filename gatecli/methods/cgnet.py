@@ -65,6 +65,7 @@ class ChannelGate(Gate):
     """
 
     undecayed = ("delta",)
+    neutral: Tensor
 
     def __init__(self, site: str, conv: nn.Conv2d, norm: nn.BatchNorm2d, order: tuple[int, ...], groups: int, settings: CGNetSettings) -> None:
         self.of_inputs = settings.gate == "l1"
@@ -87,8 +88,7 @@ class ChannelGate(Gate):
         return self.forced is not None or self.strategy == "always-on" or self._is_open()
 
     def _is_open(self) -> bool:
-        neutral: Tensor = self.neutral
-        return not neutral.is_meta and bool(self._flag(lambda: bool(neutral), neutral))
+        return not self.neutral.is_meta and bool(self._flag(lambda: bool(self.neutral), self.neutral))
 
     def saliency(self, x: Tensor) -> Tensor:
         """What is compared with Delta once it is normalised: the base path's sums or x, (N, C, H, W) -> (N, units), for `fine` (N, units, H, W)."""
@@ -107,12 +107,12 @@ class ChannelGate(Gate):
             return self.slope * (self.norm(self.saliency(x)) - self._wide(self.delta))  # type: ignore[no-any-return]
         if self._is_open():
             return self._wide(torch.full((x.shape[0], self.units), OPEN, device=x.device))
-        scale, shift = self._folded(self._fold, self.delta, self.norm.running_mean, self.norm.running_var)
-        return torch.addcmul(shift, self.saliency(x), scale)
-
-    def _fold(self) -> tuple[Tensor, Tensor]:
         mean, var = self.norm.running_mean, self.norm.running_var
         assert mean is not None and var is not None
+        scale, shift = self._folded(lambda: self._fold(mean, var), self.delta, mean, var)
+        return torch.addcmul(shift, self.saliency(x), scale)
+
+    def _fold(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         scale = torch.rsqrt(var + self.norm.eps)
         return self._wide(self.slope * scale), self._wide(-self.slope * (mean * scale + self.delta))
 
@@ -194,7 +194,7 @@ class ChannelGating(Method):
 
     def penalty(self, gates: Iterable[Gate], settings: Any) -> Tensor:
         weight: float = settings.loss_weight
-        return weight * torch.cat([(settings.target - gate.delta).square() for gate in gates]).sum()  # type: ignore[operator]
+        return weight * torch.cat([(settings.target - gate.delta).square() for gate in gates]).sum()
 
 
 def base_channels(inputs: int, settings: CGNetSettings) -> tuple[tuple[int, ...], int]:
