@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from commandline import call, refused, save_source
+from commandline import call, refused, save_npz, save_source
 from networks import CASES
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -249,3 +249,162 @@ def test_pruned_against_loops(function: str) -> None:
         out, count = slow(network, image, torch.tensor(decided))
         assert torch.allclose(run(smaller, image[None]), out.flatten()[None], atol=1e-4)
         assert smaller.macs_dense == 4 * 4 * 9 + count - (16 if function == "fc" else 0)
+
+
+# --- on whole networks ---
+
+
+def trained(name: str, function: str, **settings: Any) -> Network:
+    """A gated network that a few steps have taken out of its neutral start."""
+    case = CASES[name]
+    network = gatecli.attach(case.build(), "cgnet", input_size=case.size, arch=case.arch, gate=function, **settings).network.train()
+    optimizer = torch.optim.SGD(network.parameters(), 1e-3)
+    for seed in range(3):
+        optimizer.zero_grad()
+        F.cross_entropy(network(case.images(6, seed)), torch.arange(6) % network.num_classes).backward()
+        optimizer.step()
+    return network.eval()
+
+
+@pytest.mark.parametrize("function, name, grouping", [*((function, "own", "no") for function in FUNCTIONS), ("coarse", "cifar-projection", "yes"), ("fc", "own", "yes")])
+def test_skips_prunes_saves_and_loads(function: str, name: str, grouping: str, tmp_path: Path) -> None:
+    case, network = CASES[name], trained(name, function, grouping=grouping, shuffle="yes")
+    x = case.images(5)
+    assert not any(bool(gate.neutral) for gate in network.site_gates.values())
+    for images in (x, x[:1]):
+        assert relative_change(masked(network, images), run(network, images)) <= 1e-5
+    draw = torch.Generator().manual_seed(0)
+    first, second, *_ = sites = list(network.methods)
+    rates = {site: (torch.rand(network.site_gates[site].units, generator=draw) > 0.5).float().tolist() for site in sites}
+    rates |= {first: [0.0] * len(rates[first]), second: [1.0] * len(rates[second])}
+    pruned = gatecli.prune(network, rates=rates, static=0.5)
+    assert pruned.max_logit_change <= 1e-5 and not pruned.network.methods
+    assert pruned.removed == [first] and pruned.ungated == [second] and set(pruned.thinned) == set(sites[2:])
+    assert second in pruned.network.sites and first not in pruned.network.sites
+    overhead = sum(network.costs[node.name].macs for node in network.graph.nodes if str(node.target).startswith("gates."))
+    assert pruned.network.macs_dense == pytest.approx(expected_macs(network, rates) - overhead) and pruned.network.params < network.params
+    for each in (network, pruned.network):
+        path = tmp_path / str(id(each))
+        gatecli.write(each, path)
+        loaded = gatecli.load(path, arch=case.arch)
+        assert torch.equal(run(loaded, x), run(each, x)) and loaded.sites == each.sites and loaded.macs_dense == each.macs_dense
+
+
+@every_function
+def test_neutral_until_the_first_training_step(function: str) -> None:
+    """Every gate is open for every finite input and at every threshold below 1, and nothing but training in earnest changes that."""
+    case = CASES["cifar-projection"]
+    source = case.build()
+    network = gatecli.attach(source, "cgnet", input_size=case.size, gate=function, start=0.5).network
+    for scale in (1e-20, 1.0, 1e12):
+        x = case.images(3) * scale
+        with gatecli.record_gates(network) as record:
+            assert relative_change(run(source, x), run(network, x)) <= 1e-5
+        assert all(bool((z == 1).all()) for z in record.latest().values())
+    with gatecli.force(network.train(), {site: [1] * gate.units for site, gate in network.site_gates.items()}):
+        run(network, x)
+    assert all(bool(gate.neutral) for gate in network.site_gates.values())
+    network(case.images(4))
+    assert not any(bool(gate.neutral) for gate in network.site_gates.values())
+    assert all(bool((gate.delta == 0.5).all()) for gate in network.site_gates.values())
+    with gatecli.record_gates(network.eval()) as record:
+        run(network, case.images(3))
+    assert any(bool((z == 0).any()) for z in record.latest().values())
+
+
+def test_what_is_gated() -> None:
+    """All 3x3 convolutions behind the stem; 1x1 ones where they are named."""
+    case = CASES["bottleneck"]
+    network = gatecli.attach(case.network(), "cgnet").network
+    assert list(network.methods) == [f"layer{n}.{i}.conv2.channels" for n, i in ((1, 0), (1, 1), (2, 0), (3, 0), (4, 0))]
+    named = gatecli.attach(case.network(), "cgnet", include=["layer1.*"], exclude=["*downsample*"]).network
+    assert list(named.methods) == [f"layer1.{i}.conv{n}.channels" for i in (0, 1) for n in (1, 2, 3)]
+    sites = case.network().sites
+    assert sites["layer1.1.conv2.channels"].units == 8 and sites["layer1.1.conv2.channels"].macs == 8 * 8 * 9 * 64
+    gated = network.sites["layer1.1.conv2.channels"]
+    assert gated.macs == 8 * 6 * 9 * 64 and gated.unit_macs == 6 * 9 * 64
+
+
+def test_the_base_path() -> None:
+    def channels(count: int, **how: Any) -> tuple[tuple[int, ...], int]:
+        return base_channels(count, CGNetSettings(eta=0.25, **how))
+
+    assert channels(8, grouping="no") == ((0, 1), 1) and channels(8, grouping="no", shuffle="yes") == ((0, 4), 1)
+    assert channels(8) == (tuple(range(8)), 4) and channels(8, shuffle="yes") == ((0, 4, 1, 5, 2, 6, 3, 7), 4)
+    assert channels(8, gate="l1") == ((0, 1), 1)
+    assert base_channels(8, CGNetSettings(eta=0.375, grouping="no")) == ((0, 1, 2), 1)
+
+
+def test_the_loss_draws_thresholds_to_the_target() -> None:
+    """lambda sum (T - Delta)^2, over all channels of all gates."""
+    method, settings = methods.get("cgnet"), CGNetSettings(target=2.0, loss_weight=0.1)
+    network = gatecli.attach(CASES["own"].network(), "cgnet").network
+    gates = list(network.site_gates.values())
+    penalty = method.penalty(gates, settings)
+    assert isinstance(penalty, Tensor) and penalty.item() == pytest.approx(0.1 * 4 * sum(gate.units for gate in gates))
+    penalty.backward()  # type: ignore[no-untyped-call]
+    assert all(torch.allclose(gate.delta.grad, torch.tensor(-0.4)) for gate in gates if isinstance(gate, ChannelGate))
+
+
+def test_training_says_no_rate_and_keeps_the_last_epoch() -> None:
+    network, method = gatecli.attach(CASES["own"].network(), "cgnet").network, methods.get("cgnet")
+    goal = goal_of(network, method, method.settings(), TrainOptions(epochs=3))
+    row = {"epoch": 1, "val_top1": 99.0, "achieved_rate": 0.9, "macs_expected": 1e6, "target_rate": None}
+    assert goal.rank(row) is None and goal.reported(row) is None and goal.meets(row) and goal.chosen(None).startswith("last: epoch 3")
+    with pytest.raises(SettingError, match="cgnet has none"):
+        goal_of(network, method, method.settings(), TrainOptions(max_drop=1.0))
+
+
+def test_gates_in_gated_branches_are_refused() -> None:
+    network = gatecli.attach(CASES["own"].network(), "cgnet").network
+    with pytest.raises(SettingError, match="one within the other: prune first"):
+        gatecli.attach(network, "aig-perbatch")
+    with pytest.raises(SettingError, match="one within the other: prune first"):
+        gatecli.attach(gatecli.attach(CASES["own"].network(), "aig-perbatch").network, "cgnet")
+    stacked = gatecli.attach(network, "dgate")
+    assert stacked.max_logit_change <= 1e-5
+
+
+# --- bad input ---
+
+
+def test_eta_must_divide(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"`eta` to divide the 8 input and 8 output channels of `units.0.c1.channels` into equal groups, but got 0.333333;") as caught:
+        gatecli.attach(CASES["own"].network(), "cgnet", eta="1/3")
+    assert "nearest that divides all is 1/4" in str(caught.value)
+    with pytest.raises(SettingError, match="nearest that divides all is 1/4"):
+        gatecli.attach(CASES["own"].network(), "cgnet", eta=0.3, grouping="no")
+    with pytest.raises(SettingError, match="8 input and 12 output"):
+        gatecli.attach(CASES["own"].network(), "cgnet", eta="1/8")
+
+
+def test_convolutions_that_are_refused_say_why() -> None:
+    from torchvision.models.resnet import Bottleneck, ResNet
+
+    grouped = ResNet(Bottleneck, [1, 1, 1, 1], num_classes=4, groups=4, width_per_group=4).eval()
+    network = gatecli.attach(grouped, "cgnet", input_size=(32, 32), include=["layer1.0.conv1.*"]).network
+    assert list(network.methods) == ["layer1.0.conv1.channels"]
+    for pattern, why in (("layer1.0.conv2.*", "`layer1.0.conv2.channels` convolves in 4 groups"), ("conv1.channels", "reads the image")):
+        with pytest.raises(SettingError, match=why):
+            gatecli.attach(network, "cgnet", include=[pattern])
+    with pytest.raises(SettingError, match=r"`units.2.body.3.channels` has no BatchNorm behind it"):
+        gatecli.attach(CASES["own"].network(), "cgnet", include=["units.2.body.3.*"])
+
+
+def test_nothing_to_gate() -> None:
+    for name in ("writing", "oneblock", "tokens"):
+        with pytest.raises(ArchitectureError, match=r"cgnet found nothing to gate.*BatchNorm"):
+            gatecli.attach(CASES[name].network(), "cgnet")
+
+
+def test_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_source(Path("r20.pt"))
+    found = call("attach", "r20.pt", "--method", "cgnet", "--set", "eta=1/4", "--set", "gate=fine")
+    assert (found["gates"], found["units"]) == (18, 6 * 16 + 6 * 32 + 6 * 64) and found["max_logit_change"] <= 1e-6
+    refused("attach r20.pt --method cgnet --set eta=1/3 --out other.safetensors", "1/4")
+    refused("attach r20.pt --method cgnet --set eta=1/0 --out other.safetensors", "`eta` to be a number")
+    save_npz(Path("data.npz"))
+    tuned = call("finetune", "--data", "npz:data.npz", "--epochs", 1, "--batch-size", 32, "--set", "target=0.5", "--set", "loss_weight=0.1")
+    assert tuned["target_rate"] is None and 0 < tuned["achieved_rate"] < 1 and tuned["macs_expected"] < tuned["macs_dense"]
+    assert tuned["chosen"].startswith("last: epoch 1")
