@@ -22,6 +22,7 @@ from gatecli.network import Network
 from gatecli.probe import relative_change
 from gatecli.training import TrainOptions
 from gatecli.training.goals import goal_of
+from gatecli.training.trained import Trained
 
 FUNCTIONS = ("coarse", "fine", "fc", "l1")
 SITE = "conv.channels"
@@ -348,11 +349,16 @@ def test_the_loss_draws_thresholds_to_the_target() -> None:
 
 def test_training_says_no_rate_and_keeps_the_last_epoch() -> None:
     network, method = gatecli.attach(CASES["own"].network(), "cgnet").network, methods.get("cgnet")
-    goal = goal_of(network, method, method.settings(), TrainOptions(epochs=3))
-    row = {"epoch": 1, "val_top1": 99.0, "achieved_rate": 0.9, "macs_expected": 1e6, "target_rate": None}
+    trained = [Trained(method, method.settings())]
+    goal = goal_of(network, trained, TrainOptions(epochs=3))
+    row = {"epoch": 1, "val_top1": 99.0, "achieved_rate": 0.9, "achieved": {"cgnet": 0.9}, "macs_expected": 1e6, "target_rate": None}
     assert goal.rank(row) is None and goal.reported(row) is None and goal.meets(row) and goal.chosen(None).startswith("last: epoch 3")
-    with pytest.raises(SettingError, match="cgnet has none"):
-        goal_of(network, method, method.settings(), TrainOptions(max_drop=1.0))
+    with pytest.raises(SettingError, match="cgnet are trained"):
+        goal_of(network, trained, TrainOptions(max_drop=1.0))
+    decayed, free = trained[0].groups(network, TrainOptions(epochs=1))
+    gates = list(network.site_gates.values())
+    assert free["weight_decay"] == 0 and {id(p) for p in free["params"]} == {id(gate.delta) for gate in gates}
+    assert decayed["weight_decay"] == 1e-4 and len(decayed["params"]) == 2 * len(gates)
 
 
 def test_gates_in_gated_branches_are_refused() -> None:

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gatecli.gates import Remembered
+from gatecli.gates import Forgetful, Remembered
 from gatecli.graph.channels import Channels, base_weight, choose, others
 from gatecli.graph.ops import take_channels
 
 
-class SkipChannels(nn.Module):
+class SkipChannels(Forgetful):
     """`choose(norm(conv(x)), base(base_path(x)), z)`, the convolution computed for open output channels only, and on top of the base path.
 
     conv, norm, gate: paths; `reads_input`: the gate looks at x, not at the base path.

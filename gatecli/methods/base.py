@@ -34,6 +34,13 @@ class Settings:
     gate_weight_decay: float | None = setting(None, "weight decay of the gates; none: that of the weights", low=0, high=1e30)
 
 
+@dataclass(frozen=True)
+class ExitSettings(Settings):
+    """Settings of all methods that put exits in."""
+
+    after: str | None = setting(None, "blocks, layers or modules after which to put exits, with commas between; none: the end of each stage but the last", structural=True)
+
+
 class Method:
     """A way of gating. Subclasses say which sites it gates, with which gates, and which loss trains them.
 
@@ -43,6 +50,7 @@ class Method:
 
     needs: ClassVar[str] = "something to gate"
     trains: ClassVar[str] = "network"  # what finetune trains: the network with the gates, or the "exits" alone
+    at_least: ClassVar[bool] = False  # whether its target rate is one to reach, rather than to come down to
     paper: ClassVar[str] = ""
     aims: ClassVar[bool] = True
     samples: ClassVar[bool] = True
@@ -85,6 +93,9 @@ class Method:
         """Put one gate in."""
         network.insert_gate(site, self.gate(network.sites[site], settings), self.name)
 
+    def begin(self, network: Network, sites: Iterable[str]) -> None:
+        """Training of the gates at these sites begins, or goes on."""
+
     def targets(self, settings: Any, sites: Iterable[str], epoch: int) -> dict[str, float]:
         """The rate that the gate at each of `sites` aims at when `epoch` (from 0) begins."""
         raise NotImplementedError
@@ -109,6 +120,19 @@ class Method:
         with torch.no_grad():
             odds = gate.log_odds(torch.empty(1, device=gate.threshold.device))[0]
         return [bool(flag) for flag in odds > torch.logit(limit.clamp(0, 1))]
+
+
+class ExitMethod(Method):
+    """A way of leaving early: exits at the ends of stages, or where the setting `after` says. Subclasses `insert` them."""
+
+    needs: ClassVar[str] = "stages that end with a change of resolution (or say where with --set after=SITE,SITE)"
+
+    def candidates(self, network: Network) -> list[Site]:
+        return [site for site in network.sites.values() if site.kind == "exit"]
+
+    def ready(self, network: Network, settings: Any) -> None:
+        if settings.after is not None:
+            network.place_exits([name.strip() for name in settings.after.split(",")])
 
 
 def apply_plan(network: Network, plan: Mapping[str, list[int]], round_to: int = 1) -> None:
