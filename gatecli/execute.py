@@ -7,7 +7,7 @@ executor (see gatecli.executors) that computes the branch only for the samples w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
@@ -121,8 +121,8 @@ def _lower_layer(root: nn.Module, graph: fx.Graph, masked: fx.Node, holder: nn.M
 def _lower_outputs(root: nn.Module, graph: fx.Graph, chosen: fx.Node, holder: nn.ModuleDict) -> None:
     """A convolution whose output channels are gated; decisions for single activations save nothing that is dense, so these stay as they are."""
     norm, closed, decision = chosen.all_input_nodes
-    (conv,), (base,), gate = norm.all_input_nodes, closed.all_input_nodes, root.get_submodule(str(decision.target))
-    if gate.function != "fine":
+    (conv,), (base,), gate = norm.all_input_nodes, closed.all_input_nodes, cast(Gate, module_of(root, decision))
+    if not gate.theoretical:
         order: Any = base.args[2]
         groups: Any = base.args[3]
         executor = SkipChannels(root, str(conv.target), str(norm.target), str(decision.target), order, groups, decision.all_input_nodes != [base])

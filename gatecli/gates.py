@@ -88,6 +88,7 @@ class Gate(Forgetful):
         rows: which samples of the batch are here, where others have left by an exit; None: all.
         fresh_rate: the rate as attached.
         undecayed: names of its parameters that weight decay leaves alone.
+        theoretical: whether what it saves is no time, as no dense kernel can leave it out.
         pads: whether it pads its input with zeros, so that a channel that is always the same is not so for it.
     """
 
@@ -95,6 +96,7 @@ class Gate(Forgetful):
     data_dependent = True
     fresh_rate = 1.0
     undecayed: tuple[str, ...] = ()
+    theoretical = False
     pads = False
 
     def __init__(self, site: str, units: int) -> None:

@@ -72,6 +72,7 @@ class ChannelGate(Gate):
         rest = others(conv.in_channels, order[: len(order) // groups])
         super().__init__(site, len(rest) if self.of_inputs else conv.out_channels)
         self.function, self.slope, self.order, self.groups = settings.gate, settings.eps, order, groups
+        self.theoretical = settings.gate == "fine"
         self.reads_input, self.always = settings.gate in ("l1", "fc"), 1 - len(rest) / conv.in_channels
         self.norm = (nn.BatchNorm2d if settings.gate == "fine" else nn.BatchNorm1d)(self.units, affine=False)
         self.delta = nn.Parameter(torch.full((self.units,), settings.start))
