@@ -13,7 +13,7 @@ from gatecli.errors import ArchitectureError, SettingError
 from gatecli.execute import LOWERED, economical, lower, staged
 from gatecli.executors import Staged
 from gatecli.gates import Exit, Gate
-from gatecli.graph import branches, rewrite, slices
+from gatecli.graph import branches, convs, rewrite, slices
 from gatecli.graph.dense import find_sites
 from gatecli.graph.exits import behind, exits_after, find_exits, macs_behind
 from gatecli.graph.macs import NodeCost, count_nodes
@@ -56,6 +56,7 @@ class Network(nn.Module):
         exits = find_exits(self, self.graph, self.costs, self.sites.values())
         self.sites |= branches.branch_sites(self.graph, self.costs, self.boundaries)
         self.sites |= {site.name: site for site in exits}
+        self.sites |= {site.name: site for site in convs.find_convs(self, self.graph, self.costs)}
         self._behind: dict[str, set[str]] = {}  # exit in use -> the nodes that those who leave there do not come to
         self.recompile()
         self.train(source.training)
@@ -114,8 +115,8 @@ class Network(nn.Module):
         for name, site in self.sites.items():
             if site.kind == "exit":
                 continue
-            macs, shape = sum(self.costs[node].macs for node in site.branch), self.costs[site.entry].shape
-            own = sum(self.costs[node].macs for node in site.tail) // site.units if site.tail else 0 if site.kind == "branch" else macs
+            macs, shape = round((1 - site.always) * sum(self.costs[node].macs for node in site.branch)), self.costs[site.entry].shape
+            own = sum(self.costs[node].macs for node in site.tail) // site.units if site.tail else 0 if site.kind == "branch" else macs // site.units
             channels = shape[1] if site.kind == "layer" and shape is not None else site.channels
             self.sites[name] = replace(site, macs=macs, unit_macs=own, channels=channels)
 
@@ -199,10 +200,31 @@ class Network(nn.Module):
         """
         if site in self.methods:
             raise SettingError(f"expected `{site}` to carry no gate, but {self.methods[site]} gates it")
-        if gate.units > 1:
-            self._split(site, gate.units)
-        rewrite.insert_mask(self, self.graph, self.sites[site], gate)
+        self._check_not_nested(site)
+        if self.sites[site].kind == "conv":
+            self._reread(*convs.insert_channel_gate(self, self.graph, self.sites[site], gate), site)
+            self.sites[site] = replace(self.sites[site], units=gate.units, always=gate.always)  # type: ignore[arg-type]
+        else:
+            if gate.units > 1:
+                self._split(site, gate.units)
+            rewrite.insert_mask(self, self.graph, self.sites[site], gate)
         self.methods[site] = method
+
+    def _check_not_nested(self, name: str) -> None:
+        """Gates within gated branches would decide for some of the samples alone. Raises SettingError."""
+        branch = set(self.sites[name].branch)
+        for other in self.methods.keys() - {name}:
+            if branch & set(self.sites[other].branch):
+                raise SettingError(f"`{name}` and `{other}`, which {self.methods[other]} gates, lie one within the other: prune first, or leave it out with --exclude '{name}'")
+
+    def _reread(self, before: str, now: str, but: str, more: Sequence[str] = ()) -> None:
+        """Let all sites `but` one name the node `now` where they named `before`; `more` nodes compute in those that hold its convolution."""
+        conv = self.sites[but].branch[0]
+        for name, site in self.sites.items():
+            if name != but:
+                entry, value, shortcut = (now if node == before else node for node in (site.entry, site.value, site.shortcut))
+                branch = (*site.branch, *more) if conv in site.branch else site.branch
+                self.sites[name] = replace(site, entry=entry, value=value, shortcut=shortcut, branch=branch)
 
     def _split(self, name: str, units: int) -> None:
         site = self.sites[name]
@@ -247,7 +269,7 @@ class Network(nn.Module):
         """Let the exit sites be those after these blocks or layers. Raises SettingError, also where exits are in use already."""
         used = [name for name in self.methods if self.sites[name].kind == "exit"]
         others = {name: site for name, site in self.sites.items() if site.kind != "exit"}
-        found = exits_after(self, self.graph, self.costs, others, after)
+        found = exits_after(self, self.graph, self.costs, {name: site for name, site in others.items() if site.kind != "conv"}, after)
         if used:
             raise SettingError(f"the network has exits already ({', '.join(used)}): their places cannot change")
         self.sites = {**others, **{site.name: site for site in found}}
@@ -276,9 +298,18 @@ class Network(nn.Module):
 
     def remove_gate(self, site: str) -> None:
         """Let a gated site always run, as it did before it was gated."""
-        rewrite.remove_mask(self.graph, self.sites[site])
-        self.sites[site] = replace(self.sites[site], units=1, tail=())
+        if self.sites[site].kind == "conv":
+            self._reread(*convs.remove_channel_gate(self.graph, self.sites[site]), site)
+            self.sites[site] = replace(self.sites[site], units=self._outputs(site), always=0.0)
+        else:
+            rewrite.remove_mask(self.graph, self.sites[site])
+            self.sites[site] = replace(self.sites[site], units=1, tail=())
         self.methods.pop(site)
+
+    def _outputs(self, site: str) -> int:
+        shape = self.costs[self.sites[site].branch[0]].shape
+        assert shape is not None
+        return shape[1]
 
     def why_not_removable(self, site: str) -> str | None:
         """What stands in the way of removing the site's branch for good; None where nothing does."""
@@ -288,6 +319,9 @@ class Network(nn.Module):
 
     def remove_branches(self, sites: Collection[str]) -> None:
         """Take sites out of the network for good, with their gates. Raises SettingError where one cannot be removed, see `why_not_removable`."""
+        for site in [name for name in sites if self.sites[name].kind == "conv"]:
+            self.keep_units(site, [])
+        sites = [name for name in sites if name in self.sites]
         layers = {self._output(site) for site in sites if self.sites[site].kind == "layer"}
         if layers:
             slices.fold(self, self.graph, self.costs, layers)
@@ -300,12 +334,17 @@ class Network(nn.Module):
                     continue
                 branch = tuple(node for node in other.branch if node not in gone)
                 self.sites[name] = replace(other, entry=gone.get(other.entry, other.entry), shortcut=gone.get(other.shortcut, other.shortcut), branch=branch)
+        left = {node.name for node in self.graph.nodes}
+        self.sites = {name: site for name, site in self.sites.items() if site.kind != "conv" or set(site.branch) <= left}
 
     def keep_units(self, site: str, kept: Sequence[int], round_to: int = 1) -> None:
         """Take the filters of all other units out of a split site for good, with its gate.
 
         round_to: keep so many more filters, giving zeros, that their number is a multiple of this, as fast kernels like it.
         """
+        if self.sites[site].kind == "conv":
+            self._reread_and_drop(site, kept)
+            return
         old, shape = self.sites[site], self.costs[self.sites[site].value].shape
         assert shape is not None
         width, per_unit = shape[1], shape[1] // old.units
@@ -319,6 +358,11 @@ class Network(nn.Module):
         slices.keep_outputs(self, tail, places, silent)
         wide = rewrite.insert_widen(self.graph, value, places, width)
         self.sites[site] = replace(self.sites[site], value=wide.name, branch=(*old.branch, wide.name))
+
+    def _reread_and_drop(self, site: str, kept: Sequence[int]) -> None:
+        before, now, more = convs.keep_channels(self, self.graph, self.sites[site], kept)
+        self._reread(before, now, site, more)
+        del self.sites[site], self.methods[site]
 
     def _output(self, site: str) -> fx.Node:
         """What others read of a site: its branch's value, masked where it is gated."""

@@ -311,7 +311,7 @@ CASES = {
 
 
 def branches(network: Network) -> dict[str, Site]:
-    """The network's sites that layer gates take."""
+    """The network's sites that hold a branch, as layer gates take them: blocks and layers."""
     return {name: site for name, site in network.sites.items() if site.kind in ("block", "layer")}
 
 

@@ -71,7 +71,7 @@ class Calls(nn.Module):
 
 def sites_of(function: Callable[[Any, Tensor], Tensor], **parts: nn.Module) -> list[str]:
     network = traced(Calls(function, **parts).eval(), (8, 8))
-    return list(network.sites)
+    return list(branches(network))
 
 
 def run(network: nn.Module, x: Tensor) -> Tensor:
@@ -470,7 +470,7 @@ def test_the_advice_on_an_untraceable_line_works(kind: str, count: int) -> None:
     assert advice(caught.value) == (["odd.*"] if count == 3 else ["odd.0"])
     network = traced(copy.deepcopy(model), (8, 8), leaves=advice(caught.value))
     x = torch.randn(2, 3, 8, 8)
-    assert torch.equal(run(model, x), run(network, x)) and list(network.sites) == ["body"]
+    assert torch.equal(run(model, x), run(network, x)) and list(branches(network)) == ["body"]
     assert gatecli.attach(model, "ind-perbatch", input_size=(8, 8), leaves=advice(caught.value)).gates == 1
 
 
@@ -479,7 +479,7 @@ def test_the_advice_spares_other_modules() -> None:
     with pytest.raises(ArchitectureError) as caught:
         traced(model, (8, 8))
     assert advice(caught.value) == ["parts.1", "parts.3"]
-    assert list(traced(model, (8, 8), leaves=advice(caught.value)).sites) == ["parts.0.body", "parts.2.body"]
+    assert list(branches(traced(model, (8, 8), leaves=advice(caught.value)))) == ["parts.0.body", "parts.2.body"]
 
 
 def test_no_leaf_helps_where_the_network_s_own_forward_stands_in_the_way() -> None:
@@ -745,7 +745,7 @@ def test_stochastic_depth() -> None:
 
     model = ConvNeXt([CNBlockConfig(8, None, 4)], stochastic_depth_prob=0.7, layer_scale=1.0, num_classes=5)
     network = traced(copy.deepcopy(model).eval())
-    assert len(network.sites) == 4 and any(isinstance(part, StochasticDepth) for part in network.modules())
+    assert len(branches(network)) == 4 and any(isinstance(part, StochasticDepth) for part in network.modules())
     both_modes(model, torch.randn(6, 3, 32, 32), (32, 32))
 
 

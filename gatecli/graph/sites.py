@@ -23,6 +23,7 @@ class Site:
     dimensions of its `positions`, over which a gate may average: (2, 3) of (N, C, H, W), (1,) of tokens (N, L, C).
     A site of several units is split: the nodes of its `tail` work for each unit apart, `unit_macs` each; the others' work is saved only
     where no unit runs. A `layer` has neither shortcut nor addition: a closed gate leaves zeros in its place of the concatenations.
+    A `conv` is a convolution with the BatchNorm behind it; `always` is the share of its MACs that no gate saves, and no part of `macs`.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Site:
     positions: tuple[int, ...]
     unit_macs: int
     tail: tuple[str, ...] = ()
+    always: float = 0.0
 
 
 def find_blocks(root: nn.Module, graph: fx.Graph, costs: Mapping[str, NodeCost]) -> list[Site]:

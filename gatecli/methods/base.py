@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields, replace
 from difflib import get_close_matches
+from fractions import Fraction
 from typing import Any, ClassVar
 
 import torch
@@ -44,8 +45,8 @@ class ExitSettings(Settings):
 class Method:
     """A way of gating. Subclasses say which sites it gates, with which gates, and which loss trains them.
 
-    Class attributes: `needs`, what a network must have, for people; `paper`, its source; `trains`, what training changes. An instance has a name, a line of
-    explanation, and the dataclass of its settings.
+    Class attributes: `needs`, what a network must have, for people; `paper`, its source; `trains`, what training changes; `aims`, whether training aims at a
+    rate; `samples`, whether it draws decisions. An instance has a name, a line of explanation, and the dataclass of its settings.
     """
 
     needs: ClassVar[str] = "something to gate"
@@ -53,6 +54,8 @@ class Method:
     gate_lr_factor: ClassVar[float] = 1.0  # the gates' learning rate over that of the weights, unless --set gate_lr says otherwise
     at_least: ClassVar[bool] = False  # whether its target rate is one to reach, rather than to come down to
     paper: ClassVar[str] = ""
+    aims: ClassVar[bool] = True
+    samples: ClassVar[bool] = True
 
     def __init__(self, name: str, summary: str, settings: type[Settings]) -> None:
         self.name, self.summary, self.settings = name, summary, settings
@@ -60,6 +63,14 @@ class Method:
     def candidates(self, network: Network) -> list[Site]:
         """The sites of `network` that this method can gate, gated ones included."""
         raise NotImplementedError
+
+    def by_default(self, network: Network, site: Site) -> bool:
+        """Whether a candidate is gated where no --include names it."""
+        return True
+
+    def refused(self, network: Network) -> dict[str, str]:
+        """What a user may take for a site, but is none: name -> why, as `is depthwise`."""
+        return {}
 
     def ready(self, network: Network, settings: Any) -> None:
         """Make sure that the network has the sites that these settings ask for, before any are chosen. Raises SettingError."""
@@ -121,6 +132,10 @@ class Method:
             elif units:
                 network.keep_units(site, units, round_to)
         network.remove_branches([site for site, units in kept.items() if not units])
+
+    def penalty(self, gates: Iterable[Gate], settings: Any) -> Tensor | float:
+        """What training adds to the loss for the gates' own parameters; nothing, unless a method says otherwise."""
+        return 0.0
 
     def always_runs(self, gate: Gate, threshold: float | None) -> list[bool] | None:
         """For each unit of a data-independent gate, whether P(on) > threshold (none: its own); None where it depends on the data."""
@@ -216,10 +231,10 @@ def _checked(known: Field[Any], value: Any) -> Any:
     try:
         if isinstance(value, bool) or (kind is int and isinstance(value, float)):
             raise ValueError
-        result = kind(value)
+        result = float(Fraction(value)) if kind is float and isinstance(value, str) and "/" in value else kind(value)
         if kind is float and not math.isfinite(result):
             raise ValueError
-    except (TypeError, ValueError, OverflowError):
+    except (TypeError, ValueError, ArithmeticError):
         raise SettingError(f"expected setting `{name}` to be {_ARTICLE[kind]}, but got `{value}`") from None
     low, high, choices = limits["low"], limits["high"], limits["choices"]
     if choices and result not in choices:
