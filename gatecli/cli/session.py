@@ -165,6 +165,15 @@ class Session:
         torch.manual_seed(self.seed)
         return network.to(self.torch_device())
 
+    def open_other(self, path: Path) -> Network:
+        """Read a second checkpoint, of which the options say nothing but whether its code may run."""
+        from gatecli import checkpoint
+
+        network, notes = checkpoint.read(path, checkpoint.Reading(trust_pickle=self.reading["trust_pickle"]))
+        for note in notes:
+            self.say(f"note: {path}: {note}")
+        return network
+
     def _reading(self) -> Reading:
         from gatecli.architectures.build import parse_arch_args
         from gatecli.checkpoint import Reading

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from gatecli.executors.blocks import SkipBlock, SkipGroups, SkipLayer
+from gatecli.executors.filters import FilterBlock, FilterLayer
 from gatecli.executors.staged import Staged
 
-__all__ = ["SkipBlock", "SkipGroups", "SkipLayer", "Staged"]
+__all__ = ["FilterBlock", "FilterLayer", "SkipBlock", "SkipGroups", "SkipLayer", "Staged"]

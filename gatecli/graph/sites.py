@@ -23,6 +23,8 @@ class Site:
     dimensions of its `positions`, over which a gate may average: (2, 3) of (N, C, H, W), (1,) of tokens (N, L, C).
     A site of several units is split: the nodes of its `tail` work for each unit apart, `unit_macs` each; the others' work is saved only
     where no unit runs. A `layer` has neither shortcut nor addition: a closed gate leaves zeros in its place of the concatenations.
+    A `filter` site's units are the filters of a convolution, `role` says where it stands (see gatecli.graph.filters). Where `places` names the
+    channels of the value that the units are, the others always run.
     """
 
     name: str
@@ -38,6 +40,13 @@ class Site:
     positions: tuple[int, ...]
     unit_macs: int
     tail: tuple[str, ...] = ()
+    role: str = ""
+    places: tuple[int, ...] = ()
+
+    @property
+    def shared_macs(self) -> int:
+        """MACs of what all units need, saved where none of them runs."""
+        return 0 if self.places else self.macs - self.units * self.unit_macs
 
 
 def find_blocks(root: nn.Module, graph: fx.Graph, costs: Mapping[str, NodeCost]) -> list[Site]:

@@ -6,7 +6,7 @@ subclass of `Method` whose instances are registered. The command line, the docs 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields, replace
 from difflib import get_close_matches
 from typing import Any, ClassVar
@@ -51,8 +51,21 @@ class Method:
         """The sites of `network` that this method can gate, gated ones included."""
         raise NotImplementedError
 
+    def offers(self, network: Network, settings: Any) -> list[Site]:
+        """Those of the candidates that these settings speak of, gated ones included."""
+        return self.candidates(network)
+
     def ready(self, network: Network, settings: Any) -> None:
         """Make sure that the network has the sites that these settings ask for, before any are chosen. Raises SettingError."""
+
+    def complete(self, network: Network, settings: Any, gater: Network | None = None) -> Any:
+        """The settings with what depends on the network filled in. gater: a classifier that the user gives for the gates. Raises SettingError."""
+        if gater is not None:
+            raise SettingError(f"expected --gater with a method that has a gater, but {self.name} has none")
+        return settings
+
+    def weights(self, network: Network, gater: Network) -> None:
+        """Take the weights of the classifier that the user gave for the gates."""
 
     def prepare(self, sites: list[str], settings: Any) -> tuple[list[str], Any]:
         """Which of the sites chosen to gate, and the settings in the form that is recorded. Raises SettingError."""
@@ -86,6 +99,9 @@ class Method:
         """The weighted loss of the gates' decisions (site -> z (N, units)) with these targets: a scalar."""
         raise NotImplementedError
 
+    def tidy(self, network: Network) -> None:
+        """Let go of what the gates that a prune has left no longer need, in place."""
+
     def always_runs(self, gate: Gate, threshold: float | None) -> list[bool] | None:
         """For each unit of a data-independent gate, whether P(on) > threshold (none: its own); None where it depends on the data."""
         if gate.data_dependent:
@@ -96,11 +112,14 @@ class Method:
         return [bool(flag) for flag in odds > torch.logit(limit.clamp(0, 1))]
 
 
-def apply_plan(network: Network, plan: Mapping[str, list[int]], round_to: int = 1) -> None:
+def apply_plan(network: Network, plan: Mapping[str, list[int]], round_to: int = 1, dynamic: Mapping[str, list[int]] | None = None, wide: Collection[str] = ()) -> None:
     """Prune as `plan` says (site -> kept units, ungated; sites left out stay as they are), in place.
 
     round_to: where a site keeps some of its units, see Network.keep_units.
+    dynamic: site -> those of the other units that stay and are decided at run time.
+    wide: sites whose readers get zeros in the place of units that are gone; the others' lose these channels too.
     """
+    dynamic = dynamic or {}
     exits = {site: kept for site, kept in plan.items() if network.sites[site].kind == "exit"}
     for site, kept in exits.items():
         if kept:
@@ -108,12 +127,15 @@ def apply_plan(network: Network, plan: Mapping[str, list[int]], round_to: int = 
         else:
             network.remove_exit(site)
     plan = {site: kept for site, kept in plan.items() if site not in exits}
+    narrowed: dict[Any, list[int]] = {}
     for site, kept in plan.items():
         if len(kept) == network.sites[site].units:
             network.remove_gate(site)
-        elif kept:
-            network.keep_units(site, kept, round_to)
-    network.remove_branches([site for site, kept in plan.items() if not kept])
+        elif kept or site in dynamic:
+            narrowed |= network.keep_units(site, kept, round_to, dynamic.get(site, []), network.sites[site].kind == "block" or site in wide)
+    network.remove_branches([site for site, kept in plan.items() if not kept and site not in dynamic], narrowed)
+    for name in set(network.methods.values()):
+        get(name).tidy(network)
     network.recompile()
     network.recount()
 

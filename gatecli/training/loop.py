@@ -76,8 +76,8 @@ class Loop:
         return goal_of(self.network, self.method, self.settings, self.options)
 
     def _groups(self) -> list[dict[str, Any]]:
-        gates = [p for name, p in self.network.named_parameters() if name.startswith("gates.")]
-        weights = [p for name, p in self.network.named_parameters() if not name.startswith("gates.")]
+        named = list(self.network.named_parameters())
+        gates, weights = ([p for name, p in named if name.startswith(("gates.", "gater.")) == ours] for ours in (True, False))
         own_lr, own_decay = self.settings.gate_lr, self.settings.gate_weight_decay
         decay = self.options.weight_decay if own_decay is None else own_decay
         base = self.options.lr if own_lr is None else own_lr
