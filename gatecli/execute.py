@@ -65,23 +65,42 @@ def staged(graph: fx.Graph) -> Staged | None:
     if picked is None:
         return None
     final, *pairs = [node for node in picked.args if isinstance(node, fx.Node)]
-    entry, stages = next(node for node in graph.nodes if node.op == "placeholder"), []
-    for pair in pairs:
-        (value,) = pair.all_input_nodes
-        stages.append(_stage(entry, value))
-        entry = value
-    return Staged(stages, [str(pair.target) for pair in pairs], _stage(entry, final))
+    ends = [*(pair.all_input_nodes[0] for pair in pairs), final]
+    entry, stage_of = next(node for node in graph.nodes if node.op == "placeholder"), dict[fx.Node, int]()
+    stage_of[entry] = 0
+    for number, end in enumerate(ends):
+        for node in _needed(end):
+            stage_of.setdefault(node, number)
+    inputs, stages = [entry], []
+    for number, end in enumerate(ends):
+        live = [node for node in graph.nodes if stage_of.get(node, number + 1) <= number and node is not end and any(stage_of.get(user, 0) > number for user in node.users)]
+        outputs = [end] if number == len(pairs) else [end, *live]
+        stages.append(_piece({node for node, stage in stage_of.items() if stage == number}, inputs, outputs))
+        inputs = outputs
+    return Staged(stages[:-1], [str(pair.target) for pair in pairs], stages[-1])
 
 
-def _stage(entry: fx.Node, value: fx.Node) -> Callable[..., Tensor]:
-    """What lies between two values, all ways to the second going through the first, as a function (root, first)."""
-    region, todo = set[fx.Node](), [value]
+def _needed(value: fx.Node) -> set[fx.Node]:
+    """A value and all that it is computed from, constants left out."""
+    found, todo = set[fx.Node](), [value]
     while todo:
         node = todo.pop()
-        if node is not entry and node not in region and node.op != "get_attr":
-            region.add(node)
+        if node not in found and node.op != "get_attr":
+            found.add(node)
             todo.extend(node.all_input_nodes)
-    return _branch(region, entry, value) if region else lambda root, x: x
+    return found
+
+
+def _piece(nodes: set[fx.Node], inputs: Sequence[fx.Node], outputs: Sequence[fx.Node]) -> Callable[..., tuple[Tensor, ...]]:
+    """The part `nodes` of a graph, but for its inputs, as a function (root, the inputs' values) -> the outputs' values."""
+    graph = fx.Graph()
+    copies = {node: graph.placeholder(f"x{index}") for index, node in enumerate(inputs)}
+    for node in outputs[0].graph.nodes:
+        if node not in copies and (node in nodes or node.op == "get_attr"):
+            copies[node] = graph.node_copy(node, lambda source: copies[source])
+    graph.output(tuple(copies[node] for node in outputs))
+    remove_dead(graph)
+    return compile_graph(graph)
 
 
 def _of_filters(root: nn.Module, masked: fx.Node) -> bool:
@@ -232,7 +251,8 @@ def _channels(module: Any, x: Tensor, part: slice | Tensor) -> Tensor:
         return None if tensor is None else tensor[part] if isinstance(part, slice) else tensor.index_select(0, part)
 
     if isinstance(module, nn.Conv2d):
-        return module._conv_forward(x, some(module.weight), some(module.bias))
+        result: Tensor = module._conv_forward(x, some(module.weight), some(module.bias))
+        return result
     return F.batch_norm(x, some(module.running_mean), some(module.running_var), some(module.weight), some(module.bias), False, 0.0, module.eps)
 
 

@@ -50,7 +50,7 @@ class Features(nn.Module):
 
 
 def _head(source: nn.Module, graph: fx.Graph) -> fx.Node:
-    node = next(node for node in graph.nodes if node.op == "output").all_input_nodes[0]
+    node: fx.Node = next(node for node in graph.nodes if node.op == "output").all_input_nodes[0]
     if node.op != "call_module" or not is_plain(source.get_submodule(str(node.target)), nn.Linear):
         raise ArchitectureError(f"expected a gater that ends in a linear layer, which makes way for the gates, but {type(source).__name__} ends in `{node.name}`")
     return node

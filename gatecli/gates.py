@@ -38,7 +38,7 @@ def semantic_hash(scores: Tensor) -> Tensor:
     """
     noisy = scores.float() + torch.randn(scores.shape, device=scores.device)
     alpha = (1.2 * noisy.sigmoid() - 0.1).clamp(0, 1)
-    beta = (noisy > 0).to(alpha.dtype) + alpha - alpha.detach()
+    beta = (noisy > 0).to(alpha.dtype) + (alpha - alpha.detach())  # exactly 0 or 1
     real = torch.randperm(len(scores), device=scores.device) < len(scores) // 2
     return torch.where(real[:, None], alpha, beta)
 

@@ -269,7 +269,7 @@ class Network(nn.Module):
 
     def why_not_removable(self, site: str) -> str | None:
         """What stands in the way of removing the site's branch for good; None where nothing does."""
-        if self.sites[site].kind == "block" or self._is_summand(site):
+        if self.sites[site].kind in ("block", "exit") or self._is_summand(site):
             return None
         return slices.foldable(self, self.graph, self.costs, self._nothing_of(site))
 
@@ -307,6 +307,8 @@ class Network(nn.Module):
         self.sites[site] = result.site
         if not dynamic:
             self.methods.pop(site)
+        if not result.gone:
+            return {}
         if not wide:
             return {result.output: result.gone}
         last = narrow.widen_again(self.graph, result)

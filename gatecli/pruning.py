@@ -62,10 +62,11 @@ def prune(
     plan, dynamic = make_plan(network, threshold, rates or {}, collapse, static)
     plan = _shortened(network, plan)
     dynamic = {site: units for site, units in dynamic.items() if site in plan}
-    stuck = {site: why for site, kept in plan.items() if not kept and site not in dynamic and (why := network.why_not_removable(site)) is not None}
+    empty = [site for site, kept in plan.items() if not kept and site not in dynamic and not network.sites[site].places]
+    stuck = {site: why for site in empty if (why := network.why_not_removable(site)) is not None}
     plan = {site: kept for site, kept in plan.items() if site not in stuck}
     left = {site: [*kept, *dynamic.get(site, ())] for site, kept in plan.items()}
-    wide = [site for site, units in left.items() if 0 < len(units) < network.sites[site].units and network.why_stays_wide(site, units) is not None]
+    wide = [site for site, units in left.items() if site not in empty and len(units) < network.sites[site].units and network.why_stays_wide(site, units) is not None]
     smaller = network.copy().eval()
     for site in stuck:
         smaller.site_gates[site].threshold.fill_(1.0)  # P(on) is never above it
@@ -75,8 +76,8 @@ def prune(
     ends = [site for site, kept in plan.items() if kept and network.sites[site].kind == "exit"]
     units = {site: gate.units for site, gate in network.site_gates.items()}
     result = Pruned(
-        smaller, [site for site, kept in left.items() if not kept],
-        {site: [unit for unit in range(units[site]) if unit not in kept] for site, kept in left.items() if 0 < len(kept) < units[site]},
+        smaller, [site for site in left if site in empty or (not left[site] and network.sites[site].kind == "exit")],
+        {site: [unit for unit in range(units[site]) if unit not in kept] for site, kept in left.items() if site not in empty and len(kept) < units[site]},
         [site for site, kept in plan.items() if len(kept) == units[site] and site not in ends], {site: kept for site, kept in plan.items() if site in dynamic and kept},
         list(smaller.methods), stuck, network.params, network.macs_dense, change, unit_rates,
     )  # fmt: skip

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ class OpenFilters:
     def __init__(self, tail: Branch) -> None:
         self.tail = tail
 
-    def __call__(self, root: nn.Module, x: Tensor, z: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def __call__(self, root: Any, x: Tensor, z: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """x (N, C, H, W), z (N, width) -> value (N, k, H', W') and the k channels (k,) that it is of; None for all channels, or where there is no value."""
         if len(x) == 0:
             return self.tail(root, x, None), None

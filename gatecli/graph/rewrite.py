@@ -75,11 +75,11 @@ def insert_mask(root: nn.Module, graph: fx.Graph, site: Site, gate: nn.Module, s
     path = f"gates.{site.name}"
     place(root, path, gate)
     entry, value = node_named(graph, sees or site.entry), node_named(graph, site.value)
-    with graph.inserting_after(entry):
+    with graph.inserting_after(value if sees else entry):
         decision = graph.call_module(path, (entry,))
     while site.kind != "filter" and len(value.users) == 1 and is_mask(user := next(iter(value.users))):
         value = user
-    with graph.inserting_after(value):
+    with graph.inserting_after(decision if sees else value):
         masked = graph.call_function(mask, (value, decision))
     value.replace_all_uses_with(masked, delete_user_cb=lambda user: user is not masked)
 

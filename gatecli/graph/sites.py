@@ -135,10 +135,12 @@ def _between(entry: fx.Node, end: fx.Node) -> set[fx.Node]:
 
 
 def immediate_dominators(graph: fx.Graph) -> dict[fx.Node, fx.Node | None]:
-    """For each node, the latest node through which every way from the input to it leads. Constants lie on no way."""
+    """For each node, the latest node through which every way from the input to it leads. Constants, gates' decisions and a gater lie on no way."""
     dominators: dict[fx.Node, fx.Node | None] = {}
     depth: dict[fx.Node, int] = {}
     for node in graph.nodes:
+        if node.op == "call_module" and str(node.target).partition(".")[0] in ("gates", "gater"):
+            continue
         inputs = [source for source in node.all_input_nodes if source in depth]
         if not inputs and node.op != "placeholder":
             continue

@@ -127,16 +127,17 @@ def apply_plan(network: Network, plan: Mapping[str, list[int]], round_to: int = 
         else:
             network.remove_exit(site)
     plan = {site: kept for site, kept in plan.items() if site not in exits}
+    gone = [site for site, kept in plan.items() if not kept and site not in dynamic and not network.sites[site].places]
     narrowed: dict[Any, list[int]] = {}
     for site, kept in plan.items():
         if len(kept) == network.sites[site].units:
             network.remove_gate(site)
-        elif kept or site in dynamic:
+        elif site not in gone:
             narrowed |= network.keep_units(site, kept, round_to, dynamic.get(site, []), network.sites[site].kind == "block" or site in wide)
-    network.remove_branches([site for site, kept in plan.items() if not kept and site not in dynamic], narrowed)
+    network.remove_branches(gone, narrowed)
+    network.recompile()
     for name in set(network.methods.values()):
         get(name).tidy(network)
-    network.recompile()
     network.recount()
 
 
