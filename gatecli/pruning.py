@@ -71,12 +71,14 @@ def prune(
     for site in stuck:
         smaller.site_gates[site].threshold.fill_(1.0)  # P(on) is never above it
     methods.apply_plan(smaller, plan, round_to, dynamic, wide)
+    around = [site for site in stuck if site not in smaller.methods]  # gone with what was around them
     change = _verify(network, smaller, {**plan, **{site: [] for site in stuck}}, dynamic)
+    stuck = {site: why for site, why in stuck.items() if site not in around}
     unit_rates = {site: [0.0] * len(units) if site in stuck else [units[unit] for unit in dynamic.get(site, range(len(units)))] for site, units in (rates or known_rates(network)).items() if site in smaller.methods}
     ends = [site for site, kept in plan.items() if kept and network.sites[site].kind == "exit"]
     units = {site: gate.units for site, gate in network.site_gates.items()}
     result = Pruned(
-        smaller, [site for site in left if site in empty or (not left[site] and network.sites[site].kind == "exit")],
+        smaller, [site for site in network.methods if site in around or (site in left and (site in empty or (not left[site] and network.sites[site].kind == "exit")))],
         {site: [unit for unit in range(units[site]) if unit not in kept] for site, kept in left.items() if site not in empty and len(kept) < units[site]},
         [site for site, kept in plan.items() if len(kept) == units[site] and site not in ends], {site: kept for site, kept in plan.items() if site in dynamic and kept},
         list(smaller.methods), stuck, network.params, network.macs_dense, change, unit_rates,

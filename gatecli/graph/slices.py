@@ -196,8 +196,8 @@ class _Fold:
     def run(self) -> None:
         dead = self._dead()
         for node in self.graph.nodes:
-            if node in dead or node in self.values:
-                continue
+            if node in dead or (node in self.values and not isinstance(module_of(self.root, node), nn.Conv2d)):
+                continue  # a convolution that loses outputs may lose inputs as well
             nothing = [source for source in node.all_input_nodes if source in self.empty]
             if nothing and not is_cat(node):
                 if not keeps_zero(self.root, node, nothing[0]) or self._width(node) != self._width(nothing[0]):
