@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -267,11 +267,21 @@ class Network(nn.Module):
         assert shape is not None
         return shape[1]
 
-    def why_not_removable(self, site: str) -> str | None:
-        """What stands in the way of removing the site's branch for good; None where nothing does."""
-        if self.sites[site].kind in ("block", "exit") or self._is_summand(site):
-            return None
-        return slices.foldable(self, self.graph, self.costs, self._nothing_of(site))
+    def why_not_removable(self, sites: Iterable[str]) -> dict[str, str]:
+        """What stands in the way of removing the branches of these sites for good, all together; those left out where nothing does."""
+        reasons, replaced = dict[str, str](), dict[fx.Node, fx.Node]()
+        for name in sites:
+            site = self.sites[name]
+            if site.kind == "block":
+                replaced[rewrite.node_named(self.graph, site.add)] = rewrite.node_named(self.graph, site.shortcut)
+            elif self._is_summand(name):
+                added = rewrite.additions_of_zero(self, rewrite.node_named(self.graph, site.value), replaced)
+                if added is None:
+                    reasons[name] = "nothing else would be left of the sum that it goes into"
+                replaced |= added or {}
+            elif site.kind != "exit" and (why := slices.foldable(self, self.graph, self.costs, self._nothing_of(name))) is not None:
+                reasons[name] = why
+        return reasons
 
     def _is_summand(self, site: str) -> bool:
         """Whether a site's value goes into additions alone, so that these do without it."""

@@ -63,7 +63,7 @@ def prune(
     plan = _shortened(network, plan)
     dynamic = {site: units for site, units in dynamic.items() if site in plan}
     empty = [site for site, kept in plan.items() if not kept and site not in dynamic and not network.sites[site].places]
-    stuck = {site: why for site in empty if (why := network.why_not_removable(site)) is not None}
+    stuck = network.why_not_removable(empty)
     plan = {site: kept for site, kept in plan.items() if site not in stuck}
     left = {site: [*kept, *dynamic.get(site, ())] for site, kept in plan.items()}
     wide = [site for site, units in left.items() if site not in empty and len(units) < network.sites[site].units and network.why_stays_wide(site, units) is not None]

@@ -143,14 +143,19 @@ def remove_mask(graph: fx.Graph, site: Site) -> None:
     remove_dead(graph)
 
 
-def additions_of_zero(root: nn.Module, value: fx.Node) -> list[tuple[fx.Node, fx.Node]] | None:
-    """If `value` were zero for good: the additions that would add zeros, each with what it adds them to; None where something else reads the value."""
-    found, todo = [], [value]
+def additions_of_zero(root: nn.Module, value: fx.Node, replaced: Mapping[fx.Node, fx.Node] | None = None) -> dict[fx.Node, fx.Node] | None:
+    """If `value` were zero for good: the additions that would add zeros, each with what it adds them to; None where something else reads the value.
+
+    replaced: additions taken to be gone already, each with the operand that is left.
+    """
+    found, todo = dict[fx.Node, fx.Node](), [value]
     while todo:
         node = todo.pop()
         for user in node.users:
-            if is_add(user):
-                found.append((user, next(arg for arg in user.args if isinstance(arg, fx.Node) and arg is not node)))
+            if replaced and replaced.get(user) is node:
+                todo.append(user)
+            elif is_add(user):
+                found[user] = next(arg for arg in user.args if isinstance(arg, fx.Node) and arg is not node)
             elif keeps_zero(root, user, node):
                 todo.append(user)
             else:
@@ -161,7 +166,7 @@ def additions_of_zero(root: nn.Module, value: fx.Node) -> list[tuple[fx.Node, fx
 def remove_zero(root: nn.Module, graph: fx.Graph, value: fx.Node) -> dict[str, str]:
     """Take `value`, which is zero for good, out of all additions, see `additions_of_zero`; returns what remove_branch does."""
     renamed_: dict[str, str] = {}
-    for add, other in additions_of_zero(root, value) or []:
+    for add, other in (additions_of_zero(root, value) or {}).items():
         renamed_ |= _replace_addition(root, add, other)
     remove_dead(graph)
     return renamed_
