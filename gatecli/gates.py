@@ -85,12 +85,14 @@ class Gate(nn.Module):
         rows: which samples of the batch are here, where others have left by an exit; None: all.
         fresh_rate: the rate as attached.
         filters: whether its units are the single filters of a convolution.
+        pads: whether it pads its input with zeros, so that a channel that is always the same is not so for it.
     """
 
     threshold: Tensor
     data_dependent = True
     fresh_rate = 1.0
     filters = False
+    pads = False
 
     def __init__(self, site: str, units: int) -> None:
         super().__init__()
@@ -106,7 +108,7 @@ class Gate(nn.Module):
         """Trainable [off, on] logits: (N, units, 2)."""
         raise NotImplementedError
 
-    def sample(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    def sampled(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """What training decides: z (N, units) with a gradient, and the log-odds (N, units) where there are such."""
         pair = self.scores(x)
         return gumbel_decision(pair), pair[..., 1] - pair[..., 0]
@@ -142,7 +144,7 @@ class Gate(nn.Module):
         if self.forced is not None:
             return self._obeyed(x), None
         if self.training:
-            return self.sample(x)
+            return self.sampled(x)
         if self.strategy == "always-on":
             return torch.ones(x.shape[0], self.units, device=x.device), None
         if not torch.is_grad_enabled():  # entering no_grad takes as long as an operation, and gates are made of few of these
@@ -165,17 +167,24 @@ class Gate(nn.Module):
 
 
 class Exit(Gate):
-    """A classifier in the middle of the network, and whether to leave there: subclasses give `classify(x)` and `score(logits)`.
+    """A classifier in the middle of the network, and whether to leave there: subclasses give `classify(x)` and `score(x, logits)`.
 
-    Its one unit runs where a sample leaves: where its score >= threshold, a score's and no probability; infinite, so that nobody leaves, until
-    calibrated. Called, it returns logits (N, K) and decisions (N, 1).
+    Its one unit runs where a sample leaves: where its score >= threshold, a score's and not P(on)'s; infinite, so that nobody leaves, until trained
+    or calibrated. Called, it returns logits (N, K) and decisions (N, 1).
+
+    Attributes: positions: the dimensions of x over which the channels extend. trained: whether it has left its neutral start.
     """
 
     fresh_rate = 0.0
+    positions: tuple[int, ...]
 
     def __init__(self, site: str) -> None:
         super().__init__(site, 1)
         self.threshold.fill_(torch.inf)
+
+    @property
+    def trained(self) -> bool:
+        raise NotImplementedError
 
     def classify(self, x: Tensor) -> Tensor:
         """Logits (N, K) of the values x at which the exit stands."""
@@ -185,19 +194,33 @@ class Exit(Gate):
         """The classifier alone, sharing its tensors and their names: for a network in which everybody leaves here."""
         raise NotImplementedError
 
-    def score(self, logits: Tensor) -> Tensor:
-        """How sure the logits (N, K) are: (N, 1)."""
+    def score(self, x: Tensor, logits: Tensor) -> Tensor:
+        """How sure the exit is of values x and the logits (N, K) that it made of them: (N, 1)."""
         raise NotImplementedError
+
+    def sample(self, x: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Decisions and scores in training; nobody leaves, unless a method trains with those who do."""
+        score = self.score(x, logits)
+        return torch.zeros_like(score), score
+
+    def draw(self, score: Tensor) -> Tensor:
+        """Decisions of the `stochastic` strategy, for scores that are no probabilities by the threshold."""
+        return (score >= self.threshold).to(score.dtype)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         logits = self.classify(x)
-        score = self.score(logits)
-        if self.forced is not None:
-            z = self._obeyed(x)
-        elif self.training or self.strategy == "always-on":
-            z = torch.zeros_like(score)
+        if self.training and self.forced is None:
+            z, score = self.sample(x, logits)
         else:
-            z = (score >= self.threshold).to(score.dtype)
+            score = self.score(x, logits)
+            z = self._settled(x, score)
         if self.observer is not None:
             self.observer(self, z, score)
         return logits, z
+
+    def _settled(self, x: Tensor, score: Tensor) -> Tensor:
+        if self.forced is not None:
+            return self._obeyed(x)
+        if self.strategy == "always-on":
+            return torch.zeros_like(score)
+        return self.draw(score) if self.strategy == "stochastic" else (score >= self.threshold).to(score.dtype)

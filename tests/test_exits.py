@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from commandline import SIDE, call, contents, refused, run, same, save_npz, save_source
@@ -40,7 +41,8 @@ def logits(network: nn.Module, x: Tensor) -> Tensor:
 
 STAGES = {
     "resnet50": [(256, 16), (512, 8), (1024, 4)], "densenet121": [(256, 16), (512, 8), (1024, 4)], "mobilenet_v2": [(24, 16), (32, 8), (96, 4)],
-    "efficientnet_b0": [(24, 16), (40, 8), (112, 4)], "convnext_tiny": [(96, 16), (192, 8), (384, 4)], "regnet_y_400mf": [(48, 16), (104, 8), (208, 4)], "vgg11": [],
+    "efficientnet_b0": [(24, 16), (40, 8), (112, 4)], "convnext_tiny": [(96, 16), (192, 8), (384, 4)], "regnet_y_400mf": [(48, 16), (104, 8), (208, 4)], 
+    "vgg11": [(64, 64), (128, 32), (256, 16), (512, 8)], "googlenet": [(192, 16), (480, 8), (832, 4)], "squeezenet1_1": [(128, 15), (256, 7)],
 }  # fmt: skip
 
 
@@ -67,6 +69,30 @@ def test_exits_after_sites_that_the_user_names() -> None:
         gatecli.attach(network, "dgate")
     with pytest.raises(SettingError, match="exits already"):
         gatecli.attach(gated, "dgate", after=f"{first}")
+
+
+def test_exits_after_any_module_where_there_are_no_blocks() -> None:
+    network = traced(build_skeleton("torchvision:vgg11_bn", {"num_classes": 7}).to_empty(device="cpu"), (64, 64))
+    gated = gatecli.attach(network, "dgate", after="features.13,features.5").network
+    assert [gated.sites[site].channels for site in gated.site_exits] == [128, 256]
+    with pytest.raises(SettingError, match=r"but got `classifier.0`; there are: features.0, "):
+        gatecli.attach(network, "dgate", after="classifier.0")
+
+
+def test_an_exit_before_anything_with_weights_is_refused() -> None:
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pool, self.conv, self.fc = nn.AvgPool2d(2), nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.fc(self.conv(self.pool(x)).mean((2, 3)))
+            return out
+
+    network = traced(Pooled(), (16, 16))
+    with pytest.raises(SettingError, match="nothing has been computed at `pool`"):
+        gatecli.attach(network, "dgate", after="pool")
+    assert list(gatecli.attach(network, "dgate", after="conv").network.site_exits) == ["exit1"]
 
 
 # --- who leaves ---
@@ -314,6 +340,15 @@ def test_the_library_has_both(here: Path) -> None:
             nn.init.normal_(exit_.get_submodule("linear").weight)  # type: ignore[arg-type]
     found = gatecli.calibrate_exits(network, data, max_drop=100)
     assert found.point == found.frontier[0] and found.target_top1 == pytest.approx(found.baseline_top1 - 100) and found.gap == 0
+
+
+def test_val_may_lack_a_class_and_calibrate_may_come_twice(trained: Path) -> None:
+    arrays = dict(np.load("data.npz"))
+    kept = arrays["val_labels"].reshape(-1) != 3
+    np.savez("less.npz", **{**arrays, "val_images": arrays["val_images"][kept], "val_labels": arrays["val_labels"][kept]})
+    first = call("calibrate", "trained.safetensors", "--data", "npz:less.npz", "--target-acc", 5, "--out", "a.safetensors")
+    second = call("calibrate", "a.safetensors", "--data", "npz:less.npz", "--target-acc", 5, "--out", "b.safetensors")
+    assert second["thresholds"] == first["thresholds"] and second["frontier"] == first["frontier"] and second["top1"] >= 5
 
 
 def test_confidence_costs(trained: Path) -> None:

@@ -220,9 +220,9 @@ def test_a_gater_starts_from_a_trained_classifier(tmp_path: Path) -> None:
 
 def test_gaters_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     own = CASES["own"].network()
-    with pytest.raises(SettingError, match="3 x 32 x 32, but the gater small.pt takes 3 x 16 x 16"):
+    with pytest.raises(SettingError, match=r"3 x 32 x 32, but the gater small\.pt takes 3 x 16 x 16"):
         gatecli.attach(own, "gaternet", gater_network=plain_gater(tmp_path / "small.pt", size=16))
-    with pytest.raises(SettingError, match="backbone's 5 classes, but the gater small.pt has 7"):
+    with pytest.raises(SettingError, match=r"backbone.s 5 classes, but the gater small\.pt has 7"):
         gatecli.attach(own, "gaternet", gater_network=plain_gater(tmp_path / "small.pt", classes=7))
     backbone = plain_gater(tmp_path / "small.pt")
     with pytest.raises(SettingError, match="backbone's own file"):

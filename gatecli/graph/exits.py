@@ -6,6 +6,7 @@ nothing that can be skipped (a stem) is none.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import fx, nn
 
@@ -15,27 +16,44 @@ from gatecli.graph.sites import Site, immediate_dominators
 from gatecli.graph.slices import is_channelwise
 
 
+@dataclass(frozen=True)
+class Place:
+    """A value at which one could leave, the name of what ends there, and the dimensions of the value's positions."""
+
+    name: str
+    node: fx.Node
+    positions: tuple[int, ...]
+
+
 def find_exits(root: nn.Module, graph: fx.Graph, costs: Mapping[str, NodeCost], sites: Iterable[Site]) -> list[Site]:
-    """The ends of all stages but the last, as sites `exit1`, `exit2`, ..., in the order of execution."""
-    places = _after(root, graph, costs, list(sites))
-    last_of: dict[tuple[int, ...], tuple[fx.Node, Site]] = {}
-    for node, site in places:
-        last_of[_size(costs, node, site)] = (node, site)
-    ends = list(last_of.values())[:-1]
-    return [_exit(number, graph, costs, node, site) for number, (node, site) in enumerate(ends, 1)]
+    """The ends of all stages but the last, as sites `exit1`, `exit2`, ..., in the order of execution.
+
+    Stages are made of blocks and layers; in a network without these, of convolutions that keep the size of the maps.
+    """
+    last_of: dict[tuple[int, ...], Place] = {}
+    for place in _after_sites(root, graph, costs, list(sites)) or _stage_ends(graph, costs):
+        last_of[_size(costs, place)] = place
+    return [_exit(number, graph, costs, place) for number, place in enumerate(list(last_of.values())[:-1], 1)]
 
 
 def exits_after(root: nn.Module, graph: fx.Graph, costs: Mapping[str, NodeCost], sites: Mapping[str, Site], names: Sequence[str]) -> list[Site]:
-    """Exits after the blocks or layers of these names. Raises SettingError where one is no such site, or where one cannot leave the network."""
-    places = {site.name: (node, site) for node, site in _after(root, graph, costs, list(sites.values()))}
+    """Exits after the blocks or layers, or after the modules, of these names. Raises SettingError where one is no such thing, or where one cannot leave the network."""
+    blocks = _after_sites(root, graph, costs, list(sites.values()))
+    modules = [Place(str(place.node.target), place.node, place.positions) for place in _maps(graph, costs) if place.node.op == "call_module"]
+    places = {place.name: place for place in [*modules, *blocks]}  # a block's name may be a module's
     unknown = [name for name in names if name not in places]
     if unknown:
-        raise SettingError(f"expected setting `after` to name sites that all that comes later goes through, but got `{unknown[0]}`; there are: {', '.join(places) or 'none'}")
-    chosen = [place for name, place in places.items() if name in names]
-    return [_exit(number, graph, costs, node, site) for number, (node, site) in enumerate(chosen, 1)]
+        there = ", ".join(place.name for place in blocks or modules) or "none"
+        raise SettingError(f"expected setting `after` to name sites that all that comes later goes through, but got `{unknown[0]}`; there are: {there}")
+    order = {node: index for index, node in enumerate(graph.nodes)}
+    for name in names:
+        if not any(costs[node.name].macs for node in order if order[node] <= order[places[name].node]):
+            raise SettingError(f"expected setting `after` to name places behind some layer with weights, but nothing has been computed at `{name}`")
+    chosen = sorted((places[name] for name in dict.fromkeys(names)), key=lambda place: order[place.node])
+    return [_exit(number, graph, costs, place) for number, place in enumerate(chosen, 1)]
 
 
-def _after(root: nn.Module, graph: fx.Graph, costs: Mapping[str, NodeCost], sites: Sequence[Site]) -> list[tuple[fx.Node, Site]]:
+def _after_sites(root: nn.Module, graph: fx.Graph, costs: Mapping[str, NodeCost], sites: Sequence[Site]) -> list[Place]:
     """For each block or layer that has one, the first value after it through which everything goes, activations included; in order."""
     through, order = _through(graph), {node: index for index, node in enumerate(graph.nodes)}
     nodes = {node.name: node for node in graph.nodes}
@@ -50,9 +68,26 @@ def _after(root: nn.Module, graph: fx.Graph, costs: Mapping[str, NodeCost], site
             if later.all_input_nodes != [node] or not is_channelwise(root, later) or costs[later.name].shape != costs[node.name].shape:
                 break
             node = later
-        if _carries(costs, node, site):
-            places.append((node, site))
+        shape = costs[node.name].shape
+        if shape is not None and len(shape) == len(site.positions) + 2:  # it has the block's own layout
+            places.append(Place(site.name, node, site.positions))
     return places
+
+
+def _maps(graph: fx.Graph, costs: Mapping[str, NodeCost]) -> list[Place]:
+    """All maps (N, C, H, W) that everything goes through, but for the image."""
+    return [Place(node.name, node, (2, 3)) for node in _through(graph) if node.op != "placeholder" and (shape := costs[node.name].shape) is not None and len(shape) == 4]
+
+
+def _stage_ends(graph: fx.Graph, costs: Mapping[str, NodeCost]) -> list[Place]:
+    """The last maps of each size that convolutions keep; a first convolution that changes the size, a stem, makes no stage."""
+    keeping = {shape[2:] for node in graph.nodes if costs[node.name].macs and (shape := costs[node.name].shape) is not None and len(shape) == 4 and _reads_size(costs, node, shape)}
+    return list({_size(costs, place): place for place in _maps(graph, costs) if _size(costs, place) in keeping}.values())
+
+
+def _reads_size(costs: Mapping[str, NodeCost], node: fx.Node, shape: Sequence[int]) -> bool:
+    sources = (costs[source.name].shape for source in node.all_input_nodes)
+    return any(source is not None and len(source) == 4 and source[2:] == shape[2:] for source in sources)
 
 
 def _through(graph: fx.Graph) -> list[fx.Node]:
@@ -66,24 +101,18 @@ def _through(graph: fx.Graph) -> list[fx.Node]:
     return chain[::-1]
 
 
-def _carries(costs: Mapping[str, NodeCost], node: fx.Node, site: Site) -> bool:
-    """Whether the value has the block's own layout."""
-    shape = costs[node.name].shape
-    return shape is not None and len(shape) == len(site.positions) + 2
-
-
-def _size(costs: Mapping[str, NodeCost], node: fx.Node, site: Site) -> tuple[int, ...]:
-    shape = costs[node.name].shape
+def _size(costs: Mapping[str, NodeCost], place: Place) -> tuple[int, ...]:
+    shape = costs[place.node.name].shape
     assert shape is not None
-    return tuple(shape[position] for position in site.positions)
+    return tuple(shape[position] for position in place.positions)
 
 
-def _exit(number: int, graph: fx.Graph, costs: Mapping[str, NodeCost], node: fx.Node, site: Site) -> Site:
-    shape = costs[node.name].shape
+def _exit(number: int, graph: fx.Graph, costs: Mapping[str, NodeCost], place: Place) -> Site:
+    shape = costs[place.node.name].shape
     assert shape is not None
-    (axis,) = set(range(1, len(shape))) - set(site.positions)
-    saved = macs_behind(graph, costs, node)
-    return Site(f"exit{number}", "exit", 1, saved, node.name, "", "", "", (), shape[axis], site.positions, saved)
+    (axis,) = set(range(1, len(shape))) - set(place.positions)
+    saved = macs_behind(graph, costs, place.node)
+    return Site(f"exit{number}", "exit", 1, saved, place.node.name, "", "", "", (), shape[axis], place.positions, saved)
 
 
 def macs_behind(graph: fx.Graph, costs: Mapping[str, NodeCost], node: fx.Node) -> int:

@@ -58,10 +58,11 @@ def runs_of(numbers: Sequence[int]) -> list[tuple[int, int]]:
 def pick(logits: Tensor, *exits: tuple[Tensor, Tensor]) -> Tensor:
     """What a network with exits returns: for each sample the logits of the first exit that it takes, else `logits`.
 
-    Args: logits (N, K); exits, in order, as pairs of logits (N, K) and decisions z (N, 1), 1 = leave.
+    Args: logits (N, K); exits, in order, as pairs of logits (N, K) and decisions z (N, 1), 1 = leave. Where z has a gradient, so has the choice.
     """
     for early, z in reversed(exits):
-        logits = torch.where(z > 0, early.to(logits.dtype), logits)
+        early = early.to(logits.dtype)
+        logits = z * early + (1 - z) * logits if z.requires_grad else torch.where(z > 0, early, logits)
     return logits
 
 

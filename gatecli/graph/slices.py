@@ -274,6 +274,8 @@ class _Fold:
         """Let a convolution, a linear layer or a gate read the kept channels alone, the constants being in its bias."""
         if isinstance(module, nn.Conv2d):
             _check_convolution(node, module, cut)
+        if getattr(module, "pads", False) and not cut.zero:
+            raise SettingError(f"`{node.target}` reads it and pads it with zeros")
         if isinstance(module, nn.Linear) and module.in_features != len(cut.kept) + len(cut.gone):
             raise SettingError(f"`{node.target}` reads it in another shape")
         if self.dry:

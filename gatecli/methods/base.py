@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from gatecli.errors import SettingError
 from gatecli.gates import Gate
@@ -33,6 +34,13 @@ class Settings:
     gate_weight_decay: float | None = setting(None, "weight decay of the gates; none: that of the weights", low=0, high=1e30)
 
 
+@dataclass(frozen=True)
+class ExitSettings(Settings):
+    """Settings of all methods that put exits in."""
+
+    after: str | None = setting(None, "blocks, layers or modules after which to put exits, with commas between; none: the end of each stage but the last", structural=True)
+
+
 class Method:
     """A way of gating. Subclasses say which sites it gates, with which gates, and which loss trains them.
 
@@ -42,6 +50,7 @@ class Method:
 
     needs: ClassVar[str] = "something to gate"
     trains: ClassVar[str] = "network"  # what finetune trains: the network with the gates, or the "exits" alone
+    at_least: ClassVar[bool] = False  # whether its target rate is one to reach, rather than to come down to
     paper: ClassVar[str] = ""
 
     def __init__(self, name: str, summary: str, settings: type[Settings]) -> None:
@@ -87,6 +96,13 @@ class Method:
         """Put one gate in."""
         network.insert_gate(site, self.gate(network.sites[site], settings), self.name)
 
+    def begin(self, network: Network, sites: Iterable[str]) -> None:
+        """Training of the gates at these sites begins, or goes on."""
+
+    def parameters(self, network: Network, sites: Iterable[str]) -> list[Parameter]:
+        """What the method's gates at these sites consist of, which has its own learning rate."""
+        return [parameter for site in sites for parameter in network.site_gates[site].parameters()]
+
     def targets(self, settings: Any, sites: Iterable[str], epoch: int) -> dict[str, float]:
         """The rate that the gate at each of `sites` aims at when `epoch` (from 0) begins."""
         raise NotImplementedError
@@ -110,6 +126,19 @@ class Method:
         with torch.no_grad():
             odds = gate.log_odds(torch.empty(1, device=gate.threshold.device))[0]
         return [bool(flag) for flag in odds > torch.logit(limit.clamp(0, 1))]
+
+
+class ExitMethod(Method):
+    """A way of leaving early: exits at the ends of stages, or where the setting `after` says. Subclasses `insert` them."""
+
+    needs: ClassVar[str] = "stages that end with a change of resolution (or say where with --set after=SITE,SITE)"
+
+    def candidates(self, network: Network) -> list[Site]:
+        return [site for site in network.sites.values() if site.kind == "exit"]
+
+    def ready(self, network: Network, settings: Any) -> None:
+        if settings.after is not None:
+            network.place_exits([name.strip() for name in settings.after.split(",")])
 
 
 def apply_plan(network: Network, plan: Mapping[str, list[int]], round_to: int = 1, dynamic: Mapping[str, list[int]] | None = None, wide: Collection[str] = ()) -> None:

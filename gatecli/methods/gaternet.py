@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from gatecli.architectures.arguments import is_callable_name, split_arch
 from gatecli.architectures.rows import CHANNEL_ARGS
@@ -55,7 +56,7 @@ class FilterGate(Gate):
         super().__init__(site, units)
         self.outputs: Sequence[int] = range(first, first + units)
 
-    def sample(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    def sampled(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """x: the gater's gates (N, c), in training."""
         return self._own(x), None
 
@@ -150,6 +151,9 @@ class GaterNet(Method):
             for gate in gates:
                 gate.outputs = range(first, first + gate.units)
                 first += gate.units
+
+    def parameters(self, network: Network, sites: Iterable[str]) -> list[Parameter]:
+        return list(network.get_submodule("gater").parameters())
 
     def targets(self, settings: Any, sites: Iterable[str], epoch: int) -> dict[str, float]:
         return dict.fromkeys(sites, 1.0 if settings.target_rate is None else settings.target_rate)
