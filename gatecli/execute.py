@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from gatecli.executors import FilterBlock, FilterLayer, SkipBlock, SkipGroups, SkipLayer, Staged
 from gatecli.gates import Gate
 from gatecli.graph.macs import NodeCost
-from gatecli.graph.ops import FRESH_LAYERS, add_at, decided_by, is_add, is_cat, is_decision, is_mask, is_pick, is_relu, module_of, never_negative, widen
+from gatecli.graph.ops import FRESH_LAYERS, add_at, connect, decided_by, is_add, is_cat, is_decision, is_mask, is_pick, is_relu, module_of, never_negative, widen
 from gatecli.graph.slices import tail_of
 from gatecli.graph.trace import compile_graph, remove_dead
 
@@ -292,7 +292,7 @@ def _shared(root: nn.Module, node: fx.Node) -> list[fx.Node]:
     module = module_of(root, node)
     if isinstance(module, SkipBlock):
         return [_shortcut(node)]
-    fresh = is_add(node) or is_mask(node) or is_cat(node) or node.target in (widen, add_at) or isinstance(module, FRESH_MODULES)
+    fresh = is_add(node) or is_mask(node) or is_cat(node) or node.target in (widen, add_at, connect) or isinstance(module, FRESH_MODULES)
     return [] if fresh else node.all_input_nodes
 
 

@@ -13,7 +13,7 @@ from gatecli.errors import ArchitectureError, SettingError
 from gatecli.execute import LOWERED, economical, lower, staged
 from gatecli.executors import Staged
 from gatecli.gates import Exit, Gate
-from gatecli.graph import narrow, rewrite, slices
+from gatecli.graph import branches, narrow, rewrite, slices
 from gatecli.graph.dense import find_sites
 from gatecli.graph.exits import behind, exits_after, find_exits, macs_behind
 from gatecli.graph.filters import find_filters
@@ -56,9 +56,11 @@ class Network(nn.Module):
         self.methods: dict[str, str] = {}  # site -> the method that gates it
         self.costs = self._count()
         self.sites: dict[str, Site] = find_sites(self, self.graph, self.costs)
-        branches = list(self.sites.values())
-        for found in (find_filters, find_exits):
-            self.sites |= {site.name: site for site in found(self, self.graph, self.costs, branches)}
+        found = list(self.sites.values())
+        self.boundaries = branches.find_boundaries(self, self.graph, self.costs, [site for site in found if site.kind == "block"])
+        exits = find_exits(self, self.graph, self.costs, found)
+        self.sites |= branches.branch_sites(self.graph, self.costs, self.boundaries)
+        self.sites |= {site.name: site for site in [*find_filters(self, self.graph, self.costs, found), *exits]}
         self._behind: dict[str, set[str]] = {}  # exit in use -> the nodes that those who leave there do not come to
         self.recompile()
         self.train(source.training)
@@ -112,7 +114,7 @@ class Network(nn.Module):
                 continue
             branch = tuple(node for node in site.branch if node in self.costs)
             macs, shape, width = sum(self.costs[node].macs for node in branch), self.costs[site.entry].shape, self.costs[site.value].shape
-            own = macs
+            own = 0 if site.kind == "branch" else macs
             if site.tail:
                 assert width is not None
                 site = replace(site, units=width[1]) if site.kind == "filter" and not site.places else site
@@ -213,6 +215,29 @@ class Network(nn.Module):
         if shape[1] % units:
             raise SettingError(f"expected the number of units to divide the {shape[1]} filters of `{name}`, but got {units}")
         self.sites[name] = replace(site, units=units, tail=tuple(node.name for node in tail))
+
+    def insert_connections(self, site: str, gate: Gate, method: str, fan_in: int | None) -> None:
+        """Let each branch of the modules behind a boundary read what `gate` says; with no `fan_in` all branches, in one stream.
+
+        Raises SettingError where the site carries a gate already, or a layer gate or an exit stands in the way.
+        """
+        boundary, taken = self.boundaries[site], {name: self.methods[name] for name in self.methods if name in (self.boundaries[site].module.block, self.boundaries[site].reader.block, site)}
+        if taken:
+            raise SettingError(f"expected `{next(iter(taken))}` to carry no gate, but {next(iter(taken.values()))} gates it: prune first, or leave it out with --exclude")
+        if fan_in is None:
+            branches.insert_mask_on_branches(self, self.graph, site, boundary, gate)
+        else:
+            branches.insert_connections(self, self.graph, site, boundary, gate, fan_in)
+            for block in (boundary.module.block, boundary.reader.block):
+                self.sites.pop(block, None)  # no residual block any more that could be skipped
+        self.methods[site] = method
+
+    def fix_connections(self, kept: Mapping[str, Sequence[int]], fixed: Mapping[str, nn.Module]) -> None:
+        """Keep only these branches at these sites for good; `fixed`: what takes a gate's place, see gatecli.graph.branches.fix. The gates go."""
+        for site, places in kept.items():
+            branches.fix(self, self.graph, site, self.boundaries[site], places, fixed.get(site))
+            self.methods.pop(site)
+            self.sites.pop(site)
 
     def insert_exit(self, site: str, exit_: Exit, method: str) -> None:
         """Put an exit in; `recompile` and `recount` once all are in. Raises SettingError where the site has one already."""
@@ -351,7 +376,7 @@ class Network(nn.Module):
         return twin
 
 
-RESERVED = {*vars(Network), "graph", "recipe", "methods", "costs", "sites", "gates", "exits", "gater", LOWERED} - {"__init__", "forward"}
+RESERVED = {*vars(Network), "graph", "boundaries", "recipe", "methods", "costs", "sites", "gates", "exits", "gater", LOWERED} - {"__init__", "forward"}
 
 
 def input_channels(root: nn.Module, graph: fx.Graph) -> int:

@@ -116,7 +116,7 @@ def make_plan(network: Network, threshold: float | None, rates: Rates, collapse:
             if decided is not None:
                 plan[site] = decided
             continue
-        runs: Sequence[bool | None] | None = methods.get(network.methods[site]).always_runs(gate, threshold)
+        runs: Sequence[bool | None] | None = methods.get(network.methods[site]).decided(network, site, threshold)
         if runs is None:
             runs = _by_rate(site, rates, collapse, static)
         undecided = [unit for unit, run in enumerate(runs) if run is None]

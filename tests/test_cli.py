@@ -571,7 +571,7 @@ def test_methods(here: Path) -> None:
     assert [each["name"] for each in found] == methods.names() and set(METHODS) <= set(methods.names())
     for each in found:
         assert each["summary"] and each["paper"] and each["needs"]
-        assert ({"gate_lr"} if each["name"] == "dgate" else {"target_rate", "gate_lr"}) <= {setting["name"] for setting in each["settings"]}
+        assert ({"gate_lr"} if each["name"] in ("dgate", "gateconnect") else {"target_rate", "gate_lr"}) <= {setting["name"] for setting in each["settings"]}
         assert all(setting["help"] for setting in each["settings"])
     done = run("methods", "aig-perbatch")
     assert done.code == 0 and "target_rate" in done.out and "0.6" in done.out and "ind-perbatch" not in done.out

@@ -66,6 +66,39 @@ def pick(logits: Tensor, *exits: tuple[Tensor, Tensor]) -> Tensor:
     return logits
 
 
+def connect(values: Tensor, shortcut: Tensor, connections: Tensor, fan_in: int) -> Tensor:
+    """What each branch of the next module reads: the sum of the branches that it is connected to, y_k = values_k + shortcut_k / fan_in.
+
+    Args: values (N, C * out, H, W), one part a branch; shortcut (N, out, H, W), or (N, C * out, H, W) where the branches have streams of their own;
+    connections (readers, C), or (N, readers, C). Returns (N, readers * out, H, W).
+    """
+    count, size = connections.shape[-1], values.shape[2:]
+    parts = values.reshape(values.shape[0], count, -1)
+    carried = shortcut.reshape(shortcut.shape[0], -1, parts.shape[2])  # one, or one a branch
+    read = torch.matmul(connections.to(parts.dtype), parts + carried / fan_in)
+    return read.reshape(values.shape[0], -1, *size)
+
+
+def fold_streams(x: Tensor, count: int) -> Tensor:
+    """(N, count * C, H, W) -> (N * count, C, H, W): streams as samples, for layers that all of them share."""
+    return x.reshape(x.shape[0] * count, -1, *x.shape[2:])
+
+
+def unfold_streams(x: Tensor, count: int) -> Tensor:
+    """(N * count, C, H, W) -> (N, count * C, H, W)."""
+    return x.reshape(x.shape[0] // count, -1, *x.shape[2:])
+
+
+def mean_streams(x: Tensor, count: int) -> Tensor:
+    """(N, count * C, H, W) -> (N, C, H, W)."""
+    return x.reshape(x.shape[0], count, -1, *x.shape[2:]).mean(1)
+
+
+def sum_branches(x: Tensor, count: int) -> Tensor:
+    """(N, count * C, H, W) -> (N, C, H, W)."""
+    return x.reshape(x.shape[0], count, -1, *x.shape[2:]).sum(1)
+
+
 FRESH_LAYERS = (nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.MaxPool2d, nn.AvgPool2d)  # their results have storage of their own
 ADDS = {operator.add, operator.iadd, torch.add}
 RELUS = {F.relu, torch.relu, F.relu_, torch.relu_}

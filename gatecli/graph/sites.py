@@ -71,7 +71,7 @@ def _block_at(add: fx.Node, root: nn.Module, dominators: Mapping[fx.Node, fx.Nod
     a, b = (arg for arg in add.args if isinstance(arg, fx.Node))
     if entry is None or a is b or costs[a.name].shape is None or costs[a.name].shape != costs[b.name].shape:
         return None
-    ways = {a: _between(entry, a), b: _between(entry, b)}
+    ways = {a: between(entry, a), b: between(entry, b)}
     if ways[a] & ways[b]:
         return None
     weights = {end: sum(costs[node.name].macs > 0 for node in way) for end, way in ways.items()}
@@ -122,7 +122,7 @@ def _channels_last(branch: Sequence[fx.Node], root: nn.Module, shape: Sequence[i
     return False
 
 
-def _between(entry: fx.Node, end: fx.Node) -> set[fx.Node]:
+def between(entry: fx.Node, end: fx.Node) -> set[fx.Node]:
     """The nodes on the ways from `entry` (left out) to `end`; constants, which several ways may share, are left out too."""
     inside: set[fx.Node] = set()
     todo = [end]

@@ -116,11 +116,11 @@ def keep_outputs(root: nn.Module, tail: Sequence[fx.Node], kept: Sequence[int], 
     for node in tail:
         module = module_of(root, node)
         if isinstance(module, nn.Conv2d):
-            _keep(module, ("weight", "bias"), index, quiet)
+            keep_entries(module, ("weight", "bias"), index, quiet)
             module.out_channels = len(kept)
         elif isinstance(module, nn.BatchNorm2d):
-            _keep(module, ("weight", "bias"), index, quiet)
-            _keep(module, ("running_mean", "running_var"), index, [])
+            keep_entries(module, ("weight", "bias"), index, quiet)
+            keep_entries(module, ("running_mean", "running_var"), index)
             module.num_features = len(kept)
 
 
@@ -131,7 +131,7 @@ def stays_zero(root: nn.Module, tail: Sequence[fx.Node]) -> bool:
     return affine and all(step is not None and not bool(step(torch.zeros(1, 1, SIDE, SIDE, device="cpu")).any()) for step in steps)
 
 
-def _keep(module: nn.Module, names: Sequence[str], index: Tensor, quiet: list[int], dim: int = 0) -> None:
+def keep_entries(module: nn.Module, names: Sequence[str], index: Tensor, quiet: Sequence[int] = (), dim: int = 0) -> None:
     """Cut the module's tensors of these names to the entries `index` of `dim`; entries `quiet` of the result become zero."""
     for name in names:
         tensor = getattr(module, name)
@@ -139,7 +139,7 @@ def _keep(module: nn.Module, names: Sequence[str], index: Tensor, quiet: list[in
             continue
         cut = tensor.detach().index_select(dim, index.to(tensor.device))
         if quiet:
-            cut[quiet] = 0
+            cut[list(quiet)] = 0
         setattr(module, name, nn.Parameter(cut, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else cut)
 
 
@@ -266,7 +266,7 @@ class _Fold:
         with torch.no_grad():
             result = copy.deepcopy(norm).eval()(image)[:, cut.gone.to(image.device)]
         if not self.dry:
-            _keep(norm, ("weight", "bias", "running_mean", "running_var"), cut.kept, [])
+            keep_entries(norm, ("weight", "bias", "running_mean", "running_var"), cut.kept)
             norm.num_features = len(cut.kept)
         return Cut(cut.kept, cut.gone, _same_everywhere(node, result))
 
@@ -327,7 +327,7 @@ def drop_inputs(module: Any, kept: Tensor, gone: Tensor, constants: Tensor | Non
         said = weight.index_select(1, gone.to(weight.device)).reshape(len(weight), len(gone), -1).sum(2) @ constants.to(weight)
         bias = said if module.bias is None else module.bias.detach() + said
         module.bias = nn.Parameter(bias, module.weight.requires_grad)
-    _keep(module, ("weight",), kept, [], dim=1)
+    keep_entries(module, ("weight",), kept, dim=1)
     setattr(module, "in_features" if isinstance(module, nn.Linear) else "in_channels", len(kept))
 
 

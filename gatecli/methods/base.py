@@ -19,6 +19,7 @@ from gatecli.errors import SettingError
 from gatecli.gates import Gate
 from gatecli.graph.sites import Site
 from gatecli.network import Network
+from gatecli.schedules import learning_rate
 
 
 def setting(default: Any, help: str, low: float | None = None, high: float | None = None, choices: tuple[str, ...] = (), structural: bool = False) -> Any:
@@ -50,6 +51,7 @@ class Method:
 
     needs: ClassVar[str] = "something to gate"
     trains: ClassVar[str] = "network"  # what finetune trains: the network with the gates, or the "exits" alone
+    gate_lr_factor: ClassVar[float] = 1.0  # the gates' learning rate over that of the weights, unless --set gate_lr says otherwise
     at_least: ClassVar[bool] = False  # whether its target rate is one to reach, rather than to come down to
     paper: ClassVar[str] = ""
 
@@ -102,6 +104,15 @@ class Method:
     def parameters(self, network: Network, sites: Iterable[str]) -> list[Parameter]:
         """What the method's gates at these sites consist of, which has its own learning rate."""
         return [parameter for site in sites for parameter in network.site_gates[site].parameters()]
+    def begin_epoch(self, network: Network, sites: Iterable[str], settings: Any, done: float) -> None:
+        """An epoch of training begins; `done`: the share of the training that lies behind."""
+
+    def after_step(self, network: Network, sites: Iterable[str]) -> None:
+        """The optimizer has moved the parameters."""
+
+    def learning_rate(self, schedule: str, base: float, done: float, settings: Any) -> float:
+        """The learning rate of all parameters, for their `base`, when the share `done` of the training lies behind."""
+        return learning_rate(schedule, base, done)
 
     def targets(self, settings: Any, sites: Iterable[str], epoch: int) -> dict[str, float]:
         """The rate that the gate at each of `sites` aims at when `epoch` (from 0) begins."""
@@ -117,6 +128,14 @@ class Method:
 
     def tidy(self, network: Network) -> None:
         """Let go of what the gates that a prune has left no longer need, in place."""
+    def decided(self, network: Network, site: str, threshold: float | None) -> list[bool] | None:
+        """For each unit of a site, whether it always runs; None where that depends on the data."""
+        return self.always_runs(network.site_gates[site], threshold)
+
+    def prune(self, network: Network, kept: Mapping[str, list[int]], round_to: int) -> bool:
+        """Keep only these units at these sites, ungated, in place; sites are the method's own and no exits. False: it has no way of its own to do so."""
+        return False
+
 
     def always_runs(self, gate: Gate, threshold: float | None) -> list[bool] | None:
         """For each unit of a data-independent gate, whether P(on) > threshold (none: its own); None where it depends on the data."""
@@ -155,7 +174,23 @@ def apply_plan(network: Network, plan: Mapping[str, list[int]], round_to: int = 
             network.end_at_exit(site)
         else:
             network.remove_exit(site)
-    plan = {site: kept for site, kept in plan.items() if site not in exits}
+    by_method: dict[str, dict[str, list[int]]] = {}
+    for site, kept in plan.items():
+        if site not in exits:
+            by_method.setdefault(network.methods[site], {})[site] = kept
+    usual = [name for name, own in by_method.items() if not get(name).prune(network, own, round_to)]
+    _keep_units(network, {site: kept for name in usual for site, kept in by_method[name].items()}, round_to, dynamic, wide)
+    network.recompile()
+    for name in set(network.methods.values()):
+        get(name).tidy(network)
+    network.recompile()
+    for name in set(network.methods.values()):
+        get(name).tidy(network)
+    network.recount()
+
+
+def _keep_units(network: Network, plan: Mapping[str, list[int]], round_to: int, dynamic: Mapping[str, list[int]], wide: Collection[str]) -> None:
+    """All sites together: what reads several of them loses their channels at once."""
     gone = [site for site, kept in plan.items() if not kept and site not in dynamic and not network.sites[site].places]
     narrowed: dict[Any, list[int]] = {}
     for site, kept in plan.items():
@@ -164,10 +199,6 @@ def apply_plan(network: Network, plan: Mapping[str, list[int]], round_to: int = 
         elif site not in gone:
             narrowed |= network.keep_units(site, kept, round_to, dynamic.get(site, []), network.sites[site].kind == "block" or site in wide)
     network.remove_branches(gone, narrowed)
-    network.recompile()
-    for name in set(network.methods.values()):
-        get(name).tidy(network)
-    network.recount()
 
 
 _REGISTRY: dict[str, Method] = {}

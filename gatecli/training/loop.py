@@ -24,7 +24,6 @@ from gatecli.losses import batch_rate
 from gatecli.network import Network
 from gatecli.progress import Progress
 from gatecli.record import Record, observe, strategy
-from gatecli.schedules import learning_rate
 from gatecli.training.goals import Row, TargetRate, goal_of
 from gatecli.training.norms import reestimate
 from gatecli.training.options import TrainOptions
@@ -128,6 +127,8 @@ class Loop:
         start = self.position.step - epoch * self.steps_per_epoch
         if start == 0:
             self.position.targets = self.goal.targets(epoch)
+            for each in self.trained:
+                each.method.begin_epoch(self.network, each.sites(self.network), each.settings, epoch / self.options.epochs)
         self._to_training()
         model, record = self.processes.wrap(self.network), Record()
         label = f"epoch {epoch + 1}/{self.options.epochs}"
@@ -153,7 +154,7 @@ class Loop:
     def _step(self, model: Network, record: Record, x: Tensor, y: Tensor, epoch: int) -> None:
         torch.manual_seed(self.options.seed * 1_000_003 + self.position.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.options.schedule, group["base_lr"], self.position.step / self.total_steps)
+            group["lr"] = self.method.learning_rate(self.options.schedule, group["base_lr"], self.position.step / self.total_steps, self.settings)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.options.precision == "bf16"):
             logits = model(x)
             task_loss = F.cross_entropy(logits.float(), y, label_smoothing=self.options.label_smoothing)
@@ -167,6 +168,8 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
+        for each in self.trained:
+            each.method.after_step(self.network, each.sites(self.network))
         self.position.step += 1
         self._add(value, logits.detach(), y, decisions)
         if self.run is not None and self.position.step % LOG_EVERY == 0:

@@ -34,7 +34,7 @@ class Trained:
     def group(self, parameters: Sequence[nn.Parameter], options: TrainOptions) -> dict[str, Any]:
         """The optimizer's group of the method's own parameters."""
         lr, decay = self.settings.gate_lr, self.settings.gate_weight_decay
-        return {"params": list(parameters), "base_lr": options.lr if lr is None else lr, "weight_decay": options.weight_decay if decay is None else decay}
+        return {"params": list(parameters), "base_lr": options.lr * self.method.gate_lr_factor if lr is None else lr, "weight_decay": options.weight_decay if decay is None else decay}
 
 
 def trained_methods(recipe: Recipe, changes: Mapping[str, Any], names: Sequence[str] = ()) -> list[Trained]:
