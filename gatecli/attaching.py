@@ -90,11 +90,18 @@ def choose_sites(network: Network, method: Method, include: Sequence[str], exclu
         raise ArchitectureError(f"{method.name} found nothing to gate: all {len(candidates)} sites carry gates already ({', '.join(others)}); prune first")
     for pattern in [*include, *exclude]:
         if not any(fnmatchcase(site.name, pattern) for site in candidates):
-            raise SettingError(f"pattern `{pattern}` matches none of the sites: {_few(candidates)}")
-    chosen = [s.name for s in free if (not include or _any(s.name, include)) and not _any(s.name, exclude)]
+            raise SettingError(_unmatched(method.refused(network), pattern, candidates))
+    chosen = [s.name for s in free if (_any(s.name, include) if include else method.by_default(network, s)) and not _any(s.name, exclude)]
+    if not chosen and not include and not exclude:
+        raise ArchitectureError(f"{method.name} found nothing to gate in {network.recipe.source.arch or 'this network'} by itself: it needs {method.needs}; there are: {_few(free)}")
     if not chosen:
         raise SettingError(f"--include and --exclude leave none of the {len(free)} sites that {method.name} can gate: {_few(free)}")
     return chosen
+
+
+def _unmatched(refused: Mapping[str, str], pattern: str, candidates: Sequence[Site]) -> str:
+    why = next((f"; `{name}` {why}" for name, why in refused.items() if fnmatchcase(name, pattern)), "")
+    return f"pattern `{pattern}` matches none of the sites: {_few(candidates)}{why}"
 
 
 def _any(name: str, patterns: Sequence[str]) -> bool:

@@ -142,6 +142,7 @@ def _network(recipe: Recipe) -> tuple[Network, list[str]]:
         if step.op == "attach":
             method = methods.get(step.settings["method"])
             settings = methods.parse_settings(method, step.settings["settings"])
+            method.ready(network, settings)
             unknown = [site for site in step.settings["sites"] if site not in network.sites]
             if unknown:
                 raise CheckpointError(f"the recipe gates `{unknown[0]}`, which this network does not have")

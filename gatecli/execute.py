@@ -7,19 +7,21 @@ executor (see gatecli.executors) that computes the branch only for the samples w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from gatecli.executors import FilterBlock, FilterLayer, SkipBlock, SkipGroups, SkipLayer, Staged
+from gatecli.executors import FilterBlock, FilterLayer, SkipBlock, SkipChannels, SkipGroups, SkipInputs, SkipLayer, Staged
 from gatecli.gates import Gate
+from gatecli.graph.channels import base_path, choose, keep_inputs, merge
 from gatecli.graph.macs import NodeCost
 from gatecli.graph.ops import FRESH_LAYERS, add_at, connect, decided_by, is_add, is_cat, is_decision, is_mask, is_pick, is_relu, module_of, never_negative, widen
 from gatecli.graph.slices import tail_of
 from gatecli.graph.trace import compile_graph, remove_dead
 
-FRESH_MODULES = (*FRESH_LAYERS, Gate, SkipLayer, FilterLayer)
+FRESH_MODULES = (*FRESH_LAYERS, Gate, SkipLayer, FilterLayer, SkipChannels, SkipInputs)
+FRESH_FUNCTIONS = (widen, add_at, connect, base_path, choose, keep_inputs, merge)
 LOWERED = "_lowered"  # the module that holds the executors; they have no tensors, so no file ever sees them
 
 
@@ -51,6 +53,10 @@ def lower(root: nn.Module, graph: fx.Graph, costs: Mapping[str, NodeCost]) -> fx
                 _lower_layer(root, lowered, node, holder, costs)
             else:
                 _lower_block(root, lowered, node, holder)
+        elif node.target is choose:
+            _lower_outputs(root, lowered, node, holder)
+        elif node.target is keep_inputs:
+            _lower_inputs(root, lowered, node, holder)
         elif is_add(node):
             _add_at_places(lowered, node)
     _let_write(root, lowered)
@@ -165,6 +171,24 @@ def _lower_layer(root: nn.Module, graph: fx.Graph, masked: fx.Node, holder: nn.M
         shape = costs[value.name].shape
         assert shape is not None
         _replace(graph, masked, SkipLayer(root, _branch(region, entry, value, others), shape[1]), (entry, decision, *others), holder)
+
+
+def _lower_outputs(root: nn.Module, graph: fx.Graph, chosen: fx.Node, holder: nn.ModuleDict) -> None:
+    """A convolution whose output channels are gated; decisions for single activations save nothing that is dense, so these stay as they are."""
+    norm, closed, decision = chosen.all_input_nodes
+    (conv,), (base,), gate = norm.all_input_nodes, closed.all_input_nodes, cast(Gate, module_of(root, decision))
+    if not gate.theoretical:
+        order: Any = base.args[2]
+        groups: Any = base.args[3]
+        executor = SkipChannels(root, str(conv.target), str(norm.target), str(decision.target), order, groups, decision.all_input_nodes != [base])
+        _replace(graph, chosen, executor, (conv.all_input_nodes[0],), holder)
+
+
+def _lower_inputs(root: nn.Module, graph: fx.Graph, kept: fx.Node, holder: nn.ModuleDict) -> None:
+    """A convolution whose input channels are gated."""
+    x, decision = kept.all_input_nodes
+    (conv,), order = kept.users, kept.args[2]
+    _replace(graph, conv, SkipInputs(root, str(conv.target), order), (x, decision), holder)  # type: ignore[arg-type]
 
 
 def _replace(graph: fx.Graph, last: fx.Node, executor: nn.Module, inputs: tuple[fx.Node, ...], holder: nn.ModuleDict) -> None:
@@ -292,7 +316,7 @@ def _shared(root: nn.Module, node: fx.Node) -> list[fx.Node]:
     module = module_of(root, node)
     if isinstance(module, SkipBlock):
         return [_shortcut(node)]
-    fresh = is_add(node) or is_mask(node) or is_cat(node) or node.target in (widen, add_at, connect) or isinstance(module, FRESH_MODULES)
+    fresh = is_add(node) or is_mask(node) or is_cat(node) or node.target in FRESH_FUNCTIONS or isinstance(module, FRESH_MODULES)
     return [] if fresh else node.all_input_nodes
 
 

@@ -46,7 +46,7 @@ def semantic_hash(scores: Tensor) -> Tensor:
 class Remembered:
     """What a function of some tensors returned, until one of them is replaced or written to: evaluation folds weights this way.
 
-    Writing through `.data` leaves no trace in a tensor's version, so gates also `forget` when their mode or device changes.
+    Writing through `.data` leaves no trace in a tensor's version, so who remembers is `Forgetful`.
     """
 
     def __init__(self) -> None:
@@ -72,7 +72,24 @@ class Remembered:
         return self.value
 
 
-class Gate(nn.Module):
+class Forgetful(nn.Module):
+    """A module that forgets what it has remembered when its mode or device changes."""
+
+    def train(self, mode: bool = True) -> Self:
+        self._forget()
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._forget()
+        return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
+
+    def _forget(self) -> None:
+        for part in vars(self).values():
+            if isinstance(part, Remembered):
+                part.forget()
+
+
+class Gate(Forgetful):
     """Base of all gates: subclasses give `scores(x)`, its [off, on] logits; this class decides, records and obeys `force`.
 
     Attributes:
@@ -85,6 +102,8 @@ class Gate(nn.Module):
         rows: which samples of the batch are here, where others have left by an exit; None: all.
         fresh_rate: the rate as attached.
         filters: whether its units are the single filters of a convolution.
+        undecayed: names of its parameters that weight decay leaves alone.
+        theoretical: whether what it saves is no time, as no dense kernel can leave it out.
         pads: whether it pads its input with zeros, so that a channel that is always the same is not so for it.
     """
 
@@ -92,6 +111,8 @@ class Gate(nn.Module):
     data_dependent = True
     fresh_rate = 1.0
     filters = False
+    undecayed: tuple[str, ...] = ()
+    theoretical = False
     pads = False
 
     def __init__(self, site: str, units: int) -> None:
@@ -127,19 +148,6 @@ class Gate(nn.Module):
             self.observer(self, z, odds)
         return z
 
-    def train(self, mode: bool = True) -> Self:
-        self._forget()
-        return super().train(mode)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self._forget()
-        return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
-
-    def _forget(self) -> None:
-        for part in vars(self).values():
-            if isinstance(part, Remembered):
-                part.forget()
-
     def _decide(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.forced is not None:
             return self._obeyed(x), None
@@ -161,9 +169,11 @@ class Gate(nn.Module):
         odds = self.log_odds(x)
         if self.strategy == "stochastic":
             return torch.bernoulli(odds.sigmoid()), odds
-        # logit(T) is -inf at T <= 0 and +inf at T >= 1: always, and never
-        limit = self._limit(lambda: torch.logit(self.threshold.clamp(0, 1)), self.threshold)
-        return (odds > limit).float(), odds
+        return (odds > self._limit(self._least_odds, self.threshold)).float(), odds
+
+    def _least_odds(self) -> Tensor:
+        """The log-odds above which units run: logit(T) is -inf at T <= 0 and +inf at T >= 1: always, and never."""
+        return torch.logit(self.threshold.clamp(0, 1))
 
 
 class Exit(Gate):

@@ -13,7 +13,7 @@ from gatecli.errors import ArchitectureError, SettingError
 from gatecli.execute import LOWERED, economical, lower, staged
 from gatecli.executors import Staged
 from gatecli.gates import Exit, Gate
-from gatecli.graph import branches, narrow, rewrite, slices
+from gatecli.graph import branches, convs, narrow, rewrite, slices
 from gatecli.graph.dense import find_sites
 from gatecli.graph.exits import behind, exits_after, find_exits, macs_behind
 from gatecli.graph.filters import find_filters
@@ -61,6 +61,7 @@ class Network(nn.Module):
         exits = find_exits(self, self.graph, self.costs, found)
         self.sites |= branches.branch_sites(self.graph, self.costs, self.boundaries)
         self.sites |= {site.name: site for site in [*find_filters(self, self.graph, self.costs, found), *exits]}
+        self.sites |= {site.name: site for site in convs.find_convs(self, self.graph, self.costs)}
         self._behind: dict[str, set[str]] = {}  # exit in use -> the nodes that those who leave there do not come to
         self.recompile()
         self.train(source.training)
@@ -108,13 +109,18 @@ class Network(nn.Module):
         for name, site in list(self.sites.items()):
             if site.kind == "exit":
                 continue
-            if site.value not in self.costs:  # went with what was around it
+            behind_choice = site.kind == "filter" and site.tail[-1] != site.value  # the convolution's channels are gated, or were
+            if behind_choice and f"{site.name.removesuffix('.filters')}{convs.SUFFIX}" in self.sites:
+                continue
+            if behind_choice or not {site.value, site.entry} <= self.costs.keys():  # went with what was around it
                 del self.sites[name]
                 self.methods.pop(name, None)
                 continue
             branch = tuple(node for node in site.branch if node in self.costs)
-            macs, shape, width = sum(self.costs[node].macs for node in branch), self.costs[site.entry].shape, self.costs[site.value].shape
-            own = 0 if site.kind == "branch" else macs
+            macs, shape, width = round((1 - site.always) * sum(self.costs[node].macs for node in branch)), self.costs[site.entry].shape, self.costs[site.value].shape
+            if site.kind == "conv" and name not in self.methods:
+                site = replace(site, units=self._width(site.branch[0]))
+            own = 0 if site.kind == "branch" else macs // site.units
             if site.tail:
                 assert width is not None
                 site = replace(site, units=width[1]) if site.kind == "filter" and not site.places else site
@@ -202,10 +208,33 @@ class Network(nn.Module):
         """
         if site in self.methods:
             raise SettingError(f"expected `{site}` to carry no gate, but {self.methods[site]} gates it")
-        if gate.units > 1 and not self.sites[site].tail:
-            self._split(site, gate.units)
-        rewrite.insert_mask(self, self.graph, self.sites[site], gate, sees)
+        self._check_not_nested(site)
+        if self.sites[site].kind == "conv":
+            self._reread(*convs.insert_channel_gate(self, self.graph, self.sites[site], gate), site)
+            self.sites[site] = replace(self.sites[site], units=gate.units, always=gate.always)  # type: ignore[arg-type]
+        else:
+            if gate.units > 1 and not self.sites[site].tail:
+                self._split(site, gate.units)
+            rewrite.insert_mask(self, self.graph, self.sites[site], gate, sees)
         self.methods[site] = method
+
+    def _check_not_nested(self, name: str) -> None:
+        """Gates within gated branches would decide for some of the samples alone, but for those of filters, which are told. Raises SettingError."""
+        branch = set(self.sites[name].branch)
+        for other in self.methods.keys() - {name}:
+            kinds = {self.sites[name].kind, self.sites[other].kind}
+            told = len(kinds) == 2 and "filter" in kinds and kinds <= {"filter", "block", "layer"}
+            if branch & set(self.sites[other].branch) and not told:
+                raise SettingError(f"`{name}` and `{other}`, which {self.methods[other]} gates, lie one within the other: prune first, or leave it out with --exclude '{name}'")
+
+    def _reread(self, before: str, now: str, but: str, more: Sequence[str] = ()) -> None:
+        """Let all sites `but` one name the node `now` where they named `before`; `more` nodes compute in those that hold its convolution."""
+        conv = self.sites[but].branch[0]
+        for name, site in self.sites.items():
+            if name != but:
+                entry, value, shortcut = (now if node == before else node for node in (site.entry, site.value, site.shortcut))
+                branch = (*site.branch, *more) if conv in site.branch else site.branch
+                self.sites[name] = replace(site, entry=entry, value=value, shortcut=shortcut, branch=branch)
 
     def _split(self, name: str, units: int) -> None:
         site = self.sites[name]
@@ -279,8 +308,13 @@ class Network(nn.Module):
 
     def remove_gate(self, site: str) -> None:
         """Let a gated site always run, as it did before it was gated."""
-        rewrite.remove_mask(self.graph, self.sites[site])
         old = self.sites[site]
+        if old.kind == "conv":
+            self._reread(*convs.remove_channel_gate(self.graph, old), site)
+            self.sites[site] = replace(self.sites[site], units=self._width(old.branch[0]), always=0.0)
+            self.methods.pop(site)
+            return
+        rewrite.remove_mask(self.graph, old)
         if old.kind == "filter":
             self.sites[site] = replace(old, units=self._width(old.value), places=())
         else:
@@ -304,7 +338,7 @@ class Network(nn.Module):
                 if added is None:
                     reasons[name] = "nothing else would be left of the sum that it goes into"
                 replaced |= added or {}
-            elif site.kind != "exit" and (why := slices.foldable(self, self.graph, self.costs, self._nothing_of(name))) is not None:
+            elif site.kind in ("layer", "filter") and (why := slices.foldable(self, self.graph, self.costs, self._nothing_of(name))) is not None:
                 reasons[name] = why
         return reasons
 
@@ -318,7 +352,10 @@ class Network(nn.Module):
 
     def remove_branches(self, sites: Collection[str], narrowed: Mapping[fx.Node, Sequence[int]] | None = None) -> None:
         """Take sites out of the network for good, with their gates; `narrowed`: what `keep_units` returned of others, to be done with them. Raises SettingError where one cannot be removed, see `why_not_removable`."""
-        folded = {**(narrowed or {})} | {node: gone for site in sites if self.sites[site].kind != "block" and not self._is_summand(site) for node, gone in self._nothing_of(site).items()}
+        for site in [name for name in sites if self.sites[name].kind == "conv"]:
+            self.keep_units(site, [])
+        sites = [name for name in sites if name in self.sites]
+        folded = {**(narrowed or {})} | {node: gone for site in sites if self.sites[site].kind in ("layer", "filter") and not self._is_summand(site) for node, gone in self._nothing_of(site).items()}
         if folded:
             slices.fold(self, self.graph, self.costs, folded)
         for site in sites:
@@ -337,6 +374,9 @@ class Network(nn.Module):
         wide: who reads the value gets zeros in the place of what is gone; else they are to lose these channels too (gatecli.graph.slices.fold).
         Returns, for those, value -> channels that are gone.
         """
+        if self.sites[site].kind == "conv":
+            self._reread_and_drop(site, kept)
+            return {}
         old = self.sites[site]
         result = narrow.narrow(self, self.graph, self.costs, old, kept, dynamic, round_to)
         self.sites[site] = result.site
@@ -356,6 +396,11 @@ class Network(nn.Module):
         """Why who reads a site's value must go on reading zeros in the place of units not in `kept`; None where they can lose these channels too."""
         gone = narrow.gone_channels(self.sites[site], self._width(self.sites[site].value), kept)
         return slices.foldable(self, self.graph, self.costs, {self._output(site): gone})
+
+    def _reread_and_drop(self, site: str, kept: Sequence[int]) -> None:
+        before, now, more = convs.keep_channels(self, self.graph, self.sites[site], kept)
+        self._reread(before, now, site, more)
+        del self.sites[site], self.methods[site]
 
     def _output(self, site: str) -> fx.Node:
         """What others read of a site: its branch's value, masked where it is gated."""

@@ -311,7 +311,7 @@ CASES = {
 
 
 def branches(network: Network) -> dict[str, Site]:
-    """The network's sites that are a branch: neither exits nor parts of branches."""
+    """The network's sites that hold a branch, as layer gates take them: blocks and layers."""
     return {name: site for name, site in network.sites.items() if site.kind in ("block", "layer")}
 
 

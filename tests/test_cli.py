@@ -142,7 +142,7 @@ def test_keys_are_those_of_the_document(road: Road) -> None:
 
 
 def blocks_of(found: dict[str, Any]) -> dict[str, Any]:
-    """What inspect or profile gave, without the sites where exits could stand."""
+    """What inspect or profile gave, without the sites of other kinds: where exits could stand, and convolutions."""
     assert [site["name"] for site in found["sites"] if site["kind"] == "exit"] == ["exit1", "exit2"]
     return {**found, "sites": [site for site in found["sites"] if site["kind"] == "block"]}
 
@@ -571,7 +571,7 @@ def test_methods(here: Path) -> None:
     assert [each["name"] for each in found] == methods.names() and set(METHODS) <= set(methods.names())
     for each in found:
         assert each["summary"] and each["paper"] and each["needs"]
-        assert ({"gate_lr"} if each["name"] in ("dgate", "gateconnect") else {"target_rate", "gate_lr"}) <= {setting["name"] for setting in each["settings"]}
+        assert ({"target_rate", "gate_lr"} if methods.get(each["name"]).trains == "network" and methods.get(each["name"]).aims and each["name"] != "gateconnect" else {"gate_lr"}) <= {setting["name"] for setting in each["settings"]}
         assert all(setting["help"] for setting in each["settings"])
     done = run("methods", "aig-perbatch")
     assert done.code == 0 and "target_rate" in done.out and "0.6" in done.out and "ind-perbatch" not in done.out

@@ -20,6 +20,7 @@ def main() -> None:
     parser.add_argument("data")
     parser.add_argument("--epochs", default="2")
     parser.add_argument("--width", default="16")
+    parser.add_argument("--loss-weight", default="20")
     args = parser.parse_args()
     stem = Path(args.source).stem
     print("| exits with | test top-1 | GMACs (test), of | exit | leave there | top-1 on all images | on those that leave |\n|---|---|---|---|---|---|---|")
@@ -28,7 +29,7 @@ def main() -> None:
         for method in others:
             gated = gatecli("attach", gated, "--method", method, "--set", "target_rate=0.9", "--set", "gate_lr=3", "--set", "loss_weight=4", "--out", f"{stem}.layers.safetensors", "--force")["out"]
         both = ",".join(["early-exit", *others])
-        gated = gatecli("attach", gated, "--method", "early-exit", "--set", f"width={args.width}", "--out", f"{stem}.{both}.gated.safetensors", "--force")["out"]
+        gated = gatecli("attach", gated, "--method", "early-exit", "--set", f"width={args.width}", "--set", f"loss_weight={args.loss_weight}", "--out", f"{stem}.{both}.gated.safetensors", "--force")["out"]
         tuned = gatecli("finetune", gated, "--data", args.data, "--epochs", args.epochs, *SCHEDULE, "--train", both, "--out", f"{stem}.{both}.tuned.safetensors", "--force")
         test = gatecli("eval", tuned["out"], "--split", "test")
         for site, each in test["exits"].items():

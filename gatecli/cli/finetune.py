@@ -152,11 +152,17 @@ def _resumable(session: Session, about: dict[str, Any]) -> Iterator[None]:
 
 
 def _report(session: Session, result: Finetuned, run: Any) -> None:
+    from gatecli import methods
+
     norms = result.batchnorm
     session.say(f"chosen {result.chosen}")
     if norms["after"] is not None:
         session.say(f"BatchNorm re-estimated: val top-1 {norms['before']:.2f} before, {norms['after']:.2f} after; kept: {norms['kept']}")
-    rates = "no exit taken until gatecli calibrate" if result.target_rate is None else f"rate {result.achieved_rate:.3f} for {result.target_rate:.2f} asked"
+    step = result.network.recipe.last("finetune")
+    if step is not None and methods.get(step.settings["method"]).trains == "exits":
+        rates = "no exit taken until gatecli calibrate"
+    else:
+        rates = f"rate {result.achieved_rate:.3f}" + ("" if result.target_rate is None else f" for {result.target_rate:.2f} asked")
     for site, each in result.exits.items():
         chosen = "" if each.top1_chosen is None else f", {each.top1_chosen:.2f} of those"
         session.say(f"{site}: {100 * each.share:.1f} % leave; top-1 {each.top1_all:.2f} of all val images{chosen}")

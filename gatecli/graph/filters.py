@@ -78,6 +78,6 @@ def _site(root: nn.Module, costs: Mapping[str, NodeCost], tail: list[fx.Node], r
     module, macs = module_of(root, conv), costs[conv.name].macs
     assert isinstance(module, nn.Conv2d)
     return Site(
-        f"{conv.target}.filters", "filter", module.out_channels, macs, entry.name, value.name, "", "", names, module.in_channels, (2, 3), macs // module.out_channels, names, role,
+        f"{conv.target}.filters", "filter", module.out_channels, macs, entry.name, value.name, "", "", names, module.in_channels, (2, 3), macs // module.out_channels, names, role=role,
     )  # fmt: skip
 

@@ -44,6 +44,17 @@ def add_at(x: Tensor, value: Tensor, runs: Runs, in_place: bool = False) -> Tens
     return result
 
 
+def take_channels(x: Tensor, channels: tuple[int, ...]) -> Tensor:
+    """The channels (k,) of x (N, C, H, W), in x's memory format; a view where they follow one another."""
+    first, end = channels[0], channels[-1] + 1
+    if channels == tuple(range(first, end)):
+        return x if end - first == x.shape[1] else x[:, first:end]
+    index = torch.tensor(channels, device=x.device)
+    if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():  # index_select alone would turn it into NCHW
+        return x.permute(0, 2, 3, 1).index_select(3, index).permute(0, 3, 1, 2)
+    return x.index_select(1, index)
+
+
 def runs_of(numbers: Sequence[int]) -> list[tuple[int, int]]:
     """Ascending numbers as runs: [0, 1, 4] -> [(0, 2), (4, 5)]."""
     runs: list[tuple[int, int]] = []

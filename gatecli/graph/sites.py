@@ -25,6 +25,7 @@ class Site:
     where no unit runs. A `layer` has neither shortcut nor addition: a closed gate leaves zeros in its place of the concatenations.
     A `filter` site's units are the filters of a convolution, `role` says where it stands (see gatecli.graph.filters). Where `places` names the
     channels of the value that the units are, the others always run.
+    A `conv` is a convolution with the BatchNorm behind it; `always` is the share of its MACs that no gate saves, and no part of `macs`.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Site:
     positions: tuple[int, ...]
     unit_macs: int
     tail: tuple[str, ...] = ()
+    always: float = 0.0
     role: str = ""
     places: tuple[int, ...] = ()
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields, replace
 from difflib import get_close_matches
+from fractions import Fraction
 from typing import Any, ClassVar
 
 import torch
@@ -45,8 +46,8 @@ class ExitSettings(Settings):
 class Method:
     """A way of gating. Subclasses say which sites it gates, with which gates, and which loss trains them.
 
-    Class attributes: `needs`, what a network must have, for people; `paper`, its source; `trains`, what training changes. An instance has a name, a line of
-    explanation, and the dataclass of its settings.
+    Class attributes: `needs`, what a network must have, for people; `paper`, its source; `trains`, what training changes; `aims`, whether training aims at a
+    rate; `samples`, whether it draws decisions. An instance has a name, a line of explanation, and the dataclass of its settings.
     """
 
     needs: ClassVar[str] = "something to gate"
@@ -54,6 +55,8 @@ class Method:
     gate_lr_factor: ClassVar[float] = 1.0  # the gates' learning rate over that of the weights, unless --set gate_lr says otherwise
     at_least: ClassVar[bool] = False  # whether its target rate is one to reach, rather than to come down to
     paper: ClassVar[str] = ""
+    aims: ClassVar[bool] = True
+    samples: ClassVar[bool] = True
 
     def __init__(self, name: str, summary: str, settings: type[Settings]) -> None:
         self.name, self.summary, self.settings = name, summary, settings
@@ -65,6 +68,13 @@ class Method:
     def offers(self, network: Network, settings: Any) -> list[Site]:
         """Those of the candidates that these settings speak of, gated ones included."""
         return self.candidates(network)
+    def by_default(self, network: Network, site: Site) -> bool:
+        """Whether a candidate is gated where no --include names it."""
+        return True
+
+    def refused(self, network: Network) -> dict[str, str]:
+        """What a user may take for a site, but is none: name -> why, as `is depthwise`."""
+        return {}
 
     def ready(self, network: Network, settings: Any) -> None:
         """Make sure that the network has the sites that these settings ask for, before any are chosen. Raises SettingError."""
@@ -101,9 +111,10 @@ class Method:
     def begin(self, network: Network, sites: Iterable[str]) -> None:
         """Training of the gates at these sites begins, or goes on."""
 
-    def parameters(self, network: Network, sites: Iterable[str]) -> list[Parameter]:
-        """What the method's gates at these sites consist of, which has its own learning rate."""
-        return [parameter for site in sites for parameter in network.site_gates[site].parameters()]
+    def shared(self, network: Network) -> list[Parameter]:
+        """What the method has besides the gates, for all of them together, to be trained as they are."""
+        return []
+
     def begin_epoch(self, network: Network, sites: Iterable[str], settings: Any, done: float) -> None:
         """An epoch of training begins; `done`: the share of the training that lies behind."""
 
@@ -136,6 +147,10 @@ class Method:
         """Keep only these units at these sites, ungated, in place; sites are the method's own and no exits. False: it has no way of its own to do so."""
         return False
 
+
+    def penalty(self, gates: Iterable[Gate], settings: Any) -> Tensor | float:
+        """What training adds to the loss for the gates' own parameters; nothing, unless a method says otherwise."""
+        return 0.0
 
     def always_runs(self, gate: Gate, threshold: float | None) -> list[bool] | None:
         """For each unit of a data-independent gate, whether P(on) > threshold (none: its own); None where it depends on the data."""
@@ -251,10 +266,10 @@ def _checked(known: Field[Any], value: Any) -> Any:
     try:
         if isinstance(value, bool) or (kind is int and isinstance(value, float)):
             raise ValueError
-        result = kind(value)
+        result = float(Fraction(value)) if kind is float and isinstance(value, str) and "/" in value else kind(value)
         if kind is float and not math.isfinite(result):
             raise ValueError
-    except (TypeError, ValueError, OverflowError):
+    except (TypeError, ValueError, ArithmeticError):
         raise SettingError(f"expected setting `{name}` to be {_ARTICLE[kind]}, but got `{value}`") from None
     low, high, choices = limits["low"], limits["high"], limits["choices"]
     if choices and result not in choices:

@@ -152,7 +152,7 @@ class GaterNet(Method):
                 gate.outputs = range(first, first + gate.units)
                 first += gate.units
 
-    def parameters(self, network: Network, sites: Iterable[str]) -> list[Parameter]:
+    def shared(self, network: Network) -> list[Parameter]:
         return list(network.get_submodule("gater").parameters())
 
     def targets(self, settings: Any, sites: Iterable[str], epoch: int) -> dict[str, float]:

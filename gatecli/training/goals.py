@@ -23,6 +23,7 @@ class TargetRate:
     def __init__(self, network: Network, trained: Sequence[Trained], options: TrainOptions) -> None:
         self.network, self.trained, self.options = network, trained, options
         self.units = {site: network.site_gates[site].units for each in trained for site in each.sites(network)}
+        self.aiming = [each for each in trained if each.method.aims]
         self.state: dict[str, float] = {}
 
     def begin(self, baseline: float) -> None:
@@ -32,12 +33,12 @@ class TargetRate:
         """The rate that each gate aims at when `epoch` (from 0) begins."""
         return {site: target for each in self.trained for site, target in each.method.targets(each.settings, each.sites(self.network), epoch).items()}
 
-    def mean(self, targets: Mapping[str, float], of: Trained | None = None) -> float:
-        """The mean target of one method's units, the first's if none is named."""
+    def mean(self, targets: Mapping[str, float], of: Trained | None = None) -> float | None:
+        """The mean target of one method's units, the first's if none is named; None where it aims at none."""
         own = (of or self.trained[0]).own(self.network, targets)
-        return mean_target(own, {site: self.units[site] for site in own})
+        return mean_target(own, {site: self.units[site] for site in own}) if own else None
 
-    def asked(self, of: Trained | None = None) -> float:
+    def asked(self, of: Trained | None = None) -> float | None:
         """The mean rate to be reached at the end."""
         return self.mean(self.targets(self.options.epochs - 1), of)
 
@@ -51,6 +52,8 @@ class TargetRate:
 
     def _met(self, each: Trained, rate: float) -> bool:
         asked = self.asked(each)
+        if asked is None:
+            return True
         return rate >= asked - RATE_SLACK if each.method.at_least else rate <= asked + RATE_SLACK
 
     def rank(self, row: Row) -> tuple[float, ...] | None:
@@ -63,12 +66,22 @@ class TargetRate:
     def chosen(self, best: Row | None) -> str:
         """Which epoch was taken, and why."""
         if best is None:
-            return f"last: epoch {self.options.epochs}, as no epoch's rate {' and '.join(self._bound(each, 'came up to', 'came down to') for each in self.trained)}"
-        return f"best: epoch {best['epoch']}, the highest val top-1 among those whose rate {' and '.join(self._bound(each, 'is at least', 'is at most') for each in self.trained)}"
+            return f"last: epoch {self.options.epochs}, as no epoch's rate {' and '.join(self._bound(each, 'came up to', 'came down to') for each in self.aiming)}"
+        return f"best: epoch {best['epoch']}, the highest val top-1 among those whose rate {' and '.join(self._bound(each, 'is at least', 'is at most') for each in self.aiming)}"
 
     def _bound(self, each: Trained, above: str, below: str) -> str:
-        of = "" if len(self.trained) == 1 else f" ({each.method.name})"
+        of = "" if len(self.aiming) == 1 else f" ({each.method.name})"
         return f"{above} {self.asked(each):.2f} - .02{of}" if each.method.at_least else f"{below} {self.asked(each):.2f} + .02{of}"
+
+
+class NoRate(TargetRate):
+    """For methods that aim at no rate: what a training comes to is where it ends."""
+
+    def rank(self, row: Row) -> None:
+        return None
+
+    def chosen(self, best: Row | None) -> str:
+        return f"last: epoch {self.options.epochs}, as {self.trained[0].method.name} aims at no rate that would say which epoch is the best"
 
 
 class Price(TargetRate):
@@ -80,7 +93,7 @@ class Price(TargetRate):
 
     def __init__(self, network: Network, trained: Sequence[Trained], options: TrainOptions) -> None:
         super().__init__(network, trained, options)
-        if len(trained) > 1 or trained[0].method.at_least:
+        if len(trained) > 1 or trained[0].method.at_least or not trained[0].method.aims:
             raise SettingError(f"--max-drop and --max-gmacs find the rate of layer gates alone, but {', '.join(each.method.name for each in trained)} are trained")
         self.limit = None if options.max_gmacs is None else options.max_gmacs * 1e9
         self.fixed = network.macs_dense - sum(network.sites[site].macs for site in self.units)
@@ -143,5 +156,5 @@ class Price(TargetRate):
 
 def goal_of(network: Network, trained: Sequence[Trained], options: TrainOptions) -> TargetRate:
     """What `options` aim at. Raises SettingError where it is out of reach."""
-    kind = TargetRate if options.max_drop is None and options.max_gmacs is None else Price
+    kind = Price if options.max_drop is not None or options.max_gmacs is not None else TargetRate if any(each.method.aims for each in trained) else NoRate
     return kind(network, trained, options)

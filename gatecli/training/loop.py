@@ -67,6 +67,7 @@ class Loop:
             raise DataError(f"expected {data.spec} to have at least 2 training images, but it has {len(self.train_split)}")
         self.steps_per_epoch = steps(self.train_split, self.batch_size, drop_last=True)
         self.goal = self._make_goal()
+        self.gates = {each.method.name: list(each.own(network, network.site_gates).values()) for each in trained}
         self.optimizer = torch.optim.SGD(self._groups(), lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay)
         self.position, self.best_tensors = Position(goal=self.goal.state), dict[str, Tensor]()
         self.saved_step, self.saved_at = 0, time.monotonic()
@@ -78,10 +79,12 @@ class Loop:
 
     def _groups(self) -> list[dict[str, Any]]:
         network = self.network
-        gated = {network.methods[site]: [other for other in network.methods if network.methods[other] == network.methods[site]] for site in network.methods}
-        owned = {id(p) for name, sites in gated.items() for p in methods.get(name).parameters(network, sites)}
-        groups: list[dict[str, Any]] = [{"params": [p for p in network.parameters() if id(p) not in owned], "base_lr": self.options.lr}]
-        return groups + [each.group(each.method.parameters(network, each.sites(network)), self.options) for each in self.trained]
+        ours = {id(p) for gate in network.site_gates.values() for p in gate.parameters()}
+        ours |= {id(p) for name in {*network.methods.values()} for p in methods.get(name).shared(network)}
+        groups: list[dict[str, Any]] = [{"params": [p for p in network.parameters() if id(p) not in ours], "base_lr": self.options.lr}]
+        for each in self.trained:
+            groups += each.groups(network, self.options)
+        return groups
 
     def train(self) -> float:
         """Run to the end of the last epoch, from wherever the position is; returns val top-1 before training, with all gates open.
@@ -162,6 +165,7 @@ class Loop:
         loss = task_loss
         for each in self.trained:
             loss = loss + each.method.loss(each.own(self.network, decisions), each.settings, each.own(self.network, self.position.targets))
+            loss = loss + each.method.penalty(self.gates[each.method.name], each.settings)
         value = self.processes.mean(loss.detach()).item()
         if not math.isfinite(value):
             raise TrainingError(self._diverged(f"the loss is {value}"))
@@ -196,11 +200,12 @@ class Loop:
 
     def _shown(self) -> dict[str, str]:
         means = self._means()
-        rates = {name.removeprefix("rate "): [mean] for name, mean in means.items() if name.startswith("rate ")}
+        sites = self.network.sites
+        rates = {name.removeprefix("rate "): [mean] * sites[name.removeprefix("rate ")].units for name, mean in means.items() if name.startswith("rate ")}
         return {
             "loss": f"{means['loss']:.3f}",
             "top-1": f"{means['top1']:.1f}",
-            "rate": f"{overall_rate(rates):.2f} (asked {self.goal.mean(self.position.targets):.2f})",
+            "rate": f"{overall_rate(rates):.2f}{asked(self.goal.mean(self.position.targets))}",
             "GMACs": f"{expected_macs(self.network, rates) / 1e9:.4g}",
         }
 
@@ -232,8 +237,8 @@ class Loop:
 
     def _told(self, row: Row) -> str:
         return (
-            f"epoch {row['epoch']}/{self.options.epochs}: loss {row['train_loss']:.3f}, val top-1 {row['val_top1']:.2f}, rate {row['achieved_rate']:.3f} "
-            f"(asked {row['target_rate']:.2f}), {row['macs_expected'] / 1e9:.4g} GMACs"
+            f"epoch {row['epoch']}/{self.options.epochs}: loss {row['train_loss']:.3f}, val top-1 {row['val_top1']:.2f}, rate {row['achieved_rate']:.3f}"
+            f"{asked(row['target_rate'])}, {row['macs_expected'] / 1e9:.4g} GMACs"
         )
 
     def figures(self, scores: Scores) -> dict[str, Any]:
@@ -302,3 +307,8 @@ class Loop:
     def _diverged(self, what: str) -> str:
         kept = f"the last good state, of step {self.saved_step}, is in {self.run.folder}" if self.run is not None else "nothing was saved"
         return f"training stopped at step {self.position.step + 1}: {what}; {kept}. Begin again with a lower --lr"
+
+
+def asked(rate: float | None) -> str:
+    """What stands behind a rate achieved: the rate asked for, if any."""
+    return "" if rate is None else f" (asked {rate:.2f})"

@@ -31,6 +31,14 @@ class Trained:
     def own(self, network: Network, by_site: Mapping[str, V]) -> dict[str, V]:
         return {site: value for site, value in by_site.items() if network.methods[site] == self.method.name}
 
+    def groups(self, network: Network, options: TrainOptions) -> list[dict[str, Any]]:
+        """The optimizer's groups of the method's own parameters, those that weight decay leaves alone apart."""
+        gates = [network.site_gates[site] for site in self.sites(network)]
+        named = [(name, parameter, gate.undecayed) for gate in gates for name, parameter in gate.named_parameters()]
+        free = [parameter for name, parameter, undecayed in named if name in undecayed]
+        own = self.group([*(parameter for name, parameter, undecayed in named if name not in undecayed), *self.method.shared(network)], options)
+        return [own, {**self.group(free, options), "weight_decay": 0.0}] if free else [own]
+
     def group(self, parameters: Sequence[nn.Parameter], options: TrainOptions) -> dict[str, Any]:
         """The optimizer's group of the method's own parameters."""
         lr, decay = self.settings.gate_lr, self.settings.gate_weight_decay
