@@ -435,7 +435,7 @@ def test_the_road_with_exits_on_a_pruned_network(here: Path) -> None:
     final = call("prune", "--data", "npz:data.npz")
     assert final["params"] < stacked["params"] and final["max_logit_change"] <= LIMIT
     sites = {site["name"]: site for site in call("inspect")["sites"]}
-    assert all(site["kind"] in ("block", "exit", "conv") for site in sites.values())
+    assert all(site["kind"] in ("block", "filter", "exit", "conv") for site in sites.values())
 
 
 def test_a_checkpoint_keeps_infinite_thresholds(here: Path) -> None:

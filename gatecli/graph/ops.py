@@ -24,6 +24,12 @@ def mask(value: Tensor, z: Tensor) -> Tensor:
 Runs = tuple[tuple[int, int], ...]  # channels as (first, one past the last) pairs
 
 
+def spread(z: Tensor, places: Sequence[int], width: int) -> Tensor:
+    """Decisions z (N, k) of the channels `places` among `width` ones, of which the others always run: (N, width)."""
+    whole = z.new_ones(z.shape[0], width)
+    return whole.index_copy(1, torch.tensor(places, device=z.device), z)
+
+
 def widen(value: Tensor, runs: Runs, width: int) -> Tensor:
     """value (N, k, ...) with its channels at `runs` of `width` ones, zeros elsewhere: (N, width, ...)."""
     return add_at(value.new_zeros(value.shape[0], width, *value.shape[2:]), value, runs, True)
@@ -152,6 +158,18 @@ def is_pick(node: fx.Node) -> bool:
 
 def is_mask(node: fx.Node) -> bool:
     return node.op == "call_function" and node.target is mask
+
+
+def is_decision(root: nn.Module, node: fx.Node) -> bool:
+    """Whether the node's value is what a gate has decided: (N, units)."""
+    return node.target is spread or (node.op == "call_module" and str(node.target).startswith("gates."))
+
+
+def decided_by(mask_: fx.Node) -> fx.Node:
+    """The gate that a mask obeys."""
+    decision = mask_.args[1]
+    assert isinstance(decision, fx.Node)
+    return decision.all_input_nodes[0] if decision.target is spread else decision
 
 
 def never_negative(root: nn.Module, node: fx.Node) -> bool:

@@ -178,7 +178,7 @@ class GateConnect(Method):
             read = read & readers[:, None]
         return [bool(flag) for flag in read.any(0)]
 
-    def prune(self, network: Network, kept: Mapping[str, list[int]], round_to: int) -> None:
+    def prune(self, network: Network, kept: Mapping[str, list[int]], round_to: int) -> bool:
         fixed: dict[str, nn.Module] = {}
         for site, units in kept.items():
             gate = _connections(network, site)
@@ -188,6 +188,7 @@ class GateConnect(Method):
             rows, columns = (torch.tensor(numbers, device=gate.real.device) for numbers in (readers, units))
             fixed[site] = Fixed(gate.connections()[rows][:, columns].clone())
         network.fix_connections(kept, fixed)
+        return True
 
 
 def _connections(network: Network, site: str) -> Connections:
