@@ -22,6 +22,7 @@ from gatecli.checkpoint import save_tensors
 from gatecli.costs import expected_macs
 from gatecli.errors import ArchitectureError, SettingError
 from gatecli.methods.base import ExitMethod
+from gatecli.methods.gateconnect import GateConnect
 from gatecli.network import Network
 from gatecli.probe import relative_change
 from gatecli.pruning import Pruned
@@ -58,7 +59,7 @@ def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(params=[name for name in methods.names() if not isinstance(methods.get(name), ExitMethod)])  # exits: test_exits.py
+@pytest.fixture(params=[name for name in methods.names() if not isinstance(methods.get(name), (ExitMethod, GateConnect))])  # these: test_exits.py, test_gateconnect.py
 def method(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
