@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from torch import fx, nn
 
 from gatecli.graph.macs import NodeCost
-from gatecli.graph.ops import is_add, is_cat, module_of
+from gatecli.graph.ops import is_add, is_cat, is_shake, module_of, summands
 from gatecli.graph.sites import Site
 from gatecli.graph.slices import calls, is_plain, keeps_zero, tail_of
 
@@ -35,6 +35,9 @@ def find_filters(root: nn.Module, graph: fx.Graph, costs: Mapping[str, NodeCost]
         role = "dense" if site.kind == "layer" else "residual" if len(tails) == 1 else "branch"
         if all(tails):
             found |= {str(tail[0].target): _site(root, costs, tail, role) for tail in tails}
+    for node in graph.nodes:
+        if is_shake(node) and all(tails := _tails(root, node)):  # also where the shortcut has too many weights of its own for a block
+            found |= {str(tail[0].target): _site(root, costs, tail, "branch") for tail in tails}
     return list(found.values())
 
 
@@ -53,8 +56,8 @@ def _tails(root: nn.Module, value: fx.Node) -> list[list[fx.Node]]:
     tail = tail_of(root, value)
     if tail:
         return [tail]
-    if is_add(value):
-        return [tail for part in value.args if isinstance(part, fx.Node) for tail in (_tails(root, part) if len(part.users) == 1 else [[]])]
+    if is_add(value) or is_shake(value):
+        return [tail for part in summands(value) for tail in (_tails(root, part) if len(part.users) == 1 else [[]])]
     sources = [source for source in value.all_input_nodes if source.op != "get_attr"]
     if len(sources) == 1 and len(sources[0].users) == 1 and keeps_zero(root, value, sources[0]):
         return _tails(root, sources[0])

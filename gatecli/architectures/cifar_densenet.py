@@ -1,0 +1,71 @@
+"""CIFAR DenseNets-BC: three dense blocks of bottleneck layers, with transitions that halve the features.
+
+Huang, Liu, van der Maaten, Weinberger, "Densely Connected Convolutional Networks" (2017), section 3: a 3x3 stem of 2k filters, (L - 4) / 6 layers a block,
+each a 1x1 convolution to 4k and a 3x3 convolution to k features, both behind BatchNorm and ReLU; compression 1/2; no convolution has a bias.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+SHAPES = ((100, 12), (250, 24), (190, 40))  # depth L, growth k
+
+
+class DenseLayer(nn.Module):
+    """(N, C, H, W) -> (N, C + growth, H, W): the features that came in, and new ones."""
+
+    def __init__(self, channels: int, growth: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv1 = nn.Conv2d(channels, 4 * growth, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(4 * growth)
+        self.conv2 = nn.Conv2d(4 * growth, growth, 3, 1, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.conv1(F.relu(self.bn1(x)))
+        return torch.cat([x, self.conv2(F.relu(self.bn2(out)))], 1)
+
+
+class Transition(nn.Module):
+    """(N, C, H, W) -> (N, outputs, H / 2, W / 2)"""
+
+    def __init__(self, channels: int, outputs: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv1 = nn.Conv2d(channels, outputs, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(self.conv1(F.relu(self.bn1(x))), 2)
+
+
+class CifarDenseNet(nn.Module):
+    """A DenseNet-BC for (N, channels, 32, 32) images; returns logits (N, num_classes)."""
+
+    def __init__(self, depth: int, growth: int, num_classes: int = 10, channels: int = 3) -> None:
+        super().__init__()
+        layers, width = (depth - 4) // 6, 2 * growth
+        self.conv1 = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
+        for number in (1, 2, 3):
+            self.add_module(f"dense{number}", nn.Sequential(*(DenseLayer(width + index * growth, growth) for index in range(layers))))
+            width += layers * growth
+            if number < 3:
+                self.add_module(f"trans{number}", Transition(width, width // 2))
+                width //= 2
+        self.bn1 = nn.BatchNorm2d(width)
+        self.fc = nn.Linear(width, num_classes)
+        for part in self.modules():
+            if isinstance(part, nn.Conv2d):
+                nn.init.kaiming_normal_(part.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.trans1(self.dense1(self.conv1(x)))
+        x = self.dense3(self.trans2(self.dense2(x)))
+        logits: Tensor = self.fc(F.relu(self.bn1(x)).mean((2, 3)))
+        return logits
+
+
+DENSENETS: dict[str, Callable[..., nn.Module]] = {f"densenetbc{depth}_{growth}": partial(CifarDenseNet, depth, growth) for depth, growth in SHAPES}
