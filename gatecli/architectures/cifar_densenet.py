@@ -47,16 +47,19 @@ class CifarDenseNet(nn.Module):
 
     def __init__(self, depth: int, growth: int, num_classes: int = 10, channels: int = 3) -> None:
         super().__init__()
-        layers, width = (depth - 4) // 6, 2 * growth
-        self.conv1 = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
-        for number in (1, 2, 3):
-            self.add_module(f"dense{number}", nn.Sequential(*(DenseLayer(width + index * growth, growth) for index in range(layers))))
-            width += layers * growth
-            if number < 3:
-                self.add_module(f"trans{number}", Transition(width, width // 2))
-                width //= 2
-        self.bn1 = nn.BatchNorm2d(width)
-        self.fc = nn.Linear(width, num_classes)
+        layers = (depth - 4) // 6
+        first = 2 * growth
+        second = (first + layers * growth) // 2
+        third = (second + layers * growth) // 2
+        last = third + layers * growth
+        self.conv1 = nn.Conv2d(channels, first, 3, 1, 1, bias=False)
+        self.dense1 = _block(first, growth, layers)
+        self.trans1 = Transition(first + layers * growth, second)
+        self.dense2 = _block(second, growth, layers)
+        self.trans2 = Transition(second + layers * growth, third)
+        self.dense3 = _block(third, growth, layers)
+        self.bn1 = nn.BatchNorm2d(last)
+        self.fc = nn.Linear(last, num_classes)
         for part in self.modules():
             if isinstance(part, nn.Conv2d):
                 nn.init.kaiming_normal_(part.weight)
@@ -66,6 +69,10 @@ class CifarDenseNet(nn.Module):
         x = self.dense3(self.trans2(self.dense2(x)))
         logits: Tensor = self.fc(F.relu(self.bn1(x)).mean((2, 3)))
         return logits
+
+
+def _block(channels: int, growth: int, layers: int) -> nn.Sequential:
+    return nn.Sequential(*(DenseLayer(channels + index * growth, growth) for index in range(layers)))
 
 
 DENSENETS: dict[str, Callable[..., nn.Module]] = {f"densenetbc{depth}_{growth}": partial(CifarDenseNet, depth, growth) for depth, growth in SHAPES}
