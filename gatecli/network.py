@@ -380,6 +380,8 @@ class Network(nn.Module):
         old = self.sites[site]
         result = narrow.narrow(self, self.graph, self.costs, old, kept, dynamic, round_to)
         self.sites[site] = result.site
+        if result.output.name not in self.costs:  # it stands for the value in its full width, until all is done
+            self.costs[result.output.name] = self.costs[old.value]
         if not dynamic:
             self.methods.pop(site)
         if not result.gone:

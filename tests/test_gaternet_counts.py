@@ -61,6 +61,15 @@ def test_the_gater_of_a_small_network_by_hand() -> None:
     assert params == 272_474 + 271_824 + (64 * 8 + 8) + 2 * 8 + (8 * 336 + 336) == 547_858
 
 
+def test_inception_v4_behind_its_concatenations() -> None:
+    pytest.importorskip("timm")
+    network = plain("timm:inception_v4", {}, 299)
+    sites = [site for site in network.sites.values() if site.role == "concatenation"]
+    widths = [160, 192, 384, *4 * [384], 1024, *7 * [1024], 1536, *3 * [1536]]
+    assert sum(site.units for site in sites) == sum(widths) == 16_608
+    assert gated(network, 8)[0] == 16_608
+
+
 @pytest.mark.parametrize(("arch", "filters", "millions"), IMAGENET, ids=[row[0] for row in IMAGENET])
 def test_a_thousand_classes(arch: str, filters: int, millions: str) -> None:
     count, params = gated(plain(arch, {}, 224), 256)
