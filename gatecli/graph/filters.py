@@ -43,7 +43,7 @@ def find_filters(root: nn.Module, graph: fx.Graph, costs: Mapping[str, NodeCost]
     for cat in (node for node in graph.nodes if is_cat(node) and not any(is_cat(user) for user in node.users)):
         parts = _concatenated(cat)
         taken = [path for part in parts if (tail := tail_of(root, part)) for path in [str(tail[0].target)] if found[path].role]
-        if all(len(part.users) == 1 and part.op != "placeholder" for part in parts) and not taken:
+        if all(_own_maps(costs, part) for part in parts) and not taken:
             found |= dict(_part(root, costs, cat, part) for part in parts)
     order = {name: index for index, name in enumerate(nodes)}
     return sorted(found.values(), key=lambda site: order[site.tail[0]])
@@ -53,6 +53,12 @@ def _concatenated(cat: fx.Node) -> list[fx.Node]:
     """What a value is concatenated from, in order; concatenations that nothing else reads are taken apart in turn."""
     parts = [part for part in cat.args[0] if isinstance(part, fx.Node)]  # type: ignore[union-attr]
     return [each for part in parts for each in (_concatenated(part) if is_cat(part) and len(part.users) == 1 else [part])]
+
+
+def _own_maps(costs: Mapping[str, NodeCost], part: fx.Node) -> bool:
+    """Whether a value is made of maps, is maps itself, and has one reader."""
+    shapes = [costs[node.name].shape for node in (part, *part.all_input_nodes)]
+    return len(part.users) == 1 and len(shapes) > 1 and all(shape is not None and len(shape) == 4 for shape in shapes)
 
 
 def _part(root: nn.Module, costs: Mapping[str, NodeCost], cat: fx.Node, part: fx.Node) -> tuple[str, Site]:
