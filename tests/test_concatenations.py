@@ -13,6 +13,7 @@ import gatecli
 from gatecli.costs import expected_macs
 from gatecli.network import Network
 from gatecli.probe import relative_change
+from gatecli.profiling import real_share, subject_of
 from gatecli.recipe import InputSpec, Recipe, Source
 
 
@@ -96,6 +97,15 @@ def test_a_closed_gate_saves_its_filter_and_behind_a_pooling_nothing() -> None:
         rates = {name: [1.0] * gate.units for name, gate in network.site_gates.items()}
         rates[site][1] = 0.0
         assert dense - expected_macs(network, rates) == saved
+
+
+def test_profile_knows_what_a_batch_saves() -> None:
+    network = gated()
+    rates = {site: [1.0] * gate.units for site, gate in network.site_gates.items()}
+    rates["first.one.0.filters"][:2] = [0.0, 0.75]
+    subject = subject_of("x", network, 0, rates)
+    assert real_share(subject, 1) == pytest.approx(1) and real_share(subject, 3) == pytest.approx((1 + 0.25**3) / 1.25)
+    assert real_share(subject_of("x", network, 0, {site: [1.0] * gate.units for site, gate in network.site_gates.items()}), 2) is None
 
 
 @pytest.mark.parametrize("rates", [(0.0, 1.0, 0.5), (0.0, 1.0, 1.0), (0.0, 0.0, 1.0)])
