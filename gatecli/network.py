@@ -59,7 +59,7 @@ class Network(nn.Module):
         found = list(self.sites.values())
         self.boundaries = branches.find_boundaries(self, self.graph, self.costs, [site for site in found if site.kind == "block"])
         exits = find_exits(self, self.graph, self.costs, found)
-        self.sites |= branches.branch_sites(self.graph, self.costs, self.boundaries)
+        self.sites |= branches.branch_sites(self, self.graph, self.costs, self.boundaries)
         self.sites |= {site.name: site for site in [*find_filters(self, self.graph, self.costs, found), *exits]}
         self.sites |= {site.name: site for site in convs.find_convs(self, self.graph, self.costs)}
         self._behind: dict[str, set[str]] = {}  # exit in use -> the nodes that those who leave there do not come to
@@ -99,6 +99,7 @@ class Network(nn.Module):
     def recount(self) -> None:
         """Count every node's MACs anew; call it after structure or input size has changed."""
         self.costs = self._count()
+        self._offer_branches()
         nodes = {node.name: node for node in self.graph.nodes}
         exits = {name: site for name, site in self.sites.items() if site.kind == "exit"}
         self._behind = {name: {node.name for node in behind(self.graph, nodes[site.entry])} for name, site in exits.items() if name in self.methods}
@@ -127,6 +128,12 @@ class Network(nn.Module):
                 own = sum(self.costs[node].macs for node in site.tail) // (width[1] if site.places else site.units)
             channels = shape[1] if site.kind in ("layer", "filter") and shape is not None else site.channels
             self.sites[name] = replace(site, branch=branch, macs=macs, unit_macs=own, channels=channels)
+
+    def _offer_branches(self) -> None:
+        """Let the branches without gates that are sites be those of modules that are whole."""
+        found = branches.branch_sites(self, self.graph, self.costs, {name: each for name, each in self.boundaries.items() if name not in self.methods})
+        gone = {name for name in self.boundaries if name not in self.methods and name not in found}
+        self.sites = {name: site for name, site in self.sites.items() if name not in gone} | found
 
     def forward(self, x: Tensor, return_exits: bool = False) -> Any:
         """x (N, C, H, W) -> logits (N, K); with `return_exits` also the exit that each sample took, (N,): its number from 0 on, the number of exits for none."""

@@ -294,3 +294,32 @@ def test_the_road(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert call("eval")["top1"] == tuned["top1"]
     assert call("profile", "--repeats", 3)["rows"][1]["params"] == pruned["params"]
     refused("attach --method gateconnect --out y.safetensors", "found nothing to gate")
+
+
+# --- together with others ---
+
+
+def closed(network: Network, site: str, unit: int | None = None) -> Network:
+    """The network pruned of a block, or of one unit in each: their gates say so."""
+    for name, gate in network.site_gates.items():
+        with torch.no_grad():
+            gate.logits.fill_(0)  # type: ignore[operator, union-attr]
+            gate.logits[:, 1] = 8  # type: ignore[index]
+            if unit is None and name == site:
+                gate.logits.copy_(torch.tensor([[8.0, -8.0]]))  # type: ignore[operator, union-attr]
+            elif unit is not None:
+                gate.logits[unit] = torch.tensor([8.0, -8.0])  # type: ignore[index, operator]
+    return gatecli.prune(network).network
+
+
+def test_sites_of_modules_that_are_gone_go() -> None:
+    pruned = closed(gatecli.attach(source("shared"), "ind-perbatch", input_size=SIZE).network, "layer2.0")
+    names = [name for name, site in pruned.sites.items() if site.kind == "branch"]
+    before = attached("shared", fan_in=2)
+    assert names == [name for name in before.methods if name not in ("layer1.1.branches", "layer2.0.branches")] and len(names) >= 2
+
+
+def test_modules_whose_channels_are_gone_are_no_sites() -> None:
+    pruned = closed(gatecli.attach(source("shared"), "ind-perbatch", input_size=SIZE, granularity=4).network, "", 1)
+    with pytest.raises(ArchitectureError, match="gateconnect found nothing to gate"):
+        gatecli.attach(pruned, "gateconnect", fan_in=2)
