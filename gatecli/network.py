@@ -252,21 +252,38 @@ class Network(nn.Module):
             raise SettingError(f"expected the number of units to divide the {shape[1]} filters of `{name}`, but got {units}")
         self.sites[name] = replace(site, units=units, tail=tuple(node.name for node in tail))
 
-    def insert_connections(self, site: str, gate: Gate, method: str, fan_in: int | None) -> None:
-        """Let each branch of the modules behind a boundary read what `gate` says; with no `fan_in` all branches, in one stream.
+    def insert_connections(self, site: str, gate: Gate, method: str, streams: bool) -> None:
+        """Let each branch of the modules behind a boundary read what `gate` says, in `streams` of their own; else all read all, in one stream.
 
-        Raises SettingError where the site carries a gate already, or a layer gate or an exit stands in the way.
+        Raises SettingError where the site carries a gate already, or a gate or an exit stands in the way.
         """
-        boundary, taken = self.boundaries[site], {name: self.methods[name] for name in self.methods if name in (self.boundaries[site].module.block, self.boundaries[site].reader.block, site)}
+        boundary = self.boundaries[site]
+        taken = {name: method for name, method in self.methods.items() if name in (boundary.module.block, boundary.reader.block, site)}
+        if streams:
+            taken |= self._in_the_way(boundary)
         if taken:
-            raise SettingError(f"expected `{next(iter(taken))}` to carry no gate, but {next(iter(taken.values()))} gates it: prune first, or leave it out with --exclude")
-        if fan_in is None:
-            branches.insert_mask_on_branches(self, self.graph, site, boundary, gate)
+            name, other = next(iter(taken.items()))
+            what, way_out = ("have no exit", f"--exclude '{site}'") if self.sites[name].kind == "exit" else ("carry no gate", "--exclude")
+            raise SettingError(f"expected `{name}` to {what}, but {other} {'has put one there' if what == 'have no exit' else 'gates it'}: prune first, or leave it out with {way_out}")
+        if streams:
+            self._drop_sites_with_streams(boundary)
+            branches.insert_connections(self, self.graph, site, boundary, gate)
         else:
-            branches.insert_connections(self, self.graph, site, boundary, gate, fan_in)
-            for block in (boundary.module.block, boundary.reader.block):
-                self.sites.pop(block, None)  # no residual block any more that could be skipped
+            branches.insert_mask_on_branches(self, self.graph, site, boundary, gate)
         self.methods[site] = method
+
+    def _in_the_way(self, boundary: branches.Boundary) -> dict[str, str]:
+        """The gated sites, and the exits, that cannot stand where there are streams."""
+        layers, values = branches.with_streams(boundary)
+        return {name: method for name, method in self.methods.items() if layers & set(self.sites[name].branch) or (self.sites[name].kind == "exit" and self.sites[name].entry in values)}
+
+    def _drop_sites_with_streams(self, boundary: branches.Boundary) -> None:
+        """A block that has streams can no more be skipped as a whole, nor can its convolutions' channels be told apart, nor does an exit read them."""
+        layers, values = branches.with_streams(boundary)
+        for name, site in list(self.sites.items()):
+            inside = site.kind in ("filter", "conv") and layers & set(site.branch)
+            if inside or name in (boundary.module.block, boundary.reader.block) or (site.kind == "exit" and site.entry in values):
+                del self.sites[name]
 
     def fix_connections(self, kept: Mapping[str, Sequence[int]], fixed: Mapping[str, nn.Module]) -> None:
         """Keep only these branches at these sites for good; `fixed`: what takes a gate's place, see gatecli.graph.branches.fix. The gates go."""

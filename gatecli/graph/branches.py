@@ -147,6 +147,11 @@ def _is_chain(root: nn.Module, branch: Sequence[fx.Node], entry: fx.Node) -> boo
 # --- let branches read different sums ---
 
 
+def with_streams(boundary: Boundary) -> tuple[set[str], set[str]]:
+    """Where `insert_connections` makes streams: the convolutions that then read or give them, on the shortcut too, and the values that they are."""
+    return {boundary.module.conv3, boundary.reader.conv1, *boundary.reader.way}, {boundary.module.add, boundary.module.after}
+
+
 def insert_mask_on_branches(root: nn.Module, graph: fx.Graph, site: str, boundary: Boundary, gate: nn.Module) -> None:
     """Every branch reads all of them: one stream, as it was; the gate's decisions may still silence a branch."""
     place(root, f"gates.{site}", gate)
@@ -156,8 +161,8 @@ def insert_mask_on_branches(root: nn.Module, graph: fx.Graph, site: str, boundar
         last.args = (graph.call_function(mask, (last.args[0], decision)),)
 
 
-def insert_connections(root: nn.Module, graph: fx.Graph, site: str, boundary: Boundary, gate: nn.Module, fan_in: int) -> None:
-    """Let each branch of the reader read what `gate`, a module (entry) -> (readers, branches), says."""
+def insert_connections(root: nn.Module, graph: fx.Graph, site: str, boundary: Boundary, gate: nn.Module) -> None:
+    """Let each branch of the reader read what `gate`, a module (entry) -> (connections (readers, branches), fan_in), says."""
     place(root, f"gates.{site}", gate)
     m, reader, count = boundary.module, boundary.reader, boundary.module.branches
     add, norm, conv = (node_named(graph, name) for name in (m.add, m.norm, m.conv3))
@@ -165,8 +170,8 @@ def insert_connections(root: nn.Module, graph: fx.Graph, site: str, boundary: Bo
         place(root, str(conv.target), FanOut(module_of(root, conv), count))
         place(root, str(norm.target), SharedNorm(module_of(root, norm), count))
     with graph.inserting_before(add):
-        connections = graph.call_module(f"gates.{site}", (_entry(graph, m),))
-    add.op, add.target, add.args, add.kwargs = "call_function", connect, (norm, _shortcut(add, norm), connections, fan_in), {}
+        read = graph.call_module(f"gates.{site}", (_entry(graph, m),))
+    add.op, add.target, add.args, add.kwargs = "call_function", connect, (norm, _shortcut(add, norm), read), {}
     _read_streams(root, graph, node_named(graph, m.after), reader, count)
     remove_dead(graph)
 
@@ -206,7 +211,7 @@ def _read_streams(root: nn.Module, graph: fx.Graph, after: fx.Node, reader: Bran
 
 
 def fix(root: nn.Module, graph: fx.Graph, site: str, boundary: Boundary, kept: Sequence[int], fixed: nn.Module | None) -> None:
-    """Let the boundary's module keep the branches `kept` alone; `fixed`, a module (entry) -> (readers, branches), takes the gate's place, None: all read all."""
+    """Let the boundary's module keep the branches `kept` alone; `fixed`, a module as the gate, takes the gate's place, None: all read all."""
     if fixed is None:
         (masked,) = (user for user in _gate_node(graph, site).users)
         masked.replace_all_uses_with(masked.args[0])  # type: ignore[arg-type]
