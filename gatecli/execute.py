@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from gatecli.executors import FilterBlock, FilterLayer, SkipBlock, SkipChannels, SkipGroups, SkipInputs, SkipLayer, Staged
+from gatecli.executors.branches import StreamConv, StreamMean, Streams, lower_branches
 from gatecli.gates import Gate
 from gatecli.graph.channels import base_path, choose, keep_inputs, merge
 from gatecli.graph.macs import NodeCost
@@ -20,7 +21,7 @@ from gatecli.graph.ops import FRESH_LAYERS, add_at, connect, decided_by, is_add,
 from gatecli.graph.slices import tail_of
 from gatecli.graph.trace import compile_graph, remove_dead
 
-FRESH_MODULES = (*FRESH_LAYERS, Gate, SkipLayer, FilterLayer, SkipChannels, SkipInputs)
+FRESH_MODULES = (*FRESH_LAYERS, Gate, SkipLayer, FilterLayer, SkipChannels, SkipInputs, Streams, StreamConv, StreamMean)
 FRESH_FUNCTIONS = (widen, add_at, connect, base_path, choose, keep_inputs, merge)
 LOWERED = "_lowered"  # the module that holds the executors; they have no tensors, so no file ever sees them
 
@@ -44,6 +45,7 @@ def lower(root: nn.Module, graph: fx.Graph, costs: Mapping[str, NodeCost]) -> fx
     lowered = economical(root, graph)
     holder = nn.ModuleDict()
     root.add_module(LOWERED, holder)
+    lower_branches(root, lowered, lambda last, executor, inputs: _replace(lowered, last, executor, inputs, holder))
     for node in list(lowered.nodes):
         if is_mask(node) and _of_filters(root, node):
             _lower_filters(root, lowered, node, holder)
@@ -191,13 +193,14 @@ def _lower_inputs(root: nn.Module, graph: fx.Graph, kept: fx.Node, holder: nn.Mo
     _replace(graph, conv, SkipInputs(root, str(conv.target), order), (x, decision), holder)  # type: ignore[arg-type]
 
 
-def _replace(graph: fx.Graph, last: fx.Node, executor: nn.Module, inputs: tuple[fx.Node, ...], holder: nn.ModuleDict) -> None:
-    """Let an executor give what `last` gave."""
+def _replace(graph: fx.Graph, last: fx.Node, executor: nn.Module, inputs: tuple[fx.Node, ...], holder: nn.ModuleDict) -> fx.Node:
+    """Let an executor give what `last` gave; returns its node."""
     holder[str(len(holder))] = executor
     with graph.inserting_before(last):
         node = graph.call_module(f"{LOWERED}.{len(holder) - 1}", inputs)
     last.replace_all_uses_with(node)
     remove_dead(graph)
+    return node
 
 
 def _skippable(root: nn.Module, masked: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node, set[fx.Node], list[fx.Node]] | None:

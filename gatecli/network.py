@@ -13,7 +13,7 @@ from gatecli.errors import ArchitectureError, SettingError
 from gatecli.execute import LOWERED, economical, lower, staged
 from gatecli.executors import Staged
 from gatecli.gates import Exit, Gate
-from gatecli.graph import branches, convs, narrow, rewrite, slices
+from gatecli.graph import branches, convs, lean, narrow, rewrite, slices
 from gatecli.graph.dense import find_sites
 from gatecli.graph.exits import behind, exits_after, find_exits, macs_behind
 from gatecli.graph.filters import find_filters
@@ -69,7 +69,7 @@ class Network(nn.Module):
     def _count(self) -> dict[str, NodeCost]:
         image = (self.recipe.input.channels, *self.recipe.input.size)
         try:
-            return count_nodes(self, self.graph, image)
+            return lean.recounted(self, self.graph, count_nodes(self, self.graph, image))
         except (RuntimeError, ValueError, AssertionError, TypeError, IndexError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ArchitectureError(f"the network does not take images of {image[0]} x {image[1]} x {image[2]} ({reason}); `--input-size` says how it was trained") from error
