@@ -46,8 +46,7 @@ class Streams(Forgetful):
         self.root: Any
         self.__dict__["root"] = root  # not a child: the modules belong to the network itself
         self.conv, self.norm, self.shared = conv, norm, shared
-        self.folded, self.joined, self.layout, self.before = Remembered(), Remembered(), Layout(), Layout()
-        self.rows: list[list[int]] = []
+        self.folded, self.layout, self.before = Remembered(), Layout(), Layout()
 
     def forward(self, h: Tensor, shortcut: Tensor, read: Read, before: Read | None = None) -> Tensor:
         """h (N, C * w, H, W), shortcut (N, out, H, W) or (N, streams * out, H, W), shared as `before` says -> (N, streams * out, H, W)."""
@@ -59,14 +58,15 @@ class Streams(Forgetful):
         tensors = [t for t in (conv.weight, conv.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var) if t is not None]
         if torch.is_grad_enabled() or connections.ndim == 3 or any(t.dtype != h.dtype for t in (shortcut, conv.weight)) or not len(h):
             return self._plainly(conv, norm, h, shortcut, (connections, fan_in), places)
-        weight = self.folded(lambda: _fold(conv, norm), *tensors)  # (C, out, w + 1)
+        folded = self.folded(lambda: Folded(_fold(conv, norm)), *tensors)
+        weight = folded.weight
         rows = [[number for number, flag in enumerate(row) if flag] for row in connections.tolist()]
         even = {len(row) for row in rows} == {fan_in}
         size, out = h.shape[2:], weight.shape[1]
         h = h.reshape(len(h), len(weight), -1, size.numel())
         carried = shortcut.reshape(len(h), -1, out, size.numel())
         if even and is_direct(len(rows), fan_in, len(weight), weight.shape[2] - 1):
-            found = self._direct(weight, h, carried, rows, places)
+            found = _direct(folded.joint(rows), h, carried, rows, places)
         else:
             found = _summed(weight, h, carried, connections, fan_in, places)
         return found.reshape(len(h), -1, *size)
@@ -76,23 +76,19 @@ class Streams(Forgetful):
         out = values.shape[1] // read[0].shape[-1]
         return torch.relu(connect(values, spread_streams(shortcut, places, out) if shortcut.shape[1] > out else shortcut, read))
 
-    def _direct(self, weight: Tensor, h: Tensor, carried: Tensor, rows: list[list[int]], places: Sequence[int]) -> Tensor:
-        """A product a stream, into the sum of what it carries; each is finished while it is at hand."""
+
+class Folded:
+    """The weights of each branch, (C, out, w + 1), and those of the streams that were asked for last."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight, self.rows = weight, list[list[int]]()
+
+    def joint(self, rows: list[list[int]]) -> Tensor:
+        """(C, out, w + 1) -> (streams, out, K * w + 1)."""
         if rows != self.rows:
-            self.joined.forget()
-            self.rows = rows
-        joint = self.joined(lambda: _join(weight, rows), weight)
-        found = h.new_empty(len(h), len(rows), *carried.shape[2:])
-        ones, several = h.new_ones(len(h), 1, h.shape[3]), carried.shape[1] > 1
-        for number, row in enumerate(rows):
-            inside = torch.cat([*(h[:, k] for k in row), ones], 1)
-            parts = [carried[:, places[k]] for k in row] if several else [carried[:, 0]]
-            x, start = found[:, number], parts[0]
-            for part in parts[1:]:
-                start = torch.add(start, part, out=x)
-            x = torch.baddbmm(start, joint[number].expand(len(h), -1, -1), inside, beta=1 / len(parts), out=x) if len(h) > 1 else torch.addmm(start[0], joint[number], inside[0], beta=1 / len(parts), out=x[0])
-            x.relu_()
-        return found
+            parts = [[*(self.weight[k, :, :-1] for k in row), self.weight[row, :, -1].sum(0)[:, None]] for row in rows]
+            self.rows, self.joined = rows, torch.stack([torch.cat(part, 1) for part in parts])
+        return self.joined
 
 
 class StreamConv(nn.Module):
@@ -117,9 +113,9 @@ class StreamConv(nn.Module):
         if streams.shape[1] == count:
             found = torch.matmul(weight, streams) if len(x) > 1 else torch.bmm(weight, streams[0])[None]
         else:
-            parts = [torch.matmul(weight[readers].reshape(-1, inside), streams[:, place]) for place, readers in enumerate(_readers(places))]
-            order = [reader for readers in _readers(places) for reader in readers]
-            back = torch.tensor(order, device=x.device).argsort()
+            order = torch.tensor(places, device=x.device).argsort(stable=True)
+            back, weights = order.argsort(), weight.index_select(0, order).split([places.count(place) for place in range(streams.shape[1])])
+            parts = [torch.matmul(own.reshape(-1, inside), streams[:, place]) for place, own in enumerate(weights)]
             found = torch.cat(parts, 1).reshape(len(x), count, -1, streams.shape[3]).index_select(1, back)
         found = found.reshape(len(x), -1, *x.shape[2:])
         return found if conv.bias is None else found + conv.bias[:, None, None]
@@ -155,6 +151,24 @@ def spread_streams(x: Tensor, places: Sequence[int], out: int) -> Tensor:
     return streams.index_select(1, torch.tensor(places, device=x.device)).reshape(x.shape[0], len(places) * out, *x.shape[2:])
 
 
+def _direct(joint: Tensor, h: Tensor, carried: Tensor, rows: list[list[int]], places: Sequence[int]) -> Tensor:
+    """A product a stream, into the sum of what it carries; each is finished while it is at hand."""
+    found = h.new_empty(len(h), len(rows), *carried.shape[2:])
+    ones, several = h.new_ones(len(h), 1, h.shape[3]), carried.shape[1] > 1
+    for number, row in enumerate(rows):
+        inside = torch.cat([*(h[:, k] for k in row), ones], 1)
+        parts = [carried[:, places[k]] for k in row] if several else [carried[:, 0]]
+        x, start = found[:, number], parts[0]
+        for part in parts[1:]:
+            start = torch.add(start, part, out=x)
+        if len(h) == 1:
+            torch.addmm(start[0], joint[number], inside[0], beta=1 / len(parts), out=x[0])
+        else:
+            torch.baddbmm(start, joint[number].expand(len(h), -1, -1), inside, beta=1 / len(parts), out=x)
+        x.relu_()
+    return found
+
+
 def _summed(weight: Tensor, h: Tensor, carried: Tensor, connections: Tensor, fan_in: int, places: Sequence[int]) -> Tensor:
     """All branches' values at once, and one product that adds them up."""
     inside = torch.cat([h, h.new_ones(len(h), h.shape[1], 1, h.shape[3])], 2)
@@ -179,15 +193,6 @@ def _fold(conv: Any, norm: Any) -> Tensor:
     return torch.cat([conv.weight.flatten(1) * scale[:, None], said[:, None]], 1).reshape(conv.groups, len(scale) // conv.groups, -1)
 
 
-def _join(weight: Tensor, rows: list[list[int]]) -> Tensor:
-    """(C, out, w + 1) -> (streams, out, K * w + 1)."""
-    return torch.stack([torch.cat([*(weight[k, :, :-1] for k in row), weight[row, :, -1].sum(0)[:, None]], 1) for row in rows])
-
-
-def _readers(places: Sequence[int]) -> list[list[int]]:
-    return [[reader for reader, place in enumerate(places) if place == stream] for stream in range(max(places) + 1)]
-
-
 # --- lowering ---
 
 
@@ -205,8 +210,8 @@ def lower_branches(root: nn.Module, graph: fx.Graph, replace: Replace) -> None:
         if fixed:
             shared[streams] = read
         for user in list(streams.users):
-            conv = module_of(root, user)
-            if isinstance(conv, nn.Conv2d) and conv.groups > 1:
+            reader = module_of(root, user)
+            if isinstance(reader, nn.Conv2d) and reader.groups > 1:
                 replace(user, StreamConv(root, str(user.target), fixed), (streams, read))
             elif fixed and user.target is mean_streams:
                 replace(user, StreamMean(), (streams, read))
