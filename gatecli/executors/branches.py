@@ -111,11 +111,11 @@ class StreamConv(nn.Module):
         weight = conv.weight.reshape(count, -1, inside)
         streams = x.reshape(len(x), -1, inside, x.shape[2:].numel())
         if streams.shape[1] == count:
-            found = torch.matmul(weight, streams) if len(x) > 1 else torch.bmm(weight, streams[0])[None]
+            found = products(weight, streams)
         else:
             order = torch.tensor(places, device=x.device).argsort(stable=True)
             back, weights = order.argsort(), weight.index_select(0, order).split([places.count(place) for place in range(streams.shape[1])])
-            parts = [torch.matmul(own.reshape(-1, inside), streams[:, place]) for place, own in enumerate(weights)]
+            parts = [products(own.reshape(1, -1, inside), streams[:, place : place + 1])[:, 0] for place, own in enumerate(weights)]
             found = torch.cat(parts, 1).reshape(len(x), count, -1, streams.shape[3]).index_select(1, back)
         found = found.reshape(len(x), -1, *x.shape[2:])
         return found if conv.bias is None else found + conv.bias[:, None, None]
@@ -145,6 +145,18 @@ class Fold(nn.Module):
         return self.step(x, len(self.layout(read[0])[0]))
 
 
+SMALL = 64  # positions of a map, below which a batch's samples are better multiplied together
+
+
+def products(weight: Tensor, x: Tensor) -> Tensor:
+    """weight (C, o, i), x (N, C, i, positions) -> (N, C, o, positions), without copies of the weights for each sample."""
+    count, (branches, out, _), positions = len(x), weight.shape, x.shape[3]
+    if positions < SMALL and count > 1:
+        together = torch.bmm(weight, x.permute(1, 2, 0, 3).reshape(branches, -1, count * positions))
+        return together.reshape(branches, out, count, positions).permute(2, 0, 1, 3).contiguous()
+    return torch.stack([torch.bmm(weight, each) for each in x]) if count > 1 else torch.bmm(weight, x[0])[None]
+
+
 def spread_streams(x: Tensor, places: Sequence[int], out: int) -> Tensor:
     """x (N, streams * out, H, W) -> (N, C * out, H, W): to each branch k the stream `places[k]`."""
     streams = x.reshape(x.shape[0], x.shape[1] // out, out, *x.shape[2:])
@@ -161,10 +173,8 @@ def _direct(joint: Tensor, h: Tensor, carried: Tensor, rows: list[list[int]], pl
         x, start = found[:, number], parts[0]
         for part in parts[1:]:
             start = torch.add(start, part, out=x)
-        if len(h) == 1:
-            torch.addmm(start[0], joint[number], inside[0], beta=1 / len(parts), out=x[0])
-        else:
-            torch.baddbmm(start, joint[number].expand(len(h), -1, -1), inside, beta=1 / len(parts), out=x)
+        for sample in range(len(h)):  # a batched product would copy the weights for each
+            torch.addmm(start[sample], joint[number], inside[sample], beta=1 / len(parts), out=x[sample])
         x.relu_()
     return found
 
@@ -172,7 +182,7 @@ def _direct(joint: Tensor, h: Tensor, carried: Tensor, rows: list[list[int]], pl
 def _summed(weight: Tensor, h: Tensor, carried: Tensor, connections: Tensor, fan_in: int, places: Sequence[int]) -> Tensor:
     """All branches' values at once, and one product that adds them up."""
     inside = torch.cat([h, h.new_ones(len(h), h.shape[1], 1, h.shape[3])], 2)
-    values = torch.matmul(weight, inside) if len(h) > 1 else torch.bmm(weight, inside[0])[None]
+    values = products(weight, inside)
     if carried.shape[1] not in (1, len(places)):
         carried = carried.index_select(1, torch.tensor(places, device=h.device))
     values.add_(carried, alpha=1 / fan_in)
