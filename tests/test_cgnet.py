@@ -17,6 +17,7 @@ import gatecli
 from gatecli import methods
 from gatecli.costs import expected_macs
 from gatecli.errors import ArchitectureError, SettingError
+from gatecli.graph.channels import base_path
 from gatecli.methods.cgnet import CGNetSettings, ChannelGate, base_channels, smoothed
 from gatecli.network import Network
 from gatecli.probe import relative_change
@@ -202,7 +203,7 @@ def slow(network: Network, image: Tensor, decided: Tensor | None = None) -> tupl
         for place in places:
             value = normed(yp[place], gate.norm, o) if settings.gate == "fine" else said
             if decided[o] > 0 if decided is not None else value > float(gate.delta[o]):
-                full = yp[place] + total(o, *place, everything - base[o]) + (0 if conv.bias is None else float(conv.bias[o]))
+                full = (total(o, *place, everything) if grouped else yp[place] + total(o, *place, everything - base[o])) + (0 if conv.bias is None else float(conv.bias[o]))
                 out[o][place] = normed(full, norm, o)
             else:
                 out[o][place] = normed(yp[place], gate.base, o)
@@ -283,6 +284,8 @@ def test_skips_prunes_saves_and_loads(function: str, name: str, grouping: str, t
     assert pruned.removed == [first] and pruned.ungated == [second] and set(pruned.thinned) == set(sites[2:])
     assert second in pruned.network.sites and first not in pruned.network.sites
     overhead = sum(network.costs[node.name].macs for node in network.graph.nodes if str(node.target).startswith("gates."))
+    paths = {str(node.args[1]).removesuffix("_weight"): network.costs[node.name].macs for node in network.graph.nodes if node.target is base_path}
+    overhead += sum(paths.get(site.replace(".", "_").removesuffix("_channels"), 0) * sum(units) / len(units) for site, units in rates.items())  # in groups: open channels, too
     assert pruned.network.macs_dense == pytest.approx(expected_macs(network, rates) - overhead) and pruned.network.params < network.params
     for each in (network, pruned.network):
         path = tmp_path / str(id(each))
@@ -331,7 +334,7 @@ def test_the_base_path() -> None:
         return base_channels(count, CGNetSettings(eta=0.25, **how))
 
     assert channels(8, grouping="no") == ((0, 1), 1) and channels(8, grouping="no", shuffle="yes") == ((0, 4), 1)
-    assert channels(8) == (tuple(range(8)), 4) and channels(8, shuffle="yes") == ((0, 4, 1, 5, 2, 6, 3, 7), 4)
+    assert channels(8) == ((0, 1), 1) and channels(8, grouping="yes") == (tuple(range(8)), 4) and channels(8, grouping="yes", shuffle="yes") == ((0, 4, 1, 5, 2, 6, 3, 7), 4)
     assert channels(8, gate="l1") == ((0, 1), 1)
     assert base_channels(8, CGNetSettings(eta=0.375, grouping="no")) == ((0, 1, 2), 1)
 
@@ -376,12 +379,12 @@ def test_gates_in_gated_branches_are_refused() -> None:
 
 def test_eta_must_divide(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=r"`eta` to divide the 8 input and 8 output channels of `units.0.c1.channels` into equal groups, but got 0.333333;") as caught:
-        gatecli.attach(CASES["own"].network(), "cgnet", eta="1/3")
+        gatecli.attach(CASES["own"].network(), "cgnet", eta="1/3", grouping="yes")
     assert "nearest that divides all is 1/4" in str(caught.value)
     with pytest.raises(SettingError, match="nearest that divides all is 1/4"):
-        gatecli.attach(CASES["own"].network(), "cgnet", eta=0.3, grouping="no")
+        gatecli.attach(CASES["own"].network(), "cgnet", eta=0.3)
     with pytest.raises(SettingError, match="8 input and 12 output"):
-        gatecli.attach(CASES["own"].network(), "cgnet", eta="1/8")
+        gatecli.attach(CASES["own"].network(), "cgnet", eta="1/8", grouping="yes")
 
 
 def test_convolutions_that_are_refused_say_why() -> None:
@@ -408,7 +411,7 @@ def test_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     save_source(Path("r20.pt"))
     found = call("attach", "r20.pt", "--method", "cgnet", "--set", "eta=1/4", "--set", "gate=fine")
     assert (found["gates"], found["units"]) == (18, 6 * 16 + 6 * 32 + 6 * 64) and found["max_logit_change"] <= 1e-6
-    refused("attach r20.pt --method cgnet --set eta=1/3 --out other.safetensors", "1/4")
+    refused("attach r20.pt --method cgnet --set eta=1/3 --out other.safetensors", "5/16")
     refused("attach r20.pt --method cgnet --set eta=1/0 --out other.safetensors", "`eta` to be a number")
     save_npz(Path("data.npz"))
     tuned = call("finetune", "--data", "npz:data.npz", "--epochs", 1, "--batch-size", 32, "--set", "target=0.5", "--set", "loss_weight=0.1")

@@ -53,31 +53,24 @@ class SkipChannels(Forgetful):
         return F.conv2d(take_channels(x, self.order), weight, None, conv.stride, conv.padding, conv.dilation, self.groups)
 
     def _opened(self, conv: Any, norm: Any, x: Tensor, base: Tensor, open_: Sequence[int]) -> Tensor:
-        """The open channels (N, k, H', W') of norm(conv(x)): the base path's sums and those of the other input channels."""
+        """The open channels (N, k, H', W') of norm(conv(x)): the base path's sums and those of the other input channels, with several groups all anew."""
         tensors = [tensor for tensor in (conv.weight, conv.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var) if tensor is not None]
-        parts, scale, shift = _remembered(self.folded, lambda: self._fold(conv, norm), *tensors)
-        index, size, values = torch.tensor(open_, device=x.device), conv.out_channels // self.groups, []
-        for group, (channels, weight) in enumerate(parts):
-            rows = [row - group * size for row in open_ if group * size <= row < (group + 1) * size]
-            if rows:
-                rest = weight if len(rows) == size else weight.index_select(0, torch.tensor(rows, device=x.device))
-                values.append(F.conv2d(take_channels(x, channels), rest, None, conv.stride, conv.padding, conv.dilation))
-        rest = torch.cat(values, 1) if len(values) > 1 else values[0]
-        scale, shift = (each.index_select(0, index).reshape(-1, 1, 1) for each in (scale, shift))
-        return torch.addcmul(rest + shift, base.index_select(1, index), scale)
+        weight, scale, shift = _remembered(self.folded, lambda: self._fold(conv, norm), *tensors)
+        index, together = torch.tensor(open_, device=x.device), self.groups == 1
+        rows = weight if len(open_) == conv.out_channels else weight.index_select(0, index)
+        inside = take_channels(x, others(conv.in_channels, self.order)) if together else x
+        sums = F.conv2d(inside, rows, shift.index_select(0, index), conv.stride, conv.padding, conv.dilation)
+        return torch.addcmul(sums, base.index_select(1, index), scale.index_select(0, index).reshape(-1, 1, 1)) if together else sums
 
-    def _fold(self, conv: Any, norm: Any) -> tuple[list[tuple[Channels, Tensor]], Tensor, Tensor]:
-        """For each group the input channels that its base path lacks, and its weights for these times BatchNorm's scale; that scale, and the shift."""
+    def _fold(self, conv: Any, norm: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """The weights times BatchNorm's scale, of those input channels that must still be looked at; that scale, and the shift."""
         scale = torch.rsqrt(norm.running_var + norm.eps)
         scale = scale if norm.weight is None else norm.weight * scale
         shift = -norm.running_mean * scale if conv.bias is None else (conv.bias - norm.running_mean) * scale
         shift = shift if norm.bias is None else shift + norm.bias
-        weight, width = (conv.weight * scale.reshape(-1, 1, 1, 1)).reshape(self.groups, -1, *conv.weight.shape[1:]), len(self.order) // self.groups
-        parts = []
-        for group in range(self.groups):
-            channels = others(conv.in_channels, self.order[group * width : (group + 1) * width])
-            parts.append((channels, weight[group].index_select(1, torch.tensor(channels, device=scale.device))))
-        return parts, scale, shift
+        weight = conv.weight * scale.reshape(-1, 1, 1, 1)
+        rest = torch.tensor(others(conv.in_channels, self.order), device=scale.device)
+        return (weight.index_select(1, rest) if self.groups == 1 else weight), scale, shift
 
 
 class SkipInputs(nn.Module):

@@ -15,7 +15,8 @@ Gate functions (A.5), `s` being what is compared:
     fc      a linear layer of all input channels' mean |x|, one decision for each output channel (ours: starts at the mean |W| of each kernel)
 
 With grouping (3.3), output group i has input group i for its base path, block-diagonal in the weights that are there; with shuffle, groups are made of every
-(1/eta)-th channel rather than of neighbours. Neither changes what the network computes. The stem is never gated.
+(1/eta)-th channel rather than of neighbours. Neither changes what the network computes. The stem is never gated. With groups, what an open channel still needs
+lies all over the input: it is computed in one dense convolution, its base path anew, which costs eta of it once more and is counted so.
 
 Neutral start: no finite Delta opens every gate for every input, so a saved flag does, until the first training step clears it; Delta then starts at `start`.
 """
@@ -53,7 +54,7 @@ class CGNetSettings(Settings):
     loss_weight: float = setting(1e-4, "weight of the sum of (T - Delta)^2 beside the cross-entropy, lambda in the paper", low=0, high=1e30)
     eps: float = setting(2.0, "steepness of the smoothed gate that gives the gradient (2, 3, 4 in the paper)", low=0.001, high=1000, structural=True)
     start: float = setting(0.0, "what Delta starts from at the first training step", low=-100, high=100, structural=True)
-    grouping: str = setting("yes", "yes: each group of output channels has its own group of input channels for its base path (not with gate=l1)", choices=("yes", "no"), structural=True)
+    grouping: str = setting("no", "yes: each group of output channels has its own group of input channels for its base path (not with gate=l1); open channels are then computed anew", choices=("yes", "no"), structural=True)
     shuffle: str = setting("no", "yes: the base path takes every (1/eta)-th input channel, rather than neighbours", choices=("yes", "no"), structural=True)
 
 
@@ -73,7 +74,7 @@ class ChannelGate(Gate):
         super().__init__(site, len(rest) if self.of_inputs else conv.out_channels)
         self.function, self.slope, self.order, self.groups = settings.gate, settings.eps, order, groups
         self.theoretical = settings.gate == "fine"
-        self.reads_input, self.always = settings.gate in ("l1", "fc"), 1 - len(rest) / conv.in_channels
+        self.reads_input, self.always = settings.gate in ("l1", "fc"), 1 - len(rest) / conv.in_channels if groups == 1 else 0.0
         self.norm = (nn.BatchNorm2d if settings.gate == "fine" else nn.BatchNorm1d)(self.units, affine=False)
         self.delta = nn.Parameter(torch.full((self.units,), settings.start))
         self.register_buffer("neutral", torch.tensor(True))
