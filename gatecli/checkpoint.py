@@ -148,7 +148,7 @@ def _network(recipe: Recipe) -> tuple[Network, list[str]]:
             with torch.device("meta"):  # the file's tensors fill them
                 method.attach(network, step.settings["sites"], settings)
         elif step.op == "prune":
-            methods.apply_plan(network, step.settings["plan"], step.settings.get("round_to", 1))
+            methods.apply_plan(network, step.settings["plan"], step.settings.get("round_to", 1), step.settings.get("mixed", {}))
     notes = [f"dropped {', '.join(sorted(dropped))}: evaluation never runs it"] if dropped else []
     return network.eval(), notes
 

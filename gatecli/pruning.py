@@ -2,7 +2,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from gatecli import methods
@@ -22,7 +23,7 @@ class Pruned:
     """The smaller network, and what was done to which site.
 
     `removed`: branches gone; `thinned`: sites that have lost some of their units -> which; `ungated`: gates gone, all units always run;
-    `kept_dynamic`: decided at run time as before; `stuck`: those of them that never run, but cannot be taken out -> why.
+    `kept_dynamic`: decided at run time as before; `mixed`: those of them that run for some units, the others being `open` or `closed` for good; `stuck`: those of them that never run, but cannot be taken out -> why.
     `max_logit_change`: against the input with the same units forced, relative to the largest logit, on random images.
     """
 
@@ -31,6 +32,7 @@ class Pruned:
     thinned: dict[str, list[int]]
     ungated: list[str]
     kept_dynamic: list[str]
+    mixed: dict[str, dict[str, list[int]]]
     stuck: dict[str, str]
     params_before: int
     macs_before: int
@@ -53,7 +55,7 @@ def prune(
         collapse: a data-dependent unit with a rate below it is removed, one above 1 - collapse loses its gate.
         static: decide the remaining data-dependent units by rate > static, instead of leaving them dynamic.
         round_to: where a branch loses some of its filters, keep as many more, giving zeros, as make their number a multiple of this.
-    A site of several data-dependent units stays dynamic until all of them are decided.
+    A site of several data-dependent units stays dynamic until all of them are decided, unless its method `mixes`.
     Raises: SettingError for values out of range, and where a data-dependent gate has no rate; GatecliError if nothing is gated.
     """
     _check(network, threshold, collapse, static, round_to)
@@ -61,20 +63,23 @@ def prune(
     plan = _shortened(network, plan)
     stuck = {site: why for site, kept in plan.items() if not kept and (why := network.why_not_removable(site)) is not None}
     plan = {site: kept for site, kept in plan.items() if site not in stuck}
+    mixed = _mixed(network, plan, rates or {}, collapse)
     smaller = network.copy().eval()
     for site in stuck:
         smaller.site_gates[site].threshold.fill_(1.0)  # P(on) is never above it
-    methods.apply_plan(smaller, plan, round_to)
-    change = _verify(network, smaller, {**plan, **{site: [] for site in stuck}})
+    methods.apply_plan(smaller, plan, round_to, mixed)
+    with _settled(network, mixed):
+        change = _verify(network, smaller, {**plan, **{site: [] for site in stuck}})
     left = {site: [0.0] * len(units) if site in stuck else list(units) for site, units in (rates or known_rates(network)).items() if site in smaller.methods}
+    left.update({site: [rate for unit, rate in enumerate(left[site]) if unit not in units["open"] + units["closed"]] for site, units in mixed.items()})
     units = {site: gate.units for site, gate in network.site_gates.items()}
     ends = [site for site, kept in plan.items() if kept and network.sites[site].kind == "exit"]
     result = Pruned(
         smaller, [site for site, kept in plan.items() if not kept],
         {site: [unit for unit in range(units[site]) if unit not in kept] for site, kept in plan.items() if 0 < len(kept) < units[site]},
-        [site for site, kept in plan.items() if len(kept) == units[site] and site not in ends], list(smaller.methods), stuck, network.params, network.macs_dense, change, left,
+        [site for site, kept in plan.items() if len(kept) == units[site] and site not in ends], list(smaller.methods), mixed, stuck, network.params, network.macs_dense, change, left,
     )  # fmt: skip
-    settings = {"threshold": threshold, "collapse": collapse, "static": static, "round_to": round_to, "plan": plan}
+    settings = {"threshold": threshold, "collapse": collapse, "static": static, "round_to": round_to, "plan": plan, "mixed": mixed}
     measured = {"params": smaller.params, "macs_dense": smaller.macs_dense, "macs_expected": result.macs_expected, "max_logit_change": change, "unit_rates": left}
     smaller.recipe = network.recipe.with_step(Step("prune", settings, measured))
     return result
@@ -124,6 +129,32 @@ def _by_rate(site: str, rates: Rates, collapse: float, static: float | None) -> 
     if all(rate < collapse or rate > 1 - collapse for rate in units):
         return [rate > 0.5 for rate in units]
     return None
+
+
+def _mixed(network: Network, plan: Mapping[str, list[int]], rates: Rates, collapse: float) -> dict[str, dict[str, list[int]]]:
+    """Of sites that stay dynamic, whose methods allow it, the units that are decided."""
+    found = {}
+    for site, method in network.methods.items():
+        if site not in plan and methods.get(method).mixes:
+            units = {"open": [unit for unit, rate in enumerate(rates[site]) if rate > 1 - collapse], "closed": [unit for unit, rate in enumerate(rates[site]) if rate < collapse]}
+            found.update({site: units} if units["open"] or units["closed"] else {})
+    return found
+
+
+@contextmanager
+def _settled(network: Network, mixed: Mapping[str, Mapping[str, list[int]]]) -> Iterator[None]:
+    """Let these units always, or never, run inside the block, by thresholds that every P(on) is above, or none."""
+    gates = {site: network.site_gates[site] for site in mixed}
+    before = {site: gate.threshold for site, gate in gates.items()}
+    for site, gate in gates.items():
+        gate.threshold = gate.threshold.clone()
+        gate.threshold[mixed[site]["open"]] = 0.0
+        gate.threshold[mixed[site]["closed"]] = 1.0
+    try:
+        yield
+    finally:
+        for site, gate in gates.items():
+            gate.threshold = before[site]
 
 
 def _exit(network: Network, site: str, exit_: Exit, rates: Rates, collapse: float) -> list[int] | None:

@@ -47,7 +47,7 @@ def prune(
     session.say("next: gatecli profile")
     return {
         "checkpoint": str(path), "out": str(target), "arch": network.recipe.source.arch, "removed": [*result.removed, *({"site": site, "units": units} for site, units in result.thinned.items())], "ungated": result.ungated,
-        "kept_dynamic": result.kept_dynamic, "stuck": result.stuck, "params_before": result.params_before, "params": result.network.params, "macs_before": result.macs_before,
+        "kept_dynamic": result.kept_dynamic, "mixed": result.mixed, "stuck": result.stuck, "params_before": result.params_before, "params": result.network.params, "macs_before": result.macs_before,
         "macs_dense": result.network.macs_dense, "macs_expected": result.macs_expected, "max_logit_change": result.max_logit_change,
     }  # fmt: skip
 
@@ -74,6 +74,8 @@ def _report(session: Session, network: Network, result: Any, path: Path, target:
         session.say(f"removed {len(units)} units of {site}: {', '.join(map(str, units))}")
     session.say(f"always on, gate removed {len(result.ungated)}: {', '.join(result.ungated) or '-'}")
     session.say(f"still dynamic {len(result.kept_dynamic)}: {', '.join(result.kept_dynamic) or '-'}")
+    for site, decided in result.mixed.items():
+        session.say(f"of {site} always open {len(decided['open'])}, never {len(decided['closed'])}; its gate decides for the other {smaller.sites[site].units}")
     for site, why in result.stuck.items():
         session.say(f"note: {site} never runs, but stays in the file: {why}")
     session.say(

@@ -12,21 +12,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gatecli.gates import Forgetful, Remembered
-from gatecli.graph.channels import Channels, base_weight, choose, others
+from gatecli.graph.channels import Channels, Parts, base_weight, choose, in_parts, others, places_of, rows_of, take
 from gatecli.graph.ops import take_channels
 
 
 class SkipChannels(Forgetful):
-    """`choose(norm(conv(x)), base(base_path(x)), z)`, the convolution computed for open output channels only, and on top of the base path.
+    """`choose(norm(conv(x)), base(base_path(x)), z, rows)`, the convolution computed for open output channels only.
 
-    conv, norm, gate: paths; `reads_input`: the gate looks at x, not at the base path.
+    conv, norm, gate: paths; parts, shared: the base path's, see gatecli.graph.channels; rows: the output channels that are gated, the others are always open;
+    reads_input: the gate looks at x, not at the base path.
     """
 
-    def __init__(self, root: nn.Module, conv: str, norm: str, gate: str, order: Channels, groups: int, reads_input: bool) -> None:
+    def __init__(self, root: nn.Module, conv: str, norm: str, gate: str, parts: Parts, shared: bool, rows: Channels, reads_input: bool) -> None:
         super().__init__()
         self.root: Any
         self.__dict__["root"] = root  # not a child: the modules belong to the network itself
-        self.paths, self.order, self.groups, self.reads_input = (conv, norm, gate), order, groups, reads_input
+        self.paths, self.parts, self.shared, self.rows, self.reads_input = (conv, norm, gate), parts, shared, rows, reads_input
+        self.places = places_of(rows, rows_of(parts))
         self.folded, self.cut = Remembered(), Remembered()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -37,30 +39,37 @@ class SkipChannels(Forgetful):
             result: Tensor = norm(conv(x))
             return result
         base = self._base(conv, x)
-        z = gate(base) if z is None else z
-        open_ = z.any(0).nonzero().reshape(-1).tolist()
-        closed: Tensor = gate.base(base)
+        gated = take_channels(base, self.places)
+        z = gate(gated) if z is None else z
+        out, z = self._widened(conv, gate.base(gated), z)
+        open_ = tuple(z.any(0).nonzero().reshape(-1).tolist())
         if not open_:
-            return closed
-        opened = self._opened(conv, norm, x, base, open_).to(closed.dtype)
+            return out
+        opened = self._opened(conv, norm, x, base, open_).to(out.dtype)
         index = torch.tensor(open_, device=x.device)
         if x.shape[0] > 1:
-            opened = choose(opened, closed.index_select(1, index), z.index_select(1, index))
-        return closed.index_copy(1, index, opened) if torch.is_grad_enabled() else closed.index_copy_(1, index, opened)
+            opened = choose(opened, out.index_select(1, index), z.index_select(1, index), tuple(range(len(open_))))
+        return out.index_copy(1, index, opened) if torch.is_grad_enabled() else out.index_copy_(1, index, opened)
+
+    def _widened(self, conv: Any, closed: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """What is closed, and the decisions, with places for the output channels that are always open."""
+        if len(self.rows) == conv.out_channels:
+            return closed, z
+        index = torch.tensor(self.rows, device=closed.device)
+        wide = closed.new_zeros(closed.shape[0], conv.out_channels, *closed.shape[2:]).index_copy(1, index, closed)
+        return wide, z.new_ones(z.shape[0], conv.out_channels).index_copy(1, index, z)
 
     def _base(self, conv: Any, x: Tensor) -> Tensor:
-        weight = _remembered(self.cut, lambda: base_weight(conv.weight, self.order, self.groups), conv.weight)
-        return F.conv2d(take_channels(x, self.order), weight, None, conv.stride, conv.padding, conv.dilation, self.groups)
+        weight = _remembered(self.cut, lambda: base_weight(conv.weight, self.parts), conv.weight)
+        return in_parts(x, weight, self.parts, conv.stride, conv.padding, conv.dilation)
 
-    def _opened(self, conv: Any, norm: Any, x: Tensor, base: Tensor, open_: Sequence[int]) -> Tensor:
-        """The open channels (N, k, H', W') of norm(conv(x)): the base path's sums and those of the other input channels, with several groups all anew."""
+    def _opened(self, conv: Any, norm: Any, x: Tensor, base: Tensor, open_: Channels) -> Tensor:
+        """The open channels (N, k, H', W') of norm(conv(x)): the base path's sums and those of the other input channels, or all sums anew."""
         tensors = [tensor for tensor in (conv.weight, conv.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var) if tensor is not None]
         weight, scale, shift = _remembered(self.folded, lambda: self._fold(conv, norm), *tensors)
-        index, together = torch.tensor(open_, device=x.device), self.groups == 1
-        rows = weight if len(open_) == conv.out_channels else weight.index_select(0, index)
-        inside = take_channels(x, others(conv.in_channels, self.order)) if together else x
-        sums = F.conv2d(inside, rows, shift.index_select(0, index), conv.stride, conv.padding, conv.dilation)
-        return torch.addcmul(sums, base.index_select(1, index), scale.index_select(0, index).reshape(-1, 1, 1)) if together else sums
+        inside = take_channels(x, others(conv.in_channels, self.parts[0][1])) if self.shared else x
+        sums = F.conv2d(inside, take(weight, 0, open_), take(shift, 0, open_), conv.stride, conv.padding, conv.dilation)
+        return torch.addcmul(sums, take(base, 1, open_), take(scale, 0, open_).reshape(-1, 1, 1)) if self.shared else sums
 
     def _fold(self, conv: Any, norm: Any) -> tuple[Tensor, Tensor, Tensor]:
         """The weights times BatchNorm's scale, of those input channels that must still be looked at; that scale, and the shift."""
@@ -69,8 +78,7 @@ class SkipChannels(Forgetful):
         shift = -norm.running_mean * scale if conv.bias is None else (conv.bias - norm.running_mean) * scale
         shift = shift if norm.bias is None else shift + norm.bias
         weight = conv.weight * scale.reshape(-1, 1, 1, 1)
-        rest = torch.tensor(others(conv.in_channels, self.order), device=scale.device)
-        return (weight.index_select(1, rest) if self.groups == 1 else weight), scale, shift
+        return (take(weight, 1, others(conv.in_channels, self.parts[0][1])) if self.shared else weight), scale, shift
 
 
 class SkipInputs(nn.Module):

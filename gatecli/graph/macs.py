@@ -97,8 +97,8 @@ def _multiplies(n: fx.Node, module: nn.Module | None) -> bool:
     """Whether the node does products that no formula here knows."""
     if module is not None:
         return type(module) not in (*CONVOLUTIONS, nn.Linear) and any(p.ndim > 1 for p in module.parameters())
-    if n.target is base_path:  # in one group it is a part of the convolution, counted there; in several an open channel is computed anew
-        return n.args[3] != 1
+    if n.target is base_path:  # where it is shared it is a part of the convolution, and counted there
+        return not n.args[3]
     return (n.op == "call_function" and n.target in COSTLY_FUNCTIONS) or (n.op == "call_method" and n.target in COSTLY_METHODS)
 
 

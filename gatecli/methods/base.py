@@ -6,7 +6,7 @@ subclass of `Method` whose instances are registered. The command line, the docs 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, replace
 from difflib import get_close_matches
 from fractions import Fraction
@@ -46,7 +46,7 @@ class Method:
     """A way of gating. Subclasses say which sites it gates, with which gates, and which loss trains them.
 
     Class attributes: `needs`, what a network must have, for people; `paper`, its source; `trains`, what training changes; `aims`, whether training aims at a
-    rate; `samples`, whether it draws decisions. An instance has a name, a line of explanation, and the dataclass of its settings.
+    rate; `samples`, whether it draws decisions; `mixes`, whether prune may decide some of a site's units and leave the others to the gate. An instance has a name, a line of explanation, and the dataclass of its settings.
     """
 
     needs: ClassVar[str] = "something to gate"
@@ -56,6 +56,7 @@ class Method:
     paper: ClassVar[str] = ""
     aims: ClassVar[bool] = True
     samples: ClassVar[bool] = True
+    mixes: ClassVar[bool] = False
 
     def __init__(self, name: str, summary: str, settings: type[Settings]) -> None:
         self.name, self.summary, self.settings = name, summary, settings
@@ -133,6 +134,10 @@ class Method:
                 network.keep_units(site, units, round_to)
         network.remove_branches([site for site, units in kept.items() if not units])
 
+    def decide(self, network: Network, site: str, opened: Sequence[int], closed: Sequence[int]) -> None:
+        """Where the method `mixes`: let these units of a site always run, and these never, in place; the gate decides for the others."""
+        raise NotImplementedError
+
     def penalty(self, gates: Iterable[Gate], settings: Any) -> Tensor | float:
         """What training adds to the loss for the gates' own parameters; nothing, unless a method says otherwise."""
         return 0.0
@@ -160,11 +165,14 @@ class ExitMethod(Method):
             network.place_exits([name.strip() for name in settings.after.split(",")])
 
 
-def apply_plan(network: Network, plan: Mapping[str, list[int]], round_to: int = 1) -> None:
+def apply_plan(network: Network, plan: Mapping[str, list[int]], round_to: int = 1, mixed: Mapping[str, Mapping[str, list[int]]] | None = None) -> None:
     """Prune as `plan` says (site -> kept units, ungated; sites left out stay as they are), in place.
 
     round_to: where a site keeps some of its units, see Network.keep_units.
+    mixed: site -> units that are `open` for good, and `closed` for good; the gate decides for the others.
     """
+    for site, units in (mixed or {}).items():
+        get(network.methods[site]).decide(network, site, units["open"], units["closed"])
     exits = {site: kept for site, kept in plan.items() if network.sites[site].kind == "exit"}
     for site, kept in exits.items():
         if kept:

@@ -23,7 +23,7 @@ Neutral start: no finite Delta opens every gate for every input, so a saved flag
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar
@@ -35,8 +35,9 @@ from torch.nn import functional as F
 from gatecli.errors import SettingError
 from gatecli.gates import Gate, Remembered
 from gatecli.graph.channels import others
-from gatecli.graph.convs import refused_convs
+from gatecli.graph.convs import cut_norm, refused_convs
 from gatecli.graph.sites import Site
+from gatecli.graph.slices import keep_entries
 from gatecli.methods.base import Method, Settings, register, setting
 from gatecli.network import Network
 
@@ -62,7 +63,8 @@ class ChannelGate(Gate):
     """Decides for a convolution's channels, from the base path's sums (fine, coarse) or from its input (l1, fc).
 
     Args: conv, norm: the convolution gated and the BatchNorm behind it; order, groups: its base path, see gatecli.graph.channels.
-    Attributes: of_inputs: units are input channels. always: the share of the convolution that runs whatever is decided. `base` is BN1.
+    Attributes: of_inputs: units are input channels. shared: open channels build on the base path's sums. always: the share of the convolution that runs
+    whatever is decided, with every channel gated. `base` is BN1.
     """
 
     undecayed = ("delta",)
@@ -74,7 +76,8 @@ class ChannelGate(Gate):
         super().__init__(site, len(rest) if self.of_inputs else conv.out_channels)
         self.function, self.slope, self.order, self.groups = settings.gate, settings.eps, order, groups
         self.theoretical = settings.gate == "fine"
-        self.reads_input, self.always = settings.gate in ("l1", "fc"), 1 - len(rest) / conv.in_channels if groups == 1 else 0.0
+        self.reads_input, self.shared = settings.gate in ("l1", "fc"), groups == 1
+        self.always = 1 - len(rest) / conv.in_channels if self.shared else 0.0
         self.norm = (nn.BatchNorm2d if settings.gate == "fine" else nn.BatchNorm1d)(self.units, affine=False)
         self.delta = nn.Parameter(torch.full((self.units,), settings.start))
         self.register_buffer("neutral", torch.tensor(True))
@@ -83,6 +86,15 @@ class ChannelGate(Gate):
         if not self.of_inputs:
             self.base = _like(norm, 1 - len(rest) / conv.in_channels)
         self._folded, self._flag = Remembered(), Remembered()
+
+    def keep(self, units: Sequence[int]) -> None:
+        """Decide for these units alone."""
+        index = torch.tensor(units)
+        keep_entries(self, ("delta", "threshold", *(("weight",) if self.function == "fc" else ())), index)
+        keep_entries(self.norm, ("running_mean", "running_var"), index)
+        self.units = self.norm.num_features = len(units)
+        if not self.of_inputs:
+            self.base = cut_norm(self.base, units)
 
     @property
     def settled(self) -> bool:
@@ -167,6 +179,7 @@ class ChannelGating(Method):
     paper: ClassVar[str] = "Hua, Zhou, De Sa, Zhang, Suh: Channel gating neural networks, 2019"
     aims: ClassVar[bool] = False
     samples: ClassVar[bool] = False
+    mixes: ClassVar[bool] = True
 
     def candidates(self, network: Network) -> list[Site]:
         return [site for site in network.sites.values() if site.kind == "conv"]
@@ -187,6 +200,9 @@ class ChannelGating(Method):
         assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
         order, groups = base_channels(conv.in_channels, settings)
         network.insert_gate(site, ChannelGate(site, conv, norm, order, groups, settings), self.name)
+
+    def decide(self, network: Network, site: str, opened: Sequence[int], closed: Sequence[int]) -> None:
+        network.decide_units(site, opened, closed)
 
     def targets(self, settings: Any, sites: Iterable[str], epoch: int) -> dict[str, float]:
         return {}
