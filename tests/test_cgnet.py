@@ -253,6 +253,40 @@ def test_pruned_against_loops(function: str) -> None:
         assert smaller.macs_dense == 4 * 4 * 9 + count - (16 if function == "fc" else 0)
 
 
+@pytest.mark.parametrize("function, grouping", [*((function, "no") for function in FUNCTIONS), ("coarse", "yes"), ("fc", "yes")])
+def test_mixed_sites_against_loops(function: str, grouping: str) -> None:
+    """Some channels open for good, some closed for good, the others still the gate's: pruned three times, and in the end decided for all."""
+    network = pair(function, 8, 3, (3, 3), bias=True, eta="1/2", grouping=grouping)
+    gate, images = gate_of(network), torch.randint(-3, 4, (4, 8, 3, 3), generator=torch.Generator().manual_seed(1)).float()
+    gate.delta.data.zero_()
+    with gatecli.record_gates(network) as record:
+        run(network, images)
+    with torch.no_grad():
+        gate.delta.copy_((record.odds[SITE][0] / gate.slope).sort(0).values[1:3].mean(0))
+    with gatecli.record_gates(network) as record:
+        run(network, images)
+    own, smaller, units = record.latest()[SITE].clone(), network, list(range(gate.units))
+    for opened, closed in (([0], [2]), ([3], []), ([], [1])):
+        rates = {SITE: [1.0 if unit in opened else 0.0 if unit in closed else 0.5 for unit in units]}
+        done = gatecli.prune(smaller, rates=rates)
+        own[:, opened], own[:, closed] = 1.0, 0.0
+        gate.threshold[opened], gate.threshold[closed] = 0.0, 1.0
+        assert done.max_logit_change <= 1e-5 and done.network.params < smaller.params and (not done.mixed or done.kept_dynamic == [SITE])
+        smaller, units = done.network, [unit for unit in units if unit not in opened + closed]
+        mine = run(smaller, images)
+        assert torch.allclose(mine, run(network, images), atol=1e-4) and torch.allclose(masked(smaller, images), mine, atol=1e-4)
+        if function == "fine":
+            continue
+        for image, decided in zip(images, own, strict=True):
+            assert torch.allclose(run(smaller, image[None]), slow(network, image, decided)[0].flatten()[None], atol=1e-4)
+            with FlopCounterMode(display=False) as counter:  # nothing of what is decided is computed, and all that is computed is counted
+                run(smaller, image[None])
+            assert counter.get_total_flops() / 2 == expected_macs(smaller, {SITE: decided[units].tolist()} if units else {})
+    final = gatecli.prune(smaller, rates={SITE: [float(unit % 2) for unit in units]}, static=0.5).network if units else smaller
+    gate.threshold[units] = torch.tensor([float(1 - unit % 2) for unit in units])
+    assert not final.methods and torch.allclose(run(final, images), run(network, images), atol=1e-4)
+
+
 # --- on whole networks ---
 
 
@@ -287,7 +321,9 @@ def test_skips_prunes_saves_and_loads(function: str, name: str, grouping: str, t
     paths = {str(node.args[1]).removesuffix("_weight"): network.costs[node.name].macs for node in network.graph.nodes if node.target is base_path}
     overhead += sum(paths.get(site.replace(".", "_").removesuffix("_channels"), 0) * sum(units) / len(units) for site, units in rates.items())  # in groups: open channels, too
     assert pruned.network.macs_dense == pytest.approx(expected_macs(network, rates) - overhead) and pruned.network.params < network.params
-    for each in (network, pruned.network):
+    mixed = gatecli.prune(network, rates={site: [0.0, 1.0, *[0.5] * (len(units) - 2)] for site, units in rates.items()})
+    assert mixed.max_logit_change <= 1e-5 and mixed.mixed == {site: {"open": [1], "closed": [0]} for site in sites} and mixed.network.params < network.params
+    for each in (network, pruned.network, mixed.network):
         path = tmp_path / str(id(each))
         gatecli.write(each, path)
         loaded = gatecli.load(path, arch=case.arch)
