@@ -7,7 +7,7 @@ executor (see gatecli.executors) that computes the branch only for the samples w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
@@ -121,8 +121,9 @@ def _lower_layer(root: nn.Module, graph: fx.Graph, masked: fx.Node, holder: nn.M
 
 def _lower_outputs(root: nn.Module, graph: fx.Graph, chosen: fx.Node, holder: nn.ModuleDict) -> None:
     """A convolution whose output channels are gated; decisions for single activations save nothing that is dense, so these stay as they are."""
-    norm, closed, decision = chosen.all_input_nodes
-    (conv,), gate = norm.all_input_nodes, cast(Gate, module_of(root, decision))
+    norm, _, decision = chosen.all_input_nodes
+    (conv,) = norm.all_input_nodes
+    gate: Any = module_of(root, decision)
     if not gate.theoretical:
         base, gate_ = base_of(conv), str(decision.target)
         rows: Any = chosen.args[3]

@@ -349,13 +349,13 @@ def test_prune_keeps_what_the_gates_decided(gated: Network, case: Case, tmp_path
 
 def halves(network: Network, decisions: Decisions) -> tuple[str, ...]:
     """Where the tensors are of convolutions some of whose channels keep their base path alone."""
-    return tuple(f"gates.{site}." for site, units in decisions.items() if network.sites[site].kind == "conv" and len({*units}) > 1)
+    return tuple(f"gates.{site.removesuffix('.channels')}.closed." for site, units in decisions.items() if network.sites[site].kind == "conv" and len({*units}) > 1)
 
 
 def only_biases_are_new(smaller: Network, gated: Network) -> bool:
     """Fewer tensors, all of names that were there; or biases beside weights that were, which removed layers of a dense block leave, or what `halves` says."""
     before, after = gated.state_dict(), smaller.state_dict()
-    new = {key for key in set(after) - set(before) if not key.endswith(".channels.weight")}
+    new = {key for key in set(after) - set(before) if ".closed." not in key}
     dense = any(site.kind == "layer" for site in gated.sites.values())
     return len(after) - len(new) < len(before) and all(key.endswith(".bias") and key.replace(".bias", ".weight") in before and dense for key in new)
 

@@ -61,7 +61,7 @@ def in_parts(x: Tensor, weight: Tensor, parts: Parts, stride: Any, padding: Any,
     if len(set(sizes)) == 1:
         channels = tuple(channel for _, inputs in parts for channel in inputs)
         return F.conv2d(take_channels(x, channels), weight, None, stride, padding, dilation, len(parts))
-    values = [F.conv2d(take_channels(x, inputs), rows, None, stride, padding, dilation) for (_, inputs), rows in zip(parts, weight.split(sizes), strict=True)]
+    values = [F.conv2d(take_channels(x, inputs), rows, None, stride, padding, dilation) for (_, inputs), rows in zip(parts, torch.split(weight, sizes), strict=True)]
     return torch.cat(values, 1)
 
 

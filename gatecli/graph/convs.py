@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from gatecli.graph.channels import BasePath, Parts, base_parts, base_path, base_weight, choose, keep_inputs, keep_rows, merge, others, places_of, rows_of
 from gatecli.graph.macs import NodeCost
@@ -168,10 +168,9 @@ def _decide_outputs(
     rows: Any = chosen.args[3]
     gone, (x,), before = tuple(rows[unit] for unit in closed), conv.all_input_nodes, chosen.name
     never = keep_rows(parts, {row: row for row in gone})
-    weight = base_weight(module.weight.detach(), never) if gone else None
     kept = others(module.out_channels, gone)
     if not kept and len({len(part) for part, _ in parts}) == 1:
-        _become_base(module, module_of(root, norm), weight, gate, parts)
+        _become_base(module, module_of(root, norm), base_weight(module.weight.detach(), never), gate, parts)
         with graph.inserting_before(conv):
             conv.args = (graph.call_function(take_channels, (x, tuple(channel for _, inputs in parts for channel in inputs))),)
         chosen.replace_all_uses_with(norm)
@@ -179,7 +178,7 @@ def _decide_outputs(
     now, more = chosen if left else norm, []
     if gone:
         path = _free(root, f"gates.{site.name.removesuffix(SUFFIX)}.closed")
-        place(root, path, BasePath(weight, cut_norm(gate.base, closed), module, never))
+        place(root, path, BasePath(base_weight(module.weight.detach(), never), cut_norm(gate.base, closed), module, never))
         with graph.inserting_before(chosen.next):
             low = graph.call_module(path, (x,))
             now, more = (graph.call_function(merge, (now, low, kept)) if kept else low), [low.name]
@@ -218,7 +217,7 @@ def _free(root: nn.Module, path: str) -> str:
     return next(name for name in (f"{path}{number or ''}" for number in itertools.count()) if name not in names)
 
 
-def _become_base(conv: nn.Conv2d, norm: Any, weight: Any, gate: Any, parts: Parts) -> None:
+def _become_base(conv: nn.Conv2d, norm: Any, weight: Tensor, gate: Any, parts: Parts) -> None:
     """Let a convolution compute its base path, and the BatchNorm behind it be that of the base path."""
     conv.weight, conv.bias = nn.Parameter(weight, conv.weight.requires_grad), None
     conv.in_channels, conv.groups = len(parts) * len(parts[0][1]), len(parts)
