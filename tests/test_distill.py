@@ -18,6 +18,7 @@ from gatecli.training import TrainOptions
 from gatecli.training.distill import Teacher, check_teacher, distillation
 from gatecli.training.loop import Loop
 
+
 def test_the_formula_by_loops() -> None:
     draw = torch.Generator().manual_seed(0)
     mine, its, t = torch.randn(3, 4, generator=draw), torch.randn(3, 4, generator=draw), 2.5
