@@ -34,8 +34,9 @@ class SkipChannels(Forgetful):
     def forward(self, x: Tensor) -> Tensor:
         """x (N, Ci, H, W) -> (N, Co, H', W')."""
         conv, norm, gate = modules(self.root, self.paths)
-        z = gate(x) if gate.settled or self.reads_input else None
-        if gate.settled and z is not None and bool(z.all()):
+        unasked = gate.unasked
+        z = None if unasked or not (gate.settled or self.reads_input) else gate(x)
+        if unasked or (gate.settled and z is not None and bool(z.all())):
             result: Tensor = norm(conv(x))
             return result
         base = self._base(conv, x)

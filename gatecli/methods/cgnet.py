@@ -85,7 +85,7 @@ class ChannelGate(Gate):
             self.weight = nn.Parameter(conv.weight.detach().abs().mean((2, 3)))
         if not self.of_inputs:
             self.base = _like(norm, 1 - len(rest) / conv.in_channels)
-        self._folded, self._flag = Remembered(), Remembered()
+        self._folded, self._flag, self._reached = Remembered(), Remembered(), Remembered()
 
     def keep(self, units: Sequence[int]) -> None:
         """Decide for these units alone."""
@@ -100,6 +100,13 @@ class ChannelGate(Gate):
     def settled(self) -> bool:
         """Whether evaluation decides without looking at anything."""
         return self.forced is not None or self.strategy == "always-on" or self._is_open()
+
+    @property
+    def unasked(self) -> bool:
+        """Whether all units run, and nobody wants to be told."""
+        if self.training or self.observer is not None or self.forced is not None:
+            return False
+        return self.strategy == "always-on" or (self._is_open() and bool(self._reached(lambda: bool((self.threshold < 1).all()), self.threshold)))
 
     def _is_open(self) -> bool:
         return not self.neutral.is_meta and bool(self._flag(lambda: bool(self.neutral), self.neutral))
