@@ -523,7 +523,7 @@ def test_channels_last_gives_the_same_and_stays(gated: Network, case: Case, coun
     handles = [
         part.register_forward_pre_hook(lambda _, args: formats.append(args[0].is_contiguous(memory_format=torch.channels_last)))
         for part in gated.modules()
-        if isinstance(part, nn.BatchNorm2d)
+        if isinstance(part, (nn.BatchNorm2d, nn.Conv2d))
     ]
     with gatecli.force(gated, z):
         expected = masked(gated, x.clone())

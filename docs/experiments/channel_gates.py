@@ -1,6 +1,6 @@
 """Channel gating on a trained network: the four gate functions, base paths, eps and eta; error against MACs, each after a short schedule.
 
-python docs/experiments/channel_gates.py resnet20_glyphs36.pt npz:glyphs36.npz --images 3000
+python docs/experiments/channel_gates.py resnet20_glyphs36.pt npz:glyphs36.npz --images 1500
 
 Trains on the first --images of the training split, chooses nothing on val (the last epoch is kept), and tests on the first --test images of test.
 Writes a JSON line a variant to CHECKPOINT.channels.jsonl in the current folder, and skips those that are there already.
@@ -33,7 +33,7 @@ def variant(source: str, data: Any, part: str, settings: dict[str, str], args: a
     gatecli.fit(network, data)
     gated = gatecli.attach(network, "cgnet", **settings).network
     options = gatecli.TrainOptions(epochs=args.epochs, lr=0.02, batch_size=64, schedule="cosine", augment="none", bn_batches=0)
-    changes = {"target": settings.get("target", "1"), "gate_lr": "0.05", "loss_weight": "0.02"}
+    changes = {"target": settings.get("target", "1"), "gate_lr": "0.05", "loss_weight": "0.05"}
     tuned = gatecli.finetune(gated, data, options, changes=changes)
     test = gatecli.evaluate(tuned.network, data, split="test")
     return {
@@ -46,14 +46,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("source")
     parser.add_argument("data")
-    parser.add_argument("--images", type=int, default=3000)
-    parser.add_argument("--test", type=int, default=2500)
+    parser.add_argument("--images", type=int, default=1500)
+    parser.add_argument("--test", type=int, default=2000)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--parts", nargs="*", default=list(PARTS))
     args = parser.parse_args()
     torch.set_num_threads(1)
     data = gatecli.load_data(args.data)
-    sizes = {"train": args.images, "val": 500, "test": args.test}
+    sizes = {"train": args.images, "val": 200, "test": args.test}
     data = replace(data, splits={name: split.take(torch.arange(min(len(split), sizes[name]))) for name, split in data.splits.items()})
     results = Path(f"{Path(args.source).stem}.channels.jsonl")
     done = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []

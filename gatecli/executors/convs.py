@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gatecli.gates import Forgetful, Remembered
-from gatecli.graph.channels import Channels, Parts, base_weight, choose, in_parts, others, places_of, rows_of, take
+from gatecli.graph.channels import Channels, Parts, base_weight, in_parts, others, places_of, rows_of, take
 from gatecli.graph.ops import take_channels
 
 
@@ -41,45 +41,55 @@ class SkipChannels(Forgetful):
             return result
         base = self._base(conv, x)
         gated = take_channels(base, self.places)
-        z = gate(gated) if z is None else z
-        out, z = self._widened(conv, gate.base(gated), z)
-        open_ = tuple(z.any(0).nonzero().reshape(-1).tolist())
-        if not open_:
-            return out
-        opened = self._opened(conv, norm, x, base, open_).to(out.dtype)
-        index = torch.tensor(open_, device=x.device)
-        if x.shape[0] > 1:
-            opened = choose(opened, out.index_select(1, index), z.index_select(1, index), tuple(range(len(open_))))
-        return out.index_copy(1, index, opened) if torch.is_grad_enabled() else out.index_copy_(1, index, opened)
+        base, z = self._widened(conv, base, gate(gated) if z is None else z)
+        weight, *folded = _remembered(self.folded, lambda: self._fold(conv, norm, gate.base), *self._tensors(conv, norm, gate.base))
+        on = z > 0
+        scale, shift = (torch.where(on, opened, closed)[:, :, None, None] for opened, closed in zip(folded[:2], folded[2:], strict=True))
+        out = torch.addcmul(shift, base, scale)
+        open_ = tuple(on.any(0).nonzero().reshape(-1).tolist())
+        if open_:
+            inside = take_channels(x, others(conv.in_channels, self.parts[0][1])) if self.shared else x
+            sums = F.conv2d(inside, take(weight, 0, open_), None, conv.stride, conv.padding, conv.dilation).to(out.dtype)
+            sums = sums * take(z, 1, open_)[:, :, None, None].to(sums.dtype) if x.shape[0] > 1 else sums
+            out.index_add_(1, torch.tensor(open_, device=x.device), sums)
+        return out
 
-    def _widened(self, conv: Any, closed: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """What is closed, and the decisions, with places for the output channels that are always open."""
-        if len(self.rows) == conv.out_channels:
-            return closed, z
-        index = torch.tensor(self.rows, device=closed.device)
-        wide = closed.new_zeros(closed.shape[0], conv.out_channels, *closed.shape[2:]).index_copy(1, index, closed)
-        return wide, z.new_ones(z.shape[0], conv.out_channels).index_copy(1, index, z)
+    def _widened(self, conv: Any, base: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The base path's sums and the decisions, with places for the output channels that are always open."""
+        rows, covered = self.rows, rows_of(self.parts)
+        if len(covered) < conv.out_channels:
+            wide = base.new_zeros(base.shape[0], conv.out_channels, *base.shape[2:])
+            base = wide.index_copy(1, torch.tensor(covered, device=base.device), base)
+        if len(rows) < conv.out_channels:
+            z = z.new_ones(z.shape[0], conv.out_channels).index_copy(1, torch.tensor(rows, device=z.device), z)
+        return base, z
 
     def _base(self, conv: Any, x: Tensor) -> Tensor:
         weight = _remembered(self.cut, lambda: base_weight(conv.weight, self.parts), conv.weight)
         return in_parts(x, weight, self.parts, conv.stride, conv.padding, conv.dilation)
 
-    def _opened(self, conv: Any, norm: Any, x: Tensor, base: Tensor, open_: Channels) -> Tensor:
-        """The open channels (N, k, H', W') of norm(conv(x)): the base path's sums and those of the other input channels, or all sums anew."""
-        tensors = [tensor for tensor in (conv.weight, conv.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var) if tensor is not None]
-        weight, scale, shift = _remembered(self.folded, lambda: self._fold(conv, norm), *tensors)
-        inside = take_channels(x, others(conv.in_channels, self.parts[0][1])) if self.shared else x
-        sums = F.conv2d(inside, take(weight, 0, open_), take(shift, 0, open_), conv.stride, conv.padding, conv.dilation)
-        return torch.addcmul(sums, take(base, 1, open_), take(scale, 0, open_).reshape(-1, 1, 1)) if self.shared else sums
+    @staticmethod
+    def _tensors(conv: Any, *norms: Any) -> list[Tensor]:
+        named = [conv.weight, conv.bias, *(each for norm in norms for each in (norm.weight, norm.bias, norm.running_mean, norm.running_var))]
+        return [tensor for tensor in named if tensor is not None]
 
-    def _fold(self, conv: Any, norm: Any) -> tuple[Tensor, Tensor, Tensor]:
-        """The weights times BatchNorm's scale, of those input channels that must still be looked at; that scale, and the shift."""
-        scale = torch.rsqrt(norm.running_var + norm.eps)
-        scale = scale if norm.weight is None else norm.weight * scale
-        shift = -norm.running_mean * scale if conv.bias is None else (conv.bias - norm.running_mean) * scale
-        shift = shift if norm.bias is None else shift + norm.bias
+    def _fold(self, conv: Any, norm: Any, low: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The weights times BatchNorm's scale, of those input channels that must still be looked at; then what the base path's sums are multiplied by
+        where open, what is added there, and both where closed: (Co,) each."""
+        scale, shift = _affine(norm)
+        shift = shift if conv.bias is None else shift + conv.bias * scale
         weight = conv.weight * scale.reshape(-1, 1, 1, 1)
-        return (take(weight, 1, others(conv.in_channels, self.parts[0][1])) if self.shared else weight), scale, shift
+        closed = [each.new_zeros(conv.out_channels).index_copy(0, torch.tensor(self.rows, device=each.device), each) for each in _affine(low)]
+        if self.shared:
+            return take(weight, 1, others(conv.in_channels, self.parts[0][1])), scale, shift, *closed  # type: ignore[return-value]
+        return weight, torch.zeros_like(scale), shift, *closed
+
+
+def _affine(norm: Any) -> tuple[Tensor, Tensor]:
+    """What a BatchNorm in evaluation multiplies by, and adds: (C,) each."""
+    scale = torch.rsqrt(norm.running_var + norm.eps)
+    scale = scale if norm.weight is None else norm.weight * scale
+    return scale, -norm.running_mean * scale if norm.bias is None else norm.bias - norm.running_mean * scale
 
 
 class SkipInputs(nn.Module):
