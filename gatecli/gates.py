@@ -29,6 +29,20 @@ def gumbel_decision(logits: Tensor, temperature: float = 1.0) -> Tensor:
     return F.gumbel_softmax(logits.float(), tau=temperature, hard=True)[..., 1]
 
 
+def semantic_hash(scores: Tensor) -> Tensor:
+    """Binarise with improved semantic hashing: scores g' (N, c) -> gates g (N, c), noisy, half of the samples real-valued.
+
+    g_eps = g' + N(0, 1);  g_alpha = max(0, min(1, 1.2 sigmoid(g_eps) - .1));  g_beta = [g_eps > 0], with g_alpha's gradient. Half of the
+    samples, drawn at random, have g_alpha, the others g_beta.
+    Source: Kaiser & Bengio 2018, as used by Chen et al. 2019, section 3.2.2.
+    """
+    noisy = scores.float() + torch.randn(scores.shape, device=scores.device)
+    alpha = (1.2 * noisy.sigmoid() - 0.1).clamp(0, 1)
+    beta = (noisy > 0).to(alpha.dtype) + (alpha - alpha.detach())  # exactly 0 or 1
+    real = torch.randperm(len(scores), device=scores.device) < len(scores) // 2
+    return torch.where(real[:, None], alpha, beta)
+
+
 class Remembered:
     """What a function of some tensors returned, until one of them is replaced or written to: evaluation folds weights this way.
 
@@ -87,6 +101,7 @@ class Gate(Forgetful):
         forced: decisions (units,) or (N, units) that override the gate's own, see gatecli.record.force.
         rows: which samples of the batch are here, where others have left by an exit; None: all.
         fresh_rate: the rate as attached.
+        filters: whether its units are the single filters of a convolution. apart: whether prune decides its units one by one, as those of filters.
         undecayed: names of its parameters that weight decay leaves alone.
         theoretical: whether what it saves is no time, as no dense kernel can leave it out.
         pads: whether it pads its input with zeros, so that a channel that is always the same is not so for it.
@@ -95,6 +110,8 @@ class Gate(Forgetful):
     threshold: Tensor
     data_dependent = True
     fresh_rate = 1.0
+    filters = False
+    apart = False
     undecayed: tuple[str, ...] = ()
     theoretical = False
     pads = False
@@ -112,6 +129,11 @@ class Gate(Forgetful):
     def scores(self, x: Tensor) -> Tensor:
         """Trainable [off, on] logits: (N, units, 2)."""
         raise NotImplementedError
+
+    def sampled(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What training decides: z (N, units) with a gradient, and the log-odds (N, units) where there are such."""
+        pair = self.scores(x)
+        return gumbel_decision(pair), pair[..., 1] - pair[..., 0]
 
     def log_odds(self, x: Tensor) -> Tensor:
         """Log-odds of running in evaluation, (N, units). Subclasses may compute it in a folded, faster way."""
@@ -131,8 +153,7 @@ class Gate(Forgetful):
         if self.forced is not None:
             return self._obeyed(x), None
         if self.training:
-            pair = self.scores(x)
-            return gumbel_decision(pair), pair[..., 1] - pair[..., 0]
+            return self.sampled(x)
         if self.strategy == "always-on":
             return torch.ones(x.shape[0], self.units, device=x.device), None
         if not torch.is_grad_enabled():  # entering no_grad takes as long as an operation, and gates are made of few of these

@@ -114,7 +114,8 @@ def site_rows(subject: Subject) -> list[SiteRow]:
         return []
     rates = {name: mean_rate(subject.rates.get(name, [0.0 if site.kind == "exit" else 1.0])) for name, site in network.sites.items()}
     theoretical = {name for name, gate in network.site_gates.items() if gate.theoretical}
-    return [SiteRow(name, site.kind, site.units, site.macs, network.methods.get(name), rates[name], network.gate_macs(name), name in theoretical) for name, site in network.sites.items()]
+    shown = {name: site for name, site in network.sites.items() if name in network.methods or site.kind in ("block", "layer", "exit")}  # parts of branches: only those gated
+    return [SiteRow(name, site.kind, site.units, site.macs, network.methods.get(name), rates[name], network.gate_macs(name), name in theoretical) for name, site in shown.items()]
 
 
 def subject_of(name: str, network: Network, file_bytes: int, rates: Rates) -> Subject:

@@ -271,7 +271,7 @@ def test_mixed_sites_against_loops(function: str, grouping: str) -> None:
         done = gatecli.prune(smaller, rates=rates)
         own[:, opened], own[:, closed] = 1.0, 0.0
         gate.threshold[opened], gate.threshold[closed] = 0.0, 1.0
-        assert done.max_logit_change <= 1e-5 and done.network.params < smaller.params and (not done.mixed or done.kept_dynamic == [SITE])
+        assert done.max_logit_change <= 1e-5 and done.network.params < smaller.params and done.kept_dynamic == ([SITE] if len(units) > len(opened + closed) else [])
         smaller, units = done.network, [unit for unit in units if unit not in opened + closed]
         mine = run(smaller, images)
         assert torch.allclose(mine, run(network, images), atol=1e-4) and torch.allclose(masked(smaller, images), mine, atol=1e-4)
@@ -322,7 +322,7 @@ def test_skips_prunes_saves_and_loads(function: str, name: str, grouping: str, t
     overhead += sum(paths.get(site.replace(".", "_").removesuffix("_channels"), 0) * sum(units) / len(units) for site, units in rates.items())  # in groups: open channels, too
     assert pruned.network.macs_dense == pytest.approx(expected_macs(network, rates) - overhead) and pruned.network.params < network.params
     mixed = gatecli.prune(network, rates={site: [0.0, 1.0, *[0.5] * (len(units) - 2)] for site, units in rates.items()})
-    assert mixed.max_logit_change <= 1e-5 and mixed.mixed == {site: {"open": [1], "closed": [0]} for site in sites} and mixed.network.params < network.params
+    assert mixed.max_logit_change <= 1e-5 and mixed.freed == {site: [1] for site in sites} and mixed.thinned == {site: [0] for site in sites} and mixed.network.params < network.params
     for each in (network, pruned.network, mixed.network):
         path = tmp_path / str(id(each))
         gatecli.write(each, path)

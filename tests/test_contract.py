@@ -22,6 +22,7 @@ from gatecli.checkpoint import save_tensors
 from gatecli.costs import expected_macs
 from gatecli.errors import ArchitectureError, SettingError
 from gatecli.methods.base import ExitMethod
+from gatecli.methods.gateconnect import GateConnect
 from gatecli.network import Network
 from gatecli.probe import relative_change
 from gatecli.pruning import Pruned
@@ -30,6 +31,7 @@ from gatecli.recipe import Step
 LIMIT = 1e-5  # of the largest logit
 OURS = ("gates.", "exits.", "gater.")
 SHIFTED = ("reduce.bias",)  # a bias before a BatchNorm, which takes every shift away: its gradient is zero in truth
+DROPS = ("dense", "own", "own-gray-oblong")  # cases with dropout
 Decisions = dict[str, list[int]]
 LARGE, SMALL = ("bottleneck", "cifar-pad-gray", "cifar-projection", "resnet18"), ("own-gray-oblong", "preactivation", "readers", "tokens")
 every = pytest.mark.parametrize("name", sorted(CASES))
@@ -57,7 +59,7 @@ def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(params=[name for name in methods.names() if not isinstance(methods.get(name), ExitMethod)])  # exits: test_exits.py
+@pytest.fixture(params=[name for name in methods.names() if not isinstance(methods.get(name), (ExitMethod, GateConnect))])  # these: test_exits.py, test_gateconnect.py
 def method(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -282,6 +284,8 @@ def test_training_runs_the_masked_graph(gated: Network, case: Case) -> None:
 def test_with_open_gates_training_is_the_source_s(gated: Network, name: str, case: Case) -> None:
     """Logits, statistics and random draws of a training step, dropout included."""
     source, x = copy.deepcopy(source_of(name)).train(), case.images(4)
+    if hasattr(gated, "gater") and name in DROPS:
+        pytest.skip("a gater draws its noise before the network's dropout draws")
     gated.train()
     with gatecli.force(gated, {site: [1] * gate.units for site, gate in gated.site_gates.items()}):
         torch.manual_seed(0)
@@ -381,7 +385,7 @@ def test_prune_everything_and_nothing(gated: Network, name: str, case: Case, kep
         assert close(run(source_of(name), x.clone()), run(smaller, x))
         assert list(smaller.state_dict()) == [key for key in gated.state_dict() if key in source_of(name).state_dict()]
     if smaller.methods:
-        assert name == "plaindense" and list(smaller.methods) == list(gated.methods)[:2]  # padded convolutions read them
+        assert name == "plaindense" and list(smaller.methods) == list(gated.methods)[:-1]  # padded convolutions read them
         return
     assert not any(key.startswith(OURS) for key in smaller.state_dict())
     with pytest.raises(SettingError, match="attach"):

@@ -95,6 +95,18 @@ def test_an_exit_before_anything_with_weights_is_refused() -> None:
     assert list(gatecli.attach(network, "dgate", after="conv").network.site_exits) == ["exit1"]
 
 
+def test_a_file_knows_where_its_exits_stand(tmp_path: Path) -> None:
+    case = CASES["cifar-projection"]
+    network = gatecli.attach(case.build(), "dgate", input_size=case.size, arch="cifar:resnet20", after="layer1.1,layer2.0,layer3.0,layer3.1").network
+    with torch.no_grad():
+        for exit_ in network.site_exits.values():
+            nn.init.normal_(exit_.get_submodule("linear").weight)  # type: ignore[arg-type]
+            exit_.threshold.fill_(1.0)
+    gatecli.write(network, tmp_path / "n.safetensors")
+    loaded = gatecli.load(tmp_path / "n.safetensors")
+    assert loaded.sites == network.sites and torch.equal(logits(loaded, case.images(4)), logits(network, case.images(4)))
+
+
 # --- who leaves ---
 
 
@@ -423,7 +435,7 @@ def test_the_road_with_exits_on_a_pruned_network(here: Path) -> None:
     final = call("prune", "--data", "npz:data.npz")
     assert final["params"] < stacked["params"] and final["max_logit_change"] <= LIMIT
     sites = {site["name"]: site for site in call("inspect")["sites"]}
-    assert all(site["kind"] in ("block", "exit", "conv") for site in sites.values())
+    assert all(site["kind"] in ("block", "filter", "exit", "conv") for site in sites.values())
 
 
 def test_a_checkpoint_keeps_infinite_thresholds(here: Path) -> None:

@@ -113,11 +113,11 @@ def test_other_networks(name: str) -> None:
 
 def test_where_a_gate_finds_the_channels() -> None:
     tokens = CASES["tokens"].network()
-    assert {(site.channels, site.positions) for site in tokens.sites.values()} == {(16, (1,))}
-    (site,) = traced(oneblock(), (8, 8)).sites.values()
+    assert {(site.channels, site.positions) for site in branches(tokens).values()} == {(16, (1,))}
+    (site,) = branches(traced(oneblock(), (8, 8))).values()
     assert (site.channels, site.positions, site.entry, site.shortcut) == (3, (2, 3), "x", "x")
     rows = nn.Sequential(nn.Flatten(), _Residual(nn.Linear(12, 12)), nn.Linear(12, 2))
-    (site,) = traced(rows, (2, 2)).sites.values()
+    (site,) = branches(traced(rows, (2, 2))).values()
     assert (site.channels, site.positions) == (12, ())
     assert gatecli.attach(rows, "aig-perbatch", input_size=(2, 2)).max_logit_change < 1e-6
 
@@ -177,7 +177,7 @@ def test_branches_of_one_module_are_numbered() -> None:
 
 def test_a_block_called_twice_is_two_sites() -> None:
     network = traced(Calls(lambda m, x: m.block(m.block(x)), block=_Residual(conv(4, 4))), (8, 8))
-    assert list(network.sites) == ["block.body#1", "block.body#2"]
+    assert list(branches(network)) == ["block.body#1", "block.body#2"]
     gated = gatecli.attach(network, "ind-perbatch").network
     x = torch.randn(3, 3, 8, 8)
     with gatecli.force(gated, {"block.body#1": [0]}):
@@ -249,7 +249,7 @@ def test_unrelated_heads_are_refused() -> None:
             x = x.flatten(1)
             return self.a(x) + self.b(x if self.same else x * 2)
 
-    assert not traced(Heads(True), (2, 2)).sites and not traced(Heads(False), (2, 2)).sites
+    assert not branches(traced(Heads(True), (2, 2))) and not branches(traced(Heads(False), (2, 2)))
 
 
 # --- what it costs ---

@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from gatecli.cli import attach, calibrate, demo, evaluate, finetune, inspect, methods, profile, prune, state
+from gatecli.cli import attach, calibrate, demo, evaluate, finetune, gates, inspect, methods, profile, prune, state
 from gatecli.cli.session import command
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {
     "prune": prune.prune,
     "profile": profile.profile,
     "eval": evaluate.evaluate,
+    "gates": gates.gates,
     "inspect": inspect.inspect,
     "methods": methods.methods,
     "log": state.log,

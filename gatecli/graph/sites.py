@@ -23,6 +23,8 @@ class Site:
     dimensions of its `positions`, over which a gate may average: (2, 3) of (N, C, H, W), (1,) of tokens (N, L, C).
     A site of several units is split: the nodes of its `tail` work for each unit apart, `unit_macs` each; the others' work is saved only
     where no unit runs. A `layer` has neither shortcut nor addition: a closed gate leaves zeros in its place of the concatenations.
+    A `filter` site's units are the filters of a convolution, `role` says where it stands (see gatecli.graph.filters). Where `places` names the
+    channels of the value that the units are, the others always run.
     A `conv` is a convolution with the BatchNorm behind it; `always` is the share of its MACs that no gate saves, and no part of `macs`.
     """
 
@@ -40,6 +42,13 @@ class Site:
     unit_macs: int
     tail: tuple[str, ...] = ()
     always: float = 0.0
+    role: str = ""
+    places: tuple[int, ...] = ()
+
+    @property
+    def shared_macs(self) -> int:
+        """MACs of what all units need, saved where none of them runs."""
+        return 0 if self.places else self.macs - self.units * self.unit_macs
 
 
 def find_blocks(root: nn.Module, graph: fx.Graph, costs: Mapping[str, NodeCost]) -> list[Site]:
@@ -128,10 +137,12 @@ def between(entry: fx.Node, end: fx.Node) -> set[fx.Node]:
 
 
 def immediate_dominators(graph: fx.Graph) -> dict[fx.Node, fx.Node | None]:
-    """For each node, the latest node through which every way from the input to it leads. Constants lie on no way."""
+    """For each node, the latest node through which every way from the input to it leads. Constants, gates' decisions and a gater lie on no way."""
     dominators: dict[fx.Node, fx.Node | None] = {}
     depth: dict[fx.Node, int] = {}
     for node in graph.nodes:
+        if node.op == "call_module" and str(node.target).partition(".")[0] in ("gates", "gater"):
+            continue
         inputs = [source for source in node.all_input_nodes if source in depth]
         if not inputs and node.op != "placeholder":
             continue

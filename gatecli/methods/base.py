@@ -6,7 +6,7 @@ subclass of `Method` whose instances are registered. The command line, the docs 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields, replace
 from difflib import get_close_matches
 from fractions import Fraction
@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from gatecli.errors import SettingError
 from gatecli.gates import Gate
@@ -46,7 +47,7 @@ class Method:
     """A way of gating. Subclasses say which sites it gates, with which gates, and which loss trains them.
 
     Class attributes: `needs`, what a network must have, for people; `paper`, its source; `trains`, what training changes; `aims`, whether training aims at a
-    rate; `samples`, whether it draws decisions; `mixes`, whether prune may decide some of a site's units and leave the others to the gate. An instance has a name, a line of explanation, and the dataclass of its settings.
+    rate; `samples`, whether it draws decisions. An instance has a name, a line of explanation, and the dataclass of its settings.
     """
 
     needs: ClassVar[str] = "something to gate"
@@ -56,7 +57,6 @@ class Method:
     paper: ClassVar[str] = ""
     aims: ClassVar[bool] = True
     samples: ClassVar[bool] = True
-    mixes: ClassVar[bool] = False
 
     def __init__(self, name: str, summary: str, settings: type[Settings]) -> None:
         self.name, self.summary, self.settings = name, summary, settings
@@ -65,6 +65,9 @@ class Method:
         """The sites of `network` that this method can gate, gated ones included."""
         raise NotImplementedError
 
+    def offers(self, network: Network, settings: Any) -> list[Site]:
+        """Those of the candidates that these settings speak of, gated ones included."""
+        return self.candidates(network)
     def by_default(self, network: Network, site: Site) -> bool:
         """Whether a candidate is gated where no --include names it."""
         return True
@@ -75,6 +78,15 @@ class Method:
 
     def ready(self, network: Network, settings: Any) -> None:
         """Make sure that the network has the sites that these settings ask for, before any are chosen. Raises SettingError."""
+
+    def complete(self, network: Network, settings: Any, gater: Network | None = None) -> Any:
+        """The settings with what depends on the network filled in. gater: a classifier that the user gives for the gates. Raises SettingError."""
+        if gater is not None:
+            raise SettingError(f"expected --gater with a method that has a gater, but {self.name} has none")
+        return settings
+
+    def weights(self, network: Network, gater: Network) -> None:
+        """Take the weights of the classifier that the user gave for the gates."""
 
     def prepare(self, sites: list[str], settings: Any) -> tuple[list[str], Any]:
         """Which of the sites chosen to gate, and the settings in the form that is recorded. Raises SettingError."""
@@ -99,6 +111,10 @@ class Method:
     def begin(self, network: Network, sites: Iterable[str]) -> None:
         """Training of the gates at these sites begins, or goes on."""
 
+    def shared(self, network: Network) -> list[Parameter]:
+        """What the method has besides the gates, for all of them together, to be trained as they are."""
+        return []
+
     def begin_epoch(self, network: Network, sites: Iterable[str], settings: Any, done: float) -> None:
         """An epoch of training begins; `done`: the share of the training that lies behind."""
 
@@ -121,22 +137,15 @@ class Method:
         """The weighted loss of the gates' decisions (site -> z (N, units)) with these targets: a scalar."""
         raise NotImplementedError
 
+    def tidy(self, network: Network) -> None:
+        """Let go of what the gates that a prune has left no longer need, in place."""
     def decided(self, network: Network, site: str, threshold: float | None) -> list[bool] | None:
         """For each unit of a site, whether it always runs; None where that depends on the data."""
         return self.always_runs(network.site_gates[site], threshold)
 
-    def prune(self, network: Network, kept: Mapping[str, list[int]], round_to: int) -> None:
-        """Keep only these units at these sites, ungated, in place; sites are the method's own and no exits."""
-        for site, units in kept.items():
-            if len(units) == network.sites[site].units:
-                network.remove_gate(site)
-            elif units:
-                network.keep_units(site, units, round_to)
-        network.remove_branches([site for site, units in kept.items() if not units])
-
-    def decide(self, network: Network, site: str, opened: Sequence[int], closed: Sequence[int]) -> None:
-        """Where the method `mixes`: let these units of a site always run, and these never, in place; the gate decides for the others."""
-        raise NotImplementedError
+    def prune(self, network: Network, kept: Mapping[str, list[int]], round_to: int) -> bool:
+        """Keep only these units at these sites, ungated, in place; sites are the method's own and no exits. False: it has no way of its own to do so."""
+        return False
 
     def penalty(self, gates: Iterable[Gate], settings: Any) -> Tensor | float:
         """What training adds to the loss for the gates' own parameters; nothing, unless a method says otherwise."""
@@ -165,14 +174,14 @@ class ExitMethod(Method):
             network.place_exits([name.strip() for name in settings.after.split(",")])
 
 
-def apply_plan(network: Network, plan: Mapping[str, list[int]], round_to: int = 1, mixed: Mapping[str, Mapping[str, list[int]]] | None = None) -> None:
+def apply_plan(network: Network, plan: Mapping[str, list[int]], round_to: int = 1, dynamic: Mapping[str, list[int]] | None = None, wide: Collection[str] = ()) -> None:
     """Prune as `plan` says (site -> kept units, ungated; sites left out stay as they are), in place.
 
     round_to: where a site keeps some of its units, see Network.keep_units.
-    mixed: site -> units that are `open` for good, and `closed` for good; the gate decides for the others.
+    dynamic: site -> those of the other units that stay and are decided at run time.
+    wide: sites whose readers get zeros in the place of units that are gone; the others' lose these channels too.
     """
-    for site, units in (mixed or {}).items():
-        get(network.methods[site]).decide(network, site, units["open"], units["closed"])
+    dynamic = dynamic or {}
     exits = {site: kept for site, kept in plan.items() if network.sites[site].kind == "exit"}
     for site, kept in exits.items():
         if kept:
@@ -183,10 +192,27 @@ def apply_plan(network: Network, plan: Mapping[str, list[int]], round_to: int = 
     for site, kept in plan.items():
         if site not in exits:
             by_method.setdefault(network.methods[site], {})[site] = kept
-    for name, own in by_method.items():
-        get(name).prune(network, own, round_to)
+    usual = [name for name, own in by_method.items() if not get(name).prune(network, own, round_to)]
+    _keep_units(network, {site: kept for name in usual for site, kept in by_method[name].items()}, round_to, dynamic, wide)
     network.recompile()
+    for name in set(network.methods.values()):
+        get(name).tidy(network)
+    network.recompile()
+    for name in set(network.methods.values()):
+        get(name).tidy(network)
     network.recount()
+
+
+def _keep_units(network: Network, plan: Mapping[str, list[int]], round_to: int, dynamic: Mapping[str, list[int]], wide: Collection[str]) -> None:
+    """All sites together: what reads several of them loses their channels at once."""
+    gone = [site for site, kept in plan.items() if not kept and site not in dynamic and not network.sites[site].places]
+    narrowed: dict[Any, list[int]] = {}
+    for site, kept in plan.items():
+        if len(kept) == network.sites[site].units:
+            network.remove_gate(site)
+        elif site not in gone:
+            narrowed |= network.keep_units(site, kept, round_to, dynamic.get(site, []), network.sites[site].kind == "block" or site in wide)
+    network.remove_branches(gone, narrowed)
 
 
 _REGISTRY: dict[str, Method] = {}

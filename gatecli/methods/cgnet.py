@@ -68,6 +68,7 @@ class ChannelGate(Gate):
     """
 
     undecayed = ("delta",)
+    apart = True
     neutral: Tensor
 
     def __init__(self, site: str, conv: nn.Conv2d, norm: nn.BatchNorm2d, order: tuple[int, ...], groups: int, settings: CGNetSettings) -> None:
@@ -186,7 +187,6 @@ class ChannelGating(Method):
     paper: ClassVar[str] = "Hua, Zhou, De Sa, Zhang, Suh: Channel gating neural networks, 2019"
     aims: ClassVar[bool] = False
     samples: ClassVar[bool] = False
-    mixes: ClassVar[bool] = True
 
     def candidates(self, network: Network) -> list[Site]:
         return [site for site in network.sites.values() if site.kind == "conv"]
@@ -207,9 +207,6 @@ class ChannelGating(Method):
         assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
         order, groups = base_channels(conv.in_channels, settings)
         network.insert_gate(site, ChannelGate(site, conv, norm, order, groups, settings), self.name)
-
-    def decide(self, network: Network, site: str, opened: Sequence[int], closed: Sequence[int]) -> None:
-        network.decide_units(site, opened, closed)
 
     def targets(self, settings: Any, sites: Iterable[str], epoch: int) -> dict[str, float]:
         return {}

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gatecli import methods
 from gatecli.costs import expected_macs, overall_rate, site_rates
 from gatecli.data import DataSet, batches, steps
 from gatecli.errors import DataError, Interrupted, SettingError, TrainingError
@@ -86,10 +87,12 @@ class Loop:
         return goal_of(self.network, self.trained, self.options)
 
     def _groups(self) -> list[dict[str, Any]]:
-        gates = {id(p) for gate in self.network.site_gates.values() for p in gate.parameters()}
-        groups: list[dict[str, Any]] = [{"params": [p for p in self.network.parameters() if id(p) not in gates], "base_lr": self.options.lr}]
+        network = self.network
+        ours = {id(p) for gate in network.site_gates.values() for p in gate.parameters()}
+        ours |= {id(p) for name in {*network.methods.values()} for p in methods.get(name).shared(network)}
+        groups: list[dict[str, Any]] = [{"params": [p for p in network.parameters() if id(p) not in ours], "base_lr": self.options.lr}]
         for each in self.trained:
-            groups += each.groups(self.network, self.options)
+            groups += each.groups(network, self.options)
         return groups
 
     def train(self) -> float:

@@ -36,7 +36,7 @@ class Trained:
         gates = [network.site_gates[site] for site in self.sites(network)]
         named = [(name, parameter, gate.undecayed) for gate in gates for name, parameter in gate.named_parameters()]
         free = [parameter for name, parameter, undecayed in named if name in undecayed]
-        own = self.group([parameter for name, parameter, undecayed in named if name not in undecayed], options)
+        own = self.group([*(parameter for name, parameter, undecayed in named if name not in undecayed), *self.method.shared(network)], options)
         return [own, {**self.group(free, options), "weight_decay": 0.0}] if free else [own]
 
     def group(self, parameters: Sequence[nn.Parameter], options: TrainOptions) -> dict[str, Any]:
