@@ -1,0 +1,145 @@
+"""The network in the form that is exported: one function of the images, with marks at what need not be computed.
+
+Every gated branch is computed, and not multiplied by its decision where the file's format can branch instead: then the values around it are
+returned beside the logits, so that whoever writes the file finds them there by name (see gatecli.exporting.conditions).
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from gatecli import methods
+from gatecli.gates import Exit
+from gatecli.graph.ops import is_add, is_cat, is_mask, is_pick, is_relu, module_of, never_negative
+from gatecli.graph.trace import compile_graph
+from gatecli.network import Network
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A part to compute only where `decision` says so; all are names of values. Else `result` is the `shortcut`, through a ReLU if `rectify`; without a shortcut it is zeros."""
+
+    site: str
+    decision: str
+    result: str
+    shortcut: str | None
+    rectify: bool
+
+
+@dataclass(frozen=True)
+class Leave:
+    """An exit: where `decision` says so, `logits` are the result, and nothing behind it need be computed."""
+
+    site: str
+    decision: str
+    logits: str
+
+
+@dataclass
+class Opened:
+    """`module`: images (N, C, H, W) -> the values called `names`, the network's own end first."""
+
+    module: nn.Module
+    names: list[str]
+    branches: list[Branch] = field(default_factory=list)
+    leaves: list[Leave] = field(default_factory=list)
+
+    @property
+    def dynamic(self) -> bool:
+        """Whether anything is decided at run time in a way that branching can use."""
+        return bool(self.branches or self.leaves)
+
+
+class Computation(nn.Module):
+    """A graph over a network's modules, as a module."""
+
+    def __init__(self, network: Network, graph: fx.Graph) -> None:
+        super().__init__()
+        self.network, self.run = network, compile_graph(graph)
+
+    def forward(self, images: Tensor) -> Any:
+        return self.run(self.network, images)
+
+
+def decided(network: Network) -> Network:
+    """A copy in which gates that do not look at the images are decided: their branches are plain, or gone."""
+    copy = network.copy().cpu().eval()
+    plan = {}
+    for site, gate in copy.site_gates.items():
+        runs = None if isinstance(gate, Exit) else methods.get(copy.methods[site]).always_runs(gate, None)
+        if runs is not None and (any(runs) or copy.why_not_removable(site) is None):
+            plan[site] = [unit for unit, flag in enumerate(runs) if flag]
+    methods.apply_plan(copy, plan)
+    return copy
+
+
+def masked(network: Network) -> Opened:
+    """Everything is computed, for batches of any size; masks and the choice among exits remain operations."""
+    return Opened(Computation(network, _copied(network.graph)), ["logits"])
+
+
+def opened(network: Network) -> Opened:
+    """Single images: gates of one unit and exits become marks; other masks remain."""
+    graph = _copied(network.graph)
+    names: dict[fx.Node, str] = {}
+    output = next(node for node in graph.nodes if node.op == "output")
+    branches = [branch for node in list(graph.nodes) if is_mask(node) and (branch := _branch(network, graph, node, names)) is not None]
+    final, leaves = output.args[0], []
+    if isinstance(final, fx.Node) and is_pick(final):
+        final, *pairs = final.args  # type: ignore[assignment]
+        leaves = [_leave(graph, pair, number, names) for number, pair in enumerate(pairs) if isinstance(pair, fx.Node)]
+    marks = [node for node in names if node.op != "placeholder"]
+    output.args = ((final, *marks),)
+    graph.eliminate_dead_code()
+    return Opened(Computation(network, graph), ["logits", *(names[node] for node in marks)], branches, leaves)
+
+
+def _copied(graph: fx.Graph) -> fx.Graph:
+    result = fx.Graph()
+    outputs: Any = result.graph_copy(graph, {})
+    result.output(outputs)
+    return result
+
+
+def _named(names: dict[fx.Node, str], node: fx.Node) -> str:
+    return names.setdefault(node, "images" if node.op == "placeholder" else f"mark{len(names)}")
+
+
+def _branch(network: Network, graph: fx.Graph, masked: fx.Node, names: dict[fx.Node, str]) -> Branch | None:
+    """Take one mask out of the graph and name what is around it; None where the file cannot branch there."""
+    value, decision = masked.args
+    assert isinstance(value, fx.Node) and isinstance(decision, fx.Node)
+    gate: Any = module_of(network, decision)
+    if gate is None or gate.units != 1:
+        return None
+    if all(is_cat(user) for user in masked.users):
+        result, shortcut, rectify = value, None, False
+    else:
+        add = next(iter(masked.users))
+        if len(masked.users) != 1 or not is_add(add):
+            return None
+        shortcut = next(arg for arg in add.args if arg is not masked)
+        assert isinstance(shortcut, fx.Node)
+        relu = next(iter(add.users)) if len(add.users) == 1 and is_relu(network, next(iter(add.users))) else None
+        result, rectify = relu or add, relu is not None and not never_negative(network, shortcut)
+    masked.replace_all_uses_with(value)
+    graph.erase_node(masked)
+    return Branch(gate.site, _named(names, decision), _named(names, result), None if shortcut is None else _named(names, shortcut), rectify)
+
+
+def _leave(graph: fx.Graph, pair: fx.Node, number: int, names: dict[fx.Node, str]) -> Leave:
+    with graph.inserting_after(pair):
+        decision = graph.call_function(_second, (pair,))
+        early = graph.call_function(_first, (pair,))
+    site = str(pair.target).partition(".")[2]
+    return Leave(site, _named(names, decision), _named(names, early))
+
+
+def _first(pair: tuple[Tensor, Tensor]) -> Tensor:
+    return pair[0]
+
+
+def _second(pair: tuple[Tensor, Tensor]) -> Tensor:
+    return pair[1]

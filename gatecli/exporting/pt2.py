@@ -1,0 +1,126 @@
+"""torch.export files: static networks for any batch; dynamic ones for single images, with torch.cond where something may be skipped."""
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gatecli.errors import ExportError
+from gatecli.execute import LOWERED, lower, staged
+from gatecli.executors import SkipBlock, SkipLayer
+from gatecli.graph.trace import compile_graph
+from gatecli.network import Network
+
+
+class CondBlock(nn.Module):
+    """A SkipBlock for one image: `relu(shortcut + z * branch(x))`."""
+
+    def __init__(self, block: SkipBlock) -> None:
+        super().__init__()
+        self.__dict__["root"] = block.root
+        self.branch, self.rectify = block.branch, block.rectify
+
+    def forward(self, x: Tensor, shortcut: Tensor, z: Tensor) -> Tensor:
+        def run(x: Tensor, shortcut: Tensor) -> Tensor:
+            value = self.branch(self.root, x) + shortcut
+            return torch.relu(value) if self.rectify else value
+
+        def skip(x: Tensor, shortcut: Tensor) -> Tensor:
+            return torch.relu(shortcut) if self.rectify else shortcut.clone()  # what a branch returns may be no alias of what it was given
+
+        result: Tensor = torch.cond(z.reshape(()) > 0.5, run, skip, (x, shortcut))
+        return result
+
+
+class CondLayer(nn.Module):
+    """A SkipLayer for one image: `z * branch(x)`."""
+
+    def __init__(self, layer: SkipLayer) -> None:
+        super().__init__()
+        self.__dict__["root"] = layer.root
+        self.branch, self.channels = layer.branch, layer.channels
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        def run(x: Tensor) -> Tensor:
+            return self.branch(self.root, x)
+
+        def skip(x: Tensor) -> Tensor:
+            return x.new_zeros(x.shape[0], self.channels, *x.shape[2:])
+
+        result: Tensor = torch.cond(z.reshape(()) > 0.5, run, skip, (x,))
+        return result
+
+
+class Skipping(nn.Module):
+    """A network for one image that computes only what runs."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+        lowered = lower(network, network.graph, network.costs)
+        holder = network._modules.get(LOWERED)
+        for name, part in list(holder.named_children()) if holder is not None else []:
+            if isinstance(part, SkipLayer):
+                holder.register_module(name, CondLayer(part))  # type: ignore[union-attr]
+            elif type(part) is SkipBlock:
+                holder.register_module(name, CondBlock(part))  # type: ignore[union-attr]
+            else:
+                raise ExportError("a branch of several units has no form in pt2 files yet: prune first, or export to ONNX")
+        stages = staged(lowered)
+        self.exits = [] if stages is None else list(stages.exits)
+        self.parts: list[Callable[..., Tensor]] = [compile_graph(lowered)] if stages is None else [*stages.stages, stages.last]
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self._from(0, images)
+
+    def _from(self, number: int, x: Tensor) -> Tensor:
+        """What comes of the value at which stage `number` begins."""
+        x = self.parts[number](self.network, x)
+        if number == len(self.exits):
+            return x
+        logits, z = self.network.get_submodule(self.exits[number])(x)
+
+        def leave(x: Tensor, logits: Tensor) -> Tensor:
+            return logits.clone()
+
+        def stay(x: Tensor, logits: Tensor) -> Tensor:
+            return self._from(number + 1, x)
+
+        result: Tensor = torch.cond(z.reshape(()) > 0.5, leave, stay, (x, logits))
+        return result
+
+
+def write_pt2(network: Network, dynamic: bool, image: Tensor, path: Path, facts: dict[str, str]) -> Callable[[Tensor], Tensor]:
+    """Write the network to `path`; returns a function that runs the file. `dynamic`: single images only. Raises ExportError where torch.export fails."""
+    copied = copy.deepcopy(network)
+    module: Any = Skipping(copied).eval() if dynamic else copied
+    example = image if dynamic else torch.cat([image, image])  # torch takes a size of 1 for a constant
+    shapes: Sequence[Any] | None = None if dynamic else ({0: torch.export.Dim("batch", min=1)},)
+    try:
+        with torch.no_grad():
+            program = torch.export.export(_Plain(module) if not dynamic else module, (example,), dynamic_shapes=shapes)
+    except Exception as error:  # the exporter raises whatever it comes to
+        raise ExportError(f"torch.export cannot take the network: {next(iter(str(error).splitlines()), type(error).__name__)}") from error
+    torch.export.save(program, path, extra_files={"gatecli.json": facts.get("gatecli", json.dumps({}))})
+    return runner(path)
+
+
+class _Plain(nn.Module):
+    """Logits of images: a Network's forward has more arguments."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Any:
+        return self.network(images)
+
+
+def runner(path: Path) -> Callable[[Tensor], Tensor]:
+    module = torch.export.load(path).module()
+    return lambda images: module(images)
