@@ -70,6 +70,10 @@ class Surgeon:
         self.nodes.insert(place, helper.make_node("Identity", [name], [other]))
         self.types[other] = self._typed(name, other)
 
+    def shape_of(self, name: str) -> list[int]:
+        """The shape of a value all of whose dimensions are known."""
+        return [dimension.dim_value for dimension in self.types[name].type.tensor_type.shape.dim]
+
     def done(self, outputs: Sequence[str]) -> None:
         """Keep only these outputs, in this order, and what they need."""
         needed = self._ancestors(outputs)
@@ -78,9 +82,9 @@ class Surgeon:
         kept = [self.constants[name] for name in self.constants if name in used or name in outputs]
         typed = [self.types[name] for name in outputs]
         for part, values in ((self.graph.node, self.nodes), (self.graph.initializer, kept), (self.graph.output, typed), (self.graph.value_info, [])):
-            copies = [type(each).FromString(each.SerializeToString()) for each in values]  # type: ignore[attr-defined]
-            del part[:]  # type: ignore[arg-type]
-            part.extend(copies)  # type: ignore[arg-type]
+            copies = [type(each).FromString(each.SerializeToString()) for each in values]
+            del part[:]
+            part.extend(copies)
 
     def _graph(self, name: str, nodes: Sequence[NodeProto], results: Sequence[str], inner: dict[str, str]) -> GraphProto:
         """A branch: its nodes, their results under inner names, and the weights that nobody else needs."""
@@ -110,7 +114,7 @@ class Surgeon:
         return any(name in node.output and node.op_type in ("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Not") for node in self.nodes)
 
     def _typed(self, name: str, other: str) -> ValueInfoProto:
-        typed = type(self.types[name]).FromString(self.types[name].SerializeToString())
+        typed: ValueInfoProto = type(self.types[name]).FromString(self.types[name].SerializeToString())
         typed.name = other
         return typed
 
@@ -144,7 +148,7 @@ def _branches(node: NodeProto) -> list[Any]:
 
 def _renamed(node: NodeProto, names: dict[str, str]) -> NodeProto:
     """A copy that reads and writes other names, in its branches too."""
-    copy = type(node).FromString(node.SerializeToString())
+    copy: NodeProto = type(node).FromString(node.SerializeToString())
     _rename(copy, names)
     return copy
 

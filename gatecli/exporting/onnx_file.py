@@ -5,6 +5,7 @@ import contextlib
 import io
 import json
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from gatecli.errors import ExportError
 from gatecli.exporting.conditions import Surgeon
 from gatecli.exporting.opened import Leave, Opened
+from gatecli.network import Network
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
@@ -32,6 +34,9 @@ def write_onnx(parts: Opened, image: Tensor, path: Path, opset: int, facts: dict
     model = _converted(parts, image, opset)
     if parts.dynamic:
         _branching(model, parts, decisions)
+    written = next(each.version for each in model.opset_import if each.domain == "")
+    if written != opset:
+        raise ExportError(f"the network needs ONNX opset {written}, but --opset is {opset}: leave it out, or ask for {written}")
     for key, value in facts.items():
         model.metadata_props.add(key=key, value=value)
     try:
@@ -44,20 +49,31 @@ def write_onnx(parts: Opened, image: Tensor, path: Path, opset: int, facts: dict
 
 def runner(path: Path) -> Callable[[Tensor], Tensor]:
     """The file's logits of images, by ONNX Runtime on the CPU."""
-    _package()
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = session_of(path)
     return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
 
 
-def _package() -> Any:
+def session_of(path: Path) -> Any:
+    """ONNX Runtime's session of a file, on the CPU. Raises ExportError where the file cannot be read, or the package is missing."""
+    if not find_spec("onnxruntime"):
+        raise ExportError("running ONNX needs onnxruntime: pip install 'gatecli[onnx]'")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors alone
+    if torch.get_num_threads() == 1:
+        options.intra_op_num_threads = 1
     try:
-        import onnx
-        import onnxruntime
-        import onnxscript
-    except ImportError as error:
-        raise ExportError(MISSING) from error
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime has exceptions of its own for each kind of damage
+        raise ExportError(f"ONNX Runtime cannot read {path}: {_first_line(error)}") from error
+
+
+def _package() -> Any:
+    if not all(find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime")):
+        raise ExportError(MISSING)
+    import onnx
+
     return onnx
 
 
@@ -113,19 +129,17 @@ def _branching(model: ModelProto, parts: Opened, decisions: bool) -> None:
 def _zeros(surgeon: Surgeon, result: str) -> NodeProto:
     from onnx import helper, numpy_helper
 
-    shape = [dimension.dim_value for dimension in surgeon.types[result].type.tensor_type.shape.dim]
     value = numpy_helper.from_array(torch.zeros(1).numpy())
-    surgeon.add_constant(f"{result}/shape", torch.tensor(shape))
+    surgeon.add_constant(f"{result}/shape", torch.tensor(surgeon.shape_of(result)))
     return helper.make_node("ConstantOfShape", [f"{result}/shape"], [f"{result}/skip"], value=value)
 
 
 def _decisions(surgeon: Surgeon, parts: Opened) -> list[str]:
-    """Outputs for the exit taken, its number from 0 on, the number of exits for none, and for each gate, 1 where its branch ran."""
+    """Outputs for each gate's decisions, 1 where a unit ran, and for the exit taken: its number from 0 on, the number of exits for none."""
     names = []
-    for branch in parts.branches:
-        name = f"gate.{branch.site}"
-        surgeon.alias(branch.decision, name)
-        names.append(name)
+    for site, decision in parts.gates.items():
+        surgeon.alias(decision, f"gate.{site}")
+        names.append(f"gate.{site}")
     if parts.leaves:
         surgeon.add_output("exit", torch.tensor([len(parts.leaves)]))
         names.append("exit")  # last: nothing is computed for it
@@ -138,17 +152,16 @@ def _leaving(surgeon: Surgeon, number: int, leave: Leave, behind: Sequence[str])
 
     nodes = [helper.make_node("Identity", [leave.logits], [f"logits/leave{number}"])]
     for name in behind:
-        value = torch.tensor([number]) if name == "exit" else torch.zeros(1, 1)
+        value = torch.tensor([number]) if name == "exit" else torch.zeros(surgeon.shape_of(name))
         nodes.append(helper.make_node("Constant", [], [f"{name}/leave{number}"], value=numpy_helper.from_array(value.numpy())))
     return nodes
 
 
-def facts_of(network: Any) -> dict[str, str]:
-    """What a file says of itself, for whoever runs it: the architecture, how images are read, what came of calibrating."""
-    source, spec = network.recipe.source, network.input
-    return {
-        "gatecli": json.dumps({
-            "arch": source.arch, "num_classes": source.num_classes, "input_size": list(spec.size), "channels": spec.channels,
-            "mean": spec.mean, "std": spec.std, "classes": (network.recipe.data or {}).get("classes"), "exits": list(network.site_exits),
-        }),
+def facts_of(network: Network, single: bool, classes: Sequence[str] = ()) -> dict[str, str]:
+    """What a file says of itself under the key `gatecli`, for whoever runs it, as JSON. `single`: it takes one image at a time."""
+    source, spec, data = network.recipe.source, network.input, (network.recipe.data or {}).get("spec", "imagefolder:")
+    facts = {
+        "arch": source.arch, "num_classes": network.num_classes, "input_size": list(spec.size), "channels": spec.channels, "mean": spec.mean, "std": spec.std,
+        "classes": list(classes) or None, "batch": 1 if single else None, "crop": data.startswith("imagefolder:"), "exits": list(network.site_exits), "gates": [site for site in network.site_gates if site not in network.site_exits],
     }  # fmt: skip
+    return {"gatecli": json.dumps(facts)}

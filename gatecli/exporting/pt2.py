@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from gatecli.errors import ExportError
 from gatecli.execute import LOWERED, lower, staged
 from gatecli.executors import SkipBlock, SkipLayer
+from gatecli.exporting.opened import masked
 from gatecli.graph.trace import compile_graph
 from gatecli.network import Network
 
@@ -27,11 +27,12 @@ class CondBlock(nn.Module):
 
     def forward(self, x: Tensor, shortcut: Tensor, z: Tensor) -> Tensor:
         def run(x: Tensor, shortcut: Tensor) -> Tensor:
-            value = self.branch(self.root, x) + shortcut
+            value = (self.branch(self.root, x) + shortcut).contiguous()  # both ways must agree in memory, too
             return torch.relu(value) if self.rectify else value
 
         def skip(x: Tensor, shortcut: Tensor) -> Tensor:
-            return torch.relu(shortcut) if self.rectify else shortcut.clone()  # what a branch returns may be no alias of what it was given
+            value = shortcut.clone(memory_format=torch.contiguous_format)  # nor may a way return an alias of what it was given
+            return torch.relu(value) if self.rectify else value
 
         result: Tensor = torch.cond(z.reshape(()) > 0.5, run, skip, (x, shortcut))
         return result
@@ -47,7 +48,7 @@ class CondLayer(nn.Module):
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
         def run(x: Tensor) -> Tensor:
-            return self.branch(self.root, x)
+            return self.branch(self.root, x).contiguous()
 
         def skip(x: Tensor) -> Tensor:
             return x.new_zeros(x.shape[0], self.channels, *x.shape[2:])
@@ -97,30 +98,28 @@ class Skipping(nn.Module):
 
 def write_pt2(network: Network, dynamic: bool, image: Tensor, path: Path, facts: dict[str, str]) -> Callable[[Tensor], Tensor]:
     """Write the network to `path`; returns a function that runs the file. `dynamic`: single images only. Raises ExportError where torch.export fails."""
-    copied = copy.deepcopy(network)
-    module: Any = Skipping(copied).eval() if dynamic else copied
+    module = Skipping(copy.deepcopy(network)).eval() if dynamic else masked(network).module
     example = image if dynamic else torch.cat([image, image])  # torch takes a size of 1 for a constant
     shapes: Sequence[Any] | None = None if dynamic else ({0: torch.export.Dim("batch", min=1)},)
     try:
         with torch.no_grad():
-            program = torch.export.export(_Plain(module) if not dynamic else module, (example,), dynamic_shapes=shapes)
+            program = torch.export.export(module, (example,), dynamic_shapes=shapes)
     except Exception as error:  # the exporter raises whatever it comes to
         raise ExportError(f"torch.export cannot take the network: {next(iter(str(error).splitlines()), type(error).__name__)}") from error
-    torch.export.save(program, path, extra_files={"gatecli.json": facts.get("gatecli", json.dumps({}))})
+    with path.open("wb") as file:
+        torch.export.save(program, file, extra_files={"gatecli.json": facts["gatecli"]})
     return runner(path)
 
 
-class _Plain(nn.Module):
-    """Logits of images: a Network's forward has more arguments."""
-
-    def __init__(self, network: Network) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> Any:
-        return self.network(images)
-
-
 def runner(path: Path) -> Callable[[Tensor], Tensor]:
-    module = torch.export.load(path).module()
-    return lambda images: module(images)
+    """The file's logits of images."""
+    with path.open("rb") as file:
+        module = torch.export.load(file).module()
+
+    def run(images: Tensor) -> Tensor:
+        with torch.no_grad():
+            result = module(images)
+        logits: Tensor = result if isinstance(result, Tensor) else result[0]
+        return logits
+
+    return run
