@@ -94,7 +94,7 @@ def masked(network: Network, decisions: bool = False) -> Opened:
             found[f"gate.{site}"] = graph.call_function(_where_reached, (z, *(exits[name] for name in network.before(site))))
         if decisions and exits:
             found["exit"] = graph.call_function(_taken, tuple(exits.values()))
-    output.args = ((final, *found.values()),)
+    output.args = ((final, *found.values()),) if found else (final,)
     return Opened(Computation(network, graph), ["logits", *found])
 
 
@@ -145,20 +145,19 @@ def _branch(network: Network, graph: fx.Graph, masked: fx.Node, names: dict[fx.N
     """Take one mask out of the graph and name what is around it; None where the file cannot branch there."""
     value, decision = masked.args
     assert isinstance(value, fx.Node) and isinstance(decision, fx.Node)
+    shortcut: Any = None
     gate: Any = module_of(network, decision)
     if gate is None or gate.units != 1:
         return None
     if all(is_cat(user) for user in masked.users):
-        result, shortcut, rectify = value, None, False
+        result, rectify = value, False
     else:
         add = next(iter(masked.users))
         if len(masked.users) != 1 or not is_add(add):
             return None
         shortcut = next(arg for arg in add.args if arg is not masked)
-        assert isinstance(shortcut, fx.Node)  # is_add says so
         relu = next(iter(add.users)) if len(add.users) == 1 and is_relu(network, next(iter(add.users))) else None
         result, rectify = relu or add, relu is not None and not never_negative(network, shortcut)
-    assert isinstance(result, fx.Node)
     masked.replace_all_uses_with(value)
     graph.erase_node(masked)
     return Branch(gate.site, _named(names, decision), _named(names, result), None if shortcut is None else _named(names, shortcut), rectify)

@@ -118,8 +118,7 @@ def runner(path: Path) -> Callable[[Tensor], Tensor]:
 
     def run(images: Tensor) -> Tensor:
         with torch.no_grad():
-            result = module(images)
-        logits: Tensor = result if isinstance(result, Tensor) else result[0]
+            logits: Tensor = module(images)
         return logits
 
     return run

@@ -100,7 +100,7 @@ class DataDependentGate(Gate):
     def _total(self, x: Tensor) -> tuple[Tensor, float]:
         """x summed over `positions`, (N, C), and what makes the sum the mean: `mean` would divide a whole gradient of x's size."""
         total = x.sum(self.positions) if self.positions else x
-        return total, 1 / math.prod(x.shape[place] for place in self.positions)
+        return total, 1 / math.prod([x.shape[place] for place in self.positions])
 
     def _fold(self) -> tuple[Tensor, ...]:
         norm, decide = self.norm, self.decide
