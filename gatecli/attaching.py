@@ -44,6 +44,7 @@ def attach(
     arch: str = "",
     arch_args: Mapping[str, Any] | None = None,
     leaves: Sequence[str] = (),
+    gater_network: Network | None = None,
     **settings: Any,
 ) -> Attached:
     """Gate a copy of `model` with a method, in evaluation mode; `model` itself is left alone.
@@ -56,17 +57,21 @@ def attach(
         arch, arch_args: for a plain model that shall be saved: what a file names as its architecture, and the arguments that no
             tensor shows (see `gatecli inspect`).
         leaves: for a plain model: patterns of module paths that tracing keeps whole.
+        gater_network: for a method with a gater: the trained classifier that it starts from, as gatecli.load reads it.
     Raises: SettingError; ArchitectureError where the model cannot be traced, is not of that architecture, or has nothing to gate.
     """
     chosen = methods.get(method)
     parsed = methods.parse_settings(chosen, settings)
     network = model.copy() if isinstance(model, Network) else _traced(model, input_size, arch, arch_args or {}, leaves)
     network.eval()
+    parsed = chosen.complete(network, parsed, gater_network)
     chosen.ready(network, parsed)
-    sites, parsed = chosen.prepare(choose_sites(network, chosen, include, exclude), parsed)
+    sites, parsed = chosen.prepare(choose_sites(network, chosen, include, exclude, parsed), parsed)
     images = random_images(network, 1)
     before = logits(network, images)
     chosen.attach(network, sites, parsed)
+    if gater_network is not None:
+        chosen.weights(network, gater_network)
     network.to(network.device).eval()
     change = relative_change(before, logits(network, images))
     network.recipe = network.recipe.with_step(Step("attach", {"method": method, "settings": asdict(parsed), "sites": sites}, {"max_logit_change": change}))
@@ -74,9 +79,9 @@ def attach(
     return Attached(network, method, len(sites), units, network.params, change)
 
 
-def choose_sites(network: Network, method: Method, include: Sequence[str], exclude: Sequence[str]) -> list[str]:
+def choose_sites(network: Network, method: Method, include: Sequence[str], exclude: Sequence[str], settings: Any = None) -> list[str]:
     """Names of the sites that the method shall gate. Raises ArchitectureError or SettingError, saying why there are none."""
-    candidates = method.candidates(network)
+    candidates = method.offers(network, settings)
     if not candidates:
         raise ArchitectureError(f"{method.name} found nothing to gate in {network.recipe.source.arch or 'this network'}: it needs {method.needs}")
     free = [site for site in candidates if site.name not in network.methods]
@@ -85,11 +90,18 @@ def choose_sites(network: Network, method: Method, include: Sequence[str], exclu
         raise ArchitectureError(f"{method.name} found nothing to gate: all {len(candidates)} sites carry gates already ({', '.join(others)}); prune first")
     for pattern in [*include, *exclude]:
         if not any(fnmatchcase(site.name, pattern) for site in candidates):
-            raise SettingError(f"pattern `{pattern}` matches none of the sites: {_few(candidates)}")
-    chosen = [s.name for s in free if (not include or _any(s.name, include)) and not _any(s.name, exclude)]
+            raise SettingError(_unmatched(method.refused(network), pattern, candidates))
+    chosen = [s.name for s in free if (_any(s.name, include) if include else method.by_default(network, s)) and not _any(s.name, exclude)]
+    if not chosen and not include and not exclude:
+        raise ArchitectureError(f"{method.name} found nothing to gate in {network.recipe.source.arch or 'this network'} by itself: it needs {method.needs}; there are: {_few(free)}")
     if not chosen:
         raise SettingError(f"--include and --exclude leave none of the {len(free)} sites that {method.name} can gate: {_few(free)}")
     return chosen
+
+
+def _unmatched(refused: Mapping[str, str], pattern: str, candidates: Sequence[Site]) -> str:
+    why = next((f"; `{name}` {why}" for name, why in refused.items() if fnmatchcase(name, pattern)), "")
+    return f"pattern `{pattern}` matches none of the sites: {_few(candidates)}{why}"
 
 
 def _any(name: str, patterns: Sequence[str]) -> bool:

@@ -142,13 +142,14 @@ def _network(recipe: Recipe) -> tuple[Network, list[str]]:
         if step.op == "attach":
             method = methods.get(step.settings["method"])
             settings = methods.parse_settings(method, step.settings["settings"])
+            method.ready(network, settings)
             unknown = [site for site in step.settings["sites"] if site not in network.sites]
             if unknown:
                 raise CheckpointError(f"the recipe gates `{unknown[0]}`, which this network does not have")
             with torch.device("meta"):  # the file's tensors fill them
                 method.attach(network, step.settings["sites"], settings)
         elif step.op == "prune":
-            methods.apply_plan(network, step.settings["plan"], step.settings.get("round_to", 1))
+            methods.apply_plan(network, step.settings["plan"], *(step.settings.get(name, usual) for name, usual in (("round_to", 1), ("dynamic", {}), ("wide", []))))
     notes = [f"dropped {', '.join(sorted(dropped))}: evaluation never runs it"] if dropped else []
     return network.eval(), notes
 

@@ -27,9 +27,9 @@ def expected_macs(network: Network, rates: Rates, busy: Mapping[str, float] | No
         if site.kind == "exit":
             saved += site.macs * units[0]
             continue
+        inside = _share(network, name, rates)
         any_ = busy[name] if busy and name in busy else here * (1 - math.prod(1 - rate / here if here else 1.0 for rate in units))
-        shared = site.macs - site.units * site.unit_macs
-        saved += shared * (here - any_) + site.unit_macs * sum(here - rate for rate in units)
+        saved += inside * (site.shared_macs * (here - any_) + site.unit_macs * sum(here - rate for rate in units))
     return network.macs_dense - saved
 
 
@@ -46,14 +46,26 @@ def leaving_costs(network: Network, decisions: Mapping[str, Tensor]) -> Tensor:
         for site, z in decisions.items():
             place = network.sites[site]
             if name is None or name not in network.before(site):
-                shared = place.macs - place.units * place.unit_macs
-                costs[:, number] -= shared * (1 - z.amax(1).double()) + place.unit_macs * (1 - z.double()).sum(1)
+                runs = torch.stack([decisions[outer].amax(1) for outer in around(network, site) if outer in decisions] or [torch.ones(count)]).amin(0).double()
+                costs[:, number] -= runs * (place.shared_macs * (1 - z.amax(1).double()) + place.unit_macs * (1 - z.double()).sum(1))
     return costs
 
 
 def reach(network: Network, site: str, rates: Rates) -> float:
     """The share of all samples that come to a site, rather than leave before it."""
     return max(0.0, 1 - sum(rates[name][0] for name in network.before(site) if name in rates))
+
+
+def around(network: Network, site: str) -> list[str]:
+    """The gated branches that a site lies in: what it could save is saved already where one of them is skipped."""
+    value = network.sites[site].value
+    return [name for name in network.methods if name != site and network.sites[name].kind in ("block", "layer") and value in network.sites[name].branch]
+
+
+def _share(network: Network, site: str, rates: Rates) -> float:
+    """How often, of the samples that come there, the branches around a site run: taken to be independent of what its own gate says."""
+    known = [name for name in around(network, site) if name in rates and reach(network, name, rates)]
+    return math.prod(max(rates[name]) / reach(network, name, rates) for name in known)
 
 
 def mean_rate(units: Sequence[float]) -> float:

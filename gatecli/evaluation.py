@@ -6,7 +6,7 @@ deviation over 5 runs), `always-on`, `ensemble` (the mean of the class probabili
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -14,7 +14,7 @@ from gatecli.costs import expected_macs
 from gatecli.data import DataSet, batches, steps
 from gatecli.errors import SettingError
 from gatecli.gates import STRATEGIES
-from gatecli.inference import Pass, predict, topk
+from gatecli.inference import ExitScore, Pass, predict, score_exits, topk
 from gatecli.network import Network
 from gatecli.progress import Progress, silent
 from gatecli.record import strategy as deciding
@@ -25,7 +25,8 @@ RUNS = 5
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Percent right on `split`; MACs of one image, averaged over it (all runs' together for `ensemble`); each unit's rate."""
+    """Percent right on `split`; MACs of one image, averaged over it (all runs' together for `ensemble`); each unit's rate;
+    for `threshold`, what each exit says of all images and of those that leave there."""
 
     split: str
     strategy: str
@@ -35,6 +36,7 @@ class Evaluation:
     macs_expected: float
     rates: dict[str, list[float]]
     top1_std: float | None = None
+    exits: dict[str, ExitScore] = field(default_factory=dict)
 
 
 def evaluate(
@@ -59,4 +61,5 @@ def evaluate(
         return Evaluation(split, strategy, len(labels), topk(mean, labels, 1), topk(mean, labels, 5), RUNS * macs, rates)
     top1s = [each.top(1) for each in passes]
     spread = statistics.stdev(top1s) if strategy == "stochastic" else None
-    return Evaluation(split, strategy, len(labels), statistics.fmean(top1s), statistics.fmean(each.top(5) for each in passes), macs, rates, spread)
+    exits = score_exits(network, batches(data.splits[split], input=network.input, batch_size=batch_size, workers=workers), progress, total) if strategy == "threshold" else {}
+    return Evaluation(split, strategy, len(labels), statistics.fmean(top1s), statistics.fmean(each.top(5) for each in passes), macs, rates, spread, exits)

@@ -7,19 +7,21 @@ executor (see gatecli.executors) that computes the branch only for the samples w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from gatecli.executors import SkipBlock, SkipGroups, SkipLayer, Staged
+from gatecli.executors import FilterBlock, FilterLayer, SkipBlock, SkipChannels, SkipGroups, SkipInputs, SkipLayer, Staged
 from gatecli.gates import Gate
+from gatecli.graph.channels import base_path, choose, keep_inputs, merge
 from gatecli.graph.macs import NodeCost
-from gatecli.graph.ops import FRESH_LAYERS, add_at, is_add, is_cat, is_mask, is_pick, is_relu, module_of, never_negative, widen
+from gatecli.graph.ops import FRESH_LAYERS, add_at, connect, decided_by, is_add, is_cat, is_decision, is_mask, is_pick, is_relu, module_of, never_negative, widen
 from gatecli.graph.slices import tail_of
 from gatecli.graph.trace import compile_graph, remove_dead
 
-FRESH_MODULES = (*FRESH_LAYERS, Gate, SkipLayer)
+FRESH_MODULES = (*FRESH_LAYERS, Gate, SkipLayer, FilterLayer, SkipChannels, SkipInputs)
+FRESH_FUNCTIONS = (widen, add_at, connect, base_path, choose, keep_inputs, merge)
 LOWERED = "_lowered"  # the module that holds the executors; they have no tensors, so no file ever sees them
 
 
@@ -43,11 +45,18 @@ def lower(root: nn.Module, graph: fx.Graph, costs: Mapping[str, NodeCost]) -> fx
     holder = nn.ModuleDict()
     root.add_module(LOWERED, holder)
     for node in list(lowered.nodes):
-        if is_mask(node):
+        if is_mask(node) and _of_filters(root, node):
+            _lower_filters(root, lowered, node, holder)
+    for node in list(lowered.nodes):
+        if is_mask(node) and not _of_filters(root, node):
             if all(is_cat(user) for user in node.users):
                 _lower_layer(root, lowered, node, holder, costs)
             else:
                 _lower_block(root, lowered, node, holder)
+        elif node.target is choose:
+            _lower_outputs(root, lowered, node, holder)
+        elif node.target is keep_inputs:
+            _lower_inputs(root, lowered, node, holder)
         elif is_add(node):
             _add_at_places(lowered, node)
     _let_write(root, lowered)
@@ -62,23 +71,73 @@ def staged(graph: fx.Graph) -> Staged | None:
     if picked is None:
         return None
     final, *pairs = [node for node in picked.args if isinstance(node, fx.Node)]
-    entry, stages = next(node for node in graph.nodes if node.op == "placeholder"), []
-    for pair in pairs:
-        (value,) = pair.all_input_nodes
-        stages.append(_stage(entry, value))
-        entry = value
-    return Staged(stages, [str(pair.target) for pair in pairs], _stage(entry, final))
+    ends = [*(pair.all_input_nodes[0] for pair in pairs), final]
+    entry, stage_of = next(node for node in graph.nodes if node.op == "placeholder"), dict[fx.Node, int]()
+    stage_of[entry] = 0
+    for number, end in enumerate(ends):
+        for node in _needed(end):
+            stage_of.setdefault(node, number)
+    inputs, stages = [entry], []
+    for number, end in enumerate(ends):
+        live = [node for node in graph.nodes if stage_of.get(node, number + 1) <= number and node is not end and any(stage_of.get(user, 0) > number for user in node.users)]
+        outputs = [end] if number == len(pairs) else [end, *live]
+        stages.append(_piece({node for node, stage in stage_of.items() if stage == number}, inputs, outputs))
+        inputs = outputs
+    return Staged(stages[:-1], [str(pair.target) for pair in pairs], stages[-1])
 
 
-def _stage(entry: fx.Node, value: fx.Node) -> Callable[..., Tensor]:
-    """What lies between two values, all ways to the second going through the first, as a function (root, first)."""
-    region, todo = set[fx.Node](), [value]
+def _needed(value: fx.Node) -> set[fx.Node]:
+    """A value and all that it is computed from, constants left out."""
+    found, todo = set[fx.Node](), [value]
     while todo:
         node = todo.pop()
-        if node is not entry and node not in region and node.op != "get_attr":
-            region.add(node)
+        if node not in found and node.op != "get_attr":
+            found.add(node)
             todo.extend(node.all_input_nodes)
-    return _branch(region, entry, value) if region else lambda root, x: x
+    return found
+
+
+def _piece(nodes: set[fx.Node], inputs: Sequence[fx.Node], outputs: Sequence[fx.Node]) -> Callable[..., tuple[Tensor, ...]]:
+    """The part `nodes` of a graph, but for its inputs, as a function (root, the inputs' values) -> the outputs' values."""
+    graph = fx.Graph()
+    copies = {node: graph.placeholder(f"x{index}") for index, node in enumerate(inputs)}
+    for node in outputs[0].graph.nodes:
+        if node not in copies and (node in nodes or node.op == "get_attr"):
+            copies[node] = graph.node_copy(node, lambda source: copies[source])
+    graph.output(tuple(copies[node] for node in outputs))
+    remove_dead(graph)
+    return compile_graph(graph)
+
+
+def _of_filters(root: nn.Module, masked: fx.Node) -> bool:
+    gate = module_of(root, decided_by(masked))
+    return isinstance(gate, Gate) and gate.filters
+
+
+def _lower_filters(root: nn.Module, graph: fx.Graph, masked: fx.Node, holder: nn.ModuleDict) -> None:
+    """The open filters alone, added to the shortcut where the mask goes into an addition, else among zeros."""
+    value, decision = masked.args
+    assert isinstance(value, fx.Node) and isinstance(decision, fx.Node)
+    tail = tail_of(root, value)
+    if not tail:
+        return
+    (x,) = tail[0].all_input_nodes
+    last, places = masked, None
+    if len(masked.users) == 1 and (user := next(iter(masked.users))).target is widen:
+        runs: Any = user.args[1]
+        last, places = user, [channel for first, end in runs for channel in range(first, end)]
+    add = next(iter(last.users))
+    if len(last.users) > 1 or not is_add(add):
+        _replace(graph, masked, FilterLayer(root, _tail(root, tail)), (x, decision), holder)
+        return
+    shortcut = next(arg for arg in add.args if arg is not last)
+    assert isinstance(shortcut, fx.Node)
+    relu = _relu_after(root, add)
+    _replace(graph, relu or add, FilterBlock(root, _tail(root, tail), places, relu is not None, never_negative(root, shortcut)), (x, shortcut, decision), holder)
+
+
+def _relu_after(root: nn.Module, add: fx.Node) -> fx.Node | None:
+    return next(iter(add.users)) if len(add.users) == 1 and is_relu(root, next(iter(add.users))) else None
 
 
 def _rectify_in_place(root: nn.Module, relu: fx.Node) -> None:
@@ -89,27 +148,47 @@ def _rectify_in_place(root: nn.Module, relu: fx.Node) -> None:
 
 
 def _lower_block(root: nn.Module, graph: fx.Graph, masked: fx.Node, holder: nn.ModuleDict) -> None:
-    found, add = _skippable(masked), next(iter(masked.users))
+    found, add = _skippable(root, masked), next(iter(masked.users))
     if found is None or len(masked.users) != 1 or not is_add(add):
         return
-    value, decision, entry, region = found
+    value, decision, entry, region, others = found
     shortcut = next(arg for arg in add.args if arg is not masked)
     assert isinstance(shortcut, fx.Node)
-    relu = next(iter(add.users)) if len(add.users) == 1 and is_relu(root, next(iter(add.users))) else None
-    branch, state = _branch(region, entry, value), (relu is not None, never_negative(root, shortcut))
+    relu = _relu_after(root, add)
+    branch, state = _branch(region, entry, value, others), (relu is not None, never_negative(root, shortcut))
     gate = module_of(root, decision)
     tail = tail_of(root, value) if isinstance(gate, Gate) and gate.units > 1 else []
+    if others and isinstance(gate, Gate) and gate.units > 1:
+        return
     block = SkipGroups(root, branch, _trunk(region, entry, tail), _tail(root, tail), *state) if tail else SkipBlock(root, branch, *state)
-    _replace(graph, relu or add, block, (entry, shortcut, decision), holder)
+    _replace(graph, relu or add, block, (entry, shortcut, decision, *others), holder)
 
 
 def _lower_layer(root: nn.Module, graph: fx.Graph, masked: fx.Node, holder: nn.ModuleDict, costs: Mapping[str, NodeCost]) -> None:
-    found = _skippable(masked)
+    found = _skippable(root, masked)
     if found is not None:
-        value, decision, entry, region = found
+        value, decision, entry, region, others = found
         shape = costs[value.name].shape
         assert shape is not None
-        _replace(graph, masked, SkipLayer(root, _branch(region, entry, value), shape[1]), (entry, decision), holder)
+        _replace(graph, masked, SkipLayer(root, _branch(region, entry, value, others), shape[1]), (entry, decision, *others), holder)
+
+
+def _lower_outputs(root: nn.Module, graph: fx.Graph, chosen: fx.Node, holder: nn.ModuleDict) -> None:
+    """A convolution whose output channels are gated; decisions for single activations save nothing that is dense, so these stay as they are."""
+    norm, closed, decision = chosen.all_input_nodes
+    (conv,), (base,), gate = norm.all_input_nodes, closed.all_input_nodes, cast(Gate, module_of(root, decision))
+    if not gate.theoretical:
+        order: Any = base.args[2]
+        groups: Any = base.args[3]
+        executor = SkipChannels(root, str(conv.target), str(norm.target), str(decision.target), order, groups, decision.all_input_nodes != [base])
+        _replace(graph, chosen, executor, (conv.all_input_nodes[0],), holder)
+
+
+def _lower_inputs(root: nn.Module, graph: fx.Graph, kept: fx.Node, holder: nn.ModuleDict) -> None:
+    """A convolution whose input channels are gated."""
+    x, decision = kept.all_input_nodes
+    (conv,), order = kept.users, kept.args[2]
+    _replace(graph, conv, SkipInputs(root, str(conv.target), order), (x, decision), holder)  # type: ignore[arg-type]
 
 
 def _replace(graph: fx.Graph, last: fx.Node, executor: nn.Module, inputs: tuple[fx.Node, ...], holder: nn.ModuleDict) -> None:
@@ -121,13 +200,15 @@ def _replace(graph: fx.Graph, last: fx.Node, executor: nn.Module, inputs: tuple[
     remove_dead(graph)
 
 
-def _skippable(masked: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node, set[fx.Node]] | None:
-    """The masked value, its decision, the one value that the branch starts from, and the branch's nodes."""
+def _skippable(root: nn.Module, masked: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node, set[fx.Node], list[fx.Node]] | None:
+    """The masked value, its decision, the one value that the branch starts from, the branch's nodes, and other gates' decisions that they read."""
     value, decision = masked.args
     assert isinstance(value, fx.Node) and isinstance(decision, fx.Node)
-    region = _region(value, masked)
-    entries = {source for node in region for source in node.all_input_nodes if source.op != "get_attr"} - region
-    return (value, decision, entries.pop(), region) if len(entries) == 1 else None
+    region = {node for node in _region(value, masked) if not is_decision(root, node)}
+    sources = dict.fromkeys(source for node in masked.graph.nodes if node in region for source in node.all_input_nodes if source.op != "get_attr" and source not in region)
+    others = [source for source in sources if is_decision(root, source)]
+    entries = [source for source in sources if source not in others]
+    return (value, decision, entries[0], region, others) if len(entries) == 1 else None
 
 
 def _add_at_places(graph: fx.Graph, add: fx.Node) -> None:
@@ -149,10 +230,10 @@ def _region(value: fx.Node, masked: fx.Node) -> set[fx.Node]:
     return region
 
 
-def _branch(region: set[fx.Node], entry: fx.Node, value: fx.Node) -> Callable[..., Tensor]:
-    """The nodes of `region`, from `entry` to `value`, as a function (root, entry's value)."""
+def _branch(region: set[fx.Node], entry: fx.Node, value: fx.Node, others: Sequence[fx.Node] = ()) -> Callable[..., Tensor]:
+    """The nodes of `region`, from `entry` to `value`, as a function (root, entry's value, the values of `others`)."""
     graph = fx.Graph()
-    copies = {entry: graph.placeholder("x")}
+    copies = {entry: graph.placeholder("x"), **{node: graph.placeholder(f"other{index}") for index, node in enumerate(others)}}
     for node in value.graph.nodes:
         if node in region or node.op == "get_attr":
             copies[node] = graph.node_copy(node, lambda source: copies[source])
@@ -171,25 +252,32 @@ def _trunk(region: set[fx.Node], entry: fx.Node, tail: Sequence[fx.Node]) -> Cal
 
 
 def _tail(root: nn.Module, tail: Sequence[fx.Node]) -> Callable[..., Tensor]:
-    """The tail's nodes as a function (root, the trunk's value, first, end) that gives the channels [first, end) alone."""
+    """The tail's nodes as a function (root, the trunk's value, channels) that gives these channels alone; all, for None."""
     sliced = (nn.Conv2d, nn.BatchNorm2d)
     steps = [str(node.target) if isinstance(module_of(root, node), sliced) else _branch({node}, node.all_input_nodes[0], node) for node in tail]
 
-    def run(root: nn.Module, x: Tensor, first: int, end: int) -> Tensor:
+    def run(root: nn.Module, x: Tensor, part: slice | Tensor | None) -> Tensor:
         for step in steps:
-            x = _channels(root.get_submodule(step), x, slice(first, end)) if isinstance(step, str) else step(root, x)
+            if not isinstance(step, str):
+                x = step(root, x)
+            else:
+                module = root.get_submodule(step)
+                x = module(x) if part is None else _channels(module, x, part)
         return x
 
     return run
 
 
-def _channels(module: Any, x: Tensor, part: slice) -> Tensor:
+def _channels(module: Any, x: Tensor, part: slice | Tensor) -> Tensor:
     """Some output channels of a convolution, or of a BatchNorm in evaluation whose input has only these."""
-    weight, bias = (None if tensor is None else tensor[part] for tensor in (module.weight, module.bias))
+
+    def some(tensor: Tensor | None) -> Any:
+        return None if tensor is None else tensor[part] if isinstance(part, slice) else tensor.index_select(0, part)
+
     if isinstance(module, nn.Conv2d):
-        result: Tensor = module._conv_forward(x, weight, bias)  # type: ignore[arg-type]
+        result: Tensor = module._conv_forward(x, some(module.weight), some(module.bias))
         return result
-    return F.batch_norm(x, module.running_mean[part], module.running_var[part], weight, bias, False, 0.0, module.eps)
+    return F.batch_norm(x, some(module.running_mean), some(module.running_var), some(module.weight), some(module.bias), False, 0.0, module.eps)
 
 
 def _let_write(root: nn.Module, graph: fx.Graph) -> None:
@@ -228,7 +316,7 @@ def _shared(root: nn.Module, node: fx.Node) -> list[fx.Node]:
     module = module_of(root, node)
     if isinstance(module, SkipBlock):
         return [_shortcut(node)]
-    fresh = is_add(node) or is_mask(node) or is_cat(node) or node.target in (widen, add_at) or isinstance(module, FRESH_MODULES)
+    fresh = is_add(node) or is_mask(node) or is_cat(node) or node.target in FRESH_FUNCTIONS or isinstance(module, FRESH_MODULES)
     return [] if fresh else node.all_input_nodes
 
 

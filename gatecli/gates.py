@@ -29,10 +29,24 @@ def gumbel_decision(logits: Tensor, temperature: float = 1.0) -> Tensor:
     return F.gumbel_softmax(logits.float(), tau=temperature, hard=True)[..., 1]
 
 
+def semantic_hash(scores: Tensor) -> Tensor:
+    """Binarise with improved semantic hashing: scores g' (N, c) -> gates g (N, c), noisy, half of the samples real-valued.
+
+    g_eps = g' + N(0, 1);  g_alpha = max(0, min(1, 1.2 sigmoid(g_eps) - .1));  g_beta = [g_eps > 0], with g_alpha's gradient. Half of the
+    samples, drawn at random, have g_alpha, the others g_beta.
+    Source: Kaiser & Bengio 2018, as used by Chen et al. 2019, section 3.2.2.
+    """
+    noisy = scores.float() + torch.randn(scores.shape, device=scores.device)
+    alpha = (1.2 * noisy.sigmoid() - 0.1).clamp(0, 1)
+    beta = (noisy > 0).to(alpha.dtype) + (alpha - alpha.detach())  # exactly 0 or 1
+    real = torch.randperm(len(scores), device=scores.device) < len(scores) // 2
+    return torch.where(real[:, None], alpha, beta)
+
+
 class Remembered:
     """What a function of some tensors returned, until one of them is replaced or written to: evaluation folds weights this way.
 
-    Writing through `.data` leaves no trace in a tensor's version, so gates also `forget` when their mode or device changes.
+    Writing through `.data` leaves no trace in a tensor's version, so who remembers is `Forgetful`.
     """
 
     def __init__(self) -> None:
@@ -60,7 +74,24 @@ class Remembered:
         return self.value
 
 
-class Gate(nn.Module):
+class Forgetful(nn.Module):
+    """A module that forgets what it has remembered when its mode or device changes."""
+
+    def train(self, mode: bool = True) -> Self:
+        self._forget()
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._forget()
+        return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
+
+    def _forget(self) -> None:
+        for part in vars(self).values():
+            if isinstance(part, Remembered):
+                part.forget()
+
+
+class Gate(Forgetful):
     """Base of all gates: subclasses give `scores(x)`, its [off, on] logits; this class decides, records and obeys `force`.
 
     Attributes:
@@ -72,11 +103,19 @@ class Gate(nn.Module):
         forced: decisions (units,) or (N, units) that override the gate's own, see gatecli.record.force.
         rows: which samples of the batch are here, where others have left by an exit; None: all.
         fresh_rate: the rate as attached.
+        filters: whether its units are the single filters of a convolution.
+        undecayed: names of its parameters that weight decay leaves alone.
+        theoretical: whether what it saves is no time, as no dense kernel can leave it out.
+        pads: whether it pads its input with zeros, so that a channel that is always the same is not so for it.
     """
 
     threshold: Tensor
     data_dependent = True
     fresh_rate = 1.0
+    filters = False
+    undecayed: tuple[str, ...] = ()
+    theoretical = False
+    pads = False
 
     def __init__(self, site: str, units: int) -> None:
         super().__init__()
@@ -92,6 +131,11 @@ class Gate(nn.Module):
         """Trainable [off, on] logits: (N, units, 2)."""
         raise NotImplementedError
 
+    def sampled(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What training decides: z (N, units) with a gradient, and the log-odds (N, units) where there are such."""
+        pair = self.scores(x)
+        return gumbel_decision(pair), pair[..., 1] - pair[..., 0]
+
     def log_odds(self, x: Tensor) -> Tensor:
         """Log-odds of running in evaluation, (N, units). Subclasses may compute it in a folded, faster way."""
         pair = self.scores(x)
@@ -106,25 +150,11 @@ class Gate(nn.Module):
             self.observer(self, z, odds)
         return z
 
-    def train(self, mode: bool = True) -> Self:
-        self._forget()
-        return super().train(mode)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self._forget()
-        return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
-
-    def _forget(self) -> None:
-        for part in vars(self).values():
-            if isinstance(part, Remembered):
-                part.forget()
-
     def _decide(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         if self.forced is not None:
             return self._obeyed(x), None
         if self.training:
-            pair = self.scores(x)
-            return gumbel_decision(pair), pair[..., 1] - pair[..., 0]
+            return self.sampled(x)
         if self.strategy == "always-on":
             return torch.ones(x.shape[0], self.units, device=x.device), None
         if not torch.is_grad_enabled():  # entering no_grad takes as long as an operation, and gates are made of few of these
@@ -141,23 +171,32 @@ class Gate(nn.Module):
         odds = self.log_odds(x)
         if self.strategy == "stochastic":
             return torch.bernoulli(odds.sigmoid()), odds
-        # logit(T) is -inf at T <= 0 and +inf at T >= 1: always, and never
-        limit = self._limit(lambda: torch.logit(self.threshold.clamp(0, 1)), self.threshold)
-        return (odds > limit).float(), odds
+        return (odds > self._limit(self._least_odds, self.threshold)).float(), odds
+
+    def _least_odds(self) -> Tensor:
+        """The log-odds above which units run: logit(T) is -inf at T <= 0 and +inf at T >= 1: always, and never."""
+        return torch.logit(self.threshold.clamp(0, 1))
 
 
 class Exit(Gate):
-    """A classifier in the middle of the network, and whether to leave there: subclasses give `classify(x)` and `score(logits)`.
+    """A classifier in the middle of the network, and whether to leave there: subclasses give `classify(x)` and `score(x, logits)`.
 
-    Its one unit runs where a sample leaves: where its score >= threshold, a score's and no probability; infinite, so that nobody leaves, until
-    calibrated. Called, it returns logits (N, K) and decisions (N, 1).
+    Its one unit runs where a sample leaves: where its score >= threshold, a score's and not P(on)'s; infinite, so that nobody leaves, until trained
+    or calibrated. Called, it returns logits (N, K) and decisions (N, 1).
+
+    Attributes: positions: the dimensions of x over which the channels extend. trained: whether it has left its neutral start.
     """
 
     fresh_rate = 0.0
+    positions: tuple[int, ...]
 
     def __init__(self, site: str) -> None:
         super().__init__(site, 1)
         self.threshold.fill_(torch.inf)
+
+    @property
+    def trained(self) -> bool:
+        raise NotImplementedError
 
     def classify(self, x: Tensor) -> Tensor:
         """Logits (N, K) of the values x at which the exit stands."""
@@ -167,19 +206,33 @@ class Exit(Gate):
         """The classifier alone, sharing its tensors and their names: for a network in which everybody leaves here."""
         raise NotImplementedError
 
-    def score(self, logits: Tensor) -> Tensor:
-        """How sure the logits (N, K) are: (N, 1)."""
+    def score(self, x: Tensor, logits: Tensor) -> Tensor:
+        """How sure the exit is of values x and the logits (N, K) that it made of them: (N, 1)."""
         raise NotImplementedError
+
+    def sample(self, x: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Decisions and scores in training; nobody leaves, unless a method trains with those who do."""
+        score = self.score(x, logits)
+        return torch.zeros_like(score), score
+
+    def draw(self, score: Tensor) -> Tensor:
+        """Decisions of the `stochastic` strategy, for scores that are no probabilities by the threshold."""
+        return (score >= self.threshold).to(score.dtype)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         logits = self.classify(x)
-        score = self.score(logits)
-        if self.forced is not None:
-            z = self._obeyed(x)
-        elif self.training or self.strategy == "always-on":
-            z = torch.zeros_like(score)
+        if self.training and self.forced is None:
+            z, score = self.sample(x, logits)
         else:
-            z = (score >= self.threshold).to(score.dtype)
+            score = self.score(x, logits)
+            z = self._settled(x, score)
         if self.observer is not None:
             self.observer(self, z, score)
         return logits, z
+
+    def _settled(self, x: Tensor, score: Tensor) -> Tensor:
+        if self.forced is not None:
+            return self._obeyed(x)
+        if self.strategy == "always-on":
+            return torch.zeros_like(score)
+        return self.draw(score) if self.strategy == "stochastic" else (score >= self.threshold).to(score.dtype)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gatecli.errors import DataError
+from gatecli.network import Network
 from gatecli.progress import Progress, silent
 from gatecli.record import RateMeter, gates_of, observe
 
@@ -66,6 +67,36 @@ def predict(
         raise DataError("expected at least one image to evaluate on, but the split is empty")
     nobody_came = {site: [0.0] * gate.units for site, gate in gates_of(network).items()}
     return Pass(torch.cat(logits), torch.cat(labels), {**nobody_came, **meter.rates()}, meter.busy())
+
+
+@dataclass(frozen=True)
+class ExitScore:
+    """One exit on a split: the share of all images that leave there, top-1 in percent on all images, and on those that leave; None where nobody does."""
+
+    share: float
+    top1_all: float
+    top1_chosen: float | None
+
+
+def score_exits(network: Network, batches: Batches, progress: Progress = silent, total: int | None = None) -> dict[str, ExitScore]:
+    """What each exit says of all images, and of those that it lets leave (Herrmann et al. 2018, figure 9); empty where there are no exits."""
+    exits = network.site_exits
+    if not exits:
+        return {}
+    sums = {site: torch.zeros(3) for site in exits}  # right, leaving, right of those leaving
+    count = 0
+    with torch.no_grad(), progress.task("exits", total) as task:
+        for x, y in batches:
+            values, _ = network.at_exits(x.to(network.device))
+            here, labels = torch.ones_like(y, dtype=torch.bool), y
+            for site, exit_ in exits.items():
+                logits = exit_.classify(values[site])
+                right, leaves = (logits.argmax(1).cpu() == labels), (exit_.score(values[site], logits) >= exit_.threshold).reshape(-1).cpu() & here
+                sums[site] += torch.stack([right.sum(), leaves.sum(), (right & leaves).sum()])
+                here = here & ~leaves
+            count += len(y)
+            task.advance()
+    return {site: ExitScore(left / count, 100 * right / count, 100 * both / left if left else None) for site, (right, left, both) in ((site, each.tolist()) for site, each in sums.items())}
 
 
 def topk(scores: Tensor, labels: Tensor, k: int) -> float:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 FORMS = ("quadratic", "const-quad")
+MIRRORED = "mirrored const-quad"  # for exits: no penalty at or above the target (section 5)
 
 
 def batch_rate(decisions: Mapping[str, Tensor]) -> Tensor:
@@ -34,6 +35,8 @@ def mean_target(targets: Mapping[str, float], units: Mapping[str, int]) -> float
 
 
 def distance(rate: Tensor, target: float, form: str) -> Tensor:
-    """Squared distance of a rate from its target, one-sided for `const-quad`."""
+    """Squared distance of a rate from its target, one-sided for `const-quad`, on the other side for its mirror image."""
     excess = rate - target
+    if form == MIRRORED:
+        return excess.clamp(max=0).square()
     return (excess.clamp(min=0) if form == "const-quad" else excess).square()

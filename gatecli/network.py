@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,12 +13,12 @@ from gatecli.errors import ArchitectureError, SettingError
 from gatecli.execute import LOWERED, economical, lower, staged
 from gatecli.executors import Staged
 from gatecli.gates import Exit, Gate
-from gatecli.graph import rewrite, slices
+from gatecli.graph import branches, convs, narrow, rewrite, slices
 from gatecli.graph.dense import find_sites
 from gatecli.graph.exits import behind, exits_after, find_exits, macs_behind
+from gatecli.graph.filters import find_filters
 from gatecli.graph.macs import NodeCost, count_nodes
 from gatecli.graph.ops import is_mask, is_pick
-from gatecli.graph.settle import TRAINING
 from gatecli.graph.sites import Site
 from gatecli.graph.trace import compile_graph, trace
 from gatecli.operating import choose_recorded
@@ -44,7 +44,11 @@ class Network(nn.Module):
     def __init__(self, source: nn.Module, recipe: Recipe, names: dict[str, str] | None = None, leaves: Sequence[str] = ()) -> None:
         super().__init__()
         graph = trace(source, leaves)
-        self._adopt(source, graph)
+        for node in graph.nodes:
+            part = str(node.target).partition(".")[0]
+            if node.op in ("call_module", "get_attr") and part in RESERVED:
+                raise ArchitectureError(f"the network calls a part of itself `{part}`, a name that gatecli needs for its own: rename it")
+        rewrite.adopt(self, source, graph)
         rewrite.rename(self, graph, names or {})
         if recipe.input.channels == 0:  # not known: ask the first convolution
             recipe = replace(recipe, input=replace(recipe.input, channels=input_channels(self, graph)))
@@ -52,21 +56,15 @@ class Network(nn.Module):
         self.methods: dict[str, str] = {}  # site -> the method that gates it
         self.costs = self._count()
         self.sites: dict[str, Site] = find_sites(self, self.graph, self.costs)
-        self.sites |= {site.name: site for site in find_exits(self, self.graph, self.costs, self.sites.values())}
+        found = list(self.sites.values())
+        self.boundaries = branches.find_boundaries(self, self.graph, self.costs, [site for site in found if site.kind == "block"])
+        exits = find_exits(self, self.graph, self.costs, found)
+        self.sites |= branches.branch_sites(self.graph, self.costs, self.boundaries)
+        self.sites |= {site.name: site for site in [*find_filters(self, self.graph, self.costs, found), *exits]}
+        self.sites |= {site.name: site for site in convs.find_convs(self, self.graph, self.costs)}
         self._behind: dict[str, set[str]] = {}  # exit in use -> the nodes that those who leave there do not come to
         self.recompile()
         self.train(source.training)
-
-    def _adopt(self, source: nn.Module, graph: fx.Graph) -> None:
-        """Take what the graph reaches, under the same path; the source's containers stay its own."""
-        for node in graph.nodes:
-            path = str(node.target)
-            if node.op in ("call_module", "get_attr") and path.partition(".")[0] in RESERVED:
-                raise ArchitectureError(f"the network calls a part of itself `{path.partition('.')[0]}`, a name that gatecli needs for its own: rename it")
-            if node.op == "call_module":
-                rewrite.place(self, path, source.get_submodule(path))
-            elif node.op == "get_attr" and path != TRAINING:
-                rewrite.place_tensor(self, path, source)
 
     def _count(self) -> dict[str, NodeCost]:
         image = (self.recipe.input.channels, *self.recipe.input.size)
@@ -108,13 +106,27 @@ class Network(nn.Module):
             saved, shape = macs_behind(self.graph, self.costs, nodes[site.entry]), self.costs[site.entry].shape
             channels = shape[1] if shape is not None and site.positions == (2, 3) else site.channels
             self.sites[name] = replace(site, macs=saved, unit_macs=saved, channels=channels)
-        for name, site in self.sites.items():
+        for name, site in list(self.sites.items()):
             if site.kind == "exit":
                 continue
-            macs, shape = sum(self.costs[node].macs for node in site.branch), self.costs[site.entry].shape
-            own = sum(self.costs[node].macs for node in site.tail) // site.units if site.tail else macs
-            channels = shape[1] if site.kind == "layer" and shape is not None else site.channels
-            self.sites[name] = replace(site, macs=macs, unit_macs=own, channels=channels)
+            behind_choice = site.kind == "filter" and site.tail[-1] != site.value  # the convolution's channels are gated, or were
+            if behind_choice and f"{site.name.removesuffix('.filters')}{convs.SUFFIX}" in self.sites:
+                continue
+            if behind_choice or not {site.value, site.entry} <= self.costs.keys():  # went with what was around it
+                del self.sites[name]
+                self.methods.pop(name, None)
+                continue
+            branch = tuple(node for node in site.branch if node in self.costs)
+            macs, shape, width = round((1 - site.always) * sum(self.costs[node].macs for node in branch)), self.costs[site.entry].shape, self.costs[site.value].shape
+            if site.kind == "conv" and name not in self.methods:
+                site = replace(site, units=self._width(site.branch[0]))
+            own = 0 if site.kind == "branch" else macs // site.units
+            if site.tail:
+                assert width is not None
+                site = replace(site, units=width[1]) if site.kind == "filter" and not site.places else site
+                own = sum(self.costs[node].macs for node in site.tail) // (width[1] if site.places else site.units)
+            channels = shape[1] if site.kind in ("layer", "filter") and shape is not None else site.channels
+            self.sites[name] = replace(site, branch=branch, macs=macs, unit_macs=own, channels=channels)
 
     def forward(self, x: Tensor, return_exits: bool = False) -> Any:
         """x (N, C, H, W) -> logits (N, K); with `return_exits` also the exit that each sample took, (N,): its number from 0 on, the number of exits for none."""
@@ -189,17 +201,40 @@ class Network(nn.Module):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
-    def insert_gate(self, site: str, gate: Gate, method: str) -> None:
-        """Gate a site; `recompile` and `recount` once all are in.
+    def insert_gate(self, site: str, gate: Gate, method: str, sees: str = "") -> None:
+        """Gate a site; `recompile` and `recount` once all are in. The gate sees the site's entry, or the node that `sees` names.
 
         Raises SettingError where it carries a gate already, or cannot be split into as many units as the gate has.
         """
         if site in self.methods:
             raise SettingError(f"expected `{site}` to carry no gate, but {self.methods[site]} gates it")
-        if gate.units > 1:
-            self._split(site, gate.units)
-        rewrite.insert_mask(self, self.graph, self.sites[site], gate)
+        self._check_not_nested(site)
+        if self.sites[site].kind == "conv":
+            self._reread(*convs.insert_channel_gate(self, self.graph, self.sites[site], gate), site)
+            self.sites[site] = replace(self.sites[site], units=gate.units, always=gate.always)  # type: ignore[arg-type]
+        else:
+            if gate.units > 1 and not self.sites[site].tail:
+                self._split(site, gate.units)
+            rewrite.insert_mask(self, self.graph, self.sites[site], gate, sees)
         self.methods[site] = method
+
+    def _check_not_nested(self, name: str) -> None:
+        """Gates within gated branches would decide for some of the samples alone, but for those of filters, which are told. Raises SettingError."""
+        branch = set(self.sites[name].branch)
+        for other in self.methods.keys() - {name}:
+            kinds = {self.sites[name].kind, self.sites[other].kind}
+            told = len(kinds) == 2 and "filter" in kinds and kinds <= {"filter", "block", "layer"}
+            if branch & set(self.sites[other].branch) and not told:
+                raise SettingError(f"`{name}` and `{other}`, which {self.methods[other]} gates, lie one within the other: prune first, or leave it out with --exclude '{name}'")
+
+    def _reread(self, before: str, now: str, but: str, more: Sequence[str] = ()) -> None:
+        """Let all sites `but` one name the node `now` where they named `before`; `more` nodes compute in those that hold its convolution."""
+        conv = self.sites[but].branch[0]
+        for name, site in self.sites.items():
+            if name != but:
+                entry, value, shortcut = (now if node == before else node for node in (site.entry, site.value, site.shortcut))
+                branch = (*site.branch, *more) if conv in site.branch else site.branch
+                self.sites[name] = replace(site, entry=entry, value=value, shortcut=shortcut, branch=branch)
 
     def _split(self, name: str, units: int) -> None:
         site = self.sites[name]
@@ -209,6 +244,29 @@ class Network(nn.Module):
         if shape[1] % units:
             raise SettingError(f"expected the number of units to divide the {shape[1]} filters of `{name}`, but got {units}")
         self.sites[name] = replace(site, units=units, tail=tuple(node.name for node in tail))
+
+    def insert_connections(self, site: str, gate: Gate, method: str, fan_in: int | None) -> None:
+        """Let each branch of the modules behind a boundary read what `gate` says; with no `fan_in` all branches, in one stream.
+
+        Raises SettingError where the site carries a gate already, or a layer gate or an exit stands in the way.
+        """
+        boundary, taken = self.boundaries[site], {name: self.methods[name] for name in self.methods if name in (self.boundaries[site].module.block, self.boundaries[site].reader.block, site)}
+        if taken:
+            raise SettingError(f"expected `{next(iter(taken))}` to carry no gate, but {next(iter(taken.values()))} gates it: prune first, or leave it out with --exclude")
+        if fan_in is None:
+            branches.insert_mask_on_branches(self, self.graph, site, boundary, gate)
+        else:
+            branches.insert_connections(self, self.graph, site, boundary, gate, fan_in)
+            for block in (boundary.module.block, boundary.reader.block):
+                self.sites.pop(block, None)  # no residual block any more that could be skipped
+        self.methods[site] = method
+
+    def fix_connections(self, kept: Mapping[str, Sequence[int]], fixed: Mapping[str, nn.Module]) -> None:
+        """Keep only these branches at these sites for good; `fixed`: what takes a gate's place, see gatecli.graph.branches.fix. The gates go."""
+        for site, places in kept.items():
+            branches.fix(self, self.graph, site, self.boundaries[site], places, fixed.get(site))
+            self.methods.pop(site)
+            self.sites.pop(site)
 
     def insert_exit(self, site: str, exit_: Exit, method: str) -> None:
         """Put an exit in; `recompile` and `recount` once all are in. Raises SettingError where the site has one already."""
@@ -221,7 +279,7 @@ class Network(nn.Module):
         """Let the exit sites be those after these blocks or layers. Raises SettingError, also where exits are in use already."""
         used = [name for name in self.methods if self.sites[name].kind == "exit"]
         others = {name: site for name, site in self.sites.items() if site.kind != "exit"}
-        found = exits_after(self, self.graph, self.costs, others, after)
+        found = exits_after(self, self.graph, self.costs, {name: site for name, site in others.items() if site.kind in ("block", "layer")}, after)
         if used:
             raise SettingError(f"the network has exits already ({', '.join(used)}): their places cannot change")
         self.sites = {**others, **{site.name: site for site in found}}
@@ -250,54 +308,106 @@ class Network(nn.Module):
 
     def remove_gate(self, site: str) -> None:
         """Let a gated site always run, as it did before it was gated."""
-        rewrite.remove_mask(self.graph, self.sites[site])
-        self.sites[site] = replace(self.sites[site], units=1, tail=())
+        old = self.sites[site]
+        if old.kind == "conv":
+            self._reread(*convs.remove_channel_gate(self.graph, old), site)
+            self.sites[site] = replace(self.sites[site], units=self._width(old.branch[0]), always=0.0)
+            self.methods.pop(site)
+            return
+        rewrite.remove_mask(self.graph, old)
+        if old.kind == "filter":
+            self.sites[site] = replace(old, units=self._width(old.value), places=())
+        else:
+            self.sites[site] = replace(old, units=1, tail=())
         self.methods.pop(site)
 
-    def why_not_removable(self, site: str) -> str | None:
-        """What stands in the way of removing the site's branch for good; None where nothing does."""
-        if self.sites[site].kind != "layer":
-            return None
-        return slices.foldable(self, self.graph, self.costs, self._output(site))
+    def _width(self, node: str) -> int:
+        shape = self.costs[node].shape
+        assert shape is not None
+        return shape[1]
 
-    def remove_branches(self, sites: Collection[str]) -> None:
-        """Take sites out of the network for good, with their gates. Raises SettingError where one cannot be removed, see `why_not_removable`."""
-        layers = {self._output(site) for site in sites if self.sites[site].kind == "layer"}
-        if layers:
-            slices.fold(self, self.graph, self.costs, layers)
+    def why_not_removable(self, sites: Iterable[str]) -> dict[str, str]:
+        """What stands in the way of removing the branches of these sites for good, all together; those left out where nothing does."""
+        reasons, replaced = dict[str, str](), dict[fx.Node, fx.Node]()
+        for name in sites:
+            site = self.sites[name]
+            if site.kind == "block":
+                replaced[rewrite.node_named(self.graph, site.add)] = rewrite.node_named(self.graph, site.shortcut)
+            elif self._is_summand(name):
+                added = rewrite.additions_of_zero(self, rewrite.node_named(self.graph, site.value), replaced)
+                if added is None:
+                    reasons[name] = "nothing else would be left of the sum that it goes into"
+                replaced |= added or {}
+            elif site.kind in ("layer", "filter") and (why := slices.foldable(self, self.graph, self.costs, self._nothing_of(name))) is not None:
+                reasons[name] = why
+        return reasons
+
+    def _is_summand(self, site: str) -> bool:
+        """Whether a site's value goes into additions alone, so that these do without it."""
+        place = self.sites[site]
+        return place.kind == "filter" and rewrite.additions_of_zero(self, rewrite.node_named(self.graph, place.value)) is not None
+
+    def _nothing_of(self, site: str) -> dict[fx.Node, list[int]]:
+        return {self._output(site): list(range(self._width(self.sites[site].value)))}
+
+    def remove_branches(self, sites: Collection[str], narrowed: Mapping[fx.Node, Sequence[int]] | None = None) -> None:
+        """Take sites out of the network for good, with their gates; `narrowed`: what `keep_units` returned of others, to be done with them. Raises SettingError where one cannot be removed, see `why_not_removable`."""
+        for site in [name for name in sites if self.sites[name].kind == "conv"]:
+            self.keep_units(site, [])
+        sites = [name for name in sites if name in self.sites]
+        folded = {**(narrowed or {})} | {node: gone for site in sites if self.sites[site].kind in ("layer", "filter") and not self._is_summand(site) for node, gone in self._nothing_of(site).items()}
+        if folded:
+            slices.fold(self, self.graph, self.costs, folded)
         for site in sites:
             self.methods.pop(site, None)
+            if site not in self.sites:
+                continue
             gone = rewrite.remove_branch(self, self.graph, self.sites.pop(site))
             for name, other in self.sites.items():
-                if other.kind == "exit":
-                    self.sites[name] = replace(other, entry=gone.get(other.entry, other.entry))
-                    continue
-                branch = tuple(node for node in other.branch if node not in gone)
-                self.sites[name] = replace(other, entry=gone.get(other.entry, other.entry), shortcut=gone.get(other.shortcut, other.shortcut), branch=branch)
+                entry, shortcut = gone.get(other.entry, other.entry), gone.get(other.shortcut, other.shortcut)
+                self.sites[name] = replace(other, entry=entry, shortcut=shortcut)
 
-    def keep_units(self, site: str, kept: Sequence[int], round_to: int = 1) -> None:
-        """Take the filters of all other units out of a split site for good, with its gate.
+    def keep_units(self, site: str, kept: Sequence[int], round_to: int = 1, dynamic: Sequence[int] = (), wide: bool = True) -> dict[fx.Node, list[int]]:
+        """Take all other units of a split site out for good, those in `kept` without a gate from now on; those in `dynamic` are decided as before.
 
         round_to: keep so many more filters, giving zeros, that their number is a multiple of this, as fast kernels like it.
+        wide: who reads the value gets zeros in the place of what is gone; else they are to lose these channels too (gatecli.graph.slices.fold).
+        Returns, for those, value -> channels that are gone.
         """
-        old, shape = self.sites[site], self.costs[self.sites[site].value].shape
-        assert shape is not None
-        width, per_unit = shape[1], shape[1] // old.units
-        filters = [unit * per_unit + index for unit in kept for index in range(per_unit)]
-        value = rewrite.node_named(self.graph, old.value)
-        tail = [rewrite.node_named(self.graph, name) for name in old.tail]
-        spare = [index for index in range(width) if index not in set(filters)]
-        silent = spare[: -len(filters) % round_to] if slices.stays_zero(self, tail) else []
-        self.remove_gate(site)
-        places = sorted([*filters, *silent])
-        slices.keep_outputs(self, tail, places, silent)
-        wide = rewrite.insert_widen(self.graph, value, places, width)
-        self.sites[site] = replace(self.sites[site], value=wide.name, branch=(*old.branch, wide.name))
+        if self.sites[site].kind == "conv":
+            self._reread_and_drop(site, kept)
+            return {}
+        old = self.sites[site]
+        result = narrow.narrow(self, self.graph, self.costs, old, kept, dynamic, round_to)
+        self.sites[site] = result.site
+        if not dynamic:
+            self.methods.pop(site)
+        if not result.gone:
+            return {}
+        if not wide:
+            return {result.output: result.gone}
+        last = narrow.widen_again(self.graph, result)
+        for name, other in self.sites.items():
+            if other.value == old.value and other.kind != "filter":
+                self.sites[name] = replace(other, value=last.name, branch=(*other.branch, last.name))
+        return {}
+
+    def why_stays_wide(self, site: str, kept: Sequence[int]) -> str | None:
+        """Why who reads a site's value must go on reading zeros in the place of units not in `kept`; None where they can lose these channels too."""
+        gone = narrow.gone_channels(self.sites[site], self._width(self.sites[site].value), kept)
+        return slices.foldable(self, self.graph, self.costs, {self._output(site): gone})
+
+    def _reread_and_drop(self, site: str, kept: Sequence[int]) -> None:
+        before, now, more = convs.keep_channels(self, self.graph, self.sites[site], kept)
+        self._reread(before, now, site, more)
+        del self.sites[site], self.methods[site]
 
     def _output(self, site: str) -> fx.Node:
         """What others read of a site: its branch's value, masked where it is gated."""
         value = rewrite.node_named(self.graph, self.sites[site].value)
-        return next((user for user in value.users if is_mask(user)), value)
+        while len(value.users) == 1 and is_mask(user := next(iter(value.users))):
+            value = user
+        return value
 
     def copy(self) -> Network:
         """An independent copy: its own tensors, graph and gates."""
@@ -311,7 +421,7 @@ class Network(nn.Module):
         return twin
 
 
-RESERVED = {*vars(Network), "graph", "recipe", "methods", "costs", "sites", "gates", "exits", "gater", LOWERED} - {"__init__", "forward"}
+RESERVED = {*vars(Network), "graph", "boundaries", "recipe", "methods", "costs", "sites", "gates", "exits", "gater", LOWERED} - {"__init__", "forward"}
 
 
 def input_channels(root: nn.Module, graph: fx.Graph) -> int:

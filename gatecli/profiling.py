@@ -63,7 +63,7 @@ class Row:
 @dataclass(frozen=True)
 class SiteRow:
     """One site of the last checkpoint: the MACs that its gate decides about (an exit's: that leaving there saves), the method that gates it, how often
-    it runs (1 where nothing gates it), and what the gate, or an exit with its classifier, costs itself."""
+    it runs (1 where nothing gates it), what the gate, or an exit with its classifier, costs itself, and whether what it saves is theoretical: no time."""
 
     name: str
     kind: str
@@ -72,6 +72,7 @@ class SiteRow:
     method: str | None
     rate: float
     gate_macs: int
+    theoretical: bool
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,9 @@ def site_rows(subject: Subject) -> list[SiteRow]:
     if network is None:
         return []
     rates = {name: mean_rate(subject.rates.get(name, [0.0 if site.kind == "exit" else 1.0])) for name, site in network.sites.items()}
-    return [SiteRow(name, site.kind, site.units, site.macs, network.methods.get(name), rates[name], network.gate_macs(name)) for name, site in network.sites.items()]
+    theoretical = {name for name, gate in network.site_gates.items() if gate.theoretical}
+    shown = {name: site for name, site in network.sites.items() if name in network.methods or site.kind in ("block", "layer", "exit")}  # parts of branches: only those gated
+    return [SiteRow(name, site.kind, site.units, site.macs, network.methods.get(name), rates[name], network.gate_macs(name), name in theoretical) for name, site in shown.items()]
 
 
 def subject_of(name: str, network: Network, file_bytes: int, rates: Rates) -> Subject:

@@ -21,7 +21,8 @@ TOLERANCE = 1e-4  # of the largest logit: above this, prune has broken something
 class Pruned:
     """The smaller network, and what was done to which site.
 
-    `removed`: branches gone; `thinned`: sites that have lost some of their units -> which; `ungated`: gates gone, all units always run;
+    `removed`: branches gone; `thinned`: sites that have lost some of their units -> which; `ungated`: gates gone, all units always run; `freed`: units
+    that always run, and are decided no more, of a site that stays dynamic;
     `kept_dynamic`: decided at run time as before; `stuck`: those of them that never run, but cannot be taken out -> why.
     `max_logit_change`: against the input with the same units forced, relative to the largest logit, on random images.
     """
@@ -30,6 +31,7 @@ class Pruned:
     removed: list[str]
     thinned: dict[str, list[int]]
     ungated: list[str]
+    freed: dict[str, list[int]]
     kept_dynamic: list[str]
     stuck: dict[str, str]
     params_before: int
@@ -53,29 +55,36 @@ def prune(
         collapse: a data-dependent unit with a rate below it is removed, one above 1 - collapse loses its gate.
         static: decide the remaining data-dependent units by rate > static, instead of leaving them dynamic.
         round_to: where a branch loses some of its filters, keep as many more, giving zeros, as make their number a multiple of this.
-    A site of several data-dependent units stays dynamic until all of them are decided.
+    Filters are decided one by one; another site of several data-dependent units stays dynamic until all of them are decided.
     Raises: SettingError for values out of range, and where a data-dependent gate has no rate; GatecliError if nothing is gated.
     """
     _check(network, threshold, collapse, static, round_to)
-    plan = make_plan(network, threshold, rates or {}, collapse, static)
+    plan, dynamic = make_plan(network, threshold, rates or {}, collapse, static)
     plan = _shortened(network, plan)
-    stuck = {site: why for site, kept in plan.items() if not kept and (why := network.why_not_removable(site)) is not None}
+    dynamic = {site: units for site, units in dynamic.items() if site in plan}
+    empty = [site for site, kept in plan.items() if not kept and site not in dynamic and not network.sites[site].places]
+    stuck = network.why_not_removable(empty)
     plan = {site: kept for site, kept in plan.items() if site not in stuck}
+    left = {site: [*kept, *dynamic.get(site, ())] for site, kept in plan.items()}
+    wide = [site for site, units in left.items() if site not in empty and len(units) < network.sites[site].units and network.why_stays_wide(site, units) is not None]
     smaller = network.copy().eval()
     for site in stuck:
         smaller.site_gates[site].threshold.fill_(1.0)  # P(on) is never above it
-    methods.apply_plan(smaller, plan, round_to)
-    change = _verify(network, smaller, {**plan, **{site: [] for site in stuck}})
-    left = {site: [0.0] * len(units) if site in stuck else list(units) for site, units in (rates or known_rates(network)).items() if site in smaller.methods}
-    units = {site: gate.units for site, gate in network.site_gates.items()}
+    methods.apply_plan(smaller, plan, round_to, dynamic, wide)
+    around = [site for site in stuck if site not in smaller.methods]  # gone with what was around them
+    change = _verify(network, smaller, {**plan, **{site: [] for site in stuck}}, dynamic)
+    stuck = {site: why for site, why in stuck.items() if site not in around}
+    unit_rates = {site: [0.0] * len(units) if site in stuck else [units[unit] for unit in dynamic.get(site, range(len(units)))] for site, units in (rates or known_rates(network)).items() if site in smaller.methods}
     ends = [site for site, kept in plan.items() if kept and network.sites[site].kind == "exit"]
+    units = {site: gate.units for site, gate in network.site_gates.items()}
     result = Pruned(
-        smaller, [site for site, kept in plan.items() if not kept],
-        {site: [unit for unit in range(units[site]) if unit not in kept] for site, kept in plan.items() if 0 < len(kept) < units[site]},
-        [site for site, kept in plan.items() if len(kept) == units[site] and site not in ends], list(smaller.methods), stuck, network.params, network.macs_dense, change, left,
+        smaller, [site for site in network.methods if site in around or (site in left and (site in empty or (not left[site] and network.sites[site].kind == "exit")))],
+        {site: [unit for unit in range(units[site]) if unit not in kept] for site, kept in left.items() if site not in empty and len(kept) < units[site]},
+        [site for site, kept in plan.items() if len(kept) == units[site] and site not in ends], {site: kept for site, kept in plan.items() if site in dynamic and kept},
+        list(smaller.methods), stuck, network.params, network.macs_dense, change, unit_rates,
     )  # fmt: skip
-    settings = {"threshold": threshold, "collapse": collapse, "static": static, "round_to": round_to, "plan": plan}
-    measured = {"params": smaller.params, "macs_dense": smaller.macs_dense, "macs_expected": result.macs_expected, "max_logit_change": change, "unit_rates": left}
+    settings = {"threshold": threshold, "collapse": collapse, "static": static, "round_to": round_to, "plan": plan, "dynamic": dynamic, "wide": wide}
+    measured = {"params": smaller.params, "macs_dense": smaller.macs_dense, "macs_expected": result.macs_expected, "max_logit_change": change, "unit_rates": unit_rates}
     smaller.recipe = network.recipe.with_step(Step("prune", settings, measured))
     return result
 
@@ -98,32 +107,35 @@ def _check(network: Network, threshold: float | None, collapse: float, static: f
         raise SettingError(f"expected --threshold to be a finite number, but got {threshold}")
 
 
-def make_plan(network: Network, threshold: float | None, rates: Rates, collapse: float, static: float | None) -> dict[str, list[int]]:
-    """Which units each decided site keeps: site -> kept units, sites that stay dynamic left out."""
-    plan: dict[str, list[int]] = {}
+def make_plan(network: Network, threshold: float | None, rates: Rates, collapse: float, static: float | None) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+    """Which units each site keeps for good, sites that stay as they are left out, and of these sites the units that stay dynamic."""
+    plan, dynamic = dict[str, list[int]](), dict[str, list[int]]()
     for site, gate in network.site_gates.items():
         if isinstance(gate, Exit):
             decided = _exit(network, site, gate, rates, collapse)
             if decided is not None:
                 plan[site] = decided
             continue
-        runs = methods.get(network.methods[site]).always_runs(gate, threshold)
+        runs: Sequence[bool | None] | None = methods.get(network.methods[site]).decided(network, site, threshold)
         if runs is None:
             runs = _by_rate(site, rates, collapse, static)
-        if runs is not None:
-            plan[site] = [unit for unit, run in enumerate(runs) if run]
-    return plan
+        undecided = [unit for unit, run in enumerate(runs) if run is None]
+        if undecided and (not gate.filters or len(undecided) == gate.units):
+            continue
+        plan[site] = [unit for unit, run in enumerate(runs) if run]
+        if undecided:
+            dynamic[site] = undecided
+    return plan, dynamic
 
 
-def _by_rate(site: str, rates: Rates, collapse: float, static: float | None) -> list[bool] | None:
+def _by_rate(site: str, rates: Rates, collapse: float, static: float | None) -> Sequence[bool | None]:
+    """Whether each unit runs; None where it stays dynamic."""
     if site not in rates:
         raise SettingError(f"the gate at `{site}` depends on the image, so prune needs its rate: name a data set with --data (rates are measured on its val split)")
     units: Sequence[float] = rates[site]
     if static is not None:
         return [rate > static for rate in units]
-    if all(rate < collapse or rate > 1 - collapse for rate in units):
-        return [rate > 0.5 for rate in units]
-    return None
+    return [rate > 0.5 if rate < collapse or rate > 1 - collapse else None for rate in units]
 
 
 def _exit(network: Network, site: str, exit_: Exit, rates: Rates, collapse: float) -> list[int] | None:
@@ -138,11 +150,14 @@ def _exit(network: Network, site: str, exit_: Exit, rates: Rates, collapse: floa
     return [0] if leave > (1 - collapse) * come else None
 
 
-def _verify(network: Network, smaller: Network, plan: Mapping[str, list[int]]) -> float:
+def _verify(network: Network, smaller: Network, plan: Mapping[str, list[int]], dynamic: Mapping[str, list[int]]) -> float:
+    """The change of the logits where both are forced to decide as planned; every second unit that stays dynamic runs."""
     gates = network.site_gates
-    decisions = {site: [int(unit in kept) for unit in range(gates[site].units)] for site, kept in plan.items()}
+    runs = {site: {*kept, *dynamic.get(site, ())[::2]} for site, kept in plan.items()}
+    decisions = {site: [int(unit in units) for unit in range(gates[site].units)] for site, units in runs.items()}
+    still = {site: [decisions[site][unit] for unit in units] for site, units in dynamic.items() if site in smaller.methods}
     images = random_images(network)
-    with in_evaluation(network), force(network, decisions):
+    with in_evaluation(network), force(network, decisions), force(smaller, still):
         change = relative_change(logits(network, images), logits(smaller, images))
     if not change <= TOLERANCE:
         raise GatecliError(f"the pruned network's logits differ by {change:.1e} of the largest logit from the gated network's: this is a bug in gatecli; nothing was written")

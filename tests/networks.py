@@ -311,8 +311,8 @@ CASES = {
 
 
 def branches(network: Network) -> dict[str, Site]:
-    """The network's sites that hold a branch: all but the exits."""
-    return {name: site for name, site in network.sites.items() if site.kind != "exit"}
+    """The network's sites that hold a branch, as layer gates take them: blocks and layers."""
+    return {name: site for name, site in network.sites.items() if site.kind in ("block", "layer")}
 
 
 def traced(model: nn.Module, size: tuple[int, int] = (32, 32), **how: object) -> Network:

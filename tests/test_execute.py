@@ -4,7 +4,7 @@ from __future__ import annotations
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import traced
+from networks import branches, traced
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -65,7 +65,7 @@ LINES = st.tuples(st.sampled_from(["block", "apart", "conv", "conv", "relu", "vi
 def test_skipping_against_masking(lines: list[Line], seed: int, count: int) -> None:
     torch.manual_seed(seed)
     network = traced(Program(lines).eval(), (5, 5))
-    if not network.sites:
+    if not branches(network):
         return
     gated = gatecli.attach(network, "ind-perbatch").network
     images = torch.randn(count, 3, 5, 5)

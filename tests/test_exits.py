@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from commandline import SIDE, call, contents, refused, run, same, save_npz, save_source
@@ -76,6 +77,34 @@ def test_exits_after_any_module_where_there_are_no_blocks() -> None:
     assert [gated.sites[site].channels for site in gated.site_exits] == [128, 256]
     with pytest.raises(SettingError, match=r"but got `classifier.0`; there are: features.0, "):
         gatecli.attach(network, "dgate", after="classifier.0")
+
+
+def test_an_exit_before_anything_with_weights_is_refused() -> None:
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pool, self.conv, self.fc = nn.AvgPool2d(2), nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.fc(self.conv(self.pool(x)).mean((2, 3)))
+            return out
+
+    network = traced(Pooled(), (16, 16))
+    with pytest.raises(SettingError, match="nothing has been computed at `pool`"):
+        gatecli.attach(network, "dgate", after="pool")
+    assert list(gatecli.attach(network, "dgate", after="conv").network.site_exits) == ["exit1"]
+
+
+def test_a_file_knows_where_its_exits_stand(tmp_path: Path) -> None:
+    case = CASES["cifar-projection"]
+    network = gatecli.attach(case.build(), "dgate", input_size=case.size, arch="cifar:resnet20", after="layer1.1,layer2.0,layer3.0,layer3.1").network
+    with torch.no_grad():
+        for exit_ in network.site_exits.values():
+            nn.init.normal_(exit_.get_submodule("linear").weight)  # type: ignore[arg-type]
+            exit_.threshold.fill_(1.0)
+    gatecli.write(network, tmp_path / "n.safetensors")
+    loaded = gatecli.load(tmp_path / "n.safetensors")
+    assert loaded.sites == network.sites and torch.equal(logits(loaded, case.images(4)), logits(network, case.images(4)))
 
 
 # --- who leaves ---
@@ -325,6 +354,15 @@ def test_the_library_has_both(here: Path) -> None:
     assert found.point == found.frontier[0] and found.target_top1 == pytest.approx(found.baseline_top1 - 100) and found.gap == 0
 
 
+def test_val_may_lack_a_class_and_calibrate_may_come_twice(trained: Path) -> None:
+    arrays = dict(np.load("data.npz"))
+    kept = arrays["val_labels"].reshape(-1) != 3
+    np.savez("less.npz", **{**arrays, "val_images": arrays["val_images"][kept], "val_labels": arrays["val_labels"][kept]})
+    first = call("calibrate", "trained.safetensors", "--data", "npz:less.npz", "--target-acc", 5, "--out", "a.safetensors")
+    second = call("calibrate", "a.safetensors", "--data", "npz:less.npz", "--target-acc", 5, "--out", "b.safetensors")
+    assert second["thresholds"] == first["thresholds"] and second["frontier"] == first["frontier"] and second["top1"] >= 5
+
+
 def test_confidence_costs(trained: Path) -> None:
     done = run("calibrate", "trained.safetensors", "--target-acc", 3, "--confidence", 0.9, "--out", "c.safetensors")
     assert done.code == 0 and "certified: top-1 of at least 3.00 on unseen data with probability 0.9" in done.err
@@ -397,7 +435,7 @@ def test_the_road_with_exits_on_a_pruned_network(here: Path) -> None:
     final = call("prune", "--data", "npz:data.npz")
     assert final["params"] < stacked["params"] and final["max_logit_change"] <= LIMIT
     sites = {site["name"]: site for site in call("inspect")["sites"]}
-    assert all(site["kind"] in ("block", "exit") for site in sites.values())
+    assert all(site["kind"] in ("block", "filter", "exit", "conv") for site in sites.values())
 
 
 def test_a_checkpoint_keeps_infinite_thresholds(here: Path) -> None:

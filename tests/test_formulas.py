@@ -144,7 +144,7 @@ def test_targets_that_are_none(text: str, message: str) -> None:
 def test_a_gate_whose_target_is_one_is_left_out() -> None:
     gated = gatecli.attach(CASES["own"].network(), "ind-pergate", targets="t,1,.25", target_rate=0.5).network
     left = list(gated.methods)
-    assert len(left) == 2 and left == [*gated.sites][::2]
+    assert len(left) == 2 and left == [*branches(gated)][::2]
     step = gated.recipe.last("attach")
     assert step is not None and step.settings["settings"]["targets"] == f"{left[1]}:0.25"
     method = methods.get("ind-pergate")
@@ -425,7 +425,7 @@ def test_expected_macs_by_hand() -> None:
     branch, head, gate = 2 * 3 * 3 * 9 * 64, 3 * 4, 3 * 16 + 16
     for name, own in (("aig-perbatch", gate), ("ind-perbatch", 0)):
         network = gatecli.attach(oneblock(), name, input_size=(8, 8)).network
-        (site,) = network.sites
+        (site,) = branches(network)
         assert network.sites[site].macs == branch and network.macs_dense == branch + head + own
         for rate in (0.0, 0.25, 1.0):
             assert expected_macs(network, {site: [rate]}) == pytest.approx(branch * rate + head + own)
@@ -452,7 +452,7 @@ def test_rates() -> None:
 
 def test_measured_rates_are_shares_of_all_samples() -> None:
     network = gatecli.attach(oneblock(), "ind-perbatch", input_size=(8, 8)).network
-    (site,) = network.sites
+    (site,) = branches(network)
     meter = RateMeter()
     with observe(network, meter), torch.no_grad():
         for opened, count in ((3, 4), (0, 2), (1, 1), (0, 3)):
@@ -465,7 +465,7 @@ def test_measured_rates_are_shares_of_all_samples() -> None:
 @pytest.mark.parametrize("units", [5, {"SITE": 5}, {"SITE": []}, {"SITE": [0.5, 0.5]}, {"SITE": ["x"]}, {"SITE": [1.5]}, {"SITE": [None]}])
 def test_known_rates_are_the_latest_recorded_ones(units: Any) -> None:
     network = gatecli.attach(oneblock(), "ind-perbatch", input_size=(8, 8)).network
-    (site,) = network.sites
+    (site,) = branches(network)
     assert known_rates(network) == {site: [1.0]}
     for rate in (0.3, 0.6):
         network.recipe = network.recipe.with_step(Step("finetune", {}, {"unit_rates": {site: [rate]}}))
@@ -515,4 +515,4 @@ def test_relative_change() -> None:
 
 def test_a_network_without_gates_costs_what_it_computes() -> None:
     network = traced(oneblock(), (8, 8))
-    assert expected_macs(network, {site: [0.0] for site in network.sites}) == network.macs_dense == 10368 + 12
+    assert expected_macs(network, {site: [0.0] for site in branches(network)}) == network.macs_dense == 10368 + 12

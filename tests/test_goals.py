@@ -16,12 +16,13 @@ from gatecli import methods
 from gatecli.errors import SettingError
 from gatecli.training import TrainOptions
 from gatecli.training.goals import Price, goal_of
+from gatecli.training.trained import Trained
 
 
 def price(epochs: int = 20, **asked: float) -> Price:
     network = gatecli.attach(CASES["cifar-projection"].network(), "ind-perbatch").network
     method = methods.get("ind-perbatch")
-    goal = goal_of(network, method, method.settings(), TrainOptions(epochs=epochs, **asked))  # type: ignore[arg-type]
+    goal = goal_of(network, [Trained(method, method.settings())], TrainOptions(epochs=epochs, **asked))  # type: ignore[arg-type]
     assert isinstance(goal, Price)
     goal.begin(90.0)
     return goal

@@ -71,7 +71,7 @@ class Calls(nn.Module):
 
 def sites_of(function: Callable[[Any, Tensor], Tensor], **parts: nn.Module) -> list[str]:
     network = traced(Calls(function, **parts).eval(), (8, 8))
-    return list(network.sites)
+    return list(branches(network))
 
 
 def run(network: nn.Module, x: Tensor) -> Tensor:
@@ -113,11 +113,11 @@ def test_other_networks(name: str) -> None:
 
 def test_where_a_gate_finds_the_channels() -> None:
     tokens = CASES["tokens"].network()
-    assert {(site.channels, site.positions) for site in tokens.sites.values()} == {(16, (1,))}
-    (site,) = traced(oneblock(), (8, 8)).sites.values()
+    assert {(site.channels, site.positions) for site in branches(tokens).values()} == {(16, (1,))}
+    (site,) = branches(traced(oneblock(), (8, 8))).values()
     assert (site.channels, site.positions, site.entry, site.shortcut) == (3, (2, 3), "x", "x")
     rows = nn.Sequential(nn.Flatten(), _Residual(nn.Linear(12, 12)), nn.Linear(12, 2))
-    (site,) = traced(rows, (2, 2)).sites.values()
+    (site,) = branches(traced(rows, (2, 2))).values()
     assert (site.channels, site.positions) == (12, ())
     assert gatecli.attach(rows, "aig-perbatch", input_size=(2, 2)).max_logit_change < 1e-6
 
@@ -177,7 +177,7 @@ def test_branches_of_one_module_are_numbered() -> None:
 
 def test_a_block_called_twice_is_two_sites() -> None:
     network = traced(Calls(lambda m, x: m.block(m.block(x)), block=_Residual(conv(4, 4))), (8, 8))
-    assert list(network.sites) == ["block.body#1", "block.body#2"]
+    assert list(branches(network)) == ["block.body#1", "block.body#2"]
     gated = gatecli.attach(network, "ind-perbatch").network
     x = torch.randn(3, 3, 8, 8)
     with gatecli.force(gated, {"block.body#1": [0]}):
@@ -249,7 +249,7 @@ def test_unrelated_heads_are_refused() -> None:
             x = x.flatten(1)
             return self.a(x) + self.b(x if self.same else x * 2)
 
-    assert not traced(Heads(True), (2, 2)).sites and not traced(Heads(False), (2, 2)).sites
+    assert not branches(traced(Heads(True), (2, 2))) and not branches(traced(Heads(False), (2, 2)))
 
 
 # --- what it costs ---
@@ -470,7 +470,7 @@ def test_the_advice_on_an_untraceable_line_works(kind: str, count: int) -> None:
     assert advice(caught.value) == (["odd.*"] if count == 3 else ["odd.0"])
     network = traced(copy.deepcopy(model), (8, 8), leaves=advice(caught.value))
     x = torch.randn(2, 3, 8, 8)
-    assert torch.equal(run(model, x), run(network, x)) and list(network.sites) == ["body"]
+    assert torch.equal(run(model, x), run(network, x)) and list(branches(network)) == ["body"]
     assert gatecli.attach(model, "ind-perbatch", input_size=(8, 8), leaves=advice(caught.value)).gates == 1
 
 
@@ -479,7 +479,7 @@ def test_the_advice_spares_other_modules() -> None:
     with pytest.raises(ArchitectureError) as caught:
         traced(model, (8, 8))
     assert advice(caught.value) == ["parts.1", "parts.3"]
-    assert list(traced(model, (8, 8), leaves=advice(caught.value)).sites) == ["parts.0.body", "parts.2.body"]
+    assert list(branches(traced(model, (8, 8), leaves=advice(caught.value)))) == ["parts.0.body", "parts.2.body"]
 
 
 def test_no_leaf_helps_where_the_network_s_own_forward_stands_in_the_way() -> None:
@@ -745,7 +745,7 @@ def test_stochastic_depth() -> None:
 
     model = ConvNeXt([CNBlockConfig(8, None, 4)], stochastic_depth_prob=0.7, layer_scale=1.0, num_classes=5)
     network = traced(copy.deepcopy(model).eval())
-    assert len(network.sites) == 4 and any(isinstance(part, StochasticDepth) for part in network.modules())
+    assert len(branches(network)) == 4 and any(isinstance(part, StochasticDepth) for part in network.modules())
     both_modes(model, torch.randn(6, 3, 32, 32), (32, 32))
 
 

@@ -212,7 +212,7 @@ def test_what_cannot_be_split() -> None:
 def test_tails(source: nn.Module) -> None:
     network = traced(source, (6, 5))
     nodes = {node.name: node for node in network.graph.nodes}
-    tails = {name: [str(node.target) for node in tail_of(network, nodes[site.value])] for name, site in network.sites.items()}
+    tails = {name: [str(node.target) for node in tail_of(network, nodes[site.value])] for name, site in branches(network).items()}
     assert tails == {"norm": ["norm.3", "norm.4"], "bias": ["bias.3"], "relu": ["relu.3", "relu.4", "relu.5", "relu.6"], "sigmoid": ["sigmoid.3", "sigmoid.4"], "depthwise": []}
 
 

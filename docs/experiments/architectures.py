@@ -94,7 +94,7 @@ def measure(found: Found, sizes: tuple[int, ...]) -> Row:
     try:
         skeleton = build_skeleton(found.arch, found.args)
         network = traced(skeleton, found, found.input_size)
-        kinds = Counter(site.kind for site in network.sites.values())
+        kinds = Counter(site.kind for site in network.sites.values() if site.kind in ("block", "layer", "exit"))
         row.sites = ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "0"
         row.gmacs = f"{network.macs_dense / 1e9:.3f}"
         row.notes += _lost(skeleton, network)
@@ -118,7 +118,7 @@ def _compare(found: Found, sizes: tuple[int, ...], row: Row) -> None:
     images = random_images(network)
     before = logits(model, images)
     row.training = _training(model, network, images)
-    if all(site.kind == "exit" for site in network.sites.values()):
+    if not any(site.kind in ("block", "layer") for site in network.sites.values()):
         row.attach = f"({relative_change(before, logits(network.eval(), images)):.0e})"
         return
     gated = gatecli.attach(network.eval(), "ind-perbatch").network

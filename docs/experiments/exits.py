@@ -30,13 +30,14 @@ def main() -> None:
     parser.add_argument("--epochs", default="100")
     parser.add_argument("--drops", nargs="*", default=["0", "0.5", "1", "2"])
     parser.add_argument("--losses", nargs="*", default=["hinge", "cross-entropy"])
+    parser.add_argument("--after", help="blocks after which the exits stand; none: the ends of stages")
     args = parser.parse_args()
     stem = Path(args.source).stem
     print("| loss | exits alone (val) | points given up | thresholds | val top-1 | test top-1 | GFLOPs (test) | less | leaving at each, at the end, % (val) | speed-up at 1 / 32 | ideal |")
     print("|---|---|---|---|---|---|---|---|---|---|---|")
     for loss in args.losses:
         gated, tuned = f"{stem}.{loss}.dgate.safetensors", f"{stem}.{loss}.tuned.safetensors"
-        gatecli("attach", args.source, "--method", "dgate", "--set", f"loss={loss}", "--out", gated, "--force")
+        gatecli("attach", args.source, "--method", "dgate", "--set", f"loss={loss}", *(["--set", f"after={args.after}"] if args.after else []), "--out", gated, "--force")
         schedule = ["--epochs", args.epochs, "--cache-features", "--lr", "0.5", "--schedule", "cosine", "--batch-size", "256"]
         trained = gatecli("finetune", gated, "--data", args.data, *schedule, "--out", tuned, "--force")
         alone = max((row["exits"] for row in trained["history"]), key=lambda exits: sum(exits.values()))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gatecli.architectures.cifar import PRERESNETS, RESNETS
+from gatecli.architectures.cifar_resnext import RESNEXTS
 from gatecli.errors import ArchitectureError, SettingError
 
 LIBRARIES = ("torchvision", "cifar", "timm")
@@ -131,8 +132,8 @@ def accepted_args(arch: str) -> dict[str, Argument] | None:
     """The arguments that an architecture takes; None for a callable. Raises ArchitectureError if there is no such architecture."""
     library, name = split_arch(arch)
     if library == "cifar":
-        _known(arch, name, [*RESNETS, *PRERESNETS])
-        return CIFAR if name in RESNETS else PRE_CIFAR
+        _known(arch, name, [*RESNETS, *PRERESNETS, *RESNEXTS])
+        return CIFAR if name in RESNETS else PRE_CIFAR if name in PRERESNETS else {"num_classes": CLASSES, "channels": CHANNELS}
     if library == "torchvision":
         from torchvision import models
 

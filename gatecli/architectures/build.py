@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from gatecli.architectures.arguments import NO_TIMM, accepted_args, check_args, is_callable_name, parse_arch_args, split_arch
 from gatecli.architectures.cifar import PRERESNETS, RESNETS
+from gatecli.architectures.cifar_resnext import RESNEXTS
 from gatecli.architectures.surgery import EXTRAS, alter
 from gatecli.errors import ArchitectureError
 
@@ -164,7 +165,7 @@ def _torchvision(name: str, args: Mapping[str, Any]) -> nn.Module:
 
 
 def _cifar(name: str, args: Mapping[str, Any]) -> nn.Module:
-    return {**RESNETS, **PRERESNETS}[name](**args)
+    return {**RESNETS, **PRERESNETS, **RESNEXTS}[name](**args)
 
 
 def _timm(name: str, args: Mapping[str, Any]) -> nn.Module:

@@ -1,6 +1,6 @@
 """Rewrite the shipped table of architectures: python -m gatecli.architectures.generate
 
-Run it when torchvision or cifar.py has other networks; the same torchvision gives the same bytes.
+Run it when torchvision or a file cifar*.py has other networks; the same torchvision gives the same bytes.
 """
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torchvision import models
 
 from gatecli.architectures.arguments import accepted_args
 from gatecli.architectures.cifar import PRERESNETS, RESNETS
+from gatecli.architectures.cifar_resnext import RESNEXTS
 from gatecli.architectures.rows import make_row, pack
 
 VARIANTS = {"stem": "cifar", "aux_logits": False, "shortcut": "pad", "narrow": True}  # arguments that tensors show
@@ -20,7 +21,7 @@ TABLE = Path(__file__).with_name("table.json.gz")
 
 def listed() -> Iterator[tuple[str, dict[str, Any]]]:
     """The architecture and arguments of every row."""
-    names = [*(f"torchvision:{name}" for name in models.list_models(module=models)), *(f"cifar:{name}" for name in (*RESNETS, *PRERESNETS))]
+    names = [*(f"torchvision:{name}" for name in models.list_models(module=models)), *(f"cifar:{name}" for name in (*RESNETS, *PRERESNETS, *RESNEXTS))]
     for arch in names:
         yield arch, {}
         accepted = accepted_args(arch) or {}

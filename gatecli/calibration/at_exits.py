@@ -132,7 +132,7 @@ def _check(network: Network, asked: Mapping[str, float | None], confidence: floa
         raise SettingError(f"expected --cost to be one of {', '.join(COSTS)}, but got `{cost}`")
     if (cost, given[0]) in (("macs", "--max-ms"), ("latency", "--max-gmacs")):
         raise SettingError(f"{given[0]} is no budget for --cost {cost}: " + ("add --cost latency" if cost == "macs" else "expected --max-ms"))
-    if network.recipe.last("finetune", "attach") is not None and all(not bool(exit_.get_parameter("linear.weight").any()) for exit_ in network.site_exits.values()):
+    if not any(exit_.trained for exit_ in network.site_exits.values()):
         raise TrainingError("the exits have not been trained yet: gatecli finetune --data ... first")
 
 
@@ -149,7 +149,7 @@ def gather(network: Network, data: DataSet, batch_size: int, workers: int, progr
             record.clear()
             values, logits = network.at_exits(x.to(network.device))
             heads = {site: exit_.classify(values[site]) for site, exit_ in network.site_exits.items()}
-            scores.append(torch.cat([exit_.score(heads[site]) for site, exit_ in network.site_exits.items()], 1).float().cpu())
+            scores.append(torch.cat([exit_.score(values[site], heads[site]) for site, exit_ in network.site_exits.items()], 1).float().cpu())
             right.append(torch.stack([head.argmax(1).cpu() == y for head in (*heads.values(), logits)], 1))
             for site, z in record.latest().items():
                 decided.setdefault(site, []).append(z.cpu())

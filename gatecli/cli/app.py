@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from gatecli.cli import attach, calibrate, demo, evaluate, export, finetune, inspect, methods, profile, prune, run, state
+from gatecli.cli import attach, calibrate, demo, evaluate, export, finetune, gates, inspect, methods, profile, prune, run, state
 from gatecli.cli.session import command
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {
     "eval": evaluate.evaluate,
     "export": export.export,
     "run": run.run,
+    "gates": gates.gates,
     "inspect": inspect.inspect,
     "methods": methods.methods,
     "log": state.log,

@@ -1,6 +1,7 @@
 """gatecli attach"""
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
@@ -18,6 +19,7 @@ def attach(
     set_: Set = None,
     include: Annotated[Optional[list[str]], typer.Option(help="Pattern of sites to gate, as 'layer3.*'; repeatable.")] = None,
     exclude: Annotated[Optional[list[str]], typer.Option(help="Pattern of sites to leave alone; repeatable.")] = None,
+    gater: Annotated[Optional[Path], typer.Option(help="gaternet: checkpoint of a classifier that the gater starts from; none: --set gater=NAME, untrained.", show_default=False)] = None,
     out: Out = None,
     force: Force = False,
 ) -> dict[str, Any]:
@@ -35,7 +37,8 @@ def attach(
     target = out or default_out(path, method)
     check_output(target, force, [path])
     network = session.open(path)
-    result = attaching.attach(network, method, include=include or (), exclude=exclude or (), **settings)
+    brought = None if gater is None else session.open_other(gater)
+    result = attaching.attach(network, method, include=include or (), exclude=exclude or (), gater_network=brought, **settings)
     write(result.network, target)
     session.say(
         f"{network.recipe.source.arch}: {result.gates} gates of {method}, logits changed by {result.max_logit_change:.1e} of the largest; "

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -17,7 +18,7 @@ from gatecli.errors import CheckpointError, Interrupted, SettingError, TrainingE
 if TYPE_CHECKING:
     from gatecli.training import Finetuned, Run
 
-OPTIONS = ("epochs", "lr", "batch_size", "weight_decay", "momentum", "schedule", "precision", "augment", "label_smoothing", "workers", "bn_batches", "save_every", "max_drop", "max_gmacs", "cache_features")
+OPTIONS = ("epochs", "lr", "batch_size", "weight_decay", "momentum", "schedule", "precision", "augment", "label_smoothing", "workers", "bn_batches", "save_every", "max_drop", "max_gmacs", "cache_features", "train")
 
 
 @reads_checkpoints
@@ -42,6 +43,7 @@ def finetune(
     max_drop: Annotated[Optional[float], typer.Option(help="Lower the target rate as long as val top-1 stays within so many points of the baseline, and keep the cheapest such state.")] = None,
     max_gmacs: Annotated[Optional[float], typer.Option(help="Lower the target rate until an image costs at most so many GMACs, and keep the most accurate such state.")] = None,
     cache_features: Annotated[bool, typer.Option("--cache-features", help="Exits: compute what they see once, for all epochs; goes without augmentation.")] = False,
+    train: Annotated[Optional[str], typer.Option(help="Attached methods to train together, with commas between, as early-exit,aig-perbatch; none: the latest. --set is for the first.", show_default=False)] = None,
     tensorboard: Annotated[Optional[Path], typer.Option(help="Folder for a TensorBoard log; needs pip install 'gatecli[report]'.", show_default=False)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that was interrupted last, with its settings.")] = False,
     out: Out = None,
@@ -52,7 +54,7 @@ def finetune(
     from gatecli.checkpoint import check_output, write
     from gatecli.inputs import open_data
     from gatecli.training.board import Board, on_board
-    from gatecli.training.finetune import trained_method
+    from gatecli.training.trained import trained_methods
 
     if resume:
         run, about = _resumed(session, context)
@@ -69,7 +71,7 @@ def finetune(
     network = session.open(path)
     if not network.methods:
         raise TrainingError(f"{path} has no gates to train: attach a method first (gatecli attach {path} --method NAME)")
-    trained_method(network.recipe, about["settings"])  # a slip in --set costs no time
+    trained_methods(network.recipe, about["settings"], [name for name in (chosen.train or "").split(",") if name])  # a slip in --set costs no time
     dataset = open_data(network, about["data"], trusted=not resume or data is not None)  # a state's word is not the user's
     run = run or training.Run.begin(RUNS / target.name.removesuffix(".safetensors"), about)
     with _resumable(session, about), on_board(run, board):
@@ -150,11 +152,20 @@ def _resumable(session: Session, about: dict[str, Any]) -> Iterator[None]:
 
 
 def _report(session: Session, result: Finetuned, run: Any) -> None:
+    from gatecli import methods
+
     norms = result.batchnorm
     session.say(f"chosen {result.chosen}")
     if norms["after"] is not None:
         session.say(f"BatchNorm re-estimated: val top-1 {norms['before']:.2f} before, {norms['after']:.2f} after; kept: {norms['kept']}")
-    rates = "no exit taken until gatecli calibrate" if result.target_rate is None else f"rate {result.achieved_rate:.3f} for {result.target_rate:.2f} asked"
+    step = result.network.recipe.last("finetune")
+    if step is not None and methods.get(step.settings["method"]).trains == "exits":
+        rates = "no exit taken until gatecli calibrate"
+    else:
+        rates = f"rate {result.achieved_rate:.3f}" + ("" if result.target_rate is None else f" for {result.target_rate:.2f} asked")
+    for site, each in result.exits.items():
+        chosen = "" if each.top1_chosen is None else f", {each.top1_chosen:.2f} of those"
+        session.say(f"{site}: {100 * each.share:.1f} % leave; top-1 {each.top1_all:.2f} of all val images{chosen}")
     session.say(
         f"val top-1 {result.top1:.2f} (all gates open before training: {result.baseline_top1:.2f}), {rates}, "
         f"{gmacs(result.macs_expected)} GMACs of {gmacs(result.network.macs_dense)}; log, best and last state in {run.folder}"
@@ -169,5 +180,5 @@ def _json(result: Finetuned, path: Path, target: Path) -> dict[str, Any]:
         "checkpoint": str(path), "out": str(target), "arch": network.recipe.source.arch, "epochs": result.epochs, "split": "val", "top1": result.top1,
         "baseline_top1": result.baseline_top1, "params": network.params, "macs_dense": network.macs_dense, "macs_expected": result.macs_expected,
         "rates": site_rates(result.rates), "target_rate": result.target_rate, "achieved_rate": result.achieved_rate, "chosen": result.chosen,
-        "batchnorm": result.batchnorm, "history": result.history,
+        "batchnorm": result.batchnorm, "history": result.history, **({"exits": {site: asdict(each) for site, each in result.exits.items()}} if result.exits else {}),
     }  # fmt: skip

@@ -108,7 +108,9 @@ def _print(session: Session, result: Profile, with_sites: bool) -> None:
     foot = f"{result.repeats} interleaved calls, {result.threads} threads; gates {how}; ideal: what expected MACs promise; realised = speed-up / ideal"
     table(session, "\nlatency", ("<checkpoint", "batch", "median ms", "p95", "min", "speed-up", "ideal", "realised"), times, foot)
     gated = [site for site in result.sites if site.method]
+    if any(site.theoretical for site in gated):
+        session.say("note: expected GMACs are theoretical where gates decide for single activations, which no dense kernel can leave out: they save no time")
     if with_sites and gated:
-        site_rows = [(s.name, s.kind, s.units, gmacs(s.macs), s.method, f"{s.rate:.3f}", gmacs(s.gate_macs)) for s in gated]
+        site_rows = [(s.name, s.kind, s.units, gmacs(s.macs), s.method, f"{s.rate:.3f}{' (theoretical)' if s.theoretical else ''}", gmacs(s.gate_macs)) for s in gated]
         foot = f"GMACs: what the gate decides about (an exit: what leaving there saves); its own: what deciding costs. {len(result.sites) - len(gated)} sites without a gate: gatecli inspect"
         table(session, f"\nsites of {result.rows[-1].name}", ("<site", "<kind", "units", "GMACs", "<gated by", "rate", "its own"), site_rows, foot)

@@ -46,7 +46,7 @@ def prune(
     session.written(target)
     session.say("next: gatecli profile")
     return {
-        "checkpoint": str(path), "out": str(target), "arch": network.recipe.source.arch, "removed": [*result.removed, *({"site": site, "units": units} for site, units in result.thinned.items())], "ungated": result.ungated,
+        "checkpoint": str(path), "out": str(target), "arch": network.recipe.source.arch, "removed": [*result.removed, *({"site": site, "units": units} for site, units in result.thinned.items())], "ungated": result.ungated, "freed": result.freed,
         "kept_dynamic": result.kept_dynamic, "stuck": result.stuck, "params_before": result.params_before, "params": result.network.params, "macs_before": result.macs_before,
         "macs_dense": result.network.macs_dense, "macs_expected": result.macs_expected, "max_logit_change": result.max_logit_change,
     }  # fmt: skip
@@ -73,6 +73,8 @@ def _report(session: Session, network: Network, result: Any, path: Path, target:
     for site, units in result.thinned.items():
         session.say(f"removed {len(units)} units of {site}: {', '.join(map(str, units))}")
     session.say(f"always on, gate removed {len(result.ungated)}: {', '.join(result.ungated) or '-'}")
+    for site, units in result.freed.items():
+        session.say(f"always on, decided no more: {len(units)} units of {site}")
     session.say(f"still dynamic {len(result.kept_dynamic)}: {', '.join(result.kept_dynamic) or '-'}")
     for site, why in result.stuck.items():
         session.say(f"note: {site} never runs, but stays in the file: {why}")

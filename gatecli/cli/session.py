@@ -165,6 +165,15 @@ class Session:
         torch.manual_seed(self.seed)
         return network.to(self.torch_device())
 
+    def open_other(self, path: Path) -> Network:
+        """Read a second checkpoint that takes the same images; of its architecture the options say nothing."""
+        from gatecli import checkpoint
+
+        network, notes = checkpoint.read(path, checkpoint.Reading(trust_pickle=self.reading["trust_pickle"], input_size=_size(self.reading["input_size"])))
+        for note in notes:
+            self.say(f"note: {path}: {note}")
+        return network
+
     def _reading(self) -> Reading:
         from gatecli.architectures.build import parse_arch_args
         from gatecli.checkpoint import Reading

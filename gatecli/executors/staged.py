@@ -1,22 +1,27 @@
 """A network with exits: who leaves, leaves the batch."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from gatecli.executors.rows import Branch, take
+from gatecli.executors.rows import take
 from gatecli.gates import Gate
+
+Stage = Callable[..., tuple[Tensor, ...]]
 
 
 class Staged:
-    """A network with exits: the stages between them, as functions (root, value) -> value, and what comes behind the last. Who leaves, leaves the batch.
+    """A network with exits: the stages between them, as functions, and what comes behind the last. Who leaves, leaves the batch.
+
+    A stage is (root, what the stage before it returned) -> the value at which the exit stands, and what later stages need besides: a gater's gates,
+    say. The first is given the images, the last returns the logits alone.
 
     Called, it returns logits (N, K) and the exit that each sample took (N,), its number from 0 on, the number of exits for none.
     """
 
-    def __init__(self, stages: Sequence[Branch], exits: Sequence[str], last: Branch) -> None:
+    def __init__(self, stages: Sequence[Stage], exits: Sequence[str], last: Stage) -> None:
         self.stages, self.exits, self.last = stages, exits, last
         self.gates: list[Gate] | None = None
 
@@ -25,12 +30,13 @@ class Staged:
 
     def _one(self, root: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
         """A single image: no batch to leave."""
+        live: tuple[Tensor, ...] = (x,)
         for number, (stage, path) in enumerate(zip(self.stages, self.exits, strict=True)):
-            x = stage(root, x)
-            logits, z = root.get_submodule(path)(x)
+            live = stage(root, *live)
+            logits, z = root.get_submodule(path)(live[0])
             if z.item() > 0:
                 return logits, torch.tensor([number], device=x.device)
-        return self.last(root, x), torch.tensor([len(self.exits)], device=x.device)
+        return self.last(root, *live)[0], torch.tensor([len(self.exits)], device=x.device)
 
     def _forced(self, root: nn.Module) -> list[Gate]:
         if self.gates is None:  # walking through all modules takes as long as some layers
@@ -41,10 +47,11 @@ class Staged:
         taken = torch.full((x.shape[0],), len(self.exits), device=x.device)
         rows, out = torch.arange(x.shape[0], device=x.device), None
         forced = self._forced(root)
+        live: tuple[Tensor, ...] = (x,)
         try:
             for number, (stage, path) in enumerate(zip(self.stages, self.exits, strict=True)):
-                x = stage(root, x)
-                logits, z = root.get_submodule(path)(x)
+                live = stage(root, *live)
+                logits, z = root.get_submodule(path)(live[0])
                 leaving = z.reshape(-1) > 0
                 left = leaving.nonzero().reshape(-1)
                 if left.numel() == 0:
@@ -55,10 +62,10 @@ class Staged:
                 stay = (~leaving).nonzero().reshape(-1)
                 if stay.numel() == 0:
                     return out, taken
-                x, rows = take(x, stay), rows[stay]
+                live, rows = tuple(take(value, stay) for value in live), rows[stay]
                 for gate in forced:
                     gate.rows = rows
-            final = self.last(root, x)
+            (final,) = self.last(root, *live)
         finally:
             for gate in forced:
                 gate.rows = None
@@ -70,7 +77,8 @@ class Staged:
     def values(self, root: nn.Module, x: Tensor) -> tuple[list[Tensor], Tensor]:
         """The values at which the exits stand, and the network's own logits, for all samples: nobody leaves."""
         seen = []
+        live: tuple[Tensor, ...] = (x,)
         for stage in self.stages:
-            x = stage(root, x)
-            seen.append(x.clone())  # what comes later may write into x
-        return seen, self.last(root, x)
+            live = stage(root, *live)
+            seen.append(live[0].clone())  # what comes later may write into it
+        return seen, self.last(root, *live)[0]

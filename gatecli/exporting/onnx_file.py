@@ -1,8 +1,6 @@
 """ONNX files: plain for static networks; for dynamic ones with `If`, so that ONNX Runtime computes only what runs."""
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -15,6 +13,7 @@ from torch import Tensor
 from gatecli.errors import ExportError
 from gatecli.exporting.conditions import Surgeon
 from gatecli.exporting.opened import Leave, Opened
+from gatecli.exporting.quiet import first_line, quiet, reason
 from gatecli.network import Network
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ def write_onnx(parts: Opened, image: Tensor, path: Path, opset: int, facts: dict
         onnx.checker.check_model(model, full_check=False)
         path.write_bytes(model.SerializeToString())
     except (onnx.checker.ValidationError, ValueError) as error:
-        raise ExportError(f"the ONNX file that came out is not valid: {_first_line(error)}") from error
+        raise ExportError(f"the ONNX file that came out is not valid: {first_line(error)}") from error
     return runner(path)
 
 
@@ -66,7 +65,7 @@ def session_of(path: Path) -> Any:
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime has exceptions of its own for each kind of damage
-        raise ExportError(f"ONNX Runtime cannot read {path}: {_first_line(error)}") from error
+        raise ExportError(f"ONNX Runtime cannot read {path}: {first_line(error)}") from error
 
 
 def _package() -> Any:
@@ -83,25 +82,14 @@ def _converted(parts: Opened, image: Tensor, opset: int) -> ModelProto:
     batch = None if parts.dynamic else ({0: torch.export.Dim("batch", min=1)},)
     example = image if parts.dynamic else torch.cat([image, image])  # torch takes a size of 1 for a constant
     try:
-        with torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):
+        with torch.no_grad(), quiet():
             program = torch.onnx.export(
                 parts.module, (example,), dynamo=True, input_names=["images"], output_names=parts.names, dynamic_shapes=batch, opset_version=opset, verbose=False
             )
     except Exception as error:  # the exporter raises whatever it comes to
-        raise ExportError(f"torch cannot convert the network to ONNX: {_cause(error)}") from error
+        raise ExportError(f"torch cannot convert the network to ONNX: {reason(error)}") from error
     assert program is not None
     return program.model_proto
-
-
-def _cause(error: BaseException) -> str:
-    """The innermost reason: which operation would not convert."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return _first_line(error)
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _branching(model: ModelProto, parts: Opened, decisions: bool) -> None:

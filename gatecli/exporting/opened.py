@@ -77,9 +77,10 @@ def decided(network: Network) -> Network:
                 plan[site] = []
             continue
         runs = methods.get(copy.methods[site]).always_runs(gate, None)
-        if runs is not None and (any(runs) or copy.why_not_removable(site) is None):
+        if runs is not None:
             plan[site] = [unit for unit, flag in enumerate(runs) if flag]
-    methods.apply_plan(copy, plan)
+    stuck = copy.why_not_removable([site for site, kept in plan.items() if not kept and site not in copy.site_exits])
+    methods.apply_plan(copy, {site: kept for site, kept in plan.items() if site not in stuck})
     return copy
 
 

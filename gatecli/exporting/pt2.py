@@ -13,6 +13,7 @@ from gatecli.errors import ExportError
 from gatecli.execute import LOWERED, lower, staged
 from gatecli.executors import SkipBlock, SkipLayer
 from gatecli.exporting.opened import masked
+from gatecli.exporting.quiet import quiet, reason
 from gatecli.graph.trace import compile_graph
 from gatecli.network import Network
 
@@ -25,17 +26,17 @@ class CondBlock(nn.Module):
         self.__dict__["root"] = block.root
         self.branch, self.rectify = block.branch, block.rectify
 
-    def forward(self, x: Tensor, shortcut: Tensor, z: Tensor) -> Tensor:
-        def run(x: Tensor, shortcut: Tensor) -> Tensor:
-            value = (self.branch(self.root, x) + shortcut).contiguous()  # both ways must agree in memory, too
+    def forward(self, x: Tensor, shortcut: Tensor, z: Tensor, *others: Tensor) -> Tensor:
+        def run(x: Tensor, shortcut: Tensor, *others: Tensor) -> Tensor:
+            value = self.branch(self.root, x, *others) + shortcut
+            return (torch.relu(value) if self.rectify else value).flatten().clone()  # both ways must agree in memory, too
+
+        def skip(x: Tensor, shortcut: Tensor, *others: Tensor) -> Tensor:
+            value = shortcut.flatten().clone()  # nor may a way return an alias of what it was given
             return torch.relu(value) if self.rectify else value
 
-        def skip(x: Tensor, shortcut: Tensor) -> Tensor:
-            value = shortcut.clone(memory_format=torch.contiguous_format)  # nor may a way return an alias of what it was given
-            return torch.relu(value) if self.rectify else value
-
-        result: Tensor = torch.cond(z.reshape(()) > 0.5, run, skip, (x, shortcut))
-        return result
+        result: Tensor = torch.cond(z.reshape(()) > 0.5, run, skip, (x, shortcut, *others))
+        return result.reshape(shortcut.shape)
 
 
 class CondLayer(nn.Module):
@@ -46,14 +47,14 @@ class CondLayer(nn.Module):
         self.__dict__["root"] = layer.root
         self.branch, self.channels = layer.branch, layer.channels
 
-    def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        def run(x: Tensor) -> Tensor:
-            return self.branch(self.root, x).contiguous()
+    def forward(self, x: Tensor, z: Tensor, *others: Tensor) -> Tensor:
+        def run(x: Tensor, *others: Tensor) -> Tensor:
+            return self.branch(self.root, x, *others).contiguous()
 
-        def skip(x: Tensor) -> Tensor:
+        def skip(x: Tensor, *others: Tensor) -> Tensor:
             return x.new_zeros(x.shape[0], self.channels, *x.shape[2:])
 
-        result: Tensor = torch.cond(z.reshape(()) > 0.5, run, skip, (x,))
+        result: Tensor = torch.cond(z.reshape(()) > 0.5, run, skip, (x, *others))
         return result
 
 
@@ -74,25 +75,28 @@ class Skipping(nn.Module):
                 raise ExportError("a branch of several units has no form in pt2 files yet: prune first, or export to ONNX")
         stages = staged(lowered)
         self.exits = [] if stages is None else list(stages.exits)
-        self.parts: list[Callable[..., Tensor]] = [compile_graph(lowered)] if stages is None else [*stages.stages, stages.last]
+        self.parts: list[Callable[..., Any]] = [compile_graph(lowered)] if stages is None else [*stages.stages, stages.last]
 
     def forward(self, images: Tensor) -> Tensor:
-        return self._from(0, images)
+        if self.exits:
+            return self._from(0, (images,))
+        logits: Tensor = self.parts[0](self.network, images)
+        return logits
 
-    def _from(self, number: int, x: Tensor) -> Tensor:
-        """What comes of the value at which stage `number` begins."""
-        x = self.parts[number](self.network, x)
+    def _from(self, number: int, values: tuple[Tensor, ...]) -> Tensor:
+        """What comes of the values that stage `number` begins with."""
+        values = self.parts[number](self.network, *values)
         if number == len(self.exits):
-            return x
-        logits, z = self.network.get_submodule(self.exits[number])(x)
+            return values[0]
+        logits, z = self.network.get_submodule(self.exits[number])(values[0])
 
-        def leave(x: Tensor, logits: Tensor) -> Tensor:
+        def leave(logits: Tensor, *values: Tensor) -> Tensor:
             return logits.clone()
 
-        def stay(x: Tensor, logits: Tensor) -> Tensor:
-            return self._from(number + 1, x)
+        def stay(logits: Tensor, *values: Tensor) -> Tensor:
+            return self._from(number + 1, values)
 
-        result: Tensor = torch.cond(z.reshape(()) > 0.5, leave, stay, (x, logits))
+        result: Tensor = torch.cond(z.reshape(()) > 0.5, leave, stay, (logits, *values))
         return result
 
 
@@ -102,10 +106,10 @@ def write_pt2(network: Network, dynamic: bool, image: Tensor, path: Path, facts:
     example = image if dynamic else torch.cat([image, image])  # torch takes a size of 1 for a constant
     shapes: Sequence[Any] | None = None if dynamic else ({0: torch.export.Dim("batch", min=1)},)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), quiet():
             program = torch.export.export(module, (example,), dynamic_shapes=shapes)
     except Exception as error:  # the exporter raises whatever it comes to
-        raise ExportError(f"torch.export cannot take the network: {next(iter(str(error).splitlines()), type(error).__name__)}") from error
+        raise ExportError(f"torch.export cannot take the network: {reason(error)}") from error
     with path.open("wb") as file:
         torch.export.save(program, file, extra_files={"gatecli.json": facts["gatecli"]})
     return runner(path)

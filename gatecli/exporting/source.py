@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, fx, nn
 
 from gatecli.errors import ExportError
-from gatecli.graph.ops import add_at, widen
 from gatecli.graph.settle import TRAINING
 from gatecli.graph.trace import SiteTracer, remove_dead
 
@@ -60,7 +59,7 @@ def source_of(root: nn.Module, graph: fx.Graph, constants: Mapping[str, Any], ti
     writer.network("Network", root, graph)
     dtypes = ", ".join(f'"{name}": torch.{dtype}' for name, dtype in DTYPES.items())
     title = re.sub(r'["\\]', "", title)
-    head = f'"""{title}"""\nimport json\nimport struct\nfrom pathlib import Path\n\nimport torch\nfrom torch import nn\n\n'
+    head = f'"""{title}"""\nimport json\nimport struct\nfrom pathlib import Path\n\nimport torch\nfrom torch import nn\nfrom torch.nn import functional as F\n\n'
     values = "".join(f"{name} = {value!r}\n" for name, value in constants.items()) + f"DTYPES = {{{dtypes}}}\n"
     return head + values + "".join(f"\n\n{part}" for part in (*writer.functions.values(), *writer.classes.values())) + "\n\n" + LOADING
 
@@ -105,11 +104,10 @@ class _Writer:
         """Define a name that generated code uses."""
         if value is torch or alias == "torch":
             return
-        if value in (widen, add_at):
-            for function in (add_at, widen):
-                source = inspect.getsource(function).replace(": Runs", "").replace(": Tensor", "").replace("-> Tensor", "").replace(") :", "):")
-                self.functions[function.__name__] = source.rstrip()
-            self.functions[alias] = f"{alias} = {value.__name__}"
+        if inspect.isfunction(value) and value.__module__.startswith("gatecli.graph."):
+            self.function(value)
+            if alias != value.__name__:
+                self.functions[alias] = f"{alias} = {value.__name__}"
         elif isinstance(value, float):
             self.functions[alias] = f'{alias} = float("{value}")'
         elif value is type(None):
@@ -118,6 +116,19 @@ class _Writer:
             self.functions[alias] = f"from {value.__module__} import {value.__name__} as {alias}"
         else:
             raise ExportError(f"`{getattr(value, '__module__', '?')}.{getattr(value, '__name__', value)}` is no operation of torch's own, so the weights format cannot write it: export to pt2 or onnx")
+
+    def function(self, function: Any) -> None:
+        """Write one of our own operations, and those that it calls, without annotations."""
+        for name in function.__code__.co_names:
+            used = function.__globals__.get(name)
+            if inspect.isfunction(used) and used.__module__.startswith("gatecli.graph.") and used is not function:
+                self.function(used)
+        tree: Any = ast.parse(inspect.getsource(function)).body[0]
+        tree.returns = None
+        for argument in (*tree.args.args, tree.args.vararg, *tree.args.kwonlyargs):
+            if argument is not None:
+                argument.annotation = None
+        self.functions[function.__name__] = ast.unparse(tree)
 
     def constructor(self, module: nn.Module, path: str) -> str:
         """An expression that makes a module like this one, but for the values of its tensors."""

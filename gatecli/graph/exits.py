@@ -46,6 +46,9 @@ def exits_after(root: nn.Module, graph: fx.Graph, costs: Mapping[str, NodeCost],
         there = ", ".join(place.name for place in blocks or modules) or "none"
         raise SettingError(f"expected setting `after` to name sites that all that comes later goes through, but got `{unknown[0]}`; there are: {there}")
     order = {node: index for index, node in enumerate(graph.nodes)}
+    for name in names:
+        if not any(costs[node.name].macs for node in order if order[node] <= order[places[name].node]):
+            raise SettingError(f"expected setting `after` to name places behind some layer with weights, but nothing has been computed at `{name}`")
     chosen = sorted((places[name] for name in dict.fromkeys(names)), key=lambda place: order[place.node])
     return [_exit(number, graph, costs, place) for number, place in enumerate(chosen, 1)]
 

@@ -21,11 +21,13 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
+from gatecli.graph.ops import connect
+
 Shape = tuple[int, ...]
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 COSTLY_FUNCTIONS = {
     F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, F.linear, F.scaled_dot_product_attention,
-    operator.matmul, torch.matmul, torch.bmm, torch.baddbmm, torch.mm, torch.addmm, torch.einsum,
+    operator.matmul, torch.matmul, torch.bmm, torch.baddbmm, torch.mm, torch.addmm, torch.einsum, connect,
 }  # fmt: skip
 COSTLY_METHODS = {"matmul", "bmm", "baddbmm", "mm", "addmm"}
 

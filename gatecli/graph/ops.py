@@ -24,6 +24,12 @@ def mask(value: Tensor, z: Tensor) -> Tensor:
 Runs = tuple[tuple[int, int], ...]  # channels as (first, one past the last) pairs
 
 
+def spread(z: Tensor, places: Sequence[int], width: int) -> Tensor:
+    """Decisions z (N, k) of the channels `places` among `width` ones, of which the others always run: (N, width)."""
+    whole = z.new_ones(z.shape[0], width)
+    return whole.index_copy(1, torch.tensor(places, device=z.device), z)
+
+
 def widen(value: Tensor, runs: Runs, width: int) -> Tensor:
     """value (N, k, ...) with its channels at `runs` of `width` ones, zeros elsewhere: (N, width, ...)."""
     return add_at(value.new_zeros(value.shape[0], width, *value.shape[2:]), value, runs, True)
@@ -36,6 +42,17 @@ def add_at(x: Tensor, value: Tensor, runs: Runs, in_place: bool = False) -> Tens
         result[:, first:end] += value[:, done : done + end - first]
         done += end - first
     return result
+
+
+def take_channels(x: Tensor, channels: tuple[int, ...]) -> Tensor:
+    """The channels (k,) of x (N, C, H, W), in x's memory format; a view where they follow one another."""
+    first, end = channels[0], channels[-1] + 1
+    if channels == tuple(range(first, end)):
+        return x if end - first == x.shape[1] else x[:, first:end]
+    index = torch.tensor(channels, device=x.device)
+    if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():  # index_select alone would turn it into NCHW
+        return x.permute(0, 2, 3, 1).index_select(3, index).permute(0, 3, 1, 2)
+    return x.index_select(1, index)
 
 
 def runs_of(numbers: Sequence[int]) -> list[tuple[int, int]]:
@@ -52,11 +69,45 @@ def runs_of(numbers: Sequence[int]) -> list[tuple[int, int]]:
 def pick(logits: Tensor, *exits: tuple[Tensor, Tensor]) -> Tensor:
     """What a network with exits returns: for each sample the logits of the first exit that it takes, else `logits`.
 
-    Args: logits (N, K); exits, in order, as pairs of logits (N, K) and decisions z (N, 1), 1 = leave.
+    Args: logits (N, K); exits, in order, as pairs of logits (N, K) and decisions z (N, 1), 1 = leave. Where z has a gradient, so has the choice.
     """
     for early, z in reversed(exits):
-        logits = torch.where(z > 0, early.to(logits.dtype), logits)
+        early = early.to(logits.dtype)
+        logits = z * early + (1 - z) * logits if z.requires_grad else torch.where(z > 0, early, logits)
     return logits
+
+
+def connect(values: Tensor, shortcut: Tensor, connections: Tensor, fan_in: int) -> Tensor:
+    """What each branch of the next module reads: the sum of the branches that it is connected to, y_k = values_k + shortcut_k / fan_in.
+
+    Args: values (N, C * out, H, W), one part a branch; shortcut (N, out, H, W), or (N, C * out, H, W) where the branches have streams of their own;
+    connections (readers, C), or (N, readers, C). Returns (N, readers * out, H, W).
+    """
+    count, size = connections.shape[-1], values.shape[2:]
+    parts = values.reshape(values.shape[0], count, -1)
+    carried = shortcut.reshape(shortcut.shape[0], -1, parts.shape[2])  # one, or one a branch
+    read = torch.matmul(connections.to(parts.dtype), parts + carried / fan_in)
+    return read.reshape(values.shape[0], -1, *size)
+
+
+def fold_streams(x: Tensor, count: int) -> Tensor:
+    """(N, count * C, H, W) -> (N * count, C, H, W): streams as samples, for layers that all of them share."""
+    return x.reshape(x.shape[0] * count, -1, *x.shape[2:])
+
+
+def unfold_streams(x: Tensor, count: int) -> Tensor:
+    """(N * count, C, H, W) -> (N, count * C, H, W)."""
+    return x.reshape(x.shape[0] // count, -1, *x.shape[2:])
+
+
+def mean_streams(x: Tensor, count: int) -> Tensor:
+    """(N, count * C, H, W) -> (N, C, H, W)."""
+    return x.reshape(x.shape[0], count, -1, *x.shape[2:]).mean(1)
+
+
+def sum_branches(x: Tensor, count: int) -> Tensor:
+    """(N, count * C, H, W) -> (N, C, H, W)."""
+    return x.reshape(x.shape[0], count, -1, *x.shape[2:]).sum(1)
 
 
 FRESH_LAYERS = (nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.MaxPool2d, nn.AvgPool2d)  # their results have storage of their own
@@ -107,6 +158,18 @@ def is_pick(node: fx.Node) -> bool:
 
 def is_mask(node: fx.Node) -> bool:
     return node.op == "call_function" and node.target is mask
+
+
+def is_decision(root: nn.Module, node: fx.Node) -> bool:
+    """Whether the node's value is what a gate has decided: (N, units)."""
+    return node.target is spread or (node.op == "call_module" and str(node.target).startswith("gates."))
+
+
+def decided_by(mask_: fx.Node) -> fx.Node:
+    """The gate that a mask obeys."""
+    decision = mask_.args[1]
+    assert isinstance(decision, fx.Node)
+    return decision.all_input_nodes[0] if decision.target is spread else decision
 
 
 def never_negative(root: nn.Module, node: fx.Node) -> bool:

@@ -5,8 +5,10 @@ from collections.abc import Mapping, Sequence
 
 from torch import fx, nn
 
-from gatecli.graph.ops import is_mask, is_pick, is_relu, mask, never_negative, pick, runs_of, widen
+from gatecli.graph.ops import decided_by, is_add, is_mask, is_pick, is_relu, mask, never_negative, pick, runs_of, widen
+from gatecli.graph.settle import TRAINING
 from gatecli.graph.sites import Site
+from gatecli.graph.slices import keeps_zero
 from gatecli.graph.trace import remove_dead
 
 
@@ -33,6 +35,24 @@ def place_tensor(root: nn.Module, path: str, source: nn.Module) -> None:
         parent.register_buffer(last, getattr(owner, last), persistent=last in owner._buffers and last not in owner._non_persistent_buffers_set)
 
 
+def adopt(root: nn.Module, source: nn.Module, graph: fx.Graph) -> None:
+    """Let `root` have what the graph of `source` reaches, under the same path; the source's containers stay its own."""
+    for node in graph.nodes:
+        path = str(node.target)
+        if node.op == "call_module":
+            place(root, path, source.get_submodule(path))
+        elif node.op == "get_attr" and path != TRAINING:
+            place_tensor(root, path, source)
+
+
+def insert_reader(root: nn.Module, graph: fx.Graph, path: str, module: nn.Module) -> fx.Node:
+    """Let `module`, which becomes `path`, see the images; returns the node of what it says."""
+    place(root, path, module)
+    images = next(node for node in graph.nodes if node.op == "placeholder")
+    with graph.inserting_after(images):
+        return graph.call_module(path, (images,))
+
+
 def _parent(root: nn.Module, path: str) -> tuple[nn.Module, str]:
     *parents, last = path.split(".")
     for part in parents:
@@ -47,16 +67,26 @@ def node_named(graph: fx.Graph, name: str) -> fx.Node:
     return found
 
 
-def insert_mask(root: nn.Module, graph: fx.Graph, site: Site, gate: nn.Module) -> None:
-    """Let `gate` see the site's entry and multiply the branch's value by what it decides; the gate becomes `gates.SITE`."""
+def insert_mask(root: nn.Module, graph: fx.Graph, site: Site, gate: nn.Module, sees: str = "") -> None:
+    """Let `gate` see the site's entry, or the node `sees`, and multiply the branch's value by what it decides; the gate becomes `gates.SITE`.
+
+    Filters' masks come before those of the branch that they are in.
+    """
     path = f"gates.{site.name}"
     place(root, path, gate)
-    entry, value = node_named(graph, site.entry), node_named(graph, site.value)
-    with graph.inserting_after(entry):
+    entry, value = node_named(graph, sees or site.entry), node_named(graph, site.value)
+    with graph.inserting_after(value if sees else entry):
         decision = graph.call_module(path, (entry,))
-    with graph.inserting_after(value):
+    while site.kind != "filter" and len(value.users) == 1 and is_mask(user := next(iter(value.users))):
+        value = user
+    with graph.inserting_after(decision if sees else value):
         masked = graph.call_function(mask, (value, decision))
     value.replace_all_uses_with(masked, delete_user_cb=lambda user: user is not masked)
+
+
+def mask_of(graph: fx.Graph, site: str) -> fx.Node | None:
+    """The mask that the site's gate decides; None where it has none."""
+    return next((node for node in graph.nodes if is_mask(node) and decided_by(node).target == f"gates.{site}"), None)
 
 
 def insert_exit(root: nn.Module, graph: fx.Graph, site: Site, exit_: nn.Module) -> None:
@@ -107,10 +137,49 @@ def _exits(graph: fx.Graph) -> tuple[fx.Node, list[fx.Node]]:
 
 def remove_mask(graph: fx.Graph, site: Site) -> None:
     """Take the site's gate out and let its branch always run."""
-    for user in list(node_named(graph, site.value).users):
-        if is_mask(user):
-            user.replace_all_uses_with(node_named(graph, site.value))
+    masked = mask_of(graph, site.name)
+    if masked is not None:
+        masked.replace_all_uses_with(masked.args[0])  # type: ignore[arg-type]
     remove_dead(graph)
+
+
+def additions_of_zero(root: nn.Module, value: fx.Node, replaced: Mapping[fx.Node, fx.Node] | None = None) -> dict[fx.Node, fx.Node] | None:
+    """If `value` were zero for good: the additions that would add zeros, each with what it adds them to; None where something else reads the value.
+
+    replaced: additions taken to be gone already, each with the operand that is left.
+    """
+    found, todo = dict[fx.Node, fx.Node](), [value]
+    while todo:
+        node = todo.pop()
+        for user in node.users:
+            if replaced and replaced.get(user) is node:
+                todo.append(user)
+            elif is_add(user):
+                found[user] = next(arg for arg in user.args if isinstance(arg, fx.Node) and arg is not node)
+            elif keeps_zero(root, user, node):
+                todo.append(user)
+            else:
+                return None
+    return found
+
+
+def remove_zero(root: nn.Module, graph: fx.Graph, value: fx.Node) -> dict[str, str]:
+    """Take `value`, which is zero for good, out of all additions, see `additions_of_zero`; returns what remove_branch does."""
+    renamed_: dict[str, str] = {}
+    for add, other in (additions_of_zero(root, value) or {}).items():
+        renamed_ |= _replace_addition(root, add, other)
+    remove_dead(graph)
+    return renamed_
+
+
+def _replace_addition(root: nn.Module, add: fx.Node, other: fx.Node) -> dict[str, str]:
+    """Let what `add` added to take its place, and that of a ReLU behind it that no longer does anything."""
+    gone = [add]
+    if never_negative(root, other):
+        gone += [user for user in add.users if is_relu(root, user)]
+    for node in gone:
+        node.replace_all_uses_with(other)
+    return {node.name: other.name for node in gone}
 
 
 def remove_branch(root: nn.Module, graph: fx.Graph, site: Site) -> dict[str, str]:
@@ -118,17 +187,15 @@ def remove_branch(root: nn.Module, graph: fx.Graph, site: Site) -> dict[str, str
 
     Returns which nodes are gone whose values other sites may have named: name -> the name of what has taken their place.
     """
-    if site.kind == "layer":  # nothing reads it any more, see gatecli.graph.slices.fold
+    value = next((node for node in graph.nodes if node.name == site.value), None)
+    if site.kind == "filter" and value is not None and additions_of_zero(root, value) is not None:
+        return remove_zero(root, graph, value)
+    if site.kind != "block":  # nothing reads it any more, see gatecli.graph.slices.fold
         remove_dead(graph)
         return {}
-    add, shortcut = node_named(graph, site.add), node_named(graph, site.shortcut)
-    gone = [add]
-    if never_negative(root, shortcut):
-        gone += [user for user in add.users if is_relu(root, user)]
-    for node in gone:
-        node.replace_all_uses_with(shortcut)
+    renamed_ = _replace_addition(root, node_named(graph, site.add), node_named(graph, site.shortcut))
     remove_dead(graph)
-    return {node.name: shortcut.name for node in gone}
+    return renamed_
 
 
 def insert_widen(graph: fx.Graph, value: fx.Node, places: Sequence[int], width: int) -> fx.Node:

@@ -23,6 +23,9 @@ class Site:
     dimensions of its `positions`, over which a gate may average: (2, 3) of (N, C, H, W), (1,) of tokens (N, L, C).
     A site of several units is split: the nodes of its `tail` work for each unit apart, `unit_macs` each; the others' work is saved only
     where no unit runs. A `layer` has neither shortcut nor addition: a closed gate leaves zeros in its place of the concatenations.
+    A `filter` site's units are the filters of a convolution, `role` says where it stands (see gatecli.graph.filters). Where `places` names the
+    channels of the value that the units are, the others always run.
+    A `conv` is a convolution with the BatchNorm behind it; `always` is the share of its MACs that no gate saves, and no part of `macs`.
     """
 
     name: str
@@ -38,6 +41,14 @@ class Site:
     positions: tuple[int, ...]
     unit_macs: int
     tail: tuple[str, ...] = ()
+    always: float = 0.0
+    role: str = ""
+    places: tuple[int, ...] = ()
+
+    @property
+    def shared_macs(self) -> int:
+        """MACs of what all units need, saved where none of them runs."""
+        return 0 if self.places else self.macs - self.units * self.unit_macs
 
 
 def find_blocks(root: nn.Module, graph: fx.Graph, costs: Mapping[str, NodeCost]) -> list[Site]:
@@ -62,7 +73,7 @@ def _block_at(add: fx.Node, root: nn.Module, dominators: Mapping[fx.Node, fx.Nod
     a, b = (arg for arg in add.args if isinstance(arg, fx.Node))
     if entry is None or a is b or costs[a.name].shape is None or costs[a.name].shape != costs[b.name].shape:
         return None
-    ways = {a: _between(entry, a), b: _between(entry, b)}
+    ways = {a: between(entry, a), b: between(entry, b)}
     if ways[a] & ways[b]:
         return None
     weights = {end: sum(costs[node.name].macs > 0 for node in way) for end, way in ways.items()}
@@ -113,7 +124,7 @@ def _channels_last(branch: Sequence[fx.Node], root: nn.Module, shape: Sequence[i
     return False
 
 
-def _between(entry: fx.Node, end: fx.Node) -> set[fx.Node]:
+def between(entry: fx.Node, end: fx.Node) -> set[fx.Node]:
     """The nodes on the ways from `entry` (left out) to `end`; constants, which several ways may share, are left out too."""
     inside: set[fx.Node] = set()
     todo = [end]
@@ -126,10 +137,12 @@ def _between(entry: fx.Node, end: fx.Node) -> set[fx.Node]:
 
 
 def immediate_dominators(graph: fx.Graph) -> dict[fx.Node, fx.Node | None]:
-    """For each node, the latest node through which every way from the input to it leads. Constants lie on no way."""
+    """For each node, the latest node through which every way from the input to it leads. Constants, gates' decisions and a gater lie on no way."""
     dominators: dict[fx.Node, fx.Node | None] = {}
     depth: dict[fx.Node, int] = {}
     for node in graph.nodes:
+        if node.op == "call_module" and str(node.target).partition(".")[0] in ("gates", "gater"):
+            continue
         inputs = [source for source in node.all_input_nodes if source in depth]
         if not inputs and node.op != "placeholder":
             continue

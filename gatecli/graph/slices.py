@@ -3,16 +3,17 @@
 Two ways, each for what comes before or after a value:
 
     keep_outputs   the layers that make a value keep some of its channels (their weights' rows, a BatchNorm's entries)
-    fold           where a value has become zero for good, its readers lose the channels that come of it; what these
+    fold           where channels of a value are zero for good, its readers lose the channels that come of them; what these
                    still said, a constant, becomes part of the bias of the next convolution or linear layer
 
-A constant folds only where it is the same at every position: before a convolution that pads its input with zeros it is not.
+A constant folds only where it is the same at every position: before a convolution that pads its input with zeros it is not, unless it is zero.
 """
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,8 +22,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from gatecli.errors import SettingError
 from gatecli.graph.macs import NodeCost
-from gatecli.graph.ops import is_cat, module_of
+from gatecli.graph.ops import is_cat, is_mask, module_of, widen
+from gatecli.graph.settle import DROPOUTS
 
+QUOTIENTS = {operator.truediv, torch.div}
+PRODUCTS = {operator.mul, torch.mul, *QUOTIENTS}
 CHANNELS, SIDE = 6, 4  # of the images on which unknown operations are tried
 
 
@@ -70,6 +74,23 @@ def _as_function(root: nn.Module, node: fx.Node) -> Callable[[Tensor], Any] | No
     return copy.deepcopy(module).eval()
 
 
+def keeps_zero(root: nn.Module, node: fx.Node, source: fx.Node) -> bool:
+    """Whether a node without weights makes zeros of `source` zeros again, channel by channel: a mask, a product with a constant, an activation such as ReLU."""
+    if is_mask(node) or node.target is widen or node.target in DROPOUTS:
+        return source is node.args[0]
+    if _is_product(node):
+        return True
+    apply = _as_function(root, node)
+    return apply is not None and is_channelwise(root, node) and not bool(apply(torch.zeros(1, 1, SIDE, SIDE, device="cpu")).any())
+
+
+def _is_product(node: fx.Node) -> bool:
+    """Whether the node multiplies or divides one value by constants."""
+    named = node.target in PRODUCTS if node.op == "call_function" else node.op == "call_method" and node.target in ("mul", "div")
+    sources = [source for source in node.all_input_nodes if source.op != "get_attr"]
+    return named and len(sources) == 1 and (sources[0] is node.args[0] or node.target not in QUOTIENTS)
+
+
 # --- before a value ---
 
 
@@ -95,11 +116,11 @@ def keep_outputs(root: nn.Module, tail: Sequence[fx.Node], kept: Sequence[int], 
     for node in tail:
         module = module_of(root, node)
         if isinstance(module, nn.Conv2d):
-            _keep(module, ("weight", "bias"), index, quiet)
+            keep_entries(module, ("weight", "bias"), index, quiet)
             module.out_channels = len(kept)
         elif isinstance(module, nn.BatchNorm2d):
-            _keep(module, ("weight", "bias"), index, quiet)
-            _keep(module, ("running_mean", "running_var"), index, [])
+            keep_entries(module, ("weight", "bias"), index, quiet)
+            keep_entries(module, ("running_mean", "running_var"), index)
             module.num_features = len(kept)
 
 
@@ -110,7 +131,7 @@ def stays_zero(root: nn.Module, tail: Sequence[fx.Node]) -> bool:
     return affine and all(step is not None and not bool(step(torch.zeros(1, 1, SIDE, SIDE, device="cpu")).any()) for step in steps)
 
 
-def _keep(module: nn.Module, names: Sequence[str], index: Tensor, quiet: list[int], dim: int = 0) -> None:
+def keep_entries(module: nn.Module, names: Sequence[str], index: Tensor, quiet: Sequence[int] = (), dim: int = 0) -> None:
     """Cut the module's tensors of these names to the entries `index` of `dim`; entries `quiet` of the result become zero."""
     for name in names:
         tensor = getattr(module, name)
@@ -118,7 +139,7 @@ def _keep(module: nn.Module, names: Sequence[str], index: Tensor, quiet: list[in
             continue
         cut = tensor.detach().index_select(dim, index.to(tensor.device))
         if quiet:
-            cut[quiet] = 0
+            cut[list(quiet)] = 0
         setattr(module, name, nn.Parameter(cut, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else cut)
 
 
@@ -127,53 +148,68 @@ def _keep(module: nn.Module, names: Sequence[str], index: Tensor, quiet: list[in
 
 @dataclass(frozen=True)
 class Cut:
-    """Of a value's channels those that stay, those that go, and the constant that each of these has had at every position."""
+    """Of a value's channels those that stay, those that go, and the constant that each of these has had at every position; `zero`: all of these are 0, whatever the weights."""
 
     kept: Tensor
     gone: Tensor
     constants: Tensor
+    zero: bool = False
 
 
-def foldable(root: nn.Module, graph: fx.Graph, costs: Mapping[str, NodeCost], value: fx.Node) -> str | None:
-    """Why `value`, were it zero for good, could not be folded into what reads it; None where it could."""
+Gone = Mapping[fx.Node, Sequence[int]]  # value -> the channels of it that are zero for good
+
+
+def foldable(root: nn.Module, graph: fx.Graph, costs: Mapping[str, NodeCost], values: Gone) -> str | None:
+    """Why `values` could not be folded into what reads them; None where they could."""
     try:
-        _Fold(root, graph, costs, {value}, dry=True).run()
+        _Fold(root, graph, costs, values, dry=True).run()
     except SettingError as error:
         return str(error)
     return None
 
 
-def fold(root: nn.Module, graph: fx.Graph, costs: Mapping[str, NodeCost], values: Collection[fx.Node]) -> None:
-    """Take `values`, which are zero for good, out of all concatenations, and let their readers lose the channels.
+def fold(root: nn.Module, graph: fx.Graph, costs: Mapping[str, NodeCost], values: Gone) -> None:
+    """Let those who read `values` lose the channels that are zero for good; a value of which nothing is left goes out of all concatenations.
 
-    Args: costs: the shapes of the graph's nodes, with the values still in. Raises SettingError where one cannot be folded, see `foldable`.
+    Args: costs: the shapes of the graph's nodes, with all channels still in. Raises SettingError where one cannot be folded, see `foldable`.
     """
-    _Fold(root, graph, costs, set(values), dry=False).run()
+    walk = _Fold(root, graph, costs, values, dry=False)
+    walk.run()
     for cat in [node for node in graph.nodes if is_cat(node)]:
-        parts = [part for part in cat.args[0] if part not in values]
+        parts = [part for part in cat.args[0] if part not in walk.empty]
         cat.args = (parts, *cat.args[1:])
 
 
 class _Fold:
     """One walk down the graph, from zeros to the layers that absorb what they have become."""
 
-    def __init__(self, root: nn.Module, graph: fx.Graph, costs: Mapping[str, NodeCost], values: set[fx.Node], dry: bool) -> None:
+    def __init__(self, root: nn.Module, graph: fx.Graph, costs: Mapping[str, NodeCost], values: Gone, dry: bool) -> None:
         self.root, self.graph, self.costs, self.dry = root, graph, costs, dry
-        self.values, self.cuts = values, dict[fx.Node, Cut]()
+        self.cuts = {node: self._zeros(node, gone) for node, gone in values.items()}
+        self.values = set(values)
+        self.empty = {node for node, cut in self.cuts.items() if not len(cut.kept)}
+
+    def _zeros(self, node: fx.Node, gone: Sequence[int]) -> Cut:
+        left = torch.tensor(sorted(set(range(self._width(node))) - set(gone)), dtype=torch.long)
+        return Cut(left, torch.tensor(sorted(gone)), torch.zeros(len(gone), device=next(self.root.parameters()).device), True)
 
     def run(self) -> None:
         dead = self._dead()
         for node in self.graph.nodes:
-            if node in dead:
-                continue
-            if any(source in self.values for source in node.all_input_nodes) and not is_cat(node):
-                raise SettingError(f"`{node.name}` reads it, which is no concatenation")
-            if any(source in self.cuts or source in self.values for source in node.all_input_nodes):
+            if node in dead or (node in self.values and not isinstance(module_of(self.root, node), nn.Conv2d)):
+                continue  # a convolution that loses outputs may lose inputs as well
+            nothing = [source for source in node.all_input_nodes if source in self.empty]
+            if nothing and not is_cat(node):
+                if not keeps_zero(self.root, node, nothing[0]) or self._width(node) != self._width(nothing[0]):
+                    raise SettingError(f"`{node.name}` reads it, which is no concatenation")
+                self.cuts[node] = self.cuts[nothing[0]]
+                self.empty.add(node)
+            elif any(source in self.cuts for source in node.all_input_nodes):
                 self._pass(node)
 
     def _dead(self) -> set[fx.Node]:
-        """The values themselves, and what only they need."""
-        dead = set(self.values)
+        """The values of which nothing is left, and what only they need."""
+        dead = set(self.empty)
         for node in reversed(self.graph.nodes):
             if node.users and all(user in dead for user in node.users):
                 dead.add(node)
@@ -184,7 +220,9 @@ class _Fold:
         if is_cat(node):
             self.cuts[node] = self._concatenated(node)
             return
-        (source,) = (each for each in node.all_input_nodes if each in self.cuts)
+        source, *others = (each for each in node.all_input_nodes if each in self.cuts)
+        if others:
+            raise SettingError(f"`{node.name}` reads it together with another")
         cut = self.cuts[source]
         if module is not None and any(True for _ in module.parameters()) and calls(self.graph, node) > 1:
             raise SettingError(f"`{node.target}` reads it, which is called more than once")
@@ -201,25 +239,23 @@ class _Fold:
         return shape[1]
 
     def _concatenated(self, cat: fx.Node) -> Cut:
-        kept, gone, constants, start = [], [], [], 0
+        kept, gone, constants, start, zero = [], [], [], 0, True
         for part in cat.args[0]:  # type: ignore[union-attr]
             assert isinstance(part, fx.Node)
             width = self._width(part)
-            if part in self.values:
-                gone.append(torch.arange(start, start + width))
-                constants.append(torch.zeros(width))
-            elif part in self.cuts:
+            if part in self.cuts:
                 cut = self.cuts[part]
                 kept.append(cut.kept + start)
                 gone.append(cut.gone + start)
                 constants.append(cut.constants)
+                zero &= cut.zero
             else:
                 kept.append(torch.arange(start, start + width))
             start += width
-        if not kept:
+        if not any(len(part) for part in kept):
             raise SettingError(f"`{cat.name}` would have nothing left to concatenate")
         device = next(self.root.parameters()).device
-        return Cut(torch.cat(kept), torch.cat(gone), torch.cat([each.to(device) for each in constants]))
+        return Cut(torch.cat(kept), torch.cat(gone), torch.cat([each.to(device) for each in constants]), zero)
 
     def _normalised(self, node: fx.Node, source: fx.Node, norm: Any, cut: Cut) -> Cut:
         """Through a BatchNorm in evaluation, and an activation where it holds one: what it makes of images with these constants."""
@@ -230,14 +266,16 @@ class _Fold:
         with torch.no_grad():
             result = copy.deepcopy(norm).eval()(image)[:, cut.gone.to(image.device)]
         if not self.dry:
-            _keep(norm, ("weight", "bias", "running_mean", "running_var"), cut.kept, [])
+            keep_entries(norm, ("weight", "bias", "running_mean", "running_var"), cut.kept)
             norm.num_features = len(cut.kept)
         return Cut(cut.kept, cut.gone, _same_everywhere(node, result))
 
     def _absorb(self, node: fx.Node, module: Any, cut: Cut) -> None:
         """Let a convolution, a linear layer or a gate read the kept channels alone, the constants being in its bias."""
         if isinstance(module, nn.Conv2d):
-            _check_convolution(node, module)
+            _check_convolution(node, module, cut)
+        if getattr(module, "pads", False) and not cut.zero:
+            raise SettingError(f"`{node.target}` reads it and pads it with zeros")
         if isinstance(module, nn.Linear) and module.in_features != len(cut.kept) + len(cut.gone):
             raise SettingError(f"`{node.target}` reads it in another shape")
         if self.dry:
@@ -245,17 +283,21 @@ class _Fold:
         if hasattr(module, "drop_inputs"):
             module.drop_inputs(cut.kept, cut.gone, cut.constants)
         else:
-            drop_inputs(module, cut.kept, cut.gone, cut.constants)
+            drop_inputs(module, cut.kept, cut.gone, None if cut.zero else cut.constants)
 
     def _applied(self, node: fx.Node, source: fx.Node, cut: Cut) -> Cut:
         """Through an operation without weights: the constants' images, where these are constant too."""
         shape = self.costs[source.name].shape
+        if node.target in DROPOUTS:
+            return cut
         if shape is None or not is_channelwise(self.root, node, shape):
             raise SettingError(f"`{node.target if node.op == 'call_module' else node.name}` reads it")
         apply = _as_function(self.root, node)
         assert apply is not None
-        if cut.constants.is_meta:  # a replay: the values come from the file
+        if cut.zero and not bool(apply(torch.zeros(1, 1, *shape[2:], device="cpu")).any()):
             return cut
+        if cut.constants.is_meta:  # a replay: the values come from the file
+            return replace(cut, zero=False)
         with torch.no_grad():
             image = apply(cut.constants.cpu().reshape(1, -1, *[1] * (len(shape) - 2)).expand(1, -1, *shape[2:]).contiguous())
         return Cut(cut.kept, cut.gone, _same_everywhere(node, image))
@@ -269,22 +311,23 @@ def _same_everywhere(node: fx.Node, image: Tensor) -> Tensor:
     return flat[:, 0]
 
 
-def _check_convolution(node: fx.Node, conv: nn.Conv2d) -> None:
+def _check_convolution(node: fx.Node, conv: nn.Conv2d, cut: Cut) -> None:
     if not is_plain(conv, nn.Conv2d):
         raise SettingError(f"`{node.target}` reads it, a convolution of its own kind")
     if conv.groups != 1:
         raise SettingError(f"`{node.target}` reads it in groups")
-    if any(_padding(conv)):
+    if any(_padding(conv)) and not cut.zero:
         raise SettingError(f"`{node.target}` reads it and pads it with zeros")
 
 
-def drop_inputs(module: Any, kept: Tensor, gone: Tensor, constants: Tensor) -> None:
-    """Let a convolution or a linear layer read the channels `kept` alone; `constants`, what `gone` always were, go into its bias."""
+def drop_inputs(module: Any, kept: Tensor, gone: Tensor, constants: Tensor | None) -> None:
+    """Let a convolution or a linear layer read the channels `kept` alone; `constants`, what `gone` always were (none: zero), go into its bias."""
     weight: Tensor = module.weight.detach()
-    said = weight.index_select(1, gone.to(weight.device)).reshape(len(weight), len(gone), -1).sum(2) @ constants.to(weight)
-    bias = said if module.bias is None else module.bias.detach() + said
-    module.bias = nn.Parameter(bias, module.weight.requires_grad)
-    _keep(module, ("weight",), kept, [], dim=1)
+    if constants is not None:
+        said = weight.index_select(1, gone.to(weight.device)).reshape(len(weight), len(gone), -1).sum(2) @ constants.to(weight)
+        bias = said if module.bias is None else module.bias.detach() + said
+        module.bias = nn.Parameter(bias, module.weight.requires_grad)
+    keep_entries(module, ("weight",), kept, dim=1)
     setattr(module, "in_features" if isinstance(module, nn.Linear) else "in_channels", len(kept))
 
 

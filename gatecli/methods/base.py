@@ -6,18 +6,21 @@ subclass of `Method` whose instances are registered. The command line, the docs 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields, replace
 from difflib import get_close_matches
+from fractions import Fraction
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from gatecli.errors import SettingError
 from gatecli.gates import Gate
 from gatecli.graph.sites import Site
 from gatecli.network import Network
+from gatecli.schedules import learning_rate
 
 
 def setting(default: Any, help: str, low: float | None = None, high: float | None = None, choices: tuple[str, ...] = (), structural: bool = False) -> Any:
@@ -33,16 +36,27 @@ class Settings:
     gate_weight_decay: float | None = setting(None, "weight decay of the gates; none: that of the weights", low=0, high=1e30)
 
 
+@dataclass(frozen=True)
+class ExitSettings(Settings):
+    """Settings of all methods that put exits in."""
+
+    after: str | None = setting(None, "blocks, layers or modules after which to put exits, with commas between; none: the end of each stage but the last", structural=True)
+
+
 class Method:
     """A way of gating. Subclasses say which sites it gates, with which gates, and which loss trains them.
 
-    Class attributes: `needs`, what a network must have, for people; `paper`, its source; `trains`, what training changes. An instance has a name, a line of
-    explanation, and the dataclass of its settings.
+    Class attributes: `needs`, what a network must have, for people; `paper`, its source; `trains`, what training changes; `aims`, whether training aims at a
+    rate; `samples`, whether it draws decisions. An instance has a name, a line of explanation, and the dataclass of its settings.
     """
 
     needs: ClassVar[str] = "something to gate"
     trains: ClassVar[str] = "network"  # what finetune trains: the network with the gates, or the "exits" alone
+    gate_lr_factor: ClassVar[float] = 1.0  # the gates' learning rate over that of the weights, unless --set gate_lr says otherwise
+    at_least: ClassVar[bool] = False  # whether its target rate is one to reach, rather than to come down to
     paper: ClassVar[str] = ""
+    aims: ClassVar[bool] = True
+    samples: ClassVar[bool] = True
 
     def __init__(self, name: str, summary: str, settings: type[Settings]) -> None:
         self.name, self.summary, self.settings = name, summary, settings
@@ -51,8 +65,28 @@ class Method:
         """The sites of `network` that this method can gate, gated ones included."""
         raise NotImplementedError
 
+    def offers(self, network: Network, settings: Any) -> list[Site]:
+        """Those of the candidates that these settings speak of, gated ones included."""
+        return self.candidates(network)
+    def by_default(self, network: Network, site: Site) -> bool:
+        """Whether a candidate is gated where no --include names it."""
+        return True
+
+    def refused(self, network: Network) -> dict[str, str]:
+        """What a user may take for a site, but is none: name -> why, as `is depthwise`."""
+        return {}
+
     def ready(self, network: Network, settings: Any) -> None:
         """Make sure that the network has the sites that these settings ask for, before any are chosen. Raises SettingError."""
+
+    def complete(self, network: Network, settings: Any, gater: Network | None = None) -> Any:
+        """The settings with what depends on the network filled in. gater: a classifier that the user gives for the gates. Raises SettingError."""
+        if gater is not None:
+            raise SettingError(f"expected --gater with a method that has a gater, but {self.name} has none")
+        return settings
+
+    def weights(self, network: Network, gater: Network) -> None:
+        """Take the weights of the classifier that the user gave for the gates."""
 
     def prepare(self, sites: list[str], settings: Any) -> tuple[list[str], Any]:
         """Which of the sites chosen to gate, and the settings in the form that is recorded. Raises SettingError."""
@@ -74,6 +108,23 @@ class Method:
         """Put one gate in."""
         network.insert_gate(site, self.gate(network.sites[site], settings), self.name)
 
+    def begin(self, network: Network, sites: Iterable[str]) -> None:
+        """Training of the gates at these sites begins, or goes on."""
+
+    def shared(self, network: Network) -> list[Parameter]:
+        """What the method has besides the gates, for all of them together, to be trained as they are."""
+        return []
+
+    def begin_epoch(self, network: Network, sites: Iterable[str], settings: Any, done: float) -> None:
+        """An epoch of training begins; `done`: the share of the training that lies behind."""
+
+    def after_step(self, network: Network, sites: Iterable[str]) -> None:
+        """The optimizer has moved the parameters."""
+
+    def learning_rate(self, schedule: str, base: float, done: float, settings: Any) -> float:
+        """The learning rate of all parameters, for their `base`, when the share `done` of the training lies behind."""
+        return learning_rate(schedule, base, done)
+
     def targets(self, settings: Any, sites: Iterable[str], epoch: int) -> dict[str, float]:
         """The rate that the gate at each of `sites` aims at when `epoch` (from 0) begins."""
         raise NotImplementedError
@@ -86,6 +137,21 @@ class Method:
         """The weighted loss of the gates' decisions (site -> z (N, units)) with these targets: a scalar."""
         raise NotImplementedError
 
+    def tidy(self, network: Network) -> None:
+        """Let go of what the gates that a prune has left no longer need, in place."""
+    def decided(self, network: Network, site: str, threshold: float | None) -> list[bool] | None:
+        """For each unit of a site, whether it always runs; None where that depends on the data."""
+        return self.always_runs(network.site_gates[site], threshold)
+
+    def prune(self, network: Network, kept: Mapping[str, list[int]], round_to: int) -> bool:
+        """Keep only these units at these sites, ungated, in place; sites are the method's own and no exits. False: it has no way of its own to do so."""
+        return False
+
+
+    def penalty(self, gates: Iterable[Gate], settings: Any) -> Tensor | float:
+        """What training adds to the loss for the gates' own parameters; nothing, unless a method says otherwise."""
+        return 0.0
+
     def always_runs(self, gate: Gate, threshold: float | None) -> list[bool] | None:
         """For each unit of a data-independent gate, whether P(on) > threshold (none: its own); None where it depends on the data."""
         if gate.data_dependent:
@@ -96,26 +162,58 @@ class Method:
         return [bool(flag) for flag in odds > torch.logit(limit.clamp(0, 1))]
 
 
-def apply_plan(network: Network, plan: Mapping[str, list[int]], round_to: int = 1) -> None:
+class ExitMethod(Method):
+    """A way of leaving early: exits at the ends of stages, or where the setting `after` says. Subclasses `insert` them."""
+
+    needs: ClassVar[str] = "stages that end with a change of resolution (or say where with --set after=SITE,SITE)"
+
+    def candidates(self, network: Network) -> list[Site]:
+        return [site for site in network.sites.values() if site.kind == "exit"]
+
+    def ready(self, network: Network, settings: Any) -> None:
+        if settings.after is not None:
+            network.place_exits([name.strip() for name in settings.after.split(",")])
+
+
+def apply_plan(network: Network, plan: Mapping[str, list[int]], round_to: int = 1, dynamic: Mapping[str, list[int]] | None = None, wide: Collection[str] = ()) -> None:
     """Prune as `plan` says (site -> kept units, ungated; sites left out stay as they are), in place.
 
     round_to: where a site keeps some of its units, see Network.keep_units.
+    dynamic: site -> those of the other units that stay and are decided at run time.
+    wide: sites whose readers get zeros in the place of units that are gone; the others' lose these channels too.
     """
+    dynamic = dynamic or {}
     exits = {site: kept for site, kept in plan.items() if network.sites[site].kind == "exit"}
     for site, kept in exits.items():
         if kept:
             network.end_at_exit(site)
         else:
             network.remove_exit(site)
-    plan = {site: kept for site, kept in plan.items() if site not in exits}
+    by_method: dict[str, dict[str, list[int]]] = {}
+    for site, kept in plan.items():
+        if site not in exits:
+            by_method.setdefault(network.methods[site], {})[site] = kept
+    usual = [name for name, own in by_method.items() if not get(name).prune(network, own, round_to)]
+    _keep_units(network, {site: kept for name in usual for site, kept in by_method[name].items()}, round_to, dynamic, wide)
+    network.recompile()
+    for name in set(network.methods.values()):
+        get(name).tidy(network)
+    network.recompile()
+    for name in set(network.methods.values()):
+        get(name).tidy(network)
+    network.recount()
+
+
+def _keep_units(network: Network, plan: Mapping[str, list[int]], round_to: int, dynamic: Mapping[str, list[int]], wide: Collection[str]) -> None:
+    """All sites together: what reads several of them loses their channels at once."""
+    gone = [site for site, kept in plan.items() if not kept and site not in dynamic and not network.sites[site].places]
+    narrowed: dict[Any, list[int]] = {}
     for site, kept in plan.items():
         if len(kept) == network.sites[site].units:
             network.remove_gate(site)
-        elif kept:
-            network.keep_units(site, kept, round_to)
-    network.remove_branches([site for site, kept in plan.items() if not kept])
-    network.recompile()
-    network.recount()
+        elif site not in gone:
+            narrowed |= network.keep_units(site, kept, round_to, dynamic.get(site, []), network.sites[site].kind == "block" or site in wide)
+    network.remove_branches(gone, narrowed)
 
 
 _REGISTRY: dict[str, Method] = {}
@@ -168,10 +266,10 @@ def _checked(known: Field[Any], value: Any) -> Any:
     try:
         if isinstance(value, bool) or (kind is int and isinstance(value, float)):
             raise ValueError
-        result = kind(value)
+        result = float(Fraction(value)) if kind is float and isinstance(value, str) and "/" in value else kind(value)
         if kind is float and not math.isfinite(result):
             raise ValueError
-    except (TypeError, ValueError, OverflowError):
+    except (TypeError, ValueError, ArithmeticError):
         raise SettingError(f"expected setting `{name}` to be {_ARTICLE[kind]}, but got `{value}`") from None
     low, high, choices = limits["low"], limits["high"], limits["choices"]
     if choices and result not in choices:

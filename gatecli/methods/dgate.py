@@ -19,18 +19,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gatecli.gates import Exit
-from gatecli.graph.sites import Site
 from gatecli.graph.slices import drop_inputs
-from gatecli.methods.base import Method, Settings, register, setting
+from gatecli.methods.base import ExitMethod, ExitSettings, register, setting
 from gatecli.network import Network
 
 LOSSES = ("hinge", "cross-entropy")
 
 
 @dataclass(frozen=True)
-class DGateSettings(Settings):
+class DGateSettings(ExitSettings):
     loss: str = setting("hinge", "hinge, or cross-entropy for comparison", choices=LOSSES, structural=True)
-    after: str | None = setting(None, "sites after which to put exits, with commas between; none: the end of each stage but the last", structural=True)
 
 
 class DGate(Exit):
@@ -51,7 +49,11 @@ class DGate(Exit):
         logits: Tensor = self.linear(self.features(x))
         return logits
 
-    def score(self, logits: Tensor) -> Tensor:
+    @property
+    def trained(self) -> bool:
+        return bool(self.linear.weight.any())
+
+    def score(self, x: Tensor, logits: Tensor) -> Tensor:
         return (logits.softmax(1) if self.probability else logits).amax(1, keepdim=True)
 
     def head(self) -> nn.Module:
@@ -85,17 +87,9 @@ def hinge(margins: Tensor, labels: Tensor) -> Tensor:
     return (1 - signs * margins).clamp(min=0).mean()
 
 
-class DGates(Method):
-    needs: ClassVar[str] = "stages that end with a change of resolution (or say where with --set after=SITE,SITE)"
+class DGates(ExitMethod):
     paper: ClassVar[str] = "Shafiee, Shafiee, Wong: Dynamic representations toward efficient inference on deep neural networks by decision gates, 2018"
     trains: ClassVar[str] = "exits"
-
-    def candidates(self, network: Network) -> list[Site]:
-        return [site for site in network.sites.values() if site.kind == "exit"]
-
-    def ready(self, network: Network, settings: Any) -> None:
-        if settings.after is not None:
-            network.place_exits([name.strip() for name in settings.after.split(",")])
 
     def insert(self, network: Network, site: str, settings: Any) -> None:
         place = network.sites[site]

@@ -31,7 +31,7 @@ class Board:
         step = row["step"]
         if self._writer is None:  # what a run that was cut off had logged from here on comes again: drop it
             self._writer = self._writers.SummaryWriter(str(self.folder), purge_step=step)
-        scalars = {tag: row[name] for name, tag in SCALARS.items() if name in row}
+        scalars = {tag: row[name] for name, tag in SCALARS.items() if row.get(name) is not None}
         scalars.update({f"rate/{site}": rate for site, rate in row.get("rates", {}).items()})
         for tag, value in scalars.items():
             self._writer.add_scalar(tag, value, step)

@@ -17,6 +17,7 @@ from gatecli.inference import Scores
 from gatecli.schedules import learning_rate
 from gatecli.training.goals import Row, TargetRate
 from gatecli.training.loop import LOG_EVERY, Loop
+from gatecli.training.trained import Trained
 
 Features = dict[str, Tensor]  # exit -> (N, C)
 Seen = tuple[Features, Tensor]  # and the logits of the network's own end (N, K)
@@ -28,7 +29,7 @@ class BestExits(TargetRate):
     def targets(self, epoch: int) -> dict[str, float]:
         return {}
 
-    def mean(self, targets: Mapping[str, float]) -> float:
+    def mean(self, targets: Mapping[str, float], of: Trained | None = None) -> float:
         return 0.0
 
     def reported(self, row: Row) -> None:
@@ -56,13 +57,10 @@ class ExitLoop(Loop):
         self.augment = "none" if self.options.cache_features else self.augment
         self.exits: dict[str, Any] = {site: gate for site, gate in self.network.site_gates.items() if self.network.methods[site] == self.method.name}
         self.cached: dict[str, tuple[Features, Tensor, Tensor]] = {}
-        return BestExits(self.network, self.method, self.settings, self.options)
+        return BestExits(self.network, self.trained, self.options)
 
     def _groups(self) -> list[dict[str, Any]]:
-        own_lr, own_decay = self.settings.gate_lr, self.settings.gate_weight_decay
-        base = self.options.lr if own_lr is None else own_lr
-        decay = self.options.weight_decay if own_decay is None else own_decay
-        return [{"params": [p for gate in self.exits.values() for p in gate.parameters()], "base_lr": base, "weight_decay": decay}]
+        return [self.trained[0].group([p for gate in self.exits.values() for p in gate.parameters()], self.options)]
 
     def _epoch(self, epoch: int) -> None:
         start = self.position.step - epoch * self.steps_per_epoch

@@ -5,18 +5,18 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from gatecli import methods
 from gatecli.costs import expected_macs, overall_rate, site_rates
 from gatecli.data import DataSet
-from gatecli.errors import Interrupted, TrainingError
-from gatecli.methods import Method
+from gatecli.errors import Interrupted
+from gatecli.inference import ExitScore
 from gatecli.network import Network
 from gatecli.progress import Progress, silent
-from gatecli.recipe import Recipe, Step
+from gatecli.recipe import Step
 from gatecli.training.exits import ExitLoop
 from gatecli.training.loop import Loop
 from gatecli.training.options import TrainOptions
 from gatecli.training.run import Run
+from gatecli.training.trained import trained_methods
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ class Finetuned:
     chosen: str
     batchnorm: dict[str, Any]
     history: list[dict[str, Any]]
-    achieved_rate: float  # mean over the gates of the method trained
+    achieved_rate: float  # mean over the gates of the (first) method trained
+    exits: dict[str, ExitScore]  # of exits that have been trained with the network
 
 
 def finetune(
@@ -48,7 +49,7 @@ def finetune(
     run: Run | None = None,
     progress: Progress = silent,
 ) -> Finetuned:
-    """Train what the latest attached method trains, in place; for layer gates, the network with them.
+    """Train what the latest attached method trains, or those that `options.train` names, in place; for layer gates, the network with them.
 
     Args:
         network: a gated network whose input normalisation is known (see gatecli.inputs).
@@ -58,8 +59,8 @@ def finetune(
     Raises: TrainingError without gates, or when the loss or a weight is no longer finite; DataError; CheckpointError where a state cannot be
     written or read; Interrupted.
     """
-    method, settings = trained_method(network.recipe, changes or {})
-    loop = (ExitLoop if method.trains == "exits" else Loop)(network, data, method, settings, options, run, progress)
+    trained = trained_methods(network.recipe, changes or {}, [name for name in (options.train or "").split(",") if name])
+    loop = (ExitLoop if trained[0].method.trains == "exits" else Loop)(network, data, trained, options, run, progress)
     saved = run.saved() if run is not None else None
     if run is not None and saved is not None:
         loop.restore(run, *saved)
@@ -74,17 +75,6 @@ def finetune(
     return result
 
 
-def trained_method(recipe: Recipe, changes: Mapping[str, Any]) -> tuple[Method, Any]:
-    """The method that the latest attach put in, and its settings with `changes`. Raises TrainingError where there is none to train."""
-    step = recipe.last("attach", "prune")
-    if step is None or (step.op == "prune" and not step.results.get("unit_rates")):
-        raise TrainingError(f"{recipe.source.file or 'the network'} has no gates to train: attach a method first (gatecli attach CHECKPOINT --method NAME)")
-    attach = recipe.last("attach")
-    assert attach is not None
-    method = methods.get(attach.settings["method"])
-    return method, methods.parse_settings(method, changes, methods.parse_settings(method, attach.settings["settings"]))
-
-
 def _finish(loop: Loop, baseline: float) -> Finetuned:
     network, position = loop.network, loop.position
     if loop.run is not None:
@@ -97,11 +87,12 @@ def _finish(loop: Loop, baseline: float) -> Finetuned:
     batchnorm, scores = loop.finish()
     result = Finetuned(
         network, loop.options.epochs, scores.top1, baseline, expected_macs(network, scores.rates, scores.busy), scores.rates, target, chosen, batchnorm, position.history,
-        overall_rate(loop.own(scores.rates)),
+        overall_rate(loop.trained[0].own(network, scores.rates)), loop.exit_scores(),
     )  # fmt: skip
     measured = {
         "top1": scores.top1, "top5": scores.top5, "split": "val", "macs_expected": result.macs_expected, "achieved_rate": result.achieved_rate,
         "target_rate": target, "chosen": chosen, "batchnorm": batchnorm, "rates": site_rates(scores.rates), "unit_rates": scores.rates,
+        "exits": {site: asdict(each) for site, each in result.exits.items()},
     }  # fmt: skip
     network.recipe = network.recipe.with_step(Step("finetune", {**asdict(loop.options), "method": loop.method.name, "settings": asdict(loop.settings), "data": loop.data.spec}, measured))
     return result

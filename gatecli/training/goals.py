@@ -4,25 +4,26 @@ A goal gives the gates' targets for each epoch, says which epoch's state is the 
 """
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gatecli.errors import SettingError
 from gatecli.losses import mean_target
-from gatecli.methods import Method
 from gatecli.network import Network
 from gatecli.training.options import TrainOptions
+from gatecli.training.trained import Trained
 
 RATE_SLACK = 0.02  # an epoch may be the best if its achieved rate is at most the target plus this
 Row = Mapping[str, Any]  # an epoch's figures: val_top1, achieved_rate, macs_expected, target_rate
 
 
 class TargetRate:
-    """The rate that the method's settings ask for."""
+    """The rates that the methods' settings ask for; the first method's is the one to name."""
 
-    def __init__(self, network: Network, method: Method, settings: Any, options: TrainOptions) -> None:
-        self.network, self.method, self.settings, self.options = network, method, settings, options
-        self.units = {site: gate.units for site, gate in network.site_gates.items() if network.methods[site] == method.name}
+    def __init__(self, network: Network, trained: Sequence[Trained], options: TrainOptions) -> None:
+        self.network, self.trained, self.options = network, trained, options
+        self.units = {site: network.site_gates[site].units for each in trained for site in each.sites(network)}
+        self.aiming = [each for each in trained if each.method.aims]
         self.state: dict[str, float] = {}
 
     def begin(self, baseline: float) -> None:
@@ -30,14 +31,16 @@ class TargetRate:
 
     def targets(self, epoch: int) -> dict[str, float]:
         """The rate that each gate aims at when `epoch` (from 0) begins."""
-        return self.method.targets(self.settings, self.units, epoch)
+        return {site: target for each in self.trained for site, target in each.method.targets(each.settings, each.sites(self.network), epoch).items()}
 
-    def mean(self, targets: Mapping[str, float]) -> float:
-        return mean_target(targets, self.units)
+    def mean(self, targets: Mapping[str, float], of: Trained | None = None) -> float | None:
+        """The mean target of one method's units, the first's if none is named; None where it aims at none."""
+        own = (of or self.trained[0]).own(self.network, targets)
+        return mean_target(own, {site: self.units[site] for site in own}) if own else None
 
-    def asked(self) -> float:
+    def asked(self, of: Trained | None = None) -> float | None:
         """The mean rate to be reached at the end."""
-        return self.mean(self.targets(self.options.epochs - 1))
+        return self.mean(self.targets(self.options.epochs - 1), of)
 
     def reported(self, row: Row) -> float | None:
         """The target rate to name beside what was achieved: that of the end."""
@@ -45,7 +48,13 @@ class TargetRate:
 
     def meets(self, row: Row) -> bool:
         """Whether a state with these figures is what was asked for."""
-        return bool(row["achieved_rate"] <= self.asked() + RATE_SLACK)
+        return all(self._met(each, row["achieved"][each.method.name]) for each in self.trained)
+
+    def _met(self, each: Trained, rate: float) -> bool:
+        asked = self.asked(each)
+        if asked is None:
+            return True
+        return rate >= asked - RATE_SLACK if each.method.at_least else rate <= asked + RATE_SLACK
 
     def rank(self, row: Row) -> tuple[float, ...] | None:
         """What the best epoch has the highest of; None where an epoch cannot be the best."""
@@ -57,8 +66,22 @@ class TargetRate:
     def chosen(self, best: Row | None) -> str:
         """Which epoch was taken, and why."""
         if best is None:
-            return f"last: epoch {self.options.epochs}, as no epoch's rate came down to {self.asked():.2f} + .02"
-        return f"best: epoch {best['epoch']}, the highest val top-1 among those whose rate is at most {self.asked():.2f} + .02"
+            return f"last: epoch {self.options.epochs}, as no epoch's rate {' and '.join(self._bound(each, 'came up to', 'came down to') for each in self.aiming)}"
+        return f"best: epoch {best['epoch']}, the highest val top-1 among those whose rate {' and '.join(self._bound(each, 'is at least', 'is at most') for each in self.aiming)}"
+
+    def _bound(self, each: Trained, above: str, below: str) -> str:
+        of = "" if len(self.aiming) == 1 else f" ({each.method.name})"
+        return f"{above} {self.asked(each):.2f} - .02{of}" if each.method.at_least else f"{below} {self.asked(each):.2f} + .02{of}"
+
+
+class NoRate(TargetRate):
+    """For methods that aim at no rate: what a training comes to is where it ends."""
+
+    def rank(self, row: Row) -> None:
+        return None
+
+    def chosen(self, best: Row | None) -> str:
+        return f"last: epoch {self.options.epochs}, as {self.trained[0].method.name} aims at no rate that would say which epoch is the best"
 
 
 class Price(TargetRate):
@@ -68,8 +91,10 @@ class Price(TargetRate):
     which stays halved. With a budget of MACs alone it is lowered until the budget is met, and stays there.
     """
 
-    def __init__(self, network: Network, method: Method, settings: Any, options: TrainOptions) -> None:
-        super().__init__(network, method, settings, options)
+    def __init__(self, network: Network, trained: Sequence[Trained], options: TrainOptions) -> None:
+        super().__init__(network, trained, options)
+        if len(trained) > 1 or trained[0].method.at_least or not trained[0].method.aims:
+            raise SettingError(f"--max-drop and --max-gmacs find the rate of layer gates alone, but {', '.join(each.method.name for each in trained)} are trained")
         self.limit = None if options.max_gmacs is None else options.max_gmacs * 1e9
         self.fixed = network.macs_dense - sum(network.sites[site].macs for site in self.units)
         if self.limit is not None and self.limit < self.fixed:
@@ -83,7 +108,7 @@ class Price(TargetRate):
     def targets(self, epoch: int) -> dict[str, float]:
         return dict.fromkeys(self.units, self.state["target"])
 
-    def asked(self) -> float:
+    def asked(self, of: Trained | None = None) -> float:
         return self.state["target"]
 
     def reported(self, row: Row) -> float:
@@ -129,7 +154,7 @@ class Price(TargetRate):
         return f"best: epoch {best['epoch']}, the {'most accurate' if self.floor is None else 'cheapest'} that was {what}"
 
 
-def goal_of(network: Network, method: Method, settings: Any, options: TrainOptions) -> TargetRate:
+def goal_of(network: Network, trained: Sequence[Trained], options: TrainOptions) -> TargetRate:
     """What `options` aim at. Raises SettingError where it is out of reach."""
-    kind = TargetRate if options.max_drop is None and options.max_gmacs is None else Price
-    return kind(network, method, settings, options)
+    kind = Price if options.max_drop is not None or options.max_gmacs is not None else TargetRate if any(each.method.aims for each in trained) else NoRate
+    return kind(network, trained, options)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar
 
@@ -15,21 +15,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gatecli import methods
 from gatecli.costs import expected_macs, overall_rate, site_rates
 from gatecli.data import DataSet, batches, steps
 from gatecli.errors import DataError, Interrupted, SettingError, TrainingError
-from gatecli.inference import Scores, score
+from gatecli.inference import ExitScore, Scores, score, score_exits
 from gatecli.losses import batch_rate
-from gatecli.methods import Method
 from gatecli.network import Network
 from gatecli.progress import Progress
 from gatecli.record import Record, observe, strategy
-from gatecli.schedules import learning_rate
 from gatecli.training.goals import Row, TargetRate, goal_of
 from gatecli.training.norms import reestimate
 from gatecli.training.options import TrainOptions
 from gatecli.training.processes import OneProcess
 from gatecli.training.run import Run, intact
+from gatecli.training.trained import Trained
 
 V = TypeVar("V")
 LOG_EVERY = 20  # steps
@@ -52,10 +52,11 @@ class Position:
 
 
 class Loop:
-    """Trains `network` in place with `method`'s loss beside the cross-entropy."""
+    """Trains `network` in place with the losses of the methods `trained` beside the cross-entropy; other methods' gates stay as they are."""
 
-    def __init__(self, network: Network, data: DataSet, method: Method, settings: Any, options: TrainOptions, run: Run | None, progress: Progress) -> None:
-        self.network, self.data, self.method, self.settings, self.options = network, data, method, settings, options
+    def __init__(self, network: Network, data: DataSet, trained: Sequence[Trained], options: TrainOptions, run: Run | None, progress: Progress) -> None:
+        self.network, self.data, self.trained, self.options = network, data, trained, options
+        self.method, self.settings = trained[0].method, trained[0].settings
         self.run, self.progress, self.processes = run, progress, OneProcess()
         for name in ("train", "val"):
             if name not in data.splits:
@@ -66,6 +67,7 @@ class Loop:
             raise DataError(f"expected {data.spec} to have at least 2 training images, but it has {len(self.train_split)}")
         self.steps_per_epoch = steps(self.train_split, self.batch_size, drop_last=True)
         self.goal = self._make_goal()
+        self.gates = {each.method.name: list(each.own(network, network.site_gates).values()) for each in trained}
         self.optimizer = torch.optim.SGD(self._groups(), lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay)
         self.position, self.best_tensors = Position(goal=self.goal.state), dict[str, Tensor]()
         self.saved_step, self.saved_at = 0, time.monotonic()
@@ -73,15 +75,16 @@ class Loop:
     def _make_goal(self) -> TargetRate:
         if self.options.cache_features:
             raise SettingError(f"--cache-features is for exits, which leave the network as it is; {self.method.name} trains it")
-        return goal_of(self.network, self.method, self.settings, self.options)
+        return goal_of(self.network, self.trained, self.options)
 
     def _groups(self) -> list[dict[str, Any]]:
-        gates = [p for name, p in self.network.named_parameters() if name.startswith("gates.")]
-        weights = [p for name, p in self.network.named_parameters() if not name.startswith("gates.")]
-        own_lr, own_decay = self.settings.gate_lr, self.settings.gate_weight_decay
-        decay = self.options.weight_decay if own_decay is None else own_decay
-        base = self.options.lr if own_lr is None else own_lr
-        return [{"params": weights, "base_lr": self.options.lr}, {"params": gates, "base_lr": base, "weight_decay": decay}]
+        network = self.network
+        ours = {id(p) for gate in network.site_gates.values() for p in gate.parameters()}
+        ours |= {id(p) for name in {*network.methods.values()} for p in methods.get(name).shared(network)}
+        groups: list[dict[str, Any]] = [{"params": [p for p in network.parameters() if id(p) not in ours], "base_lr": self.options.lr}]
+        for each in self.trained:
+            groups += each.groups(network, self.options)
+        return groups
 
     def train(self) -> float:
         """Run to the end of the last epoch, from wherever the position is; returns val top-1 before training, with all gates open.
@@ -91,6 +94,8 @@ class Loop:
         try:
             baseline = self._baseline()
             self.goal.begin(baseline)
+            for each in self.trained:
+                each.method.begin(self.network, each.sites(self.network))
             while self.position.closed < self.options.epochs:
                 self._epoch(self.position.closed)
                 self._close(self.position.closed)
@@ -125,7 +130,9 @@ class Loop:
         start = self.position.step - epoch * self.steps_per_epoch
         if start == 0:
             self.position.targets = self.goal.targets(epoch)
-        self.network.train()
+            for each in self.trained:
+                each.method.begin_epoch(self.network, each.sites(self.network), each.settings, epoch / self.options.epochs)
+        self._to_training()
         model, record = self.processes.wrap(self.network), Record()
         label = f"epoch {epoch + 1}/{self.options.epochs}"
         with observe(self.network, record), self.progress.task(label, self.steps_per_epoch - start) as task:
@@ -135,6 +142,14 @@ class Loop:
                 self._save_sometimes()
                 task.advance(**self._shown())
 
+    def _to_training(self) -> None:
+        """Training mode, but for the gates that are not trained: these decide as they do."""
+        self.network.train()
+        mine = {each.method.name for each in self.trained}
+        for site, gate in self.network.site_gates.items():
+            if self.network.methods[site] not in mine:
+                gate.eval()
+
     def _save_sometimes(self) -> None:
         if self.run is not None and time.monotonic() - self.saved_at > self.options.save_every:
             self.save()
@@ -142,26 +157,31 @@ class Loop:
     def _step(self, model: Network, record: Record, x: Tensor, y: Tensor, epoch: int) -> None:
         torch.manual_seed(self.options.seed * 1_000_003 + self.position.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.options.schedule, group["base_lr"], self.position.step / self.total_steps)
+            group["lr"] = self.method.learning_rate(self.options.schedule, group["base_lr"], self.position.step / self.total_steps, self.settings)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.options.precision == "bf16"):
             logits = model(x)
             task_loss = F.cross_entropy(logits.float(), y, label_smoothing=self.options.label_smoothing)
         decisions = self.own(record.latest())
-        loss = task_loss + self.method.loss(decisions, self.settings, self.position.targets)
+        loss = task_loss
+        for each in self.trained:
+            loss = loss + each.method.loss(each.own(self.network, decisions), each.settings, each.own(self.network, self.position.targets))
+            loss = loss + each.method.penalty(self.gates[each.method.name], each.settings)
         value = self.processes.mean(loss.detach()).item()
         if not math.isfinite(value):
             raise TrainingError(self._diverged(f"the loss is {value}"))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
+        for each in self.trained:
+            each.method.after_step(self.network, each.sites(self.network))
         self.position.step += 1
         self._add(value, logits.detach(), y, decisions)
         if self.run is not None and self.position.step % LOG_EVERY == 0:
             self.run.log({"step": self.position.step, "epoch": epoch + 1, "loss": value, "rate": batch_rate(decisions).item(), "lr": self.optimizer.param_groups[0]["lr"]})
 
     def own(self, by_site: Mapping[str, V]) -> dict[str, V]:
-        """What belongs to the gates of the method being trained; other methods' gates may stand in the network too."""
-        return {site: value for site, value in by_site.items() if self.network.methods[site] == self.method.name}
+        """What belongs to the gates being trained; other methods' gates may stand in the network too."""
+        return {site: value for each in self.trained for site, value in each.own(self.network, by_site).items()}
 
     def _add(self, loss: float, logits: Tensor, y: Tensor, decisions: Mapping[str, Tensor]) -> None:
         """Add a batch to the open epoch's sums, and let the targets follow it."""
@@ -169,18 +189,23 @@ class Loop:
         now = {"batches": 1.0, "loss": loss, "top1": 100 * (logits.argmax(1) == y).double().mean().item(), **{f"rate {site}": rate for site, rate in rates.items()}}
         for name, value in now.items():
             self.position.sums[name] = self.position.sums.get(name, 0.0) + value
-        self.position.targets = self.method.follow(self.settings, self.position.targets, rates, int(self.position.sums["batches"]))
+        count, targets = int(self.position.sums["batches"]), self.position.targets
+        for each in self.trained:
+            own = each.own(self.network, targets)
+            targets = {**targets, **each.method.follow(each.settings, own, each.own(self.network, rates), count)}
+        self.position.targets = targets
 
     def _means(self) -> dict[str, float]:
         return {name: total / self.position.sums["batches"] for name, total in self.position.sums.items()}
 
     def _shown(self) -> dict[str, str]:
         means = self._means()
-        rates = {name.removeprefix("rate "): [mean] for name, mean in means.items() if name.startswith("rate ")}
+        sites = self.network.sites
+        rates = {name.removeprefix("rate "): [mean] * sites[name.removeprefix("rate ")].units for name, mean in means.items() if name.startswith("rate ")}
         return {
             "loss": f"{means['loss']:.3f}",
             "top-1": f"{means['top1']:.1f}",
-            "rate": f"{overall_rate(rates):.2f} (asked {self.goal.mean(self.position.targets):.2f})",
+            "rate": f"{overall_rate(rates):.2f}{asked(self.goal.mean(self.position.targets))}",
             "GMACs": f"{expected_macs(self.network, rates) / 1e9:.4g}",
         }
 
@@ -212,17 +237,26 @@ class Loop:
 
     def _told(self, row: Row) -> str:
         return (
-            f"epoch {row['epoch']}/{self.options.epochs}: loss {row['train_loss']:.3f}, val top-1 {row['val_top1']:.2f}, rate {row['achieved_rate']:.3f} "
-            f"(asked {row['target_rate']:.2f}), {row['macs_expected'] / 1e9:.4g} GMACs"
+            f"epoch {row['epoch']}/{self.options.epochs}: loss {row['train_loss']:.3f}, val top-1 {row['val_top1']:.2f}, rate {row['achieved_rate']:.3f}"
+            f"{asked(row['target_rate'])}, {row['macs_expected'] / 1e9:.4g} GMACs"
         )
 
-    def figures(self, scores: Scores) -> dict[str, float]:
+    def figures(self, scores: Scores) -> dict[str, Any]:
         """What a goal looks at."""
-        return {"val_top1": scores.top1, "achieved_rate": overall_rate(self.own(scores.rates)), "macs_expected": expected_macs(self.network, scores.rates, scores.busy)}
+        achieved = {each.method.name: overall_rate(each.own(self.network, scores.rates)) for each in self.trained}
+        macs = expected_macs(self.network, scores.rates, scores.busy)
+        return {"val_top1": scores.top1, "achieved_rate": achieved[self.method.name], "achieved": achieved, "macs_expected": macs}
 
     def validate(self) -> Scores:
         split, size = self.data.splits["val"], self.options.batch_size
         return score(self.network, batches(split, input=self.network.input, batch_size=size, workers=self.options.workers), self.progress, "validating", steps(split, size))
+
+    def exit_scores(self) -> dict[str, ExitScore]:
+        """What the exits say of val's images, where the method trained is one of exits."""
+        if not self.method.at_least:
+            return {}
+        split, size = self.data.splits["val"], self.options.batch_size
+        return score_exits(self.network, batches(split, input=self.network.input, batch_size=size, workers=self.options.workers), self.progress, steps(split, size))
 
     def finish(self) -> tuple[dict[str, Any], Scores]:
         """Re-estimate the BatchNorm statistics and keep them unless val says that the network was better before, or was what was asked for."""
@@ -231,7 +265,9 @@ class Loop:
             return {"before": before.top1, "after": None, "kept": "before"}, before
         old = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
         torch.manual_seed(self.options.seed)  # the gates sample: a resumed run must sample alike
+        self._to_training()
         reestimate(self.network, self.batches(self.options.epochs), min(self.options.bn_batches, self.steps_per_epoch), self.progress)
+        self.network.eval()
         after = self.validate()
         still = self.goal.meets(self.figures(after)) or not self.goal.meets(self.figures(before))
         kept = "after" if after.top1 >= before.top1 and still else "before"
@@ -271,3 +307,8 @@ class Loop:
     def _diverged(self, what: str) -> str:
         kept = f"the last good state, of step {self.saved_step}, is in {self.run.folder}" if self.run is not None else "nothing was saved"
         return f"training stopped at step {self.position.step + 1}: {what}; {kept}. Begin again with a lower --lr"
+
+
+def asked(rate: float | None) -> str:
+    """What stands behind a rate achieved: the rate asked for, if any."""
+    return "" if rate is None else f" (asked {rate:.2f})"

@@ -23,6 +23,7 @@ class TrainOptions:
     Milestones scale with `epochs`. `augment` none: the data set's own. `bn_batches`: batches for the BatchNorm statistics' re-estimation, at most
     one pass over the training split. `save_every`: seconds between saved states. `max_drop` (points of val top-1 below the baseline) and
     `max_gmacs` take the target rate's place, see gatecli.training.goals. `cache_features`: compute what exits see once, rather than in every epoch.
+    `train`: the methods to train, with commas between; none: the latest attached.
     """
 
     epochs: int = 100
@@ -41,6 +42,7 @@ class TrainOptions:
     max_drop: float | None = None
     max_gmacs: float | None = None
     cache_features: bool = False
+    train: str | None = None
 
     def __post_init__(self) -> None:
         for name, (low, high) in RANGES.items():

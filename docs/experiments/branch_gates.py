@@ -1,0 +1,67 @@
+"""Train a ResNeXt with learned, random and full connections between its branches, from scratch, prune it, and print what came of it.
+
+python docs/experiments/branch_gates.py glyphs36.npz --train 6000 --epochs 4 --size 16
+
+Works in the current folder.
+"""
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from exits import gatecli
+
+from gatecli.architectures.build import build
+
+VARIANTS = {"K = 1": ["fan_in=1"], "K = 4": ["fan_in=4"], "random, K = 4": ["fan_in=4", "connectivity=random"], "full, K = 8": ["fan_in=8"]}
+
+
+def subset(path: str, count: int) -> str:
+    """The first `count` training images, the first 1,000 of val, all of test."""
+    arrays = dict(np.load(path))
+    for split, number in (("train", count), ("val", 1000)):
+        for kind in ("images", "labels"):
+            arrays[f"{split}_{kind}"] = arrays[f"{split}_{kind}"][:number]
+    out = f"{Path(path).stem}.{count}.npz"
+    np.savez(out, **arrays)
+    return f"npz:{out}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data")
+    parser.add_argument("--arch", default="resnext20_8x4d")
+    parser.add_argument("--train", type=int, default=6000)
+    parser.add_argument("--epochs", default="4")
+    parser.add_argument("--size", default="16")
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0])
+    args = parser.parse_args()
+    data, classes = subset(args.data, args.train), int(np.load(args.data)["train_labels"].max()) + 1
+    print("| connections | seed | test top-1 | parameters | pruned | GMACs | pruned | branches a module | ms at batch 1 / 32 | pruned |\n|---|---|---|---|---|---|---|---|---|---|")
+    for seed in args.seeds:
+        source = f"{args.arch}.{seed}.pt"
+        torch.manual_seed(seed)
+        torch.save(build(f"cifar:{args.arch}", {"num_classes": classes}).state_dict(), source)
+        for name, settings in VARIANTS.items():
+            stem = f"{args.arch}.{seed}.{name.replace(' ', '').replace(',', '-')}"
+            sets = [word for setting in settings for word in ("--set", setting)]
+            gated = gatecli("attach", source, "--method", "gateconnect", *sets, "--input-size", args.size, "--out", f"{stem}.safetensors", "--force")
+            schedule = ["--epochs", args.epochs, "--lr", "0.1", "--batch-size", "64", "--weight-decay", "5e-4", "--bn-batches", "50", "--seed", seed]
+            tuned = gatecli("finetune", gated["out"], "--data", data, *schedule, "--out", f"{stem}.tuned.safetensors", "--force")
+            pruned = gatecli("prune", tuned["out"], "--out", f"{stem}.pruned.safetensors", "--force")
+            test = gatecli("eval", pruned["out"], "--split", "test")
+            rows = gatecli("profile", tuned["out"], pruned["out"], "--batch", "1,32", "--repeats", "30")["rows"]
+            gone = {each["site"]: len(each["units"]) for each in pruned["removed"] if isinstance(each, dict)}
+            branches = ", ".join(str(site["units"] - gone.get(site["name"], 0)) for site in gatecli("inspect", gated["out"])["sites"] if site["kind"] == "branch")
+            ms = [" / ".join(f"{row['latency_ms'][size]['median']:.1f}" for size in ("1", "32")) for row in rows[1:]]
+            cells = [
+                name, seed, f"{test['top1']:.2f}", f"{pruned['params_before'] / 1e6:.3f} M", f"{pruned['params'] / 1e6:.3f} M", f"{pruned['macs_before'] / 1e9:.4f}",
+                f"{pruned['macs_dense'] / 1e9:.4f}", branches, *ms,
+            ]  # fmt: skip
+            print(f"| {' | '.join(map(str, cells))} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

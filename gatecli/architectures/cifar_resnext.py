@@ -1,0 +1,77 @@
+"""CIFAR ResNeXts of the connectivity paper: modules of C branches whose last BatchNorm is each branch's own.
+
+Ahmed & Torresani, "Connectivity Learning in Multi-Branch Networks" (2017), table 5: a 3x3 stem, three stages of modules, depth 2 + 3 modules, global average
+pooling and one linear layer. A module's branches are 1x1, 3x3 and 1x1 convolutions, each with a BatchNorm; one projection is shared by a module's branches.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from gatecli.graph.ops import sum_branches
+
+torch.fx.wrap("sum_branches")
+SHAPES = ((20, 4), (29, 4), (29, 8), (29, 64))  # depth, width of a branch in the first stage; eight branches
+CARDINALITY = 8
+
+
+class Branches(nn.Module):
+    """A module of `cardinality` branches: (N, C, H, W) -> (N, outputs, H / stride, W / stride)."""
+
+    def __init__(self, channels: int, width: int, outputs: int, cardinality: int, stride: int) -> None:
+        super().__init__()
+        inner, every = width * cardinality, outputs * cardinality
+        self.conv1 = nn.Conv2d(channels, inner, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.conv2 = nn.Conv2d(inner, inner, 3, stride, 1, groups=cardinality, bias=False)
+        self.bn2 = nn.BatchNorm2d(inner)
+        self.conv3 = nn.Conv2d(inner, every, 1, groups=cardinality, bias=False)
+        self.bn3 = nn.BatchNorm2d(every)
+        self.relu = nn.ReLU(inplace=True)
+        self.cardinality = cardinality
+        self.downsample: nn.Module | None = None
+        if channels != outputs or stride != 1:
+            self.downsample = nn.Sequential(nn.Conv2d(channels, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn3(self.conv3(self.relu(self.bn2(self.conv2(out)))))
+        out = self.relu(sum_branches(out, self.cardinality) + (x if self.downsample is None else self.downsample(x)))
+        return out
+
+
+class CifarResNeXt(nn.Module):
+    """A CIFAR ResNeXt for (N, channels, 32, 32) images; returns logits (N, num_classes). The stages are 64, 128 and 256 wide, with `width` 64 four times that."""
+
+    def __init__(self, depth: int, width: int, num_classes: int = 10, channels: int = 3) -> None:
+        super().__init__()
+        first = 64 if width < 64 else 256
+        self.conv1 = nn.Conv2d(channels, first // 4, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(first // 4)
+        self.relu = nn.ReLU(inplace=True)
+        modules = (depth - 2) // 9
+        self.layer1 = _stage(first // 4, width, first, modules, 1)
+        self.layer2 = _stage(first, 2 * width, 2 * first, modules, 2)
+        self.layer3 = _stage(2 * first, 4 * width, 4 * first, modules, 2)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(4 * first, num_classes)
+        for part in self.modules():
+            if isinstance(part, nn.Conv2d):
+                nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        logits: Tensor = self.fc(torch.flatten(self.avgpool(x), 1))
+        return logits
+
+
+def _stage(channels: int, width: int, outputs: int, modules: int, stride: int) -> nn.Sequential:
+    others = (Branches(outputs, width, outputs, CARDINALITY, 1) for _ in range(modules - 1))
+    return nn.Sequential(Branches(channels, width, outputs, CARDINALITY, stride), *others)
+
+
+RESNEXTS: dict[str, Callable[..., nn.Module]] = {f"resnext{depth}_{CARDINALITY}x{width}d": partial(CifarResNeXt, depth, width) for depth, width in SHAPES}

@@ -1,0 +1,89 @@
+"""Gated filters: a convolution computes those that are open, for one image; in a batch those that are open for any of its images."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gatecli.executors.blocks import SkipBlock, add_to
+from gatecli.executors.rows import Branch
+
+
+class OpenFilters:
+    """The open filters of a convolution, with what follows it channel by channel: x -> their values, and which they are.
+
+    tail: (root, x, channels) -> the values of these channels alone; of all, for None.
+    """
+
+    def __init__(self, tail: Branch) -> None:
+        self.tail = tail
+
+    def __call__(self, root: Any, x: Tensor, z: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """x (N, C, H, W), z (N, width) -> value (N, k, H', W') and the k channels (k,) that it is of; None for all channels, or where there is no value."""
+        if len(x) == 0:
+            return self.tail(root, x, None), None
+        open_ = (z[0] if len(z) == 1 else z.amax(0)).nonzero().reshape(-1)
+        if open_.numel() == 0:
+            return None, None
+        if open_.numel() == z.shape[1]:
+            value = self.tail(root, x, None)
+            return value if bool(z.all()) else value * _as_maps(z, value), None
+        value = self.tail(root, x, open_)
+        return value if len(z) == 1 else value * _as_maps(z.index_select(1, open_), value), open_
+
+
+def _as_maps(z: Tensor, value: Tensor) -> Tensor:
+    return z.to(value.dtype)[:, :, None, None]
+
+
+class FilterBlock(SkipBlock):
+    """`relu(shortcut + z * filters(x))`: the values of the open filters are added where they belong.
+
+    places: the shortcut's channels that the filters are, where not all are.
+    """
+
+    def __init__(self, root: nn.Module, tail: Branch, places: Sequence[int] | None, rectify: bool, rectified: bool) -> None:
+        super().__init__(root, tail, rectify, rectified)
+        self.filters, self.places = OpenFilters(tail), places
+        self.tables: dict[torch.device, Tensor] = {}
+
+    def forward(self, x: Tensor, shortcut: Tensor, z: Tensor, *others: Tensor) -> Tensor:
+        """x (N, C, H, W), shortcut (N, C', H', W'), z (N, width) -> the shape of the shortcut."""
+        value, open_ = self.filters(self.root, x, z)
+        if value is None:
+            return self._closed(shortcut)
+        if self.places is not None:
+            table = self._table(x.device)
+            open_ = table if open_ is None else table.index_select(0, open_)
+        if open_ is None:
+            return self._finish(add_to(value, shortcut))
+        value = value.to(shortcut.dtype)
+        return self._finish(shortcut.index_add_(1, open_, value) if self._may_write() else shortcut.index_add(1, open_, value))
+
+    def _table(self, device: torch.device) -> Tensor:
+        if device not in self.tables:
+            self.tables[device] = torch.tensor(self.places, device=device)
+        return self.tables[device]
+
+
+class FilterLayer(nn.Module):
+    """`z * filters(x)`: the values of the open filters, zeros in the others' places."""
+
+    def __init__(self, root: nn.Module, tail: Branch) -> None:
+        super().__init__()
+        self.__dict__["root"] = root  # not a child: the convolution belongs to the network itself
+        self.filters = OpenFilters(tail)
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        """x (N, C, H, W), z (N, width) -> (N, width, H', W')."""
+        value, open_ = self.filters(self.root, x, z)
+        if value is None:  # one filter's, to know the size
+            open_ = torch.zeros(1, dtype=torch.long, device=x.device)
+            value = self.filters.tail(self.root, x, open_) * 0
+        if open_ is None:
+            return value
+        layout = torch.channels_last if value.is_contiguous(memory_format=torch.channels_last) and not value.is_contiguous() else torch.contiguous_format
+        whole = torch.zeros(len(value), z.shape[1], *value.shape[2:], dtype=value.dtype, device=value.device).contiguous(memory_format=layout)
+        return whole.index_copy_(1, open_, value)

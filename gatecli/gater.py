@@ -1,0 +1,96 @@
+"""The gater: a network of its own that looks at the same image and decides about all filters of the backbone at once.
+
+    f = E(x);  g' = FC2(ReLU(BN(FC1(f))))
+
+Chen, Li, Bengio, Si, "You look twice: GaterNet for dynamic filter selection in CNNs" (2019), section 3.2. E is a classifier without its
+last linear layer.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from gatecli.architectures.build import build, build_skeleton
+from gatecli.errors import ArchitectureError
+from gatecli.gates import semantic_hash
+from gatecli.graph import rewrite
+from gatecli.graph.slices import is_plain
+from gatecli.graph.trace import compile_graph, remove_dead, trace
+
+OPENING = 2.0  # the bias that gates start with: with noise N(0, 1), P(on) = .98
+
+
+class Features(nn.Module):
+    """A classifier without its last linear layer: images (N, C, H, W) -> features (N, h); `width` is h, `channels` C, `classes` what it told apart.
+
+    Raises ArchitectureError where it does not end in a linear layer.
+    """
+
+    def __init__(self, source: nn.Module, names: Mapping[str, str]) -> None:
+        super().__init__()
+        graph = trace(source)
+        head = _head(source, graph)
+        linear = source.get_submodule(str(head.target))
+        assert isinstance(linear, nn.Linear)
+        self.width, self.classes = linear.in_features, linear.out_features
+        output = next(node for node in graph.nodes if node.op == "output")
+        output.args = (head.args[0],)
+        remove_dead(graph)
+        rewrite.adopt(self, source, graph)
+        rewrite.rename(self, graph, names)
+        self.__dict__["run"] = compile_graph(graph)  # takes its root as an argument, so that a copy runs its own modules
+
+    def forward(self, x: Tensor) -> Tensor:
+        features: Tensor = self.__dict__["run"](self, x)
+        return features.flatten(1)
+
+
+def _head(source: nn.Module, graph: fx.Graph) -> fx.Node:
+    node: fx.Node = next(node for node in graph.nodes if node.op == "output").all_input_nodes[0]
+    if node.op != "call_module" or not is_plain(source.get_submodule(str(node.target)), nn.Linear):
+        raise ArchitectureError(f"expected a gater that ends in a linear layer, which makes way for the gates, but {type(source).__name__} ends in `{node.name}`")
+    return node
+
+
+class Gater(nn.Module):
+    """Images (N, C, H, W) -> in evaluation the scores g' (N, c) of all gates, a gate being on where its score > 0; in training gates g, see semantic_hash.
+
+    FC2 starts with zero weights and bias OPENING.
+    """
+
+    def __init__(self, features: Features, bottleneck: int, gates: int) -> None:
+        super().__init__()
+        self.features = features
+        self.fc1 = nn.Linear(features.width, bottleneck)
+        self.norm = nn.BatchNorm1d(bottleneck)
+        self.fc2 = nn.Linear(bottleneck, gates)
+        nn.init.zeros_(self.fc2.weight)
+        nn.init.constant_(self.fc2.bias, OPENING)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.fc2(F.relu(self.norm(self.fc1(self.features(x)))))
+        return semantic_hash(scores) if self.training else scores
+
+    def keep(self, gates: Sequence[int]) -> None:
+        """Let go of all other gates."""
+        rows = torch.tensor(gates, device=self.fc2.weight.device)
+        self.fc2.weight, self.fc2.bias = (nn.Parameter(tensor.detach().index_select(0, rows), tensor.requires_grad) for tensor in (self.fc2.weight, self.fc2.bias))
+        self.fc2.out_features = len(gates)
+
+
+def make_gater(arch: str, args: Mapping[str, Any], names: Mapping[str, str], bottleneck: int, gates: int, seed: int) -> Gater:
+    """An untrained gater of a known architecture, its weights drawn from `seed`; `names` as in Network.
+
+    Under torch.device("meta") it is without memory, to be filled from a file.
+    """
+    if torch.empty(0).is_meta:
+        with torch.device("cpu"):  # what constructors calculate with
+            source = build_skeleton(arch, args)
+        return Gater(Features(source, names), bottleneck, gates)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Gater(Features(build(arch, args), names), bottleneck, gates)

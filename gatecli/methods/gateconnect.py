@@ -1,0 +1,206 @@
+"""GateConnect: learn which branches of a multi-branch network feed which.
+
+    x_j = relu(sum_k g_jk y_k),  y_k = x_k / K + F_k(x_k),  g_j in {0, 1}^C with exactly K ones
+
+Ahmed & Torresani, "Connectivity Learning in Multi-Branch Networks" (2017). Branch j of a module reads K of the C branches of the module before it: the
+fan-in. The first module of a chain reads what comes before it in full, the outputs of the last are summed. Training keeps real gates in [0, 1], which start
+uniform (1/C, ours). At each iteration K distinct connections a branch are drawn from the multinomial that they are, normalised, one draw for the whole
+batch. The gradient with respect to the binary gates, those not drawn too, moves the real ones, which are then clipped to [0, 1]; their learning rate is twice
+the weights'. After the joint phase the K largest stay, and the weights are trained on, at last with two lower rates.
+
+Ours, so that K = C is exactly the network as it was: the identity is carried as x_k / K (the paper sums it K times), each branch has 1 / C of the last
+BatchNorm's shift, and that BatchNorm stays one, in training with the statistics of the sum over all branches. What a module reads in full carries x_k / C.
+
+A branch that nobody reads is unused, and so is one that only unused ones read: prune takes them out, which changes nothing else.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from gatecli.errors import SettingError
+from gatecli.gates import Gate
+from gatecli.graph.sites import Site
+from gatecli.methods.base import Method, Settings, register, setting
+from gatecli.network import Network
+
+PHASES = {"cifar": (120, 100, 50, 50), "imagenet": (30, 30, 30, 30)}  # epochs: joint, then at the rate, a tenth, a hundredth of it
+
+
+@dataclass(frozen=True)
+class GateConnectSettings(Settings):
+    gate_weight_decay: float | None = setting(0.0, "weight decay of the real gates; none: that of the weights", low=0, high=1e30)
+    fan_in: int | None = setting(None, "how many branches each branch reads, K in the paper; none: half of them", low=1, high=65536, structural=True)
+    connectivity: str = setting("learned", "learned, or random for comparison: drawn once, and fixed", choices=("learned", "random"), structural=True)
+    seed: int = setting(0, "of a random connectivity", low=0, high=2**31 - 1, structural=True)
+    phases: str = setting("cifar", "how --schedule step divides the epochs into phases: 120 joint, 100, 50, 50 (cifar), or four alike (imagenet)", choices=tuple(PHASES))
+
+
+class Connections(Gate):
+    """Which branches of a module (units) are read by which of the next. Called, it returns the connections (readers, branches), 0 or 1.
+
+    `real`: the real gates (readers, branches). `chosen`: the connections once `frozen`. `reader_site`: where the readers are units themselves.
+    """
+
+    data_dependent = False
+    chosen: Tensor
+    frozen: Tensor
+
+    def __init__(self, site: str, branches: int, fan_in: int, reader_site: str | None) -> None:
+        super().__init__(site, branches)
+        self.fan_in, self.reader_site = fan_in, reader_site
+        self.real = nn.Parameter(torch.full((branches, branches), 1 / branches))
+        self.register_buffer("chosen", self.largest())
+        self.register_buffer("frozen", torch.zeros((), dtype=torch.bool))
+
+    def largest(self) -> Tensor:
+        """The fan_in largest real gates of each reader: (readers, branches), 0 or 1. Of equal ones those that follow the reader's own number."""
+        branches = self.real.shape[1]
+        distance = (torch.arange(branches)[None] - torch.arange(len(self.real))[:, None]) % branches
+        order = torch.argsort(distance.to(self.real.device), dim=1, stable=True)
+        ranked = self.real.detach().gather(1, order).sort(dim=1, descending=True, stable=True).indices[:, : self.fan_in]
+        return torch.zeros_like(self.real.detach()).scatter_(1, order.gather(1, ranked), 1)
+
+    def drawn(self) -> Tensor:
+        """fan_in distinct connections of each reader, drawn with the real gates' chances; the gradient is handed to all real gates."""
+        chances = self.real.detach().clamp(min=0)
+        chances = chances + 1e-6 * (chances.sum(1, keepdim=True) + 1e-6)  # where clipping has left too few above zero
+        picked = torch.multinomial(chances / chances.sum(1, keepdim=True), self.fan_in, replacement=False)
+        binary = torch.zeros_like(chances).scatter_(1, picked, 1)
+        return binary + self.real - self.real.detach()
+
+    def connections(self) -> Tensor:
+        """Those of evaluation."""
+        if self.chosen.is_meta:  # a replay: the values come from the file
+            return self.chosen
+        return self.chosen if bool(self.frozen) else self.largest()
+
+    def freeze(self, connections: Tensor) -> None:
+        self.chosen.copy_(connections)
+        self.frozen.fill_(True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.drawn() if self.training and not bool(self.frozen) else self.connections()
+        z = (found.detach() > 0.5).any(0).to(found.dtype).expand(x.shape[0], self.units)
+        if self.forced is not None:
+            z = self._obeyed(x)
+            found = found * z[:, None, :] if self.forced.ndim == 2 else found * self.forced.to(found.device)
+        if self.observer is not None:
+            self.observer(self, z, None)
+        return found
+
+
+class AllConnections(Connections):
+    """Every branch is read by all: nothing to choose. Called, it returns decisions z (N, branches)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self._obeyed(x) if self.forced is not None else self.drawn().mean(0).expand(x.shape[0], self.units)
+        if self.observer is not None:
+            self.observer(self, z, None)
+        return z
+
+    def drawn(self) -> Tensor:
+        return torch.ones_like(self.real) + self.real - self.real.detach()
+
+
+class Fixed(nn.Module):
+    """Connections (readers, branches) that no longer change."""
+
+    connections: Tensor
+
+    def __init__(self, connections: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("connections", connections)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.connections
+
+
+class GateConnect(Method):
+    needs: ClassVar[str] = "two or more residual modules in a row with grouped convolutions, as ResNeXt's, of equally many branches that nothing mixes (squeeze-and-excitation does)"
+    paper: ClassVar[str] = "Ahmed, Torresani: Connectivity Learning in Multi-Branch Networks, 2017"
+    gate_lr_factor: ClassVar[float] = 2.0
+
+    def candidates(self, network: Network) -> list[Site]:
+        return [site for site in network.sites.values() if site.kind == "branch"]
+
+    def prepare(self, sites: list[str], settings: Any) -> tuple[list[str], Any]:
+        return sites, settings
+
+    def insert(self, network: Network, site: str, settings: Any) -> None:
+        count = network.sites[site].units
+        fan_in = count // 2 if settings.fan_in is None else settings.fan_in
+        if fan_in > count:
+            raise SettingError(f"expected setting `fan_in` to be at most the {count} branches of `{site}`, but got {fan_in}")
+        gate = (AllConnections if fan_in == count else Connections)(site, count, fan_in, network.boundaries[site].reader_site)
+        if settings.connectivity == "random":
+            gate.freeze(_random(count, fan_in, settings.seed + list(network.boundaries).index(site)))
+        network.insert_connections(site, gate, self.name, None if fan_in == count else fan_in)
+
+    def targets(self, settings: Any, sites: Iterable[str], epoch: int) -> dict[str, float]:
+        return dict.fromkeys(sites, 1.0)
+
+    def loss(self, decisions: Mapping[str, Tensor], settings: Any, targets: Mapping[str, float]) -> Tensor:
+        """There is none: the cross-entropy alone chooses connections."""
+        return next(iter(decisions.values())).new_zeros(())
+
+    def begin_epoch(self, network: Network, sites: Iterable[str], settings: Any, done: float) -> None:
+        joint, *others = PHASES[settings.phases]
+        if done < joint / (joint + sum(others)):
+            return
+        for site in sites:
+            gate = _connections(network, site)
+            if not bool(gate.frozen):
+                gate.freeze(gate.largest())
+
+    def after_step(self, network: Network, sites: Iterable[str]) -> None:
+        with torch.no_grad():
+            for site in sites:
+                _connections(network, site).real.clamp_(0, 1)
+
+    def learning_rate(self, schedule: str, base: float, done: float, settings: Any) -> float:
+        if schedule != "step":
+            return super().learning_rate(schedule, base, done, settings)
+        joint, same, tenth, hundredth = PHASES[settings.phases]
+        at = done * (joint + same + tenth + hundredth)
+        return base * (1.0 if at < joint + same else 0.1 if at < joint + same + tenth else 0.01)
+
+    def decided(self, network: Network, site: str, threshold: float | None) -> list[bool]:
+        """Which branches a used branch reads, from the chain's end."""
+        gate = _connections(network, site)
+        read = gate.connections() > 0
+        if gate.reader_site in network.methods:
+            readers = torch.tensor(self.decided(network, gate.reader_site, threshold), device=read.device)
+            read = read & readers[:, None]
+        return [bool(flag) for flag in read.any(0)]
+
+    def prune(self, network: Network, kept: Mapping[str, list[int]], round_to: int) -> bool:
+        fixed: dict[str, nn.Module] = {}
+        for site, units in kept.items():
+            gate = _connections(network, site)
+            if isinstance(gate, AllConnections):
+                continue
+            readers = kept.get(gate.reader_site or "", list(range(len(gate.real))))
+            rows, columns = (torch.tensor(numbers, device=gate.real.device) for numbers in (readers, units))
+            fixed[site] = Fixed(gate.connections()[rows][:, columns].clone())
+        network.fix_connections(kept, fixed)
+        return True
+
+
+def _connections(network: Network, site: str) -> Connections:
+    gate = network.site_gates[site]
+    assert isinstance(gate, Connections)
+    return gate
+
+
+def _random(count: int, fan_in: int, seed: int) -> Tensor:
+    draw = torch.Generator().manual_seed(seed)
+    rows = [torch.randperm(count, generator=draw)[:fan_in] for _ in range(count)]
+    return torch.stack([torch.zeros(count).scatter_(0, row, 1) for row in rows])
+
+
+register(GateConnect("gateconnect", "which branches of a ResNeXt feed which branches of the next module; those that nobody reads can be pruned", GateConnectSettings))

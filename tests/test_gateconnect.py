@@ -1,0 +1,296 @@
+"""gateconnect: which branches feed which; exact at K = C, learned with K < C, and pruned of what nobody reads."""
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from commandline import SIDE, call, contents, refused, save_npz, save_source
+from hypothesis import given, settings, strategies
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models import resnet
+
+import gatecli
+from gatecli.architectures.build import build, build_skeleton
+from gatecli.errors import ArchitectureError, SettingError
+from gatecli.graph.ops import connect, fold_streams, unfold_streams
+from gatecli.graph.streams import FanOut, SharedNorm
+from gatecli.methods import get
+from gatecli.methods.gateconnect import Connections
+from gatecli.network import Network
+from gatecli.probe import relative_change
+
+LIMIT, SIZE = 1e-5, (16, 16)
+
+
+def shared() -> nn.Module:
+    """A ResNeXt as torchvision's, small: 2 + 2 + 1 + 1 modules of four branches, one BatchNorm a module."""
+    return resnet.ResNet(resnet.Bottleneck, [2, 2, 1, 1], num_classes=5, groups=4, width_per_group=4)
+
+
+@functools.cache
+def source(kind: str) -> nn.Module:
+    torch.manual_seed(0)
+    model = shared() if kind == "shared" else build("cifar:resnext20_8x4d", {})
+    for part in model.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            for tensor, low, high in ((part.running_mean, -0.3, 0.3), (part.running_var, 0.5, 1.5), (part.weight, 0.5, 1.5), (part.bias, -0.3, 0.3)):
+                assert isinstance(tensor, Tensor)
+                nn.init.uniform_(tensor, low, high)
+    return model.eval()
+
+
+@pytest.fixture(params=["shared", "own"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def images(count: int = 3, seed: int = 0) -> Tensor:
+    return torch.randn(count, 3, *SIZE, generator=torch.Generator().manual_seed(seed))
+
+
+def logits(network: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        result: Tensor = network(x)
+        return result
+
+
+def attached(kind: str, **how: Any) -> Network:
+    return gatecli.attach(source(kind), "gateconnect", input_size=SIZE, **how).network
+
+
+def gates(network: Network) -> dict[str, Connections]:
+    return {site: gate for site, gate in network.site_gates.items() if isinstance(gate, Connections)}
+
+
+# --- the operations, against slow references ---
+
+
+def test_connect_is_the_paper_s_sum() -> None:
+    """x_j = sum_k g_jk (F_k + x_k / K), branch by branch and sample by sample."""
+    torch.manual_seed(0)
+    values, streams, one = torch.randn(2, 3 * 4, 2, 2), torch.randn(2, 3 * 4, 2, 2), torch.randn(2, 4, 2, 2)
+    for shortcut in (streams, one):
+        for g in (torch.tensor([[1.0, 0, 1], [0, 1, 1]]), torch.randint(0, 2, (2, 5, 3)).float()):
+            found = connect(values, shortcut, g, 2)
+            for n in range(2):
+                rows = g if g.ndim == 2 else g[n]
+                for j in range(len(rows)):
+                    total = torch.zeros(4, 2, 2)
+                    for k in range(3):
+                        carried = shortcut[n, 4 * k : 4 * k + 4] if shortcut is streams else shortcut[n]
+                        total += rows[j, k] * (values[n, 4 * k : 4 * k + 4] + carried / 2)
+                    torch.testing.assert_close(found[n, 4 * j : 4 * j + 4], total)
+
+
+def test_parts_of_a_convolution_and_of_a_batchnorm_add_up() -> None:
+    torch.manual_seed(0)
+    conv, norm, x = nn.Conv2d(12, 5, 1, bias=False), nn.BatchNorm2d(5), torch.randn(6, 12, 3, 3)
+    nn.init.uniform_(norm.bias), nn.init.uniform_(norm.weight)
+    fan, part = FanOut(conv, 4), SharedNorm(norm, 4)
+    twin = nn.BatchNorm2d(5)
+    twin.load_state_dict({key: value.clone() for key, value in norm.state_dict().items()})
+    for training in (True, False):
+        part.train(training), twin.train(training)
+        torch.testing.assert_close(part(fan(x)).reshape(6, 4, 5, 3, 3).sum(1), twin(conv(x)))
+    for key, value in twin.state_dict().items():
+        torch.testing.assert_close(part.state_dict()[key], value)
+    y = torch.randn(2, 6, 3, 3)
+    assert fold_streams(y, 3).shape == (6, 2, 3, 3) and torch.equal(unfold_streams(fold_streams(y, 3), 3), y)
+
+
+# --- attach ---
+
+
+def test_all_connections_change_nothing_and_cost_nothing(kind: str) -> None:
+    count = 4 if kind == "shared" else 8
+    result = gatecli.attach(source(kind), "gateconnect", input_size=SIZE, fan_in=count)
+    assert (result.gates, result.units) == (5, 5 * count) and result.max_logit_change <= LIMIT
+    assert relative_change(logits(source(kind), images()), logits(result.network, images())) <= LIMIT
+    assert result.network.macs_dense == result.network.recipe.source.macs
+
+
+def test_streams_with_all_connections_change_nothing_either(kind: str) -> None:
+    """The way that K < C takes, with every connection on: in double precision, to its last digits."""
+    network = attached(kind, fan_in=2).double()
+    for node in network.graph.nodes:
+        if node.target is connect:
+            node.args = (*node.args[:3], 4 if kind == "shared" else 8)
+    network.recompile()
+    for gate in gates(network).values():
+        gate.freeze(torch.ones_like(gate.real))
+    assert relative_change(logits(source(kind).double(), images().double()), logits(network, images().double())) <= 1e-13
+    source(kind).float()
+
+
+def test_half_is_the_default_and_attach_says_how_far_the_logits_move(kind: str) -> None:
+    result = gatecli.attach(source(kind), "gateconnect", input_size=SIZE)
+    assert result.max_logit_change > 1e-3
+    for gate in gates(result.network).values():
+        assert (gate.connections().sum(1) == gate.units // 2).all() and (gate.connections().sum(0) > 0).all()
+    state = source(kind).state_dict()
+    assert all(torch.equal(tensor, state[key]) for key, tensor in result.network.state_dict().items() if key in state) and set(state) <= set(result.network.state_dict())
+
+
+def test_sites_and_what_is_refused(kind: str) -> None:
+    network = attached(kind, fan_in=2)
+    assert all(site.endswith(".branches") for site in network.methods)
+    with pytest.raises(SettingError, match=r"fan_in` to be at most the \d branches"):
+        attached(kind, fan_in=9)
+    with pytest.raises(SettingError, match="fan_in` to be between 1"):
+        attached(kind, fan_in=0)
+    with pytest.raises(ArchitectureError, match="all 5 sites carry gates already"):
+        gatecli.attach(network, "gateconnect")
+    taken = gatecli.attach(source(kind), "ind-perbatch", input_size=SIZE).network
+    with pytest.raises(SettingError, match="to carry no gate, but ind-perbatch gates it"):
+        gatecli.attach(taken, "gateconnect")
+
+
+@pytest.mark.parametrize("arch", ["resnet50", "mobilenet_v2", "regnet_y_400mf"])
+def test_networks_without_such_modules_are_refused(arch: str) -> None:
+    with pytest.raises(ArchitectureError, match=r"gateconnect found nothing to gate .*squeeze-and-excitation"):
+        gatecli.attach(build_skeleton(f"torchvision:{arch}", {}).to_empty(device="cpu"), "gateconnect", input_size=(32, 32))
+
+
+def test_regnet_is_gated_between_modules_of_equal_count() -> None:
+    network = Network(build_skeleton("torchvision:regnet_x_400mf", {}), gatecli.recipe.Recipe(gatecli.recipe.Source("x", {}), gatecli.recipe.InputSpec((32, 32))))  # type: ignore[attr-defined]
+    counts = [site.units for site in network.sites.values() if site.kind == "branch"]
+    assert counts and len(set(counts)) > 1 and len(counts) < sum(site.kind == "block" for site in network.sites.values()) - 1
+
+
+@pytest.mark.parametrize(("name", "params"), [("resnext20_8x4d", 283_572), ("resnext29_8x8d", 858_292), ("resnext29_8x64d", 34_594_212)])
+def test_the_paper_s_networks_have_its_parameters(name: str, params: int) -> None:
+    assert sum(p.numel() for p in build_skeleton(f"cifar:{name}", {"num_classes": 100}).parameters()) == params
+
+
+# --- the gates ---
+
+
+def test_draws_are_distinct_and_follow_the_real_gates() -> None:
+    gate = Connections("a", 6, 2, None)
+    with torch.no_grad():
+        gate.real.copy_(torch.tensor([1.0, 0.5, 0.5, 0, 0, 0]).repeat(6, 1))
+    torch.manual_seed(0)
+    seen = torch.stack([gate.drawn().detach() for _ in range(2000)])
+    assert bool((seen.sum(2) == 2).all()) and set(seen.unique().tolist()) == {0.0, 1.0}
+    # P(first is drawn) = 1/2 + 1/2 * (1/2) / (1 - 1/4) = 5/6 with two draws without replacement of 1/2, 1/4, 1/4
+    assert seen[:, :, 0].mean().item() == pytest.approx(5 / 6, abs=0.01) and seen[:, :, 3:].sum() < 5
+    with torch.no_grad():
+        gate.real.zero_()
+    assert bool((gate.drawn().sum(1) == 2).all())
+
+
+def test_the_gradient_of_the_binary_gates_reaches_all_real_ones() -> None:
+    """d loss / d real_jk = d loss / d g_jk = <d loss / d x_j, y_k>, also where k was not drawn."""
+    gate = Connections("a", 3, 1, None).train()
+    values, shortcut, weights = torch.randn(2, 3 * 4, 2, 2), torch.randn(2, 4, 2, 2), torch.randn(2, 3 * 4, 2, 2)
+    (connect(values, shortcut, gate(values), 1) * weights).sum().backward()  # type: ignore[no-untyped-call]
+    y = values.reshape(2, 3, -1) + shortcut.reshape(2, 1, -1)
+    assert gate.real.grad is not None
+    for j in range(3):
+        for k in range(3):
+            assert gate.real.grad[j, k].item() == pytest.approx((weights.reshape(2, 3, -1)[:, j] * y[:, k]).sum().item(), rel=1e-4)
+
+
+def test_the_largest_stay_and_ties_are_spread() -> None:
+    gate = Connections("a", 4, 2, None)
+    assert torch.equal(gate.largest(), torch.tensor([[1.0, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1], [1, 0, 0, 1]]))
+    with torch.no_grad():
+        gate.real[0] = torch.tensor([0.1, 0.9, 0.2, 0.8])
+    assert gate.largest()[0].tolist() == [0, 1, 0, 1]
+
+
+def test_phases_and_clipping(kind: str) -> None:
+    network, method = attached(kind, fan_in=1), get("gateconnect")
+    chosen = method.settings()
+    rates = [method.learning_rate("step", 0.1, done, chosen) for done in (0.0, 219 / 320, 221 / 320, 269 / 320, 271 / 320)]
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001])
+    sites = list(network.methods)
+    method.begin_epoch(network, sites, chosen, 119 / 320)
+    assert not any(bool(gate.frozen) for gate in gates(network).values())
+    with torch.no_grad():
+        for gate in gates(network).values():
+            gate.real[:, 2] = 7
+            gate.real[:, 1] = -7
+    method.after_step(network, sites)
+    assert {gate.real.max().item() for gate in gates(network).values()} == {1.0} and {gate.real.min().item() for gate in gates(network).values()} == {0.0}
+    method.begin_epoch(network, sites, chosen, 120 / 320)
+    for gate in gates(network).values():
+        assert bool(gate.frozen) and gate.connections()[:, 2].min() == 1
+        before = gate.connections().clone()
+        gate.real.data.uniform_()
+        assert torch.equal(gate.train()(images()), before)
+
+
+def test_every_parameter_learns(kind: str) -> None:
+    network = attached(kind, fan_in=2).train()
+    torch.manual_seed(0)
+    loss = F.cross_entropy(network(images(6)), torch.arange(6) % network.num_classes)
+    loss.backward()  # type: ignore[no-untyped-call]
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None and bool(parameter.grad.isfinite().all()) and float(parameter.grad.abs().sum()) > 0, name
+
+
+# --- prune ---
+
+
+def used(network: Network) -> dict[str, list[int]]:
+    """Brute force: a branch counts if silencing it moves the logits."""
+    x, before = images(2), logits(network, images(2))
+    found = {}
+    for site, gate in network.site_gates.items():
+        found[site] = []
+        for unit in range(gate.units):
+            with gatecli.force(network, {site: [int(other != unit) for other in range(gate.units)]}):
+                if not torch.equal(logits(network, x), before):
+                    found[site].append(unit)
+    return found
+
+
+@settings(max_examples=12, deadline=None)
+@given(strategies.integers(0, 10_000), strategies.integers(1, 3), strategies.sampled_from(["shared", "own"]))
+def test_prune_takes_out_what_nobody_reads_and_changes_nothing(seed: int, fan_in: int, kind: str) -> None:
+    network = attached(kind, fan_in=fan_in, connectivity="random", seed=seed)
+    expected = used(network)
+    result = gatecli.prune(network)
+    assert result.max_logit_change <= LIMIT and relative_change(logits(network, images(5)), logits(result.network, images(5))) <= LIMIT
+    gone = {site: [unit for unit in range(network.sites[site].units) if unit not in kept] for site, kept in expected.items()}
+    assert {site: list(units) for site, units in result.thinned.items()} == {site: units for site, units in gone.items() if units}
+    assert result.network.params < network.params and not result.network.methods
+    saved = sum(len(units) for units in gone.values())
+    assert (result.network.macs_dense < network.macs_dense) == (saved > 0)
+
+
+@pytest.mark.parametrize("exclude", [[], ["layer1.0.branches"], ["*.0.branches"]])
+def test_the_file_replays(kind: str, exclude: list[str], tmp_path: Path) -> None:
+    if kind == "shared":
+        network = gatecli.attach(shared(), "gateconnect", input_size=SIZE, arch="test_gateconnect:shared", fan_in=1, connectivity="random", exclude=exclude).network
+    else:
+        network = gatecli.attach(source(kind), "gateconnect", input_size=SIZE, arch="cifar:resnext20_8x4d", fan_in=1, connectivity="random", exclude=exclude).network
+    pruned = gatecli.prune(network).network
+    for number, each in enumerate((network, pruned)):
+        gatecli.write(each, tmp_path / f"{number}.safetensors")
+        loaded = gatecli.load(tmp_path / f"{number}.safetensors", arch="test_gateconnect:shared" if kind == "shared" else None)
+        assert torch.equal(logits(each, images()), logits(loaded, images())) and loaded.macs_dense == each.macs_dense and loaded.sites == each.sites
+    assert pruned.params < network.params
+
+
+def test_the_road(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_source(Path("x.pt"), "cifar:resnext20_8x4d")
+    save_npz(Path("data.npz"))
+    refused("attach x.pt --method gateconnect --set fan_in=9", "at most the 8 branches")
+    found = call("attach", "x.pt", "--method", "gateconnect", "--set", "fan_in=1", "--input-size", SIDE)
+    assert (found["gates"], found["units"]) == (5, 40) and found["max_logit_change"] > 0
+    assert {site["kind"] for site in call("inspect")["sites"] if site["method"]} == {"branch"}
+    tuned = call("finetune", "--data", "npz:data.npz", "--epochs", 4, "--batch-size", 32, "--bn-batches", 2)
+    after = contents(tuned["out"])[0]
+    assert not torch.equal(after["gates.layer1.0.branches.real"], torch.full((8, 8), 1 / 8))
+    pruned = call("prune")
+    assert pruned["max_logit_change"] <= LIMIT and pruned["params"] < pruned["params_before"]
+    assert call("eval")["top1"] == tuned["top1"]
+    assert call("profile", "--repeats", 3)["rows"][1]["params"] == pruned["params"]
+    refused("attach --method gateconnect --out y.safetensors", "found nothing to gate")
