@@ -22,6 +22,7 @@ from gatecli.methods import get
 from gatecli.methods.gateconnect import Connections
 from gatecli.network import Network
 from gatecli.probe import relative_change
+from gatecli.record import strategy
 
 LIMIT, SIZE = 1e-5, (16, 16)
 
@@ -75,7 +76,7 @@ def test_connect_is_the_paper_s_sum() -> None:
     values, streams, one = torch.randn(2, 3 * 4, 2, 2), torch.randn(2, 3 * 4, 2, 2), torch.randn(2, 4, 2, 2)
     for shortcut in (streams, one):
         for g in (torch.tensor([[1.0, 0, 1], [0, 1, 1]]), torch.randint(0, 2, (2, 5, 3)).float()):
-            found = connect(values, shortcut, g, 2)
+            found = connect(values, shortcut, (g, 2))
             for n in range(2):
                 rows = g if g.ndim == 2 else g[n]
                 for j in range(len(rows)):
@@ -116,13 +117,8 @@ def test_all_connections_change_nothing_and_cost_nothing(kind: str) -> None:
 def test_streams_with_all_connections_change_nothing_either(kind: str) -> None:
     """The way that K < C takes, with every connection on: in double precision, to its last digits."""
     network = attached(kind, fan_in=2).double()
-    for node in network.graph.nodes:
-        if node.target is connect:
-            node.args = (*node.args[:3], 4 if kind == "shared" else 8)
-    network.recompile()
-    for gate in gates(network).values():
-        gate.freeze(torch.ones_like(gate.real))
-    assert relative_change(logits(source(kind).double(), images().double()), logits(network, images().double())) <= 1e-13
+    with strategy(network, "always-on"):
+        assert relative_change(logits(source(kind).double(), images().double()), logits(network, images().double())) <= 1e-13
     source(kind).float()
 
 
@@ -187,7 +183,7 @@ def test_the_gradient_of_the_binary_gates_reaches_all_real_ones() -> None:
     """d loss / d real_jk = d loss / d g_jk = <d loss / d x_j, y_k>, also where k was not drawn."""
     gate = Connections("a", 3, 1, None).train()
     values, shortcut, weights = torch.randn(2, 3 * 4, 2, 2), torch.randn(2, 4, 2, 2), torch.randn(2, 3 * 4, 2, 2)
-    (connect(values, shortcut, gate(values), 1) * weights).sum().backward()  # type: ignore[no-untyped-call]
+    (connect(values, shortcut, gate(values)) * weights).sum().backward()  # type: ignore[no-untyped-call]
     y = values.reshape(2, 3, -1) + shortcut.reshape(2, 1, -1)
     assert gate.real.grad is not None
     for j in range(3):
@@ -222,7 +218,7 @@ def test_phases_and_clipping(kind: str) -> None:
         assert bool(gate.frozen) and gate.connections()[:, 2].min() == 1
         before = gate.connections().clone()
         gate.real.data.uniform_()
-        assert torch.equal(gate.train()(images()), before)
+        assert torch.equal(gate.train()(images())[0], before)
 
 
 def test_every_parameter_learns(kind: str) -> None:
@@ -294,3 +290,67 @@ def test_the_road(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert call("eval")["top1"] == tuned["top1"]
     assert call("profile", "--repeats", 3)["rows"][1]["params"] == pruned["params"]
     refused("attach --method gateconnect --out y.safetensors", "found nothing to gate")
+
+
+# --- together with others ---
+
+
+def closed(network: Network, site: str, unit: int | None = None) -> Network:
+    """The network pruned of a block, or of one unit in each: their gates say so."""
+    for name, gate in network.site_gates.items():
+        with torch.no_grad():
+            gate.logits.fill_(0)  # type: ignore[operator, union-attr]
+            gate.logits[:, 1] = 8  # type: ignore[index]
+            if unit is None and name == site:
+                gate.logits.copy_(torch.tensor([[8.0, -8.0]]))  # type: ignore[operator, union-attr]
+            elif unit is not None:
+                gate.logits[unit] = torch.tensor([8.0, -8.0])  # type: ignore[index, operator]
+    return gatecli.prune(network).network
+
+
+def test_sites_of_modules_that_are_gone_go() -> None:
+    pruned = closed(gatecli.attach(source("shared"), "ind-perbatch", input_size=SIZE).network, "layer2.0")
+    names = [name for name, site in pruned.sites.items() if site.kind == "branch"]
+    before = attached("shared", fan_in=2)
+    assert names == [name for name in before.methods if name not in ("layer1.1.branches", "layer2.0.branches")] and len(names) >= 2
+
+
+def test_modules_whose_channels_are_gone_are_no_sites() -> None:
+    pruned = closed(gatecli.attach(source("shared"), "ind-perbatch", input_size=SIZE, granularity=4).network, "", 1)
+    with pytest.raises(ArchitectureError, match="gateconnect found nothing to gate"):
+        gatecli.attach(pruned, "gateconnect", fan_in=2)
+
+
+def test_an_empty_batch(kind: str) -> None:
+    network = attached(kind, fan_in=2)
+    for each in (network, gatecli.prune(network).network):
+        assert logits(each, images(0)).shape == (0, network.num_classes)
+
+
+def test_streams_and_exits_do_not_meet() -> None:
+    early = gatecli.attach(source("shared"), "dgate", input_size=SIZE).network
+    with pytest.raises(SettingError, match="expected `exit1` to have no exit, but dgate has put one there"):
+        gatecli.attach(early, "gateconnect", fan_in=2)
+    assert gatecli.attach(early, "gateconnect", fan_in=4).max_logit_change <= LIMIT
+    network = attached("shared", fan_in=2)
+    for each in (network, gatecli.prune(network).network):
+        assert not any(site.kind == "exit" for site in each.sites.values())
+        with pytest.raises(ArchitectureError, match="dgate found nothing to gate"):
+            gatecli.attach(each, "dgate")
+
+
+def test_channels_of_streams_are_no_sites() -> None:
+    network = attached("shared", fan_in=2)
+    names = {name for name, site in network.sites.items() if site.kind in ("filter", "conv")}
+    assert names == {"conv1.filters", "layer1.0.conv1.filters", "layer1.0.conv1.channels", "layer1.0.downsample.0.filters", "layer1.0.downsample.0.channels", "layer4.0.conv3.filters", "layer4.0.conv3.channels"}
+    pruned = gatecli.prune(network).network
+    gated = gatecli.attach(pruned, "cgnet", include=["*.channels"]).network
+    assert set(gated.methods) <= names and relative_change(logits(pruned, images()), logits(gated, images())) <= LIMIT
+    taken = gatecli.attach(source("shared"), "cgnet", input_size=SIZE, include=["layer2.0.downsample.0.channels"]).network
+    assert "layer1.1.branches" not in taken.sites
+
+
+def test_networks_whose_last_batchnorm_has_no_statistics_are_refused() -> None:
+    model = resnet.ResNet(resnet.Bottleneck, [2, 2, 1, 1], num_classes=5, groups=4, width_per_group=4, norm_layer=lambda width: nn.BatchNorm2d(width, track_running_stats=False))
+    with pytest.raises(ArchitectureError, match="gateconnect found nothing to gate"):
+        gatecli.attach(model.eval(), "gateconnect", input_size=(64, 64))

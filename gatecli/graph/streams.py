@@ -51,7 +51,7 @@ class SharedNorm(nn.Module):
         return x * scale.repeat(count)[:, None, None] + (shift / self.share).repeat(count)[:, None, None]
 
     def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        total = x.reshape(x.shape[0], -1, len(self.running_mean), *x.shape[2:]).sum(1)
+        total = x.reshape(x.shape[0], x.shape[1] // len(self.running_mean), len(self.running_mean), *x.shape[2:]).sum(1)
         var, mean = torch.var_mean(total, (0, 2, 3), correction=0)
         with torch.no_grad():
             self.num_batches_tracked += 1
