@@ -127,12 +127,14 @@ class ChannelGate(Gate):
         """eps (BN_na(s) - Delta): (N, units), for `fine` (N, units, H, W). Above 0 where d = 1."""
         if self.training:
             return self.slope * (self.norm(self.saliency(x)) - self._wide(self.delta))  # type: ignore[no-any-return]
-        if self._is_open():
+        exported = torch.compiler.is_compiling()  # there, nothing may depend on a tensor's value but by an operation
+        if not exported and self._is_open():
             return self._wide(torch.full((x.shape[0], self.units), OPEN, device=x.device))
         mean, var = self.norm.running_mean, self.norm.running_var
         assert mean is not None and var is not None
         scale, shift = self._folded(lambda: self._fold(mean, var), self.delta, mean, var)
-        return torch.addcmul(shift, self.saliency(x), scale)
+        odds = torch.addcmul(shift, self.saliency(x), scale)
+        return torch.where(self.neutral, torch.full_like(odds, OPEN), odds) if exported else odds
 
     def _fold(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         scale = torch.rsqrt(var + self.norm.eps)
