@@ -7,7 +7,7 @@ executor (see gatecli.executors) that computes the branch only for the samples w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
@@ -16,6 +16,7 @@ from gatecli.executors import FilterBlock, FilterLayer, SkipBlock, SkipChannels,
 from gatecli.executors.branches import StreamConv, StreamMean, Streams, lower_branches
 from gatecli.gates import Gate
 from gatecli.graph.channels import base_path, choose, keep_inputs, merge
+from gatecli.graph.convs import base_of
 from gatecli.graph.macs import NodeCost
 from gatecli.graph.ops import FRESH_LAYERS, add_at, connect, decided_by, is_add, is_cat, is_decision, is_mask, is_pick, is_relu, module_of, never_negative, widen
 from gatecli.graph.slices import tail_of
@@ -177,12 +178,13 @@ def _lower_layer(root: nn.Module, graph: fx.Graph, masked: fx.Node, holder: nn.M
 
 def _lower_outputs(root: nn.Module, graph: fx.Graph, chosen: fx.Node, holder: nn.ModuleDict) -> None:
     """A convolution whose output channels are gated; decisions for single activations save nothing that is dense, so these stay as they are."""
-    norm, closed, decision = chosen.all_input_nodes
-    (conv,), (base,), gate = norm.all_input_nodes, closed.all_input_nodes, cast(Gate, module_of(root, decision))
+    norm, _, decision = chosen.all_input_nodes
+    (conv,) = norm.all_input_nodes
+    gate: Any = module_of(root, decision)
     if not gate.theoretical:
-        order: Any = base.args[2]
-        groups: Any = base.args[3]
-        executor = SkipChannels(root, str(conv.target), str(norm.target), str(decision.target), order, groups, decision.all_input_nodes != [base])
+        base, gate_ = base_of(conv), str(decision.target)
+        rows: Any = chosen.args[3]
+        executor = SkipChannels(root, str(conv.target), str(norm.target), gate_, base.args[2], base.args[3], rows, gate.reads_input)
         _replace(graph, chosen, executor, (conv.all_input_nodes[0],), holder)
 
 

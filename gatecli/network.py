@@ -236,11 +236,11 @@ class Network(nn.Module):
 
     def _reread(self, before: str, now: str, but: str, more: Sequence[str] = ()) -> None:
         """Let all sites `but` one name the node `now` where they named `before`; `more` nodes compute in those that hold its convolution."""
-        conv = self.sites[but].branch[0]
+        conv, left = self.sites[but].branch[0], {node.name for node in self.graph.nodes}
         for name, site in self.sites.items():
             if name != but:
                 entry, value, shortcut = (now if node == before else node for node in (site.entry, site.value, site.shortcut))
-                branch = (*site.branch, *more) if conv in site.branch else site.branch
+                branch = tuple(node for node in (*site.branch, *more) if node in left) if conv in site.branch else site.branch
                 self.sites[name] = replace(site, entry=entry, value=value, shortcut=shortcut, branch=branch)
 
     def _split(self, name: str, units: int) -> None:
@@ -399,7 +399,7 @@ class Network(nn.Module):
         Returns, for those, value -> channels that are gone.
         """
         if self.sites[site].kind == "conv":
-            self._reread_and_drop(site, kept)
+            self.decide_units(site, kept, sorted(set(range(self.sites[site].units)) - {*kept, *dynamic}))
             return {}
         old = self.sites[site]
         result = narrow.narrow(self, self.graph, self.costs, old, kept, dynamic, round_to)
@@ -421,10 +421,18 @@ class Network(nn.Module):
         gone = narrow.gone_channels(self.sites[site], self._width(self.sites[site].value), kept)
         return slices.foldable(self, self.graph, self.costs, {self._output(site): gone})
 
-    def _reread_and_drop(self, site: str, kept: Sequence[int]) -> None:
-        before, now, more = convs.keep_channels(self, self.graph, self.sites[site], kept)
+    def decide_units(self, site: str, opened: Sequence[int], closed: Sequence[int]) -> None:
+        """Let these units of a convolution always run, and these never, for good; its gate decides for the others, and goes where there are none."""
+        gate: Any = self.site_gates[site]
+        before, now, more = convs.decide_channels(self, self.graph, self.sites[site], opened, closed)
         self._reread(before, now, site, more)
-        del self.sites[site], self.methods[site]
+        if len(opened) + len(closed) == self.sites[site].units:
+            del self.sites[site], self.methods[site]
+            return
+        conv: Any = self.get_submodule(site.removesuffix(convs.SUFFIX))
+        share = gate.units / (conv.in_channels if gate.of_inputs else conv.out_channels)
+        always = 1 - share if gate.of_inputs else 1 - (1 - gate.always) * share
+        self.sites[site] = replace(self.sites[site], units=gate.units, always=always)
 
     def _output(self, site: str) -> fx.Node:
         """What others read of a site: its branch's value, masked where it is gated."""

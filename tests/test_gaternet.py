@@ -404,7 +404,7 @@ SHARES = st.sampled_from([0.0, 0.0, 0.5, 1.0])
 PRUNED = (("own", {}), ("cifar-pad-gray", {}), ("dense", {}), ("plaindense", {}), ("readers", {}), ("own", {"where": "*"}), ("dense", {"where": "*"}))
 
 
-@settings(max_examples=25, deadline=None, phases=[Phase.explicit, Phase.generate])  # to shrink takes minutes
+@settings(max_examples=8, deadline=None, phases=[Phase.explicit, Phase.generate])  # to shrink takes minutes
 @given(which=st.sampled_from(PRUNED), data=st.data(), round_to=st.sampled_from([1, 1, 4]))
 def test_prune_keeps_what_was_decided_unit_by_unit(which: tuple[str, dict[str, str]], data: st.DataObject, round_to: int) -> None:
     """Always off, always on and dynamic filters in one site; twice, saved and loaded in between."""

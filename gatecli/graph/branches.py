@@ -125,8 +125,8 @@ def _module_at(root: nn.Module, nodes: Mapping[str, fx.Node], block: Site) -> Br
     norm = nodes[block.value]
     if norm.target is sum_branches:
         norm = norm.all_input_nodes[0]
-    normed = module_of(root, norm)
-    if not isinstance(normed, nn.BatchNorm2d) or not is_plain(normed, nn.BatchNorm2d) or normed.running_mean is None or norm.all_input_nodes != [nodes[convolutions[2]]] or (three.groups == 1) != (norm is nodes[block.value]):
+    last = module_of(root, norm)
+    if not isinstance(last, nn.BatchNorm2d) or not is_plain(last, nn.BatchNorm2d) or last.running_mean is None or norm.all_input_nodes != [nodes[convolutions[2]]] or (three.groups == 1) != (norm is nodes[block.value]):
         return None
     way = tuple(node.name for node in add.graph.nodes if node in between(nodes[block.entry], nodes[block.shortcut]))
     first, second, third = convolutions
