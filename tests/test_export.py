@@ -98,16 +98,17 @@ def outputs(path: Path, image: Tensor) -> dict[str, Any]:
 
 # --- every kind of network, without gatecli ---
 
-DYNAMIC = [("dense", "aig-perbatch"), ("tokens", "aig-perbatch"), ("own", "aig-perbatch", "dgate")]
+STACK = ("own", "aig-perbatch", "dgate")
+DYNAMIC = [pytest.param(("dense", "aig-perbatch"), marks=pytest.mark.slow, id="dense"), pytest.param(("tokens", "aig-perbatch"), id="tokens"), pytest.param(STACK, id="own with exits")]
 
 
-@pytest.mark.parametrize("case", DYNAMIC, ids=" ".join)
+@pytest.mark.parametrize("case", DYNAMIC)
 @pytest.mark.parametrize("format", ["onnx", "pt2"])
 def test_dynamic(case: tuple[str, ...], format: str, tmp_path: Path) -> None:
     network, images = gated(*case), CASES[case[0]].images(6, seed=4)
     done = export(network, tmp_path / f"file.{format}", format, images=images)
     assert done.dynamic and done.batch == 1 and done.max_difference <= 1e-4 and not done.masked
-    if case == DYNAMIC[-1]:
+    if case == STACK:
         with torch.no_grad():
             assert close(alone(done.out, images, "torch" if format == "onnx" else "onnxruntime"), network(images))
 
