@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from gatecli.data import load_data
     from gatecli.errors import GatecliError
     from gatecli.evaluation import evaluate
+    from gatecli.exporting import export
     from gatecli.inputs import fit
     from gatecli.network import Network
     from gatecli.profiling import profile
@@ -25,12 +26,12 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "GatecliError", "Network", "TrainOptions", "attach", "calibrate", "calibrate_exits", "evaluate", "finetune", "fit", "force",
+    "GatecliError", "Network", "TrainOptions", "attach", "calibrate", "calibrate_exits", "evaluate", "export", "finetune", "fit", "force",
     "load", "load_data", "profile", "prune", "record_gates", "write",
 ]  # fmt: skip
 _HOMES = {
     "GatecliError": "errors", "Network": "network", "TrainOptions": "training", "attach": "attaching", "calibrate": "calibration", "calibrate_exits": "calibration.at_exits", "evaluate": "evaluation",
-    "finetune": "training", "fit": "inputs", "force": "record", "load": "checkpoint", "load_data": "data", "profile": "profiling", "prune": "pruning", "record_gates": "record",
+    "export": "exporting", "finetune": "training", "fit": "inputs", "force": "record", "load": "checkpoint", "load_data": "data", "profile": "profiling", "prune": "pruning", "record_gates": "record",
     "write": "checkpoint",
 }  # fmt: skip
 

@@ -118,6 +118,8 @@ def _read_own(path: Path, recipe: Recipe, how: Reading) -> Network:
     except Exception as error:  # whatever a damaged recipe may bring a replay to
         raise CheckpointError(f"{path.name} has steps that cannot be replayed ({_line(error)}): the file is damaged") from error
     _fill(network, tensors, path, strict=True)
+    if network.boundaries:  # what modules cost whose connections are fixed depends on which of these are the same
+        network.recount()
     return network
 
 

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from gatecli.errors import CheckpointError
+from gatecli.gates import Gate
 from gatecli.network import Network
+from gatecli.record import RateMeter
 
 Rates = Mapping[str, Sequence[float]]  # site -> the rate of each unit
 
@@ -31,6 +33,36 @@ def expected_macs(network: Network, rates: Rates, busy: Mapping[str, float] | No
         any_ = busy[name] if busy and name in busy else here * (1 - math.prod(1 - rate / here if here else 1.0 for rate in units))
         saved += inside * (site.shared_macs * (here - any_) + site.unit_macs * sum(here - rate for rate in units))
     return network.macs_dense - saved
+
+
+class CostMeter(RateMeter):
+    """Counts also what each sample costs, in the order in which samples come: an observer for gatecli.inference.predict, which keeps `total`."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network, self._saved = network, dict[int, Tensor]()  # index of a batch's first sample -> what its samples save (N,)
+        self._here = torch.empty(0)  # which samples of the latest batch have not left by an exit
+
+    def __call__(self, gate: Gate, z: Tensor, odds: Tensor | None) -> None:
+        super().__call__(gate, z, odds)
+        site, z = self.network.sites[gate.site], z.detach().double()
+        shared = site.macs - site.units * site.unit_macs
+        saved = site.macs * z[:, 0] if site.kind == "exit" else shared * (1 - z.amax(1)) + site.unit_macs * (1 - z).sum(1)
+        if self.total not in self._saved:  # before the first exit all samples are here
+            self._saved[self.total], self._here = torch.zeros_like(saved), torch.arange(len(saved), device=saved.device)
+        self._saved[self.total].index_add_(0, self._here, saved)
+        if site.kind == "exit":
+            self._here = self._here[z[:, 0] == 0]
+
+    def costs(self) -> Tensor:
+        """MACs of each sample, those of gates and exits included: (samples,), float64; empty where nothing is gated."""
+        return self.network.macs_dense - torch.cat([each.cpu() for each in self._saved.values()]) if self._saved else torch.empty(0, dtype=torch.float64)
+
+
+def spread_of(costs: Tensor) -> dict[str, float]:
+    """How samples' costs (N,) lie: mean, standard deviation, the extremes and quantiles."""
+    ranks = {"min": 0.0, "p05": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95, "max": 1.0}
+    return {"mean": costs.mean().item(), "std": costs.std(correction=0).item(), **{name: torch.quantile(costs, rank).item() for name, rank in ranks.items()}}
 
 
 def leaving_costs(network: Network, decisions: Mapping[str, Tensor]) -> Tensor:

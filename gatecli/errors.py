@@ -6,6 +6,7 @@
     ├── SettingError         a method, setting or option with a wrong name, type or value
     ├── DataError            a data set or one of its files
     ├── TrainingError        training cannot start or go on
+    ├── ExportError          a network cannot be written in a format, or not with what is installed
     └── Interrupted          Ctrl-C or SIGTERM; the state on disk is resumable
 
 Texts read "expected `x` to be ... but got ...", name the file or setting, and say the way out.
@@ -36,6 +37,10 @@ class DataError(GatecliError):
 
 class TrainingError(GatecliError):
     """Training cannot start or cannot go on."""
+
+
+class ExportError(GatecliError):
+    """A network cannot be written in a format, or a package for it is missing."""
 
 
 class Interrupted(GatecliError):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from gatecli.costs import expected_macs
+from gatecli.costs import CostMeter, expected_macs, spread_of
 from gatecli.data import DataSet, batches, steps
 from gatecli.errors import SettingError
 from gatecli.gates import STRATEGIES
@@ -26,7 +26,7 @@ RUNS = 5
 @dataclass(frozen=True)
 class Evaluation:
     """Percent right on `split`; MACs of one image, averaged over it (all runs' together for `ensemble`); each unit's rate;
-    for `threshold`, what each exit says of all images and of those that leave there."""
+    for `threshold`, what each exit says of all images and of those that leave there; how single images' MACs lie (see gatecli.costs.spread_of), where there are gates."""
 
     split: str
     strategy: str
@@ -37,6 +37,7 @@ class Evaluation:
     rates: dict[str, list[float]]
     top1_std: float | None = None
     exits: dict[str, ExitScore] = field(default_factory=dict)
+    macs_spread: dict[str, float] = field(default_factory=dict)
 
 
 def evaluate(
@@ -48,18 +49,22 @@ def evaluate(
     several = strategy in ("stochastic", "ensemble")
     total = steps(data.splits[split], batch_size)
     passes: list[Pass] = []
+    meters: list[CostMeter] = []
     with deciding(network, "stochastic" if several else strategy):
         for run in range(RUNS if several else 1):
             torch.manual_seed(seed + run)
+            meters.append(CostMeter(network))
             images = batches(data.splits[split], input=network.input, batch_size=batch_size, workers=workers)
-            passes.append(predict(network, images, progress, f"{strategy} on {split}" + (f", run {run + 1}/{RUNS}" if several else ""), total))
+            passes.append(predict(network, images, progress, f"{strategy} on {split}" + (f", run {run + 1}/{RUNS}" if several else ""), total, meters[-1]))
     labels = passes[0].labels
     rates = {site: [statistics.fmean(unit) for unit in zip(*(each.rates[site] for each in passes), strict=True)] for site in passes[0].rates}
     macs = statistics.fmean(expected_macs(network, each.rates, each.busy) for each in passes)
+    costs = torch.stack([meter.costs() for meter in meters]).mean(0) * (RUNS if strategy == "ensemble" else 1)
+    single = spread_of(costs) if len(costs) else {}
     if strategy == "ensemble":
         mean = torch.stack([each.logits.softmax(1) for each in passes]).mean(0)
-        return Evaluation(split, strategy, len(labels), topk(mean, labels, 1), topk(mean, labels, 5), RUNS * macs, rates)
+        return Evaluation(split, strategy, len(labels), topk(mean, labels, 1), topk(mean, labels, 5), RUNS * macs, rates, macs_spread=single)
     top1s = [each.top(1) for each in passes]
     spread = statistics.stdev(top1s) if strategy == "stochastic" else None
     exits = score_exits(network, batches(data.splits[split], input=network.input, batch_size=batch_size, workers=workers), progress, total) if strategy == "threshold" else {}
-    return Evaluation(split, strategy, len(labels), statistics.fmean(top1s), statistics.fmean(each.top(5) for each in passes), macs, rates, spread, exits)
+    return Evaluation(split, strategy, len(labels), statistics.fmean(top1s), statistics.fmean(each.top(5) for each in passes), macs, rates, spread, exits, single)

@@ -7,21 +7,23 @@ executor (see gatecli.executors) that computes the branch only for the samples w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from gatecli.executors import AddAt, FilterBlock, FilterLayer, SkipBlock, SkipChannels, SkipGroups, SkipInputs, SkipLayer, Staged
+from gatecli.executors.branches import StreamConv, StreamMean, Streams, lower_branches
 from gatecli.executors.rows import take
 from gatecli.gates import Gate
 from gatecli.graph.channels import base_path, choose, keep_inputs, merge
+from gatecli.graph.convs import base_of
 from gatecli.graph.macs import NodeCost
 from gatecli.graph.ops import FRESH_LAYERS, connect, decided_by, is_add, is_cat, is_decision, is_mask, is_pick, is_relu, module_of, never_negative, widen
 from gatecli.graph.slices import tail_of
 from gatecli.graph.trace import compile_graph, remove_dead
 
-FRESH_MODULES = (*FRESH_LAYERS, Gate, SkipLayer, FilterLayer, SkipChannels, SkipInputs)
+FRESH_MODULES = (*FRESH_LAYERS, Gate, SkipLayer, FilterLayer, SkipChannels, SkipInputs, Streams, StreamConv, StreamMean)
 FRESH_FUNCTIONS = (widen, connect, base_path, choose, keep_inputs, merge)
 LOWERED = "_lowered"  # the module that holds the executors; they have no tensors, so no file ever sees them
 
@@ -45,6 +47,7 @@ def lower(root: nn.Module, graph: fx.Graph, costs: Mapping[str, NodeCost]) -> fx
     lowered = economical(root, graph)
     holder = nn.ModuleDict()
     root.add_module(LOWERED, holder)
+    lower_branches(root, lowered, lambda last, executor, inputs: _replace(lowered, last, executor, inputs, holder))
     for node in list(lowered.nodes):
         if is_mask(node) and _of_filters(root, node):
             _lower_filters(root, lowered, node, holder)
@@ -176,12 +179,13 @@ def _lower_layer(root: nn.Module, graph: fx.Graph, masked: fx.Node, holder: nn.M
 
 def _lower_outputs(root: nn.Module, graph: fx.Graph, chosen: fx.Node, holder: nn.ModuleDict) -> None:
     """A convolution whose output channels are gated; decisions for single activations save nothing that is dense, so these stay as they are."""
-    norm, closed, decision = chosen.all_input_nodes
-    (conv,), (base,), gate = norm.all_input_nodes, closed.all_input_nodes, cast(Gate, module_of(root, decision))
+    norm, _, decision = chosen.all_input_nodes
+    (conv,) = norm.all_input_nodes
+    gate: Any = module_of(root, decision)
     if not gate.theoretical:
-        order: Any = base.args[2]
-        groups: Any = base.args[3]
-        executor = SkipChannels(root, str(conv.target), str(norm.target), str(decision.target), order, groups, decision.all_input_nodes != [base])
+        base, gate_ = base_of(conv), str(decision.target)
+        rows: Any = chosen.args[3]
+        executor = SkipChannels(root, str(conv.target), str(norm.target), gate_, base.args[2], base.args[3], rows, gate.reads_input)
         _replace(graph, chosen, executor, (conv.all_input_nodes[0],), holder)
 
 
@@ -192,13 +196,14 @@ def _lower_inputs(root: nn.Module, graph: fx.Graph, kept: fx.Node, holder: nn.Mo
     _replace(graph, conv, SkipInputs(root, str(conv.target), order), (x, decision), holder)  # type: ignore[arg-type]
 
 
-def _replace(graph: fx.Graph, last: fx.Node, executor: nn.Module, inputs: tuple[fx.Node, ...], holder: nn.ModuleDict) -> None:
-    """Let an executor give what `last` gave."""
+def _replace(graph: fx.Graph, last: fx.Node, executor: nn.Module, inputs: tuple[fx.Node, ...], holder: nn.ModuleDict) -> fx.Node:
+    """Let an executor give what `last` gave; returns its node."""
     holder[str(len(holder))] = executor
     with graph.inserting_before(last):
         node = graph.call_module(f"{LOWERED}.{len(holder) - 1}", inputs)
     last.replace_all_uses_with(node)
     remove_dead(graph)
+    return node
 
 
 def _skippable(root: nn.Module, masked: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node, set[fx.Node], list[fx.Node]] | None:
@@ -217,7 +222,8 @@ def _lower_addition(root: nn.Module, graph: fx.Graph, add: fx.Node, holder: nn.M
     relu = _relu_after(root, add)
     for wide, other in (add.args, add.args[::-1]):
         if isinstance(wide, fx.Node) and wide.target is widen and len(wide.users) == 1 and isinstance(other, fx.Node):
-            value, runs, _ = cast(Any, wide.args)
+            lost: Any = wide.args
+            value, runs, _ = lost
             _replace(graph, relu or add, AddAt(root, runs, relu is not None, never_negative(root, other)), (value, other), holder)
             return
 

@@ -61,6 +61,8 @@ class Remembered:
 
     def __call__(self, compute: Callable[[], Any], *tensors: Tensor) -> Any:
         """The result of `compute()`, which must depend on nothing but `tensors`."""
+        if torch.compiler.is_compiling():  # an export: its tensors are stand-ins, and whoever runs it folds constants
+            return compute()
         try:
             versions = [t._version for t in tensors]
         except RuntimeError:  # tensors made in inference mode have no versions
@@ -101,7 +103,7 @@ class Gate(Forgetful):
         forced: decisions (units,) or (N, units) that override the gate's own, see gatecli.record.force.
         rows: which samples of the batch are here, where others have left by an exit; None: all.
         fresh_rate: the rate as attached.
-        filters: whether its units are the single filters of a convolution.
+        filters: whether its units are the single filters of a convolution. apart: whether prune decides its units one by one, as those of filters.
         undecayed: names of its parameters that weight decay leaves alone.
         theoretical: whether what it saves is no time, as no dense kernel can leave it out.
         pads: whether it pads its input with zeros, so that a channel that is always the same is not so for it.
@@ -111,6 +113,7 @@ class Gate(Forgetful):
     data_dependent = True
     fresh_rate = 1.0
     filters = False
+    apart = False
     undecayed: tuple[str, ...] = ()
     theoretical = False
     pads = False

@@ -13,7 +13,7 @@ from gatecli.errors import ArchitectureError, SettingError
 from gatecli.execute import LOWERED, economical, lower, staged
 from gatecli.executors import Staged
 from gatecli.gates import Exit, Gate
-from gatecli.graph import branches, convs, narrow, rewrite, slices
+from gatecli.graph import branches, convs, lean, narrow, rewrite, slices
 from gatecli.graph.dense import find_sites
 from gatecli.graph.exits import behind, exits_after, find_exits, macs_behind
 from gatecli.graph.filters import find_filters
@@ -59,7 +59,7 @@ class Network(nn.Module):
         found = list(self.sites.values())
         self.boundaries = branches.find_boundaries(self, self.graph, self.costs, [site for site in found if site.kind == "block"])
         exits = find_exits(self, self.graph, self.costs, found)
-        self.sites |= branches.branch_sites(self.graph, self.costs, self.boundaries)
+        self.sites |= branches.branch_sites(self, self.graph, self.costs, self.boundaries)
         self.sites |= {site.name: site for site in [*find_filters(self, self.graph, self.costs, found), *exits]}
         self.sites |= {site.name: site for site in convs.find_convs(self, self.graph, self.costs)}
         self._behind: dict[str, set[str]] = {}  # exit in use -> the nodes that those who leave there do not come to
@@ -69,7 +69,7 @@ class Network(nn.Module):
     def _count(self) -> dict[str, NodeCost]:
         image = (self.recipe.input.channels, *self.recipe.input.size)
         try:
-            return count_nodes(self, self.graph, image)
+            return lean.recounted(self, self.graph, count_nodes(self, self.graph, image))
         except (RuntimeError, ValueError, AssertionError, TypeError, IndexError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ArchitectureError(f"the network does not take images of {image[0]} x {image[1]} x {image[2]} ({reason}); `--input-size` says how it was trained") from error
@@ -99,6 +99,7 @@ class Network(nn.Module):
     def recount(self) -> None:
         """Count every node's MACs anew; call it after structure or input size has changed."""
         self.costs = self._count()
+        self._offer_branches()
         nodes = {node.name: node for node in self.graph.nodes}
         exits = {name: site for name, site in self.sites.items() if site.kind == "exit"}
         self._behind = {name: {node.name for node in behind(self.graph, nodes[site.entry])} for name, site in exits.items() if name in self.methods}
@@ -127,6 +128,12 @@ class Network(nn.Module):
                 own = sum(self.costs[node].macs for node in site.tail) // (width[1] if site.places else site.units)
             channels = shape[1] if site.kind in ("layer", "filter") and shape is not None else site.channels
             self.sites[name] = replace(site, branch=branch, macs=macs, unit_macs=own, channels=channels)
+
+    def _offer_branches(self) -> None:
+        """Let the branches without gates that are sites be those of modules that are whole."""
+        found = branches.branch_sites(self, self.graph, self.costs, {name: each for name, each in self.boundaries.items() if name not in self.methods})
+        gone = {name for name in self.boundaries if name not in self.methods and name not in found}
+        self.sites = {name: site for name, site in self.sites.items() if name not in gone} | found
 
     def forward(self, x: Tensor, return_exits: bool = False) -> Any:
         """x (N, C, H, W) -> logits (N, K); with `return_exits` also the exit that each sample took, (N,): its number from 0 on, the number of exits for none."""
@@ -229,11 +236,11 @@ class Network(nn.Module):
 
     def _reread(self, before: str, now: str, but: str, more: Sequence[str] = ()) -> None:
         """Let all sites `but` one name the node `now` where they named `before`; `more` nodes compute in those that hold its convolution."""
-        conv = self.sites[but].branch[0]
+        conv, left = self.sites[but].branch[0], {node.name for node in self.graph.nodes}
         for name, site in self.sites.items():
             if name != but:
                 entry, value, shortcut = (now if node == before else node for node in (site.entry, site.value, site.shortcut))
-                branch = (*site.branch, *more) if conv in site.branch else site.branch
+                branch = tuple(node for node in (*site.branch, *more) if node in left) if conv in site.branch else site.branch
                 self.sites[name] = replace(site, entry=entry, value=value, shortcut=shortcut, branch=branch)
 
     def _split(self, name: str, units: int) -> None:
@@ -245,21 +252,38 @@ class Network(nn.Module):
             raise SettingError(f"expected the number of units to divide the {shape[1]} filters of `{name}`, but got {units}")
         self.sites[name] = replace(site, units=units, tail=tuple(node.name for node in tail))
 
-    def insert_connections(self, site: str, gate: Gate, method: str, fan_in: int | None) -> None:
-        """Let each branch of the modules behind a boundary read what `gate` says; with no `fan_in` all branches, in one stream.
+    def insert_connections(self, site: str, gate: Gate, method: str, streams: bool) -> None:
+        """Let each branch of the modules behind a boundary read what `gate` says, in `streams` of their own; else all read all, in one stream.
 
-        Raises SettingError where the site carries a gate already, or a layer gate or an exit stands in the way.
+        Raises SettingError where the site carries a gate already, or a gate or an exit stands in the way.
         """
-        boundary, taken = self.boundaries[site], {name: self.methods[name] for name in self.methods if name in (self.boundaries[site].module.block, self.boundaries[site].reader.block, site)}
+        boundary = self.boundaries[site]
+        taken = {name: method for name, method in self.methods.items() if name in (boundary.module.block, boundary.reader.block, site)}
+        if streams:
+            taken |= self._in_the_way(boundary)
         if taken:
-            raise SettingError(f"expected `{next(iter(taken))}` to carry no gate, but {next(iter(taken.values()))} gates it: prune first, or leave it out with --exclude")
-        if fan_in is None:
-            branches.insert_mask_on_branches(self, self.graph, site, boundary, gate)
+            name, other = next(iter(taken.items()))
+            what, way_out = ("have no exit", f"--exclude '{site}'") if self.sites[name].kind == "exit" else ("carry no gate", "--exclude")
+            raise SettingError(f"expected `{name}` to {what}, but {other} {'has put one there' if what == 'have no exit' else 'gates it'}: prune first, or leave it out with {way_out}")
+        if streams:
+            self._drop_sites_with_streams(boundary)
+            branches.insert_connections(self, self.graph, site, boundary, gate)
         else:
-            branches.insert_connections(self, self.graph, site, boundary, gate, fan_in)
-            for block in (boundary.module.block, boundary.reader.block):
-                self.sites.pop(block, None)  # no residual block any more that could be skipped
+            branches.insert_mask_on_branches(self, self.graph, site, boundary, gate)
         self.methods[site] = method
+
+    def _in_the_way(self, boundary: branches.Boundary) -> dict[str, str]:
+        """The gated sites, and the exits, that cannot stand where there are streams."""
+        layers, values = branches.with_streams(boundary)
+        return {name: method for name, method in self.methods.items() if layers & set(self.sites[name].branch) or (self.sites[name].kind == "exit" and self.sites[name].entry in values)}
+
+    def _drop_sites_with_streams(self, boundary: branches.Boundary) -> None:
+        """A block that has streams can no more be skipped as a whole, nor can its convolutions' channels be told apart, nor does an exit read them."""
+        layers, values = branches.with_streams(boundary)
+        for name, site in list(self.sites.items()):
+            inside = site.kind in ("filter", "conv") and layers & set(site.branch)
+            if inside or name in (boundary.module.block, boundary.reader.block) or (site.kind == "exit" and site.entry in values):
+                del self.sites[name]
 
     def fix_connections(self, kept: Mapping[str, Sequence[int]], fixed: Mapping[str, nn.Module]) -> None:
         """Keep only these branches at these sites for good; `fixed`: what takes a gate's place, see gatecli.graph.branches.fix. The gates go."""
@@ -375,7 +399,7 @@ class Network(nn.Module):
         Returns, for those, value -> channels that are gone.
         """
         if self.sites[site].kind == "conv":
-            self._reread_and_drop(site, kept)
+            self.decide_units(site, kept, sorted(set(range(self.sites[site].units)) - {*kept, *dynamic}))
             return {}
         old = self.sites[site]
         result = narrow.narrow(self, self.graph, self.costs, old, kept, dynamic, round_to)
@@ -399,10 +423,18 @@ class Network(nn.Module):
         gone = narrow.gone_channels(self.sites[site], self._width(self.sites[site].value), kept)
         return slices.foldable(self, self.graph, self.costs, {self._output(site): gone})
 
-    def _reread_and_drop(self, site: str, kept: Sequence[int]) -> None:
-        before, now, more = convs.keep_channels(self, self.graph, self.sites[site], kept)
+    def decide_units(self, site: str, opened: Sequence[int], closed: Sequence[int]) -> None:
+        """Let these units of a convolution always run, and these never, for good; its gate decides for the others, and goes where there are none."""
+        gate: Any = self.site_gates[site]
+        before, now, more = convs.decide_channels(self, self.graph, self.sites[site], opened, closed)
         self._reread(before, now, site, more)
-        del self.sites[site], self.methods[site]
+        if len(opened) + len(closed) == self.sites[site].units:
+            del self.sites[site], self.methods[site]
+            return
+        conv: Any = self.get_submodule(site.removesuffix(convs.SUFFIX))
+        share = gate.units / (conv.in_channels if gate.of_inputs else conv.out_channels)
+        always = 1 - share if gate.of_inputs else 1 - (1 - gate.always) * share
+        self.sites[site] = replace(self.sites[site], units=gate.units, always=always)
 
     def _output(self, site: str) -> fx.Node:
         """What others read of a site: its branch's value, masked where it is gated."""

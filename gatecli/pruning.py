@@ -55,7 +55,7 @@ def prune(
         collapse: a data-dependent unit with a rate below it is removed, one above 1 - collapse loses its gate.
         static: decide the remaining data-dependent units by rate > static, instead of leaving them dynamic.
         round_to: where a branch loses some of its filters, keep as many more, giving zeros, as make their number a multiple of this.
-    Filters are decided one by one; another site of several data-dependent units stays dynamic until all of them are decided.
+    Filters, and channels of convolutions, are decided one by one; another site of several data-dependent units stays dynamic until all of them are decided.
     Raises: SettingError for values out of range, and where a data-dependent gate has no rate; GatecliError if nothing is gated.
     """
     _check(network, threshold, collapse, static, round_to)
@@ -66,7 +66,7 @@ def prune(
     stuck = network.why_not_removable(empty)
     plan = {site: kept for site, kept in plan.items() if site not in stuck}
     left = {site: [*kept, *dynamic.get(site, ())] for site, kept in plan.items()}
-    wide = [site for site, units in left.items() if site not in empty and len(units) < network.sites[site].units and network.why_stays_wide(site, units) is not None]
+    wide = [site for site, units in left.items() if site not in empty and network.sites[site].kind != "conv" and len(units) < network.sites[site].units and network.why_stays_wide(site, units) is not None]
     smaller = network.copy().eval()
     for site in stuck:
         smaller.site_gates[site].threshold.fill_(1.0)  # P(on) is never above it
@@ -120,7 +120,7 @@ def make_plan(network: Network, threshold: float | None, rates: Rates, collapse:
         if runs is None:
             runs = _by_rate(site, rates, collapse, static)
         undecided = [unit for unit, run in enumerate(runs) if run is None]
-        if undecided and (not gate.filters or len(undecided) == gate.units):
+        if undecided and (not (gate.filters or gate.apart) or len(undecided) == gate.units):
             continue
         plan[site] = [unit for unit, run in enumerate(runs) if run]
         if undecided:

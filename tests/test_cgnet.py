@@ -17,6 +17,7 @@ import gatecli
 from gatecli import methods
 from gatecli.costs import expected_macs
 from gatecli.errors import ArchitectureError, SettingError
+from gatecli.graph.channels import base_path
 from gatecli.methods.cgnet import CGNetSettings, ChannelGate, base_channels, smoothed
 from gatecli.network import Network
 from gatecli.probe import relative_change
@@ -202,7 +203,7 @@ def slow(network: Network, image: Tensor, decided: Tensor | None = None) -> tupl
         for place in places:
             value = normed(yp[place], gate.norm, o) if settings.gate == "fine" else said
             if decided[o] > 0 if decided is not None else value > float(gate.delta[o]):
-                full = yp[place] + total(o, *place, everything - base[o]) + (0 if conv.bias is None else float(conv.bias[o]))
+                full = (total(o, *place, everything) if grouped else yp[place] + total(o, *place, everything - base[o])) + (0 if conv.bias is None else float(conv.bias[o]))
                 out[o][place] = normed(full, norm, o)
             else:
                 out[o][place] = normed(yp[place], gate.base, o)
@@ -252,6 +253,40 @@ def test_pruned_against_loops(function: str) -> None:
         assert smaller.macs_dense == 4 * 4 * 9 + count - (16 if function == "fc" else 0)
 
 
+@pytest.mark.parametrize("function, grouping", [*((function, "no") for function in FUNCTIONS), ("coarse", "yes"), ("fc", "yes")])
+def test_mixed_sites_against_loops(function: str, grouping: str) -> None:
+    """Some channels open for good, some closed for good, the others still the gate's: pruned three times, and in the end decided for all."""
+    network = pair(function, 8, 3, (3, 3), bias=True, eta="1/2", grouping=grouping)
+    gate, images = gate_of(network), torch.randint(-3, 4, (4, 8, 3, 3), generator=torch.Generator().manual_seed(1)).float()
+    gate.delta.data.zero_()
+    with gatecli.record_gates(network) as record:
+        run(network, images)
+    with torch.no_grad():
+        gate.delta.copy_((record.odds[SITE][0] / gate.slope).sort(0).values[1:3].mean(0))
+    with gatecli.record_gates(network) as record:
+        run(network, images)
+    own, smaller, units = record.latest()[SITE].clone(), network, list(range(gate.units))
+    for opened, closed in (([0], [2]), ([3], []), ([], [1])):
+        rates = {SITE: [1.0 if unit in opened else 0.0 if unit in closed else 0.5 for unit in units]}
+        done = gatecli.prune(smaller, rates=rates)
+        own[:, opened], own[:, closed] = 1.0, 0.0
+        gate.threshold[opened], gate.threshold[closed] = 0.0, 1.0
+        assert done.max_logit_change <= 1e-5 and done.network.params < smaller.params and done.kept_dynamic == ([SITE] if len(units) > len(opened + closed) else [])
+        smaller, units = done.network, [unit for unit in units if unit not in opened + closed]
+        mine = run(smaller, images)
+        assert torch.allclose(mine, run(network, images), atol=1e-4) and torch.allclose(masked(smaller, images), mine, atol=1e-4)
+        if function == "fine":
+            continue
+        for image, decided in zip(images, own, strict=True):
+            assert torch.allclose(run(smaller, image[None]), slow(network, image, decided)[0].flatten()[None], atol=1e-4)
+            with FlopCounterMode(display=False) as counter:  # nothing of what is decided is computed, and all that is computed is counted
+                run(smaller, image[None])
+            assert counter.get_total_flops() / 2 == expected_macs(smaller, {SITE: decided[units].tolist()} if units else {})
+    final = gatecli.prune(smaller, rates={SITE: [float(unit % 2) for unit in units]}, static=0.5).network if units else smaller
+    gate.threshold[units] = torch.tensor([float(1 - unit % 2) for unit in units])
+    assert not final.methods and torch.allclose(run(final, images), run(network, images), atol=1e-4)
+
+
 # --- on whole networks ---
 
 
@@ -283,8 +318,12 @@ def test_skips_prunes_saves_and_loads(function: str, name: str, grouping: str, t
     assert pruned.removed == [first] and pruned.ungated == [second] and set(pruned.thinned) == set(sites[2:])
     assert second in pruned.network.sites and first not in pruned.network.sites
     overhead = sum(network.costs[node.name].macs for node in network.graph.nodes if str(node.target).startswith("gates."))
+    paths = {str(node.args[1]).removesuffix("_weight"): network.costs[node.name].macs for node in network.graph.nodes if node.target is base_path}
+    overhead += sum(paths.get(site.replace(".", "_").removesuffix("_channels"), 0) * sum(units) / len(units) for site, units in rates.items())  # in groups: open channels, too
     assert pruned.network.macs_dense == pytest.approx(expected_macs(network, rates) - overhead) and pruned.network.params < network.params
-    for each in (network, pruned.network):
+    mixed = gatecli.prune(network, rates={site: [0.0, 1.0, *[0.5] * (len(units) - 2)] for site, units in rates.items()})
+    assert mixed.max_logit_change <= 1e-5 and mixed.freed == {site: [1] for site in sites} and mixed.thinned == {site: [0] for site in sites} and mixed.network.params < network.params
+    for each in (network, pruned.network, mixed.network):
         path = tmp_path / str(id(each))
         gatecli.write(each, path)
         loaded = gatecli.load(path, arch=case.arch)
@@ -331,7 +370,7 @@ def test_the_base_path() -> None:
         return base_channels(count, CGNetSettings(eta=0.25, **how))
 
     assert channels(8, grouping="no") == ((0, 1), 1) and channels(8, grouping="no", shuffle="yes") == ((0, 4), 1)
-    assert channels(8) == (tuple(range(8)), 4) and channels(8, shuffle="yes") == ((0, 4, 1, 5, 2, 6, 3, 7), 4)
+    assert channels(8) == ((0, 1), 1) and channels(8, grouping="yes") == (tuple(range(8)), 4) and channels(8, grouping="yes", shuffle="yes") == ((0, 4, 1, 5, 2, 6, 3, 7), 4)
     assert channels(8, gate="l1") == ((0, 1), 1)
     assert base_channels(8, CGNetSettings(eta=0.375, grouping="no")) == ((0, 1, 2), 1)
 
@@ -376,12 +415,12 @@ def test_gates_in_gated_branches_are_refused() -> None:
 
 def test_eta_must_divide(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=r"`eta` to divide the 8 input and 8 output channels of `units.0.c1.channels` into equal groups, but got 0.333333;") as caught:
-        gatecli.attach(CASES["own"].network(), "cgnet", eta="1/3")
+        gatecli.attach(CASES["own"].network(), "cgnet", eta="1/3", grouping="yes")
     assert "nearest that divides all is 1/4" in str(caught.value)
     with pytest.raises(SettingError, match="nearest that divides all is 1/4"):
-        gatecli.attach(CASES["own"].network(), "cgnet", eta=0.3, grouping="no")
+        gatecli.attach(CASES["own"].network(), "cgnet", eta=0.3)
     with pytest.raises(SettingError, match="8 input and 12 output"):
-        gatecli.attach(CASES["own"].network(), "cgnet", eta="1/8")
+        gatecli.attach(CASES["own"].network(), "cgnet", eta="1/8", grouping="yes")
 
 
 def test_convolutions_that_are_refused_say_why() -> None:
@@ -408,7 +447,7 @@ def test_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     save_source(Path("r20.pt"))
     found = call("attach", "r20.pt", "--method", "cgnet", "--set", "eta=1/4", "--set", "gate=fine")
     assert (found["gates"], found["units"]) == (18, 6 * 16 + 6 * 32 + 6 * 64) and found["max_logit_change"] <= 1e-6
-    refused("attach r20.pt --method cgnet --set eta=1/3 --out other.safetensors", "1/4")
+    refused("attach r20.pt --method cgnet --set eta=1/3 --out other.safetensors", "5/16")
     refused("attach r20.pt --method cgnet --set eta=1/0 --out other.safetensors", "`eta` to be a number")
     save_npz(Path("data.npz"))
     tuned = call("finetune", "--data", "npz:data.npz", "--epochs", 1, "--batch-size", 32, "--set", "target=0.5", "--set", "loss_weight=0.1")

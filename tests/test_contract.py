@@ -353,13 +353,13 @@ def test_prune_keeps_what_the_gates_decided(gated: Network, case: Case, tmp_path
 
 def halves(network: Network, decisions: Decisions) -> tuple[str, ...]:
     """Where the tensors are of convolutions some of whose channels keep their base path alone."""
-    return tuple(f"gates.{site}." for site, units in decisions.items() if network.sites[site].kind == "conv" and len({*units}) > 1)
+    return tuple(f"gates.{site.removesuffix('.channels')}.closed." for site, units in decisions.items() if network.sites[site].kind == "conv" and len({*units}) > 1)
 
 
 def only_biases_are_new(smaller: Network, gated: Network) -> bool:
     """Fewer tensors, all of names that were there; or biases beside weights that were, which removed layers of a dense block leave, or what `halves` says."""
     before, after = gated.state_dict(), smaller.state_dict()
-    new = {key for key in set(after) - set(before) if not key.endswith(".channels.weight")}
+    new = {key for key in set(after) - set(before) if ".closed." not in key}
     dense = any(site.kind == "layer" for site in gated.sites.values())
     return len(after) - len(new) < len(before) and all(key.endswith(".bias") and key.replace(".bias", ".weight") in before and dense for key in new)
 
@@ -527,7 +527,7 @@ def test_channels_last_gives_the_same_and_stays(gated: Network, case: Case, coun
     handles = [
         part.register_forward_pre_hook(lambda _, args: formats.append(args[0].is_contiguous(memory_format=torch.channels_last)))
         for part in gated.modules()
-        if isinstance(part, nn.BatchNorm2d)
+        if isinstance(part, (nn.BatchNorm2d, nn.Conv2d))
     ]
     with gatecli.force(gated, z):
         expected = masked(gated, x.clone())

@@ -1,6 +1,6 @@
 """Train a ResNeXt with learned, random and full connections between its branches, from scratch, prune it, and print what came of it.
 
-python docs/experiments/branch_gates.py glyphs36.npz --train 8000 --epochs 4
+python docs/experiments/branch_gates.py glyphs36.npz --train 6000 --epochs 4 --size 16
 
 Works in the current folder.
 """
@@ -19,10 +19,11 @@ VARIANTS = {"K = 1": ["fan_in=1"], "K = 4": ["fan_in=4"], "random, K = 4": ["fan
 
 
 def subset(path: str, count: int) -> str:
-    """The first `count` training images, all of val and test."""
+    """The first `count` training images, the first 1,000 of val, all of test."""
     arrays = dict(np.load(path))
-    for kind in ("images", "labels"):
-        arrays[f"train_{kind}"] = arrays[f"train_{kind}"][:count]
+    for split, number in (("train", count), ("val", 1000)):
+        for kind in ("images", "labels"):
+            arrays[f"{split}_{kind}"] = arrays[f"{split}_{kind}"][:number]
     out = f"{Path(path).stem}.{count}.npz"
     np.savez(out, **arrays)
     return f"npz:{out}"
@@ -32,8 +33,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data")
     parser.add_argument("--arch", default="resnext20_8x4d")
-    parser.add_argument("--train", type=int, default=8000)
+    parser.add_argument("--train", type=int, default=6000)
     parser.add_argument("--epochs", default="4")
+    parser.add_argument("--size", default="16")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     args = parser.parse_args()
     data, classes = subset(args.data, args.train), int(np.load(args.data)["train_labels"].max()) + 1
@@ -45,7 +47,7 @@ def main() -> None:
         for name, settings in VARIANTS.items():
             stem = f"{args.arch}.{seed}.{name.replace(' ', '').replace(',', '-')}"
             sets = [word for setting in settings for word in ("--set", setting)]
-            gated = gatecli("attach", source, "--method", "gateconnect", *sets, "--out", f"{stem}.safetensors", "--force")
+            gated = gatecli("attach", source, "--method", "gateconnect", *sets, "--input-size", args.size, "--out", f"{stem}.safetensors", "--force")
             schedule = ["--epochs", args.epochs, "--lr", "0.1", "--batch-size", "64", "--weight-decay", "5e-4", "--bn-batches", "50", "--seed", seed]
             tuned = gatecli("finetune", gated["out"], "--data", data, *schedule, "--out", f"{stem}.tuned.safetensors", "--force")
             pruned = gatecli("prune", tuned["out"], "--out", f"{stem}.pruned.safetensors", "--force")

@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--epochs", default="100")
     parser.add_argument("--drops", nargs="*", default=["0", "0.5", "1", "2"])
     parser.add_argument("--losses", nargs="*", default=["hinge", "cross-entropy"])
+    parser.add_argument("--repeats", default="200", help="timed calls of each network")
     parser.add_argument("--after", help="blocks after which the exits stand; none: the ends of stages")
     args = parser.parse_args()
     stem = Path(args.source).stem
@@ -45,7 +46,7 @@ def main() -> None:
         for asked in [*(["--max-drop", drop] for drop in args.drops), ["--max-drop", args.drops[-1], "--confidence", "0.95"]]:
             out = f"{stem}.{loss}.{'-'.join(asked).strip('-')}.safetensors"
             rows.append((asked, gatecli("calibrate", tuned, *asked, "--out", out, "--force")))
-        profile = gatecli("profile", *(row["out"] for _, row in rows), "--data", args.data, "--batch", "1,32", "--repeats", "200")["rows"]
+        profile = gatecli("profile", *(row["out"] for _, row in rows), "--data", args.data, "--batch", "1,32", "--repeats", args.repeats)["rows"]
         for (asked, row), timed in zip(rows, profile[1:], strict=True):
             report(loss, alone, asked, row, gatecli("eval", row["out"], "--split", "test"), timed)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import typer
 
-from gatecli.cli import attach, calibrate, demo, evaluate, finetune, gates, inspect, methods, profile, prune, state
+from gatecli.cli import attach, calibrate, demo, evaluate, export, finetune, gates, inspect, methods, profile, prune, run, state
 from gatecli.cli.session import command
 
 app = typer.Typer(
@@ -25,6 +25,8 @@ COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {
     "prune": prune.prune,
     "profile": profile.profile,
     "eval": evaluate.evaluate,
+    "export": export.export,
+    "run": run.run,
     "gates": gates.gates,
     "inspect": inspect.inspect,
     "methods": methods.methods,

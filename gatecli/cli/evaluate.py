@@ -35,6 +35,9 @@ def evaluate(
     if not session.json_:
         spread = "" if result.top1_std is None else f" +- {result.top1_std:.2f}"
         print(f"{path} on {split} ({result.samples} images, {strategy}): top-1 {percent(result.top1)}{spread}, top-5 {percent(result.top5)}, {gmacs(result.macs_expected)} GMACs an image")
+        if result.macs_spread.get("std"):
+            lie = {name: gmacs(value) for name, value in result.macs_spread.items()}
+            print(f"single images cost {lie['min']} to {lie['max']} GMACs, half of them {lie['p25']} to {lie['p75']}; standard deviation {lie['std']}")
         if result.exits:
             rows = [(site, f"{100 * each.share:.1f} %", percent(each.top1_all), percent(each.top1_chosen)) for site, each in result.exits.items()]
             table(session, f"\nexits on {split}", ("<exit", "leave there", "top-1 on all images", "on those that leave"), rows)
@@ -42,5 +45,6 @@ def evaluate(
         "checkpoint": str(path), "arch": network.recipe.source.arch, "split": split, "strategy": strategy, "samples": result.samples, "top1": result.top1,
         "top5": result.top5, "params": network.params, "macs_dense": network.macs_dense, "macs_expected": result.macs_expected, "rates": site_rates(result.rates),
         **({"exits": {site: asdict(each) for site, each in result.exits.items()}} if result.exits else {}),
+        **({"macs_per_image": result.macs_spread} if result.macs_spread else {}),
         **({"top1_std": result.top1_std} if result.top1_std is not None else {}),
     }  # fmt: skip

@@ -18,7 +18,7 @@ from gatecli.errors import CheckpointError, Interrupted, SettingError, TrainingE
 if TYPE_CHECKING:
     from gatecli.training import Finetuned, Run
 
-OPTIONS = ("epochs", "lr", "batch_size", "weight_decay", "momentum", "schedule", "precision", "augment", "label_smoothing", "workers", "bn_batches", "save_every", "max_drop", "max_gmacs", "cache_features", "train")
+OPTIONS = ("epochs", "lr", "batch_size", "weight_decay", "momentum", "schedule", "precision", "augment", "label_smoothing", "workers", "bn_batches", "save_every", "max_drop", "max_gmacs", "cache_features", "train", "distill", "temperature")
 
 
 @reads_checkpoints
@@ -44,6 +44,9 @@ def finetune(
     max_gmacs: Annotated[Optional[float], typer.Option(help="Lower the target rate until an image costs at most so many GMACs, and keep the most accurate such state.")] = None,
     cache_features: Annotated[bool, typer.Option("--cache-features", help="Exits: compute what they see once, for all epochs; goes without augmentation.")] = False,
     train: Annotated[Optional[str], typer.Option(help="Attached methods to train together, with commas between, as early-exit,aig-perbatch; none: the latest. --set is for the first.", show_default=False)] = None,
+    distill: Annotated[float, typer.Option(help="Weight of a loss that draws the answers to a teacher's: knowledge distillation.")] = 0.0,
+    temperature: Annotated[float, typer.Option(help="By which distillation softens both answers.")] = 4.0,
+    teacher: Annotated[Optional[Path], typer.Option(help="Checkpoint that teaches; none: the network as it is now, all gates open, no exit taken.", show_default=False)] = None,
     tensorboard: Annotated[Optional[Path], typer.Option(help="Folder for a TensorBoard log; needs pip install 'gatecli[report]'.", show_default=False)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that was interrupted last, with its settings.")] = False,
     out: Out = None,
@@ -53,7 +56,9 @@ def finetune(
     from gatecli import training
     from gatecli.checkpoint import check_output, write
     from gatecli.inputs import open_data
+    from gatecli.reading import file_sha256
     from gatecli.training.board import Board, on_board
+    from gatecli.training.distill import check_teacher
     from gatecli.training.trained import trained_methods
 
     if resume:
@@ -62,6 +67,7 @@ def finetune(
         options = {name: context.params[name] for name in OPTIONS}
         about = _about(session, checkpoint, out, remembered(data), parse_pairs(set_), options, force)
         about["tensorboard"] = None if tensorboard is None else str(tensorboard)
+        about |= {"teacher": None if teacher is None else str(teacher), "teacher_sha256": None if teacher is None else file_sha256(teacher)}
         run = None
     path, target = Path(about["checkpoint"]), Path(about["out"])
     check_output(target, about["force"] or force, [path])
@@ -73,9 +79,11 @@ def finetune(
         raise TrainingError(f"{path} has no gates to train: attach a method first (gatecli attach {path} --method NAME)")
     trained_methods(network.recipe, about["settings"], [name for name in (chosen.train or "").split(",") if name])  # a slip in --set costs no time
     dataset = open_data(network, about["data"], trusted=not resume or data is not None)  # a state's word is not the user's
+    taught_by = None if about.get("teacher") is None else session.open(Path(about["teacher"]))
+    check_teacher(network, taught_by, chosen)
     run = run or training.Run.begin(RUNS / target.name.removesuffix(".safetensors"), about)
     with _resumable(session, about), on_board(run, board):
-        result = training.finetune(network, dataset, chosen, changes=about["settings"], run=run, progress=Reporter(session))
+        result = training.finetune(network, dataset, chosen, changes=about["settings"], run=run, progress=Reporter(session), teacher=taught_by)
         write(result.network, target)
         run.finish()
     _report(session, result, run)
@@ -108,8 +116,8 @@ def _resumed(session: Session, context: typer.Context) -> tuple[Run, dict[str, A
     run = Run.unfinished(RUNS)
     about = run.about
     with intact(run.state):
-        was = {**about["options"], **about["reading"], **{name: about[name] for name in ("checkpoint", "out", "data", "threads", "device")}, "set_": about["settings"]}
-        path, sha256 = Path(about["checkpoint"]), about["sha256"]
+        was = {**about["options"], **about["reading"], **{name: about[name] for name in ("checkpoint", "out", "data", "threads", "device")}, "set_": about["settings"], "teacher": about.get("teacher")}
+        files = {Path(about["checkpoint"]): about["sha256"]} | ({} if about.get("teacher") is None else {Path(about["teacher"]): about["teacher_sha256"]})
         TrainOptions(**about["options"])
         Path(about.get("tensorboard") or "")
     for name, value in context.params.items():
@@ -119,7 +127,8 @@ def _resumed(session: Session, context: typer.Context) -> tuple[Run, dict[str, A
             if str(given) != str(was[name]):
                 option = name if name == "checkpoint" else f"--{name.strip('_').replace('_', '-')}"
                 raise SettingError(f"--resume goes on with the run's own settings: {option} was {was[name]}, not {given}; leave it out, or start a new run without --resume")
-    if file_sha256(path) != sha256:
+    changed = [path for path, sha256 in files.items() if file_sha256(path) != sha256]
+    for path in changed:
         raise CheckpointError(f"{path} is not the file that the run began with (its SHA-256 is another): put that one back, or start a new run without --resume")
     torch.set_num_threads(about["threads"])
     session.device, session.reading = about["device"], _trusted(session, about["reading"])

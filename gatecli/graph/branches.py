@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from gatecli.graph.macs import NodeCost
-from gatecli.graph.ops import connect, fold_streams, is_relu, mask, mean_streams, module_of, sum_branches, unfold_streams
+from gatecli.graph.ops import connect, fold_streams, is_decision, is_relu, mask, mean_streams, module_of, sum_branches, unfold_streams
 from gatecli.graph.rewrite import node_named, place
 from gatecli.graph.sites import Site, between
 from gatecli.graph.slices import calls, is_channelwise, is_plain, keep_entries
@@ -64,15 +65,50 @@ def find_boundaries(root: nn.Module, graph: fx.Graph, costs: Mapping[str, NodeCo
     return {site: Boundary(module, reader, names.get(reader.block)) for site, (module, reader) in pairs.items()}
 
 
-def branch_sites(graph: fx.Graph, costs: Mapping[str, NodeCost], boundaries: Mapping[str, Boundary]) -> dict[str, Site]:
-    """The branches of each boundary's first module, as a site of so many units."""
-    found = {}
+def branch_sites(root: nn.Module, graph: fx.Graph, costs: Mapping[str, NodeCost], boundaries: Mapping[str, Boundary]) -> dict[str, Site]:
+    """The branches of each boundary's first module, as a site of so many units; those of boundaries that the graph has as they were found."""
+    found, nodes = {}, {node.name: node for node in graph.nodes}
     for name, boundary in boundaries.items():
-        m, shape = boundary.module, costs[boundary.module.entry].shape
+        m = boundary.module
+        if not _whole(root, nodes, boundary):
+            continue
+        (entry,) = nodes[m.conv1].all_input_nodes  # what was there at first may have gone
+        shape = costs[entry.name].shape
         assert shape is not None
         macs = sum(costs[node].macs for node in m.branch)
-        found[name] = Site(name, "branch", m.branches, macs, m.entry, m.norm, m.shortcut, m.add, m.branch, shape[1], (2, 3), 0)
+        found[name] = Site(name, "branch", m.branches, macs, entry.name, m.norm, m.shortcut, m.add, m.branch, shape[1], (2, 3), 0)
     return found
+
+
+def _whole(root: nn.Module, nodes: Mapping[str, fx.Node], boundary: Boundary) -> bool:
+    """Whether both modules are still what they were: gates may have come between their nodes, not what stands for channels that are gone."""
+    m, reader = boundary.module, boundary.reader
+    if not {*m.branch, m.add, m.after, *reader.branch, *reader.way, reader.add} <= nodes.keys() or nodes[m.add].target is connect:
+        return False
+    after, way = nodes[m.after], [nodes[name] for name in reader.way]
+    own = {nodes[reader.conv1], nodes[reader.add], *way}
+    read = all(user in own or is_decision(root, user) or str(user.target).startswith("exits.") for user in after.users)
+    sums = _reads(nodes[m.add], nodes[m.norm]) and _reads(after, nodes[m.add]) and _reads(nodes[reader.conv1], after)
+    carried = _reads(nodes[reader.add], way[-1] if way else after) and all(_reads(node, before) for before, node in pairwise([after, *way]))
+    return read and sums and (carried or nodes[reader.add].target is connect) and all(_untouched(root, nodes, module) for module in (m, reader))
+
+
+def _untouched(root: nn.Module, nodes: Mapping[str, fx.Node], module: BranchModule) -> bool:
+    """Whether a module's branch is the chain of its nodes, of as many groups as there were branches."""
+    conv = module_of(root, nodes[module.conv2])
+    chain = all(_reads(nodes[node], nodes[before]) for before, node in pairwise(module.branch))
+    return chain and isinstance(conv, nn.Conv2d) and conv.groups == module.branches
+
+
+def _reads(node: fx.Node, source: fx.Node) -> bool:
+    """Whether a node reads a value, masks and sums of branches aside."""
+    return any(_bare(each) is source for each in node.all_input_nodes)
+
+
+def _bare(node: fx.Node) -> fx.Node:
+    while node.target in (mask, sum_branches, mean_streams):
+        node = node.all_input_nodes[0]
+    return node
 
 
 def _module_at(root: nn.Module, nodes: Mapping[str, fx.Node], block: Site) -> BranchModule | None:
@@ -89,7 +125,8 @@ def _module_at(root: nn.Module, nodes: Mapping[str, fx.Node], block: Site) -> Br
     norm = nodes[block.value]
     if norm.target is sum_branches:
         norm = norm.all_input_nodes[0]
-    if not is_plain(module_of(root, norm), nn.BatchNorm2d) or norm.all_input_nodes != [nodes[convolutions[2]]] or (three.groups == 1) != (norm is nodes[block.value]):
+    last = module_of(root, norm)
+    if not isinstance(last, nn.BatchNorm2d) or not is_plain(last, nn.BatchNorm2d) or last.running_mean is None or norm.all_input_nodes != [nodes[convolutions[2]]] or (three.groups == 1) != (norm is nodes[block.value]):
         return None
     way = tuple(node.name for node in add.graph.nodes if node in between(nodes[block.entry], nodes[block.shortcut]))
     first, second, third = convolutions
@@ -111,17 +148,22 @@ def _is_chain(root: nn.Module, branch: Sequence[fx.Node], entry: fx.Node) -> boo
 # --- let branches read different sums ---
 
 
+def with_streams(boundary: Boundary) -> tuple[set[str], set[str]]:
+    """Where `insert_connections` makes streams: the convolutions that then read or give them, on the shortcut too, and the values that they are."""
+    return {boundary.module.conv3, boundary.reader.conv1, *boundary.reader.way}, {boundary.module.add, boundary.module.after}
+
+
 def insert_mask_on_branches(root: nn.Module, graph: fx.Graph, site: str, boundary: Boundary, gate: nn.Module) -> None:
     """Every branch reads all of them: one stream, as it was; the gate's decisions may still silence a branch."""
     place(root, f"gates.{site}", gate)
-    entry, last = node_named(graph, boundary.module.entry), node_named(graph, boundary.module.conv3)
+    entry, last = _entry(graph, boundary.module), node_named(graph, boundary.module.conv3)
     with graph.inserting_before(last):
         decision = graph.call_module(f"gates.{site}", (entry,))
         last.args = (graph.call_function(mask, (last.args[0], decision)),)
 
 
-def insert_connections(root: nn.Module, graph: fx.Graph, site: str, boundary: Boundary, gate: nn.Module, fan_in: int) -> None:
-    """Let each branch of the reader read what `gate`, a module (entry) -> (readers, branches), says."""
+def insert_connections(root: nn.Module, graph: fx.Graph, site: str, boundary: Boundary, gate: nn.Module) -> None:
+    """Let each branch of the reader read what `gate`, a module (entry) -> (connections (readers, branches), fan_in), says."""
     place(root, f"gates.{site}", gate)
     m, reader, count = boundary.module, boundary.reader, boundary.module.branches
     add, norm, conv = (node_named(graph, name) for name in (m.add, m.norm, m.conv3))
@@ -129,10 +171,16 @@ def insert_connections(root: nn.Module, graph: fx.Graph, site: str, boundary: Bo
         place(root, str(conv.target), FanOut(module_of(root, conv), count))
         place(root, str(norm.target), SharedNorm(module_of(root, norm), count))
     with graph.inserting_before(add):
-        connections = graph.call_module(f"gates.{site}", (node_named(graph, m.entry),))
-    add.op, add.target, add.args, add.kwargs = "call_function", connect, (norm, _shortcut(add, norm), connections, fan_in), {}
+        read = graph.call_module(f"gates.{site}", (_entry(graph, m),))
+    add.op, add.target, add.args, add.kwargs = "call_function", connect, (norm, _shortcut(add, norm), read), {}
     _read_streams(root, graph, node_named(graph, m.after), reader, count)
     remove_dead(graph)
+
+
+def _entry(graph: fx.Graph, module: BranchModule) -> fx.Node:
+    """What the module reads: not always what it read at first, as blocks before it may have gone."""
+    (entry,) = node_named(graph, module.conv1).all_input_nodes
+    return entry
 
 
 def _shortcut(add: fx.Node, norm: fx.Node) -> fx.Node:
@@ -164,7 +212,7 @@ def _read_streams(root: nn.Module, graph: fx.Graph, after: fx.Node, reader: Bran
 
 
 def fix(root: nn.Module, graph: fx.Graph, site: str, boundary: Boundary, kept: Sequence[int], fixed: nn.Module | None) -> None:
-    """Let the boundary's module keep the branches `kept` alone; `fixed`, a module (entry) -> (readers, branches), takes the gate's place, None: all read all."""
+    """Let the boundary's module keep the branches `kept` alone; `fixed`, a module as the gate, takes the gate's place, None: all read all."""
     if fixed is None:
         (masked,) = (user for user in _gate_node(graph, site).users)
         masked.replace_all_uses_with(masked.args[0])  # type: ignore[arg-type]
@@ -200,7 +248,7 @@ def _cut(root: nn.Module, graph: fx.Graph, module: BranchModule, kept: Sequence[
             index = _places(kept, part.num_features // module.branches)
             keep_entries(part, ("weight", "bias", "running_mean", "running_var"), index)
             part.num_features = len(index)
-    entry = node_named(graph, module.entry)
+    entry = _entry(graph, module)
     for node in graph.nodes:  # as many streams come in as branches are left
         if node.target is fold_streams and node.args[0] is entry:
             node.args = (entry, len(kept))

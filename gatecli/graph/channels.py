@@ -1,10 +1,10 @@
 """What a convolution with gated channels computes: the operations that gatecli.graph.convs puts into a graph.
 
-`order` lists the input channels of the base path, those of each group of output channels in turn.
+`parts` describe a base path: for each group the output channels (rows of the weight), and the input channels that they look at.
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from gatecli.graph.ops import take_channels
 
 Channels = tuple[int, ...]
+Parts = tuple[tuple[Channels, Channels], ...]
 
 
 def others(count: int, channels: Sequence[int]) -> Channels:
@@ -21,25 +22,64 @@ def others(count: int, channels: Sequence[int]) -> Channels:
     return tuple(sorted(set(range(count)) - set(channels)))
 
 
-def base_weight(weight: Tensor, order: Channels, groups: int) -> Tensor:
-    """What the base path has of a convolution's weight: (Co, Ci, kh, kw) -> (Co, width, kh, kw).
+def base_parts(rows: int, order: Channels, groups: int) -> Parts:
+    """The base path of so many output channels in equal groups; `order` lists the input channels of each group in turn."""
+    size, width = rows // groups, len(order) // groups
+    return tuple((tuple(range(g * size, (g + 1) * size)), order[g * width : (g + 1) * width]) for g in range(groups))
 
-    The g-th of `groups` equal parts of the output channels reads the input channels order[g * width : (g + 1) * width].
+
+def rows_of(parts: Parts) -> Channels:
+    return tuple(row for rows, _ in parts for row in rows)
+
+
+def places_of(wanted: Sequence[int], among: Channels) -> Channels:
+    """Where the wanted channels are among others."""
+    where = {channel: place for place, channel in enumerate(among)}
+    return tuple(where[channel] for channel in wanted)
+
+
+def keep_rows(parts: Parts, numbers: Mapping[int, int]) -> Parts:
+    """The base path of some of its output channels alone, which get new numbers: old -> new."""
+    cut = [(tuple(numbers[row] for row in rows if row in numbers), inputs) for rows, inputs in parts]
+    return tuple(part for part in cut if part[0])
+
+
+def base_weight(weight: Tensor, parts: Parts) -> Tensor:
+    """What the base path has of a convolution's weight (Co, Ci, kh, kw): (rows in all, width, kh, kw)."""
+    cut = [take(take(weight, 0, rows), 1, inputs) for rows, inputs in parts]
+    return torch.cat(cut) if len(cut) > 1 else cut[0]
+
+
+def take(tensor: Tensor, dim: int, index: Channels) -> Tensor:
+    """Entries `index` of a dimension; the tensor itself where these are all, in order."""
+    return tensor if index == tuple(range(tensor.shape[dim])) else tensor.index_select(dim, torch.tensor(index, device=tensor.device))
+
+
+def in_parts(x: Tensor, weight: Tensor, parts: Parts, stride: Any, padding: Any, dilation: Any) -> Tensor:
+    """The sums of a base path: x (N, Ci, H, W), weight as `base_weight` gives it -> (N, rows in all, H', W')."""
+    sizes = [len(rows) for rows, _ in parts]
+    if len(set(sizes)) == 1:
+        channels = tuple(channel for _, inputs in parts for channel in inputs)
+        return F.conv2d(take_channels(x, channels), weight, None, stride, padding, dilation, len(parts))
+    values = [F.conv2d(take_channels(x, inputs), rows, None, stride, padding, dilation) for (_, inputs), rows in zip(parts, torch.split(weight, sizes), strict=True)]
+    return torch.cat(values, 1)
+
+
+def base_path(x: Tensor, weight: Tensor, parts: Parts, shared: bool, stride: Any, padding: Any, dilation: Any) -> Tensor:
+    """The base path's sums, without the convolution's bias: x (N, Ci, H, W), the convolution's weight (Co, Ci, kh, kw) -> (N, rows in all, H', W').
+
+    shared: whether what an open channel needs is added to these sums, rather than computed anew.
     """
-    index = torch.tensor(order, device=weight.device).reshape(groups, 1, -1, 1, 1)
-    grouped = weight.reshape(groups, -1, *weight.shape[1:])
-    return grouped.take_along_dim(index, 2).flatten(0, 1)
+    return in_parts(x, base_weight(weight, parts), parts, stride, padding, dilation)
 
 
-def base_path(x: Tensor, weight: Tensor, order: Channels, groups: int, stride: Any, padding: Any, dilation: Any) -> Tensor:
-    """The base path's sums, without the convolution's bias: x (N, Ci, H, W), weight (Co, Ci, kh, kw) -> (N, Co, H', W')."""
-    return F.conv2d(take_channels(x, order), base_weight(weight, order, groups), None, stride, padding, dilation, groups)
-
-
-def choose(opened: Tensor, closed: Tensor, z: Tensor) -> Tensor:
-    """`opened` where z = 1, `closed` where z = 0: both (N, C, H, W), z (N, C) or (N, C, H, W), with a gradient to z."""
+def choose(opened: Tensor, closed: Tensor, z: Tensor, rows: Channels) -> Tensor:
+    """`opened` (N, C, H, W), but of its channels `rows` those in which z = 0 are `closed`'s (N, k, H, W); z (N, k) or (N, k, H, W), which gets a gradient."""
     z = z.to(opened.dtype).reshape(*z.shape, *[1] * (opened.ndim - z.ndim))
-    return z * opened + (1 - z) * closed
+    if len(rows) == opened.shape[1]:
+        return z * opened + (1 - z) * closed
+    index = torch.tensor(rows, device=opened.device)
+    return opened.index_copy(1, index, z * opened.index_select(1, index) + (1 - z) * closed)
 
 
 def keep_inputs(x: Tensor, z: Tensor, order: Channels) -> Tensor:
@@ -59,19 +99,15 @@ def merge(opened: Tensor, closed: Tensor, places: Channels) -> Tensor:
 class BasePath(nn.Module):
     """The base path of those output channels alone that never open, and its BatchNorm.
 
-    Args: weight (k, width, kh, kw) of the output channels `rows` of `conv`; base: the BatchNorm of these.
+    Args: weight as `base_weight` gives it for `parts` of `conv`; base: the BatchNorm of these output channels.
     """
 
-    def __init__(self, weight: Tensor, base: nn.Module, conv: nn.Conv2d, rows: Sequence[int], order: Channels, groups: int) -> None:
+    def __init__(self, weight: Tensor, base: nn.Module, conv: nn.Conv2d, parts: Parts) -> None:
         super().__init__()
-        self.weight, self.base = nn.Parameter(weight, conv.weight.requires_grad), base
+        self.weight, self.base, self.parts = nn.Parameter(weight, conv.weight.requires_grad), base, parts
         self.how: Any = (conv.stride, conv.padding, conv.dilation)
-        size, width = conv.out_channels // groups, len(order) // groups
-        starts = [sum(row < group * size for row in rows) for group in range(groups + 1)]
-        self.parts = [(starts[g], starts[g + 1], order[g * width : (g + 1) * width]) for g in range(groups) if starts[g] < starts[g + 1]]
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (N, Ci, H, W) -> (N, k, H', W')."""
-        values = [F.conv2d(take_channels(x, channels), self.weight[first:end], None, *self.how) for first, end, channels in self.parts]
-        result: Tensor = self.base(torch.cat(values, 1) if len(values) > 1 else values[0])
+        """x (N, Ci, H, W) -> (N, rows in all, H', W')."""
+        result: Tensor = self.base(in_parts(x, self.weight, self.parts, *self.how))
         return result

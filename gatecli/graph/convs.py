@@ -4,7 +4,7 @@ A gated convolution with the BatchNorm behind it means, on the graph (see gatecl
 
     base = base_path(x, weight)                 # a share of the input channels alone
     z    = gates.SITE(base)                     # or of x; 1 = the other input channels are needed too
-    out  = choose(norm(conv(x)), gates.SITE.base(base), z)
+    out  = choose(norm(conv(x)), gates.SITE.base(base), z, rows)
 
 where the gate decides for output channels, and, where it decides for input channels,
 
@@ -14,18 +14,20 @@ Source: Hua et al., Channel gating neural networks, 2019.
 """
 from __future__ import annotations
 
+import copy
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from gatecli.graph.channels import BasePath, base_path, base_weight, choose, keep_inputs, merge, others
+from gatecli.graph.channels import BasePath, Parts, base_parts, base_path, base_weight, choose, keep_inputs, keep_rows, merge, others, places_of, rows_of
 from gatecli.graph.macs import NodeCost
 from gatecli.graph.ops import module_of, take_channels
 from gatecli.graph.rewrite import node_named, place
 from gatecli.graph.sites import Site
-from gatecli.graph.slices import calls, is_plain, keep_outputs
+from gatecli.graph.slices import calls, is_plain, keep_entries, keep_outputs
 from gatecli.graph.trace import remove_dead
 
 SUFFIX = ".channels"
@@ -88,11 +90,12 @@ def insert_channel_gate(root: nn.Module, graph: fx.Graph, site: Site, gate: Any)
         with graph.inserting_before(conv):
             conv.args = (graph.call_function(keep_inputs, (x, graph.call_module(path, (x,)), gate.order)),)
         return norm.name, norm.name
+    parts, rows = base_parts(module.out_channels, gate.order, gate.groups), tuple(range(module.out_channels))
     with graph.inserting_before(norm.next):
         weight = graph.create_node("get_attr", f"{conv.target}.weight")
-        base = graph.call_function(base_path, (x, weight, gate.order, gate.groups, module.stride, module.padding, module.dilation))
+        base = graph.call_function(base_path, (x, weight, parts, gate.shared, module.stride, module.padding, module.dilation))
         z = graph.call_module(path, (x if gate.reads_input else base,))
-        chosen = graph.call_function(choose, (norm, graph.call_module(f"{path}.base", (base,)), z))
+        chosen = graph.call_function(choose, (norm, graph.call_module(f"{path}.base", (base,)), z, rows))
     norm.replace_all_uses_with(chosen, delete_user_cb=lambda user: user is not chosen)
     return norm.name, chosen.name
 
@@ -118,53 +121,105 @@ def gated_nodes(graph: fx.Graph, site: Site) -> tuple[fx.Node, fx.Node, fx.Node 
 # --- pruning ---
 
 
-def keep_channels(root: nn.Module, graph: fx.Graph, site: Site, kept: Sequence[int]) -> tuple[str, str, list[str]]:
-    """Decide a gated convolution's units for good: those `kept` always run, the others never, and their weights go.
+def decide_channels(root: nn.Module, graph: fx.Graph, site: Site, opened: Sequence[int], closed: Sequence[int]) -> tuple[str, str, list[str]]:
+    """Let a gated convolution's units `opened` always run, and those `closed` never, whose weights go; the gate decides for the others, if any.
 
     Returns names as `insert_channel_gate` does, and those of nodes that compute what the convolution computed before.
     """
-    conv, norm, chosen = gated_nodes(graph, site)
-    path = f"gates.{site.name}"
+    gate: Any = root.get_submodule(f"gates.{site.name}")
+    left = others(gate.units, [*opened, *closed])
+    change = _decide_inputs if gate.of_inputs else _decide_outputs
+    names = change(root, graph, site, gate, opened, closed, left)
+    if left:
+        gate.keep(left)
+    remove_dead(graph)
+    return names
+
+
+def _decide_inputs(
+    root: nn.Module, graph: fx.Graph, site: Site, gate: Any, opened: Sequence[int], closed: Sequence[int], left: Sequence[int]
+) -> tuple[str, str, list[str]]:
+    """Let the convolution read what is still needed alone, and have no weights for the rest."""
+    conv, norm, _ = gated_nodes(graph, site)
     module: Any = module_of(root, conv)
-    gate: Any = root.get_submodule(path)
-    if chosen is None:
-        gated = others(module.in_channels, gate.order)
-        _read_some(graph, conv, module, tuple(sorted({*gate.order, *(gated[unit] for unit in kept)})))
-        return norm.name, norm.name, []
-    weight, before, (x,) = base_weight(module.weight.detach(), gate.order, gate.groups), chosen.name, conv.all_input_nodes
-    if kept:
-        rows = others(module.out_channels, kept)
-        closed = BasePath(weight[list(rows)], gate.base, module, rows, gate.order, gate.groups)
-        keep_outputs(root, [node for node in graph.nodes if node.target == f"{path}.base"], rows)
-        keep_outputs(root, [conv, norm], kept)
-        with graph.inserting_before(norm.next):
-            base = graph.call_module(path, (x,))
-            now = graph.call_function(merge, (norm, base, tuple(kept)))
-    else:
-        _become_base(module, module_of(root, norm), weight, gate)
-        with graph.inserting_before(conv):
-            conv.args = (graph.call_function(take_channels, (x, gate.order)),)
-        now = norm
-    chosen.replace_all_uses_with(now)
-    remove_dead(graph)
-    if kept:
-        place(root, path, closed)
-    return before, now.name, [base.name] if kept else []
-
-
-def _read_some(graph: fx.Graph, conv: fx.Node, module: nn.Conv2d, channels: tuple[int, ...]) -> None:
-    """Let a convolution read these input channels alone, and have no weights for the others."""
     (masked,) = conv.all_input_nodes
-    weight = module.weight.detach().index_select(1, torch.tensor(channels, device=module.weight.device))
-    module.weight, module.in_channels = nn.Parameter(weight, module.weight.requires_grad), len(channels)
+    gated = others(module.in_channels, gate.order)
+    kept = others(module.in_channels, [gated[unit] for unit in closed])
+    gate.order = places_of(sorted([*gate.order, *(gated[unit] for unit in opened)]), kept)
+    keep_entries(module, ("weight",), torch.tensor(kept), dim=1)
+    module.in_channels = len(kept)
     with graph.inserting_before(conv):
-        conv.args = (graph.call_function(take_channels, (masked.args[0], channels)),)
-    remove_dead(graph)
+        inside = graph.call_function(take_channels, (masked.args[0], kept))
+        if left:
+            inside = graph.call_function(keep_inputs, (inside, graph.call_module(f"gates.{site.name}", (inside,)), gate.order))
+    conv.args = (inside,)
+    return norm.name, norm.name, []
 
 
-def _become_base(conv: nn.Conv2d, norm: Any, weight: Tensor, gate: Any) -> None:
+def _decide_outputs(
+    root: nn.Module, graph: fx.Graph, site: Site, gate: Any, opened: Sequence[int], closed: Sequence[int], left: Sequence[int]
+) -> tuple[str, str, list[str]]:
+    """Split the convolution: what never opens becomes a smaller one, of the base path alone."""
+    conv, norm, chosen = gated_nodes(graph, site)
+    assert chosen is not None
+    base = base_of(conv)
+    module: Any = module_of(root, conv)
+    parts: Any = base.args[2]
+    rows: Any = chosen.args[3]
+    gone, (x,), before = tuple(rows[unit] for unit in closed), conv.all_input_nodes, chosen.name
+    never = keep_rows(parts, {row: row for row in gone})
+    kept = others(module.out_channels, gone)
+    if not kept and len({len(part) for part, _ in parts}) == 1:
+        _become_base(module, module_of(root, norm), base_weight(module.weight.detach(), never), gate, parts)
+        with graph.inserting_before(conv):
+            conv.args = (graph.call_function(take_channels, (x, tuple(channel for _, inputs in parts for channel in inputs))),)
+        chosen.replace_all_uses_with(norm)
+        return before, norm.name, []
+    now, more = chosen if left else norm, []
+    if gone:
+        path = _free(root, f"gates.{site.name.removesuffix(SUFFIX)}.closed")
+        place(root, path, BasePath(base_weight(module.weight.detach(), never), cut_norm(gate.base, closed), module, never))
+        with graph.inserting_before(chosen.next):
+            low = graph.call_module(path, (x,))
+            now, more = (graph.call_function(merge, (now, low, kept)) if kept else low), [low.name]
+    chosen.replace_all_uses_with(now, delete_user_cb=lambda user: user is not now)
+    keep_outputs(root, [conv, norm], kept)
+    if left:
+        numbers = {row: place for place, row in enumerate(kept)}
+        still = {row: numbers[row] for row in rows_of(parts) if row in numbers and (gate.shared or row in {rows[unit] for unit in left})}
+        parts, rows = keep_rows(parts, still), tuple(numbers[rows[unit]] for unit in left)
+        base.update_arg(2, parts)
+        chosen.update_arg(3, rows)
+        with graph.inserting_after(base):
+            gated = graph.call_function(take_channels, (base, places_of(rows, rows_of(parts))))
+        chosen.args[1].args = (gated,)  # type: ignore[union-attr]
+        if not gate.reads_input:
+            chosen.args[2].args = (gated,)  # type: ignore[union-attr]
+    return before, now.name, more
+
+
+def base_of(conv: fx.Node) -> Any:
+    """The base path of a gated convolution."""
+    return next(user for user in conv.all_input_nodes[0].users if user.target is base_path and str(user.args[1].target) == f"{conv.target}.weight")  # type: ignore[union-attr]
+
+
+def cut_norm(norm: nn.BatchNorm2d, kept: Sequence[int]) -> nn.BatchNorm2d:
+    """A copy of a BatchNorm for some of its channels."""
+    twin = copy.deepcopy(norm)
+    keep_entries(twin, ("weight", "bias", "running_mean", "running_var"), torch.tensor(kept))
+    twin.num_features = len(kept)
+    return twin
+
+
+def _free(root: nn.Module, path: str) -> str:
+    """The path, or where something is there, the first one with a number behind it that is free."""
+    names = {name for name, _ in root.named_modules()}
+    return next(name for name in (f"{path}{number or ''}" for number in itertools.count()) if name not in names)
+
+
+def _become_base(conv: nn.Conv2d, norm: Any, weight: Tensor, gate: Any, parts: Parts) -> None:
     """Let a convolution compute its base path, and the BatchNorm behind it be that of the base path."""
     conv.weight, conv.bias = nn.Parameter(weight, conv.weight.requires_grad), None
-    conv.in_channels, conv.groups = len(gate.order), gate.groups
+    conv.in_channels, conv.groups = len(parts) * len(parts[0][1]), len(parts)
     for name, tensor in [*gate.base.named_parameters(), *gate.base.named_buffers()]:
         setattr(norm, name, tensor)

@@ -12,6 +12,7 @@ from torch import fx, nn
 
 from gatecli.errors import SettingError
 from gatecli.graph.macs import NodeCost
+from gatecli.graph.ops import connect
 from gatecli.graph.sites import Site, immediate_dominators
 from gatecli.graph.slices import is_channelwise
 
@@ -91,12 +92,13 @@ def _reads_size(costs: Mapping[str, NodeCost], node: fx.Node, shape: Sequence[in
 
 
 def _through(graph: fx.Graph) -> list[fx.Node]:
-    """The values that every way from the image to the output goes through, in order."""
+    """The values that every way from the image to the output goes through, in order; several streams of maps are none."""
     dominators = immediate_dominators(graph)
     chain: list[fx.Node] = []
     node = dominators[next(node for node in graph.nodes if node.op == "output")]
     while node is not None:
-        chain.append(node)
+        if node.target is not connect and (len(node.all_input_nodes) != 1 or node.all_input_nodes[0].target is not connect):
+            chain.append(node)
         node = dominators[node]
     return chain[::-1]
 

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
+from gatecli.graph.channels import base_path
 from gatecli.graph.ops import connect
 
 Shape = tuple[int, ...]
@@ -96,6 +97,8 @@ def _multiplies(n: fx.Node, module: nn.Module | None) -> bool:
     """Whether the node does products that no formula here knows."""
     if module is not None:
         return type(module) not in (*CONVOLUTIONS, nn.Linear) and any(p.ndim > 1 for p in module.parameters())
+    if n.target is base_path:  # where it is shared it is a part of the convolution, and counted there
+        return not n.args[3]
     return (n.op == "call_function" and n.target in COSTLY_FUNCTIONS) or (n.op == "call_method" and n.target in COSTLY_METHODS)
 
 

@@ -77,37 +77,38 @@ def pick(logits: Tensor, *exits: tuple[Tensor, Tensor]) -> Tensor:
     return logits
 
 
-def connect(values: Tensor, shortcut: Tensor, connections: Tensor, fan_in: int) -> Tensor:
+def connect(values: Tensor, shortcut: Tensor, read: tuple[Tensor, int]) -> Tensor:
     """What each branch of the next module reads: the sum of the branches that it is connected to, y_k = values_k + shortcut_k / fan_in.
 
     Args: values (N, C * out, H, W), one part a branch; shortcut (N, out, H, W), or (N, C * out, H, W) where the branches have streams of their own;
-    connections (readers, C), or (N, readers, C). Returns (N, readers * out, H, W).
+    read: connections (readers, C), or (N, readers, C), and the fan_in. Returns (N, readers * out, H, W).
     """
-    count, size = connections.shape[-1], values.shape[2:]
-    parts = values.reshape(values.shape[0], count, -1)
-    carried = shortcut.reshape(shortcut.shape[0], -1, parts.shape[2])  # one, or one a branch
-    read = torch.matmul(connections.to(parts.dtype), parts + carried / fan_in)
-    return read.reshape(values.shape[0], -1, *size)
+    connections, fan_in = read
+    batch, channels, height, width = values.shape
+    count, readers, size = connections.shape[-1], connections.shape[-2], channels // connections.shape[-1] * height * width
+    carried = shortcut.reshape(batch, shortcut.shape[1] * count // channels, size)  # one, or one a branch
+    found = torch.matmul(connections.to(values.dtype), values.reshape(batch, count, size) + carried / fan_in)
+    return found.reshape(batch, channels // count * readers, height, width)
 
 
 def fold_streams(x: Tensor, count: int) -> Tensor:
     """(N, count * C, H, W) -> (N * count, C, H, W): streams as samples, for layers that all of them share."""
-    return x.reshape(x.shape[0] * count, -1, *x.shape[2:])
+    return x.reshape(x.shape[0] * count, x.shape[1] // count, *x.shape[2:])
 
 
 def unfold_streams(x: Tensor, count: int) -> Tensor:
     """(N * count, C, H, W) -> (N, count * C, H, W)."""
-    return x.reshape(x.shape[0] // count, -1, *x.shape[2:])
+    return x.reshape(x.shape[0] // count, x.shape[1] * count, *x.shape[2:])
 
 
 def mean_streams(x: Tensor, count: int) -> Tensor:
     """(N, count * C, H, W) -> (N, C, H, W)."""
-    return x.reshape(x.shape[0], count, -1, *x.shape[2:]).mean(1)
+    return x.reshape(x.shape[0], count, x.shape[1] // count, *x.shape[2:]).mean(1)
 
 
 def sum_branches(x: Tensor, count: int) -> Tensor:
     """(N, count * C, H, W) -> (N, C, H, W)."""
-    return x.reshape(x.shape[0], count, -1, *x.shape[2:]).sum(1)
+    return x.reshape(x.shape[0], count, x.shape[1] // count, *x.shape[2:]).sum(1)
 
 
 def shake(a: Tensor, b: Tensor, training: bool) -> Tensor:

@@ -8,6 +8,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+def distinct(connections: Tensor) -> tuple[list[int], list[int]]:
+    """Connections (readers, branches) -> of readers that read the same the first one, and for each reader the number of its like."""
+    rows = [tuple(row) for row in connections.tolist()]
+    first: dict[tuple[float, ...], int] = {}
+    for number, row in enumerate(rows):
+        first.setdefault(row, number)
+    order = {row: place for place, row in enumerate(first)}
+    return list(first.values()), [order[row] for row in rows]
+
+
 class FanOut(nn.Module):
     """A dense 1x1 convolution (N, branches * w, H, W) -> (N, out, H, W), its sum over the branches left undone: (N, branches * out, H, W).
 
@@ -51,7 +61,7 @@ class SharedNorm(nn.Module):
         return x * scale.repeat(count)[:, None, None] + (shift / self.share).repeat(count)[:, None, None]
 
     def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        total = x.reshape(x.shape[0], -1, len(self.running_mean), *x.shape[2:]).sum(1)
+        total = x.reshape(x.shape[0], x.shape[1] // len(self.running_mean), len(self.running_mean), *x.shape[2:]).sum(1)
         var, mean = torch.var_mean(total, (0, 2, 3), correction=0)
         with torch.no_grad():
             self.num_batches_tracked += 1

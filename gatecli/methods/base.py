@@ -147,7 +147,6 @@ class Method:
         """Keep only these units at these sites, ungated, in place; sites are the method's own and no exits. False: it has no way of its own to do so."""
         return False
 
-
     def penalty(self, gates: Iterable[Gate], settings: Any) -> Tensor | float:
         """What training adds to the loss for the gates' own parameters; nothing, unless a method says otherwise."""
         return 0.0

@@ -15,14 +15,15 @@ Gate functions (A.5), `s` being what is compared:
     fc      a linear layer of all input channels' mean |x|, one decision for each output channel (ours: starts at the mean |W| of each kernel)
 
 With grouping (3.3), output group i has input group i for its base path, block-diagonal in the weights that are there; with shuffle, groups are made of every
-(1/eta)-th channel rather than of neighbours. Neither changes what the network computes. The stem is never gated.
+(1/eta)-th channel rather than of neighbours. Neither changes what the network computes. The stem is never gated. With groups, what an open channel still needs
+lies all over the input: it is computed in one dense convolution, its base path anew, which costs eta of it once more and is counted so.
 
 Neutral start: no finite Delta opens every gate for every input, so a saved flag does, until the first training step clears it; Delta then starts at `start`.
 """
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar
@@ -34,8 +35,9 @@ from torch.nn import functional as F
 from gatecli.errors import SettingError
 from gatecli.gates import Gate, Remembered
 from gatecli.graph.channels import others
-from gatecli.graph.convs import refused_convs
+from gatecli.graph.convs import cut_norm, refused_convs
 from gatecli.graph.sites import Site
+from gatecli.graph.slices import keep_entries
 from gatecli.methods.base import Method, Settings, register, setting
 from gatecli.network import Network
 
@@ -53,7 +55,7 @@ class CGNetSettings(Settings):
     loss_weight: float = setting(1e-4, "weight of the sum of (T - Delta)^2 beside the cross-entropy, lambda in the paper", low=0, high=1e30)
     eps: float = setting(2.0, "steepness of the smoothed gate that gives the gradient (2, 3, 4 in the paper)", low=0.001, high=1000, structural=True)
     start: float = setting(0.0, "what Delta starts from at the first training step", low=-100, high=100, structural=True)
-    grouping: str = setting("yes", "yes: each group of output channels has its own group of input channels for its base path (not with gate=l1)", choices=("yes", "no"), structural=True)
+    grouping: str = setting("no", "yes: each group of output channels has its own group of input channels for its base path (not with gate=l1); open channels are then computed anew", choices=("yes", "no"), structural=True)
     shuffle: str = setting("no", "yes: the base path takes every (1/eta)-th input channel, rather than neighbours", choices=("yes", "no"), structural=True)
 
 
@@ -61,10 +63,12 @@ class ChannelGate(Gate):
     """Decides for a convolution's channels, from the base path's sums (fine, coarse) or from its input (l1, fc).
 
     Args: conv, norm: the convolution gated and the BatchNorm behind it; order, groups: its base path, see gatecli.graph.channels.
-    Attributes: of_inputs: units are input channels. always: the share of the convolution that runs whatever is decided. `base` is BN1.
+    Attributes: of_inputs: units are input channels. shared: open channels build on the base path's sums. always: the share of the convolution that runs
+    whatever is decided, with every channel gated. `base` is BN1.
     """
 
     undecayed = ("delta",)
+    apart = True
     neutral: Tensor
 
     def __init__(self, site: str, conv: nn.Conv2d, norm: nn.BatchNorm2d, order: tuple[int, ...], groups: int, settings: CGNetSettings) -> None:
@@ -73,7 +77,8 @@ class ChannelGate(Gate):
         super().__init__(site, len(rest) if self.of_inputs else conv.out_channels)
         self.function, self.slope, self.order, self.groups = settings.gate, settings.eps, order, groups
         self.theoretical = settings.gate == "fine"
-        self.reads_input, self.always = settings.gate in ("l1", "fc"), 1 - len(rest) / conv.in_channels
+        self.reads_input, self.shared = settings.gate in ("l1", "fc"), groups == 1
+        self.always = 1 - len(rest) / conv.in_channels if self.shared else 0.0
         self.norm = (nn.BatchNorm2d if settings.gate == "fine" else nn.BatchNorm1d)(self.units, affine=False)
         self.delta = nn.Parameter(torch.full((self.units,), settings.start))
         self.register_buffer("neutral", torch.tensor(True))
@@ -81,12 +86,28 @@ class ChannelGate(Gate):
             self.weight = nn.Parameter(conv.weight.detach().abs().mean((2, 3)))
         if not self.of_inputs:
             self.base = _like(norm, 1 - len(rest) / conv.in_channels)
-        self._folded, self._flag = Remembered(), Remembered()
+        self._folded, self._flag, self._reached = Remembered(), Remembered(), Remembered()
+
+    def keep(self, units: Sequence[int]) -> None:
+        """Decide for these units alone."""
+        index = torch.tensor(units)
+        keep_entries(self, ("delta", "threshold", *(("weight",) if self.function == "fc" else ())), index)
+        keep_entries(self.norm, ("running_mean", "running_var"), index)
+        self.units = self.norm.num_features = len(units)
+        if not self.of_inputs:
+            self.base = cut_norm(self.base, units)
 
     @property
     def settled(self) -> bool:
         """Whether evaluation decides without looking at anything."""
         return self.forced is not None or self.strategy == "always-on" or self._is_open()
+
+    @property
+    def unasked(self) -> bool:
+        """Whether all units run, and nobody wants to be told."""
+        if self.training or self.observer is not None or self.forced is not None:
+            return False
+        return self.strategy == "always-on" or (self._is_open() and bool(self._reached(lambda: bool((self.threshold < 1).all()), self.threshold)))
 
     def _is_open(self) -> bool:
         return not self.neutral.is_meta and bool(self._flag(lambda: bool(self.neutral), self.neutral))
@@ -106,12 +127,14 @@ class ChannelGate(Gate):
         """eps (BN_na(s) - Delta): (N, units), for `fine` (N, units, H, W). Above 0 where d = 1."""
         if self.training:
             return self.slope * (self.norm(self.saliency(x)) - self._wide(self.delta))  # type: ignore[no-any-return]
-        if self._is_open():
+        exported = torch.compiler.is_compiling()  # there, nothing may depend on a tensor's value but by an operation
+        if not exported and self._is_open():
             return self._wide(torch.full((x.shape[0], self.units), OPEN, device=x.device))
         mean, var = self.norm.running_mean, self.norm.running_var
         assert mean is not None and var is not None
         scale, shift = self._folded(lambda: self._fold(mean, var), self.delta, mean, var)
-        return torch.addcmul(shift, self.saliency(x), scale)
+        odds = torch.addcmul(shift, self.saliency(x), scale)
+        return torch.where(self.neutral, torch.full_like(odds, OPEN), odds) if exported else odds
 
     def _fold(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         scale = torch.rsqrt(var + self.norm.eps)

@@ -41,9 +41,9 @@ class GateConnectSettings(Settings):
 
 
 class Connections(Gate):
-    """Which branches of a module (units) are read by which of the next. Called, it returns the connections (readers, branches), 0 or 1.
+    """Which branches of a module (units) are read by which of the next. Called, it returns the connections (readers, branches), 0 or 1, and how many a reader has.
 
-    `real`: the real gates (readers, branches). `chosen`: the connections once `frozen`. `reader_site`: where the readers are units themselves.
+    Always on, all branches are read by all: the network is as it was. `real`: the real gates (readers, branches). `chosen`: the connections once `frozen`. `reader_site`: where the readers are units themselves.
     """
 
     data_dependent = False
@@ -83,21 +83,23 @@ class Connections(Gate):
         self.chosen.copy_(connections)
         self.frozen.fill_(True)
 
-    def forward(self, x: Tensor) -> Tensor:
-        found = self.drawn() if self.training and not bool(self.frozen) else self.connections()
+    def forward(self, x: Tensor) -> tuple[Tensor, int]:  # type: ignore[override]
+        found, fan_in = self.drawn() if self.training and not bool(self.frozen) else self.connections(), self.fan_in
+        if self.strategy == "always-on" and not self.training:
+            found, fan_in = torch.ones_like(found), self.units
         z = (found.detach() > 0.5).any(0).to(found.dtype).expand(x.shape[0], self.units)
         if self.forced is not None:
             z = self._obeyed(x)
             found = found * z[:, None, :] if self.forced.ndim == 2 else found * self.forced.to(found.device)
         if self.observer is not None:
             self.observer(self, z, None)
-        return found
+        return found, fan_in
 
 
 class AllConnections(Connections):
     """Every branch is read by all: nothing to choose. Called, it returns decisions z (N, branches)."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         z = self._obeyed(x) if self.forced is not None else self.drawn().mean(0).expand(x.shape[0], self.units)
         if self.observer is not None:
             self.observer(self, z, None)
@@ -108,16 +110,17 @@ class AllConnections(Connections):
 
 
 class Fixed(nn.Module):
-    """Connections (readers, branches) that no longer change."""
+    """Connections (readers, branches), and how many a reader had, that no longer change."""
 
     connections: Tensor
 
-    def __init__(self, connections: Tensor) -> None:
+    def __init__(self, connections: Tensor, fan_in: int) -> None:
         super().__init__()
         self.register_buffer("connections", connections)
+        self.fan_in = fan_in
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.connections
+    def forward(self, x: Tensor) -> tuple[Tensor, int]:
+        return self.connections, self.fan_in
 
 
 class GateConnect(Method):
@@ -139,7 +142,7 @@ class GateConnect(Method):
         gate = (AllConnections if fan_in == count else Connections)(site, count, fan_in, network.boundaries[site].reader_site)
         if settings.connectivity == "random":
             gate.freeze(_random(count, fan_in, settings.seed + list(network.boundaries).index(site)))
-        network.insert_connections(site, gate, self.name, None if fan_in == count else fan_in)
+        network.insert_connections(site, gate, self.name, streams=fan_in < count)
 
     def targets(self, settings: Any, sites: Iterable[str], epoch: int) -> dict[str, float]:
         return dict.fromkeys(sites, 1.0)
@@ -186,7 +189,7 @@ class GateConnect(Method):
                 continue
             readers = kept.get(gate.reader_site or "", list(range(len(gate.real))))
             rows, columns = (torch.tensor(numbers, device=gate.real.device) for numbers in (readers, units))
-            fixed[site] = Fixed(gate.connections()[rows][:, columns].clone())
+            fixed[site] = Fixed(gate.connections()[rows][:, columns].clone(), gate.fan_in)
         network.fix_connections(kept, fixed)
         return True
 

@@ -13,6 +13,7 @@ In evaluation a branch runs where P(on) > threshold (1/2: the most probable deci
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -93,14 +94,13 @@ class DataDependentGate(Gate):
         assert norm.running_mean is not None and norm.running_var is not None
         weights = (reduce.weight, reduce.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var, decide.weight, decide.bias)
         weight, bias, difference, offset = self._folded(self._fold, *weights)
-        total = x.sum(self.positions) if self.positions else x  # the mean is this and a division, which is left to the product
-        share = total.numel() / max(x.numel(), 1)  # an empty batch has none
+        total, share = self._total(x)  # the division by the count is left to the product
         return F.linear(torch.addmm(bias, total, weight.t(), alpha=share).relu_(), difference, offset)
 
     def _total(self, x: Tensor) -> tuple[Tensor, float]:
         """x summed over `positions`, (N, C), and what makes the sum the mean: `mean` would divide a whole gradient of x's size."""
         total = x.sum(self.positions) if self.positions else x
-        return total, total.numel() / max(x.numel(), 1)
+        return total, 1 / math.prod([x.shape[place] for place in self.positions])
 
     def _fold(self) -> tuple[Tensor, ...]:
         norm, decide = self.norm, self.decide

@@ -14,13 +14,16 @@ from gatecli.data import batches, steps
 from gatecli.data.augment import ORDER, generator
 from gatecli.errors import SettingError, TrainingError
 from gatecli.inference import Scores
+from gatecli.network import Network
 from gatecli.schedules import learning_rate
+from gatecli.training.distill import Teacher, distillation
 from gatecli.training.goals import Row, TargetRate
 from gatecli.training.loop import LOG_EVERY, Loop
 from gatecli.training.trained import Trained
 
 Features = dict[str, Tensor]  # exit -> (N, C)
-Seen = tuple[Features, Tensor]  # and the logits of the network's own end (N, K)
+Seen = tuple[Features, Tensor, Tensor]  # and the logits of the network's own end (N, K), and of who teaches the exits
+Walked = tuple[Features, Tensor, Tensor, Tensor]  # and labels (N,)
 
 
 class BestExits(TargetRate):
@@ -49,6 +52,10 @@ class BestExits(TargetRate):
 class ExitLoop(Loop):
     """Trains the exits of the method alone; the network stays as it is, to the bit."""
 
+    def _make_teacher(self, given: Network | None) -> Teacher | None:
+        """None: the network's own end teaches."""
+        return None if given is None else Teacher(given)
+
     def _make_goal(self) -> TargetRate:
         if self.options.max_drop is not None or self.options.max_gmacs is not None:
             raise SettingError("--max-drop and --max-gmacs are for layer gates: exits are set to an accuracy or a cost with gatecli calibrate")
@@ -56,7 +63,7 @@ class ExitLoop(Loop):
             raise SettingError(f"--cache-features computes each image once, so it goes without augmentation, but got --augment {self.options.augment}")
         self.augment = "none" if self.options.cache_features else self.augment
         self.exits: dict[str, Any] = {site: gate for site, gate in self.network.site_gates.items() if self.network.methods[site] == self.method.name}
-        self.cached: dict[str, tuple[Features, Tensor, Tensor]] = {}
+        self.cached: dict[str, Walked] = {}
         return BestExits(self.network, self.trained, self.options)
 
     def _groups(self) -> list[dict[str, Any]]:
@@ -66,52 +73,60 @@ class ExitLoop(Loop):
         start = self.position.step - epoch * self.steps_per_epoch
         self.network.eval()
         with self.progress.task(f"epoch {epoch + 1}/{self.options.epochs}", self.steps_per_epoch - start) as task:
-            for features, labels in self._features(epoch, start):
-                self._fit(features, labels, epoch)
+            for features, taught, labels in self._features(epoch, start):
+                self._fit(features, taught, labels, epoch)
                 self._save_sometimes()
                 task.advance(loss=f"{self._means()['loss']:.3f}")
 
-    def _features(self, epoch: int, start: int) -> Iterator[tuple[Features, Tensor]]:
-        """The training batches of an epoch as the exits see them, from index `start` on; the same with and without a cache."""
+    def _features(self, epoch: int, start: int) -> Iterator[tuple[Features, Tensor, Tensor]]:
+        """The training batches of an epoch as the exits see them, from index `start` on, with their teacher's logits; the same with and without a cache."""
         if not self.options.cache_features:
             for x, y in self.batches(epoch, start):
-                yield self._seen(x)[0], y.to(self.network.device)
+                features, _, taught = self._seen(x)
+                yield features, taught, y.to(self.network.device)
             return
-        ((features, _, labels),) = self._walk("train")
+        ((features, _, taught, labels),) = self._walk("train")
         order = torch.randperm(len(labels), generator=generator(ORDER, self.options.seed, epoch))
         for number in range(start, self.steps_per_epoch):
             rows = order[number * self.batch_size : (number + 1) * self.batch_size]
-            yield {site: seen[rows].to(self.network.device) for site, seen in features.items()}, labels[rows].to(self.network.device)
+            own = {site: seen[rows].to(self.network.device) for site, seen in features.items()}
+            yield own, taught[rows].to(self.network.device), labels[rows].to(self.network.device)
 
     def _seen(self, x: Tensor) -> Seen:
-        """What the exits see of images, and what the network's own end says."""
+        """What the exits see of images, what the network's own end says, and what their teacher says."""
+        x = x.to(self.network.device)
         with torch.no_grad():
-            values, logits = self.network.at_exits(x.to(self.network.device))
-            return {site: gate.features(values[site]) for site, gate in self.exits.items()}, logits.float()
+            values, logits = self.network.at_exits(x)
+            taught = logits if self.teacher is None else self.teacher(x)
+            return {site: gate.features(values[site]) for site, gate in self.exits.items()}, logits.float(), taught.float()
 
-    def _walk(self, split: str) -> Iterator[tuple[Features, Tensor, Tensor]]:
-        """Features, the end's logits and labels of a whole split, in order; kept for the next time with `cache_features`."""
+    def _walk(self, split: str) -> Iterator[Walked]:
+        """Features, the end's logits, the teacher's and labels of a whole split, in order; kept for the next time with `cache_features`."""
         if split in self.cached:
             yield self.cached[split]
             return
-        part, kept = self.data.splits[split], list[tuple[Features, Tensor, Tensor]]()
+        part, kept = self.data.splits[split], list[Walked]()
         with self.progress.task(f"features of {split}" if self.options.cache_features else "validating", steps(part, self.options.batch_size)) as task:
             for x, y in batches(part, input=self.network.input, batch_size=self.options.batch_size, workers=self.options.workers):
-                features, logits = self._seen(x)
-                seen = {site: value.cpu() for site, value in features.items()}, logits.cpu(), y
+                features, logits, taught = self._seen(x)
+                seen = {site: value.cpu() for site, value in features.items()}, logits.cpu(), taught.cpu(), y
                 if self.options.cache_features:
                     kept.append(seen)
                 else:
                     yield seen
                 task.advance()
         if self.options.cache_features:
-            self.cached[split] = {site: torch.cat([each[0][site] for each in kept]) for site in self.exits}, torch.cat([each[1] for each in kept]), torch.cat([each[2] for each in kept])
+            logits, taught, labels = (torch.cat([each[part] for each in kept]) for part in (1, 2, 3))  # type: ignore[misc]
+            self.cached[split] = {site: torch.cat([each[0][site] for each in kept]) for site in self.exits}, logits, taught, labels
             yield self.cached[split]
 
-    def _fit(self, features: Features, labels: Tensor, epoch: int) -> None:
+    def _fit(self, features: Features, taught: Tensor, labels: Tensor, epoch: int) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.options.schedule, group["base_lr"], self.position.step / self.total_steps)
         loss = torch.stack([gate.loss(features[site], labels) for site, gate in self.exits.items()]).sum()  # no exit's gradient reaches another
+        if self.options.distill:
+            heads = [distillation(gate.linear(features[site]), taught, self.options.temperature) for site, gate in self.exits.items()]
+            loss = loss + self.options.distill * torch.stack(heads).sum()
         value = loss.item()
         if not torch.isfinite(loss):
             raise TrainingError(self._diverged(f"the loss is {value}"))
@@ -132,7 +147,7 @@ class ExitLoop(Loop):
         """Val top-1 of the network's own end, and of each exit on all samples."""
         hits, total = dict.fromkeys((None, *self.exits), 0), 0
         with torch.no_grad():
-            for features, logits, labels in self._walk("val"):
+            for features, logits, _, labels in self._walk("val"):
                 heads = {site: gate.linear(features[site].to(self.network.device)).cpu() for site, gate in self.exits.items()}
                 for site, head in ((None, logits), *heads.items()):
                     hits[site] += int((head.argmax(1) == labels).sum())

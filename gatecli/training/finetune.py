@@ -48,6 +48,7 @@ def finetune(
     changes: Mapping[str, Any] | None = None,
     run: Run | None = None,
     progress: Progress = silent,
+    teacher: Network | None = None,
 ) -> Finetuned:
     """Train what the latest attached method trains, or those that `options.train` names, in place; for layer gates, the network with them.
 
@@ -55,12 +56,13 @@ def finetune(
         network: a gated network whose input normalisation is known (see gatecli.inputs).
         data: fit on its train split, chosen on its val split.
         changes: settings of the method to change for this training, such as target_rate.
-        run: where to keep a resumable state; a run with a saved state is resumed.
+        run: where to keep a resumable state; a run with a saved state is resumed, `network` being as it was when the run began.
+        teacher: who says what to learn where `options.distill` is not 0; changed to evaluation with all gates open. None: the network as it is now.
     Raises: TrainingError without gates, or when the loss or a weight is no longer finite; DataError; CheckpointError where a state cannot be
     written or read; Interrupted.
     """
     trained = trained_methods(network.recipe, changes or {}, [name for name in (options.train or "").split(",") if name])
-    loop = (ExitLoop if trained[0].method.trains == "exits" else Loop)(network, data, trained, options, run, progress)
+    loop = (ExitLoop if trained[0].method.trains == "exits" else Loop)(network, data, trained, options, run, progress, teacher)
     saved = run.saved() if run is not None else None
     if run is not None and saved is not None:
         loop.restore(run, *saved)

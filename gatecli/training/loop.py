@@ -24,6 +24,7 @@ from gatecli.losses import batch_rate
 from gatecli.network import Network
 from gatecli.progress import Progress
 from gatecli.record import Record, observe, strategy
+from gatecli.training.distill import Teacher, check_teacher, distillation
 from gatecli.training.goals import Row, TargetRate, goal_of
 from gatecli.training.norms import reestimate
 from gatecli.training.options import TrainOptions
@@ -52,12 +53,17 @@ class Position:
 
 
 class Loop:
-    """Trains `network` in place with the losses of the methods `trained` beside the cross-entropy; other methods' gates stay as they are."""
+    """Trains `network` in place with the losses of the methods `trained` beside the cross-entropy; other methods' gates stay as they are.
 
-    def __init__(self, network: Network, data: DataSet, trained: Sequence[Trained], options: TrainOptions, run: Run | None, progress: Progress) -> None:
+    `network` is as the training begins, `restore` comes after that. `teacher`: for distillation; none: a copy of the network.
+    """
+
+    def __init__(self, network: Network, data: DataSet, trained: Sequence[Trained], options: TrainOptions, run: Run | None, progress: Progress, teacher: Network | None = None) -> None:
         self.network, self.data, self.trained, self.options = network, data, trained, options
         self.method, self.settings = trained[0].method, trained[0].settings
         self.run, self.progress, self.processes = run, progress, OneProcess()
+        check_teacher(network, teacher, options)
+        self.teacher = self._make_teacher(teacher)
         for name in ("train", "val"):
             if name not in data.splits:
                 raise DataError(f"expected {data.spec} to have a {name} split: training fits on train and chooses on val")
@@ -71,6 +77,9 @@ class Loop:
         self.optimizer = torch.optim.SGD(self._groups(), lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay)
         self.position, self.best_tensors = Position(goal=self.goal.state), dict[str, Tensor]()
         self.saved_step, self.saved_at = 0, time.monotonic()
+
+    def _make_teacher(self, given: Network | None) -> Teacher | None:
+        return Teacher(given or self.network.copy()) if self.options.distill else None
 
     def _make_goal(self) -> TargetRate:
         if self.options.cache_features:
@@ -161,6 +170,8 @@ class Loop:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.options.precision == "bf16"):
             logits = model(x)
             task_loss = F.cross_entropy(logits.float(), y, label_smoothing=self.options.label_smoothing)
+            if self.teacher is not None:
+                task_loss = task_loss + self.options.distill * distillation(logits, self.teacher(x), self.options.temperature)
         decisions = self.own(record.latest())
         loss = task_loss
         for each in self.trained:

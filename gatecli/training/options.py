@@ -12,7 +12,7 @@ PRECISIONS = ("fp32", "bf16")
 RANGES = {
     "epochs": (1, math.inf), "lr": (0, 1e30), "batch_size": (2, math.inf), "weight_decay": (0, 1e30), "momentum": (0, 1), "label_smoothing": (0, 1),
     "seed": (0, 2**32 - 1), "workers": (0, math.inf), "bn_batches": (0, math.inf), "save_every": (0, math.inf),
-    "max_drop": (0, 100), "max_gmacs": (0, math.inf),
+    "max_drop": (0, 100), "max_gmacs": (0, math.inf), "distill": (0, 1e30), "temperature": (0.01, 1e6),
 }  # fmt: skip
 
 
@@ -23,7 +23,8 @@ class TrainOptions:
     Milestones scale with `epochs`. `augment` none: the data set's own. `bn_batches`: batches for the BatchNorm statistics' re-estimation, at most
     one pass over the training split. `save_every`: seconds between saved states. `max_drop` (points of val top-1 below the baseline) and
     `max_gmacs` take the target rate's place, see gatecli.training.goals. `cache_features`: compute what exits see once, rather than in every epoch.
-    `train`: the methods to train, with commas between; none: the latest attached.
+    `train`: the methods to train, with commas between; none: the latest attached. `distill`: the weight of the distillation loss, and its `temperature`, see
+    gatecli.training.distill.
     """
 
     epochs: int = 100
@@ -43,6 +44,8 @@ class TrainOptions:
     max_gmacs: float | None = None
     cache_features: bool = False
     train: str | None = None
+    distill: float = 0.0
+    temperature: float = 4.0
 
     def __post_init__(self) -> None:
         for name, (low, high) in RANGES.items():

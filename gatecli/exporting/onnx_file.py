@@ -1,0 +1,155 @@
+"""ONNX files: plain for static networks; for dynamic ones with `If`, so that ONNX Runtime computes only what runs."""
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from gatecli.errors import ExportError
+from gatecli.exporting.conditions import Surgeon
+from gatecli.exporting.opened import Leave, Opened
+from gatecli.exporting.quiet import first_line, quiet, reason
+from gatecli.network import Network
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto
+
+LOWEST, HIGHEST = 18, 25  # opsets that torch's exporter writes
+MISSING = "writing ONNX needs onnx, onnxscript and onnxruntime: pip install 'gatecli[onnx]'"
+
+
+def write_onnx(parts: Opened, image: Tensor, path: Path, opset: int, facts: dict[str, str], decisions: bool) -> Callable[[Tensor], Tensor]:
+    """Write `parts` to `path`; returns a function that runs the file with ONNX Runtime, images (N, C, H, W) -> logits.
+
+    Args: decisions: the exit taken and each gate's decision as further outputs.
+    Raises: ExportError where a package is missing, the opset is out of range, or an operation cannot be converted.
+    """
+    onnx = _package()
+    model = _converted(parts, image, opset)
+    if parts.dynamic:
+        _branching(model, parts, decisions)
+    written = next(each.version for each in model.opset_import if each.domain == "")
+    if written != opset:
+        raise ExportError(f"the network needs ONNX opset {written}, but --opset is {opset}: leave it out, or ask for {written}")
+    for key, value in facts.items():
+        model.metadata_props.add(key=key, value=value)
+    try:
+        onnx.checker.check_model(model, full_check=False)
+        path.write_bytes(model.SerializeToString())
+    except (onnx.checker.ValidationError, ValueError) as error:
+        raise ExportError(f"the ONNX file that came out is not valid: {first_line(error)}") from error
+    return runner(path)
+
+
+def runner(path: Path) -> Callable[[Tensor], Tensor]:
+    """The file's logits of images, by ONNX Runtime on the CPU."""
+    session = session_of(path)
+    return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+
+
+def session_of(path: Path) -> Any:
+    """ONNX Runtime's session of a file, on the CPU. Raises ExportError where the file cannot be read, or the package is missing."""
+    if not find_spec("onnxruntime"):
+        raise ExportError("running ONNX needs onnxruntime: pip install 'gatecli[onnx]'")
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors alone
+    if torch.get_num_threads() == 1:
+        options.intra_op_num_threads = 1
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime has exceptions of its own for each kind of damage
+        raise ExportError(f"ONNX Runtime cannot read {path}: {first_line(error)}") from error
+
+
+def _package() -> Any:
+    if not all(find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime")):
+        raise ExportError(MISSING)
+    import onnx
+
+    return onnx
+
+
+def _converted(parts: Opened, image: Tensor, opset: int) -> ModelProto:
+    if not LOWEST <= opset <= HIGHEST:
+        raise ExportError(f"expected --opset to be between {LOWEST} and {HIGHEST}, but got {opset}")
+    batch = None if parts.dynamic else ({0: torch.export.Dim("batch", min=1)},)
+    example = image if parts.dynamic else torch.cat([image, image])  # torch takes a size of 1 for a constant
+    try:
+        with torch.no_grad(), quiet():
+            program = torch.onnx.export(
+                parts.module, (example,), dynamo=True, input_names=["images"], output_names=parts.names, dynamic_shapes=batch, opset_version=opset, verbose=False
+            )
+    except Exception as error:  # the exporter raises whatever it comes to
+        raise ExportError(f"torch cannot convert the network to ONNX: {reason(error)}") from error
+    assert program is not None
+    return program.model_proto
+
+
+def _branching(model: ModelProto, parts: Opened, decisions: bool) -> None:
+    """Put the marks to use: an `If` around each branch, then one at each exit, the last first, as they lie within each other."""
+    from onnx import helper
+
+    surgeon = Surgeon(model.graph)
+    wanted = ["logits"]
+    if decisions:
+        wanted += _decisions(surgeon, parts)
+    surgeon.outputs = set(wanted)
+    for branch in parts.branches:
+        if branch.shortcut is None:
+            skip = _zeros(surgeon, branch.result)
+        else:
+            skip = helper.make_node("Relu" if branch.rectify else "Identity", [branch.shortcut], [f"{branch.result}/skip"])
+        keep = [] if branch.shortcut is None else [branch.shortcut]
+        surgeon.compute_only_if(branch.decision, [branch.result], [skip], keep)
+    for number, leave in reversed(list(enumerate(parts.leaves))):
+        behind = surgeon.behind([name for name in wanted if name not in ("logits", "exit")], "logits", [leave.decision, leave.logits]) + (["exit"] if decisions else [])
+        surgeon.compute_only_if(leave.decision, ["logits", *behind], _leaving(surgeon, number, leave, behind), [leave.logits], negate=True)
+    surgeon.done(wanted)
+
+
+def _zeros(surgeon: Surgeon, result: str) -> NodeProto:
+    from onnx import helper, numpy_helper
+
+    value = numpy_helper.from_array(torch.zeros(1).numpy())
+    surgeon.add_constant(f"{result}/shape", torch.tensor(surgeon.shape_of(result)))
+    return helper.make_node("ConstantOfShape", [f"{result}/shape"], [f"{result}/skip"], value=value)
+
+
+def _decisions(surgeon: Surgeon, parts: Opened) -> list[str]:
+    """Outputs for each gate's decisions, 1 where a unit ran, and for the exit taken: its number from 0 on, the number of exits for none."""
+    names = []
+    for site, decision in parts.gates.items():
+        surgeon.alias(decision, f"gate.{site}")
+        names.append(f"gate.{site}")
+    if parts.leaves:
+        surgeon.add_output("exit", torch.tensor([len(parts.leaves)]))
+        names.append("exit")  # last: nothing is computed for it
+    return names
+
+
+def _leaving(surgeon: Surgeon, number: int, leave: Leave, behind: Sequence[str]) -> list[NodeProto]:
+    """What stands for the results of a sample that leaves here: this exit's logits, its number, and gates that did not run."""
+    from onnx import helper, numpy_helper
+
+    nodes = [helper.make_node("Identity", [leave.logits], [f"logits/leave{number}"])]
+    for name in behind:
+        value = torch.tensor([number]) if name == "exit" else torch.zeros(surgeon.shape_of(name))
+        nodes.append(helper.make_node("Constant", [], [f"{name}/leave{number}"], value=numpy_helper.from_array(value.numpy())))
+    return nodes
+
+
+def facts_of(network: Network, single: bool, classes: Sequence[str] = ()) -> dict[str, str]:
+    """What a file says of itself under the key `gatecli`, for whoever runs it, as JSON. `single`: it takes one image at a time."""
+    source, spec, data = network.recipe.source, network.input, (network.recipe.data or {}).get("spec", "imagefolder:")
+    facts = {
+        "arch": source.arch, "num_classes": network.num_classes, "input_size": list(spec.size), "channels": spec.channels, "mean": spec.mean, "std": spec.std,
+        "classes": list(classes) or None, "batch": 1 if single else None, "crop": data.startswith("imagefolder:"), "exits": list(network.site_exits), "gates": [site for site in network.site_gates if site not in network.site_exits],
+    }  # fmt: skip
+    return {"gatecli": json.dumps(facts)}
