@@ -1,6 +1,6 @@
 """Give a CIFAR ResNet a gater, fine-tune, prune it, and set it beside the plain and a widened network with the same extra epochs; print two tables.
 
-python docs/experiments/filter_gates.py resnet20_glyphs36.pt glyphs36.npz --train 5000 --epochs 3
+python docs/experiments/filter_gates.py resnet20_glyphs36.pt glyphs36.npz --train 5000 --epochs 2
 
 The widened network is the trained one with twice the filters inside each block, so that it has the parameters of backbone and gater together: each filter
 is there twice, and its two copies share its weight in the next convolution unequally (the function is the same, and training drives them apart). Works in
@@ -78,8 +78,8 @@ def main() -> None:
     parser.add_argument("data")
     parser.add_argument("--train", type=int, default=5000)
     parser.add_argument("--val", type=int, default=1000)
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--set", nargs="*", default=["l1_weight=100", "target_rate=0.6"], dest="settings")
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--set", nargs="*", default=["l1_weight=15", "target_rate=0.6"], dest="settings")
     args = parser.parse_args()
     os.environ["PYTHONPATH"] = f"{HERE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     data = subset(args.data, args.train, args.val)
