@@ -12,18 +12,19 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from gatecli.executors import FilterBlock, FilterLayer, SkipBlock, SkipChannels, SkipGroups, SkipInputs, SkipLayer, Staged
+from gatecli.executors import AddAt, FilterBlock, FilterLayer, SkipBlock, SkipChannels, SkipGroups, SkipInputs, SkipLayer, Staged
 from gatecli.executors.branches import StreamConv, StreamMean, Streams, lower_branches
+from gatecli.executors.rows import take
 from gatecli.gates import Gate
 from gatecli.graph.channels import base_path, choose, keep_inputs, merge
 from gatecli.graph.convs import base_of
 from gatecli.graph.macs import NodeCost
-from gatecli.graph.ops import FRESH_LAYERS, add_at, connect, decided_by, is_add, is_cat, is_decision, is_mask, is_pick, is_relu, module_of, never_negative, widen
+from gatecli.graph.ops import FRESH_LAYERS, connect, decided_by, is_add, is_cat, is_decision, is_mask, is_pick, is_relu, module_of, never_negative, widen
 from gatecli.graph.slices import tail_of
 from gatecli.graph.trace import compile_graph, remove_dead
 
 FRESH_MODULES = (*FRESH_LAYERS, Gate, SkipLayer, FilterLayer, SkipChannels, SkipInputs, Streams, StreamConv, StreamMean)
-FRESH_FUNCTIONS = (widen, add_at, connect, base_path, choose, keep_inputs, merge)
+FRESH_FUNCTIONS = (widen, connect, base_path, choose, keep_inputs, merge)
 LOWERED = "_lowered"  # the module that holds the executors; they have no tensors, so no file ever sees them
 
 
@@ -61,7 +62,7 @@ def lower(root: nn.Module, graph: fx.Graph, costs: Mapping[str, NodeCost]) -> fx
         elif node.target is keep_inputs:
             _lower_inputs(root, lowered, node, holder)
         elif is_add(node):
-            _add_at_places(lowered, node)
+            _lower_addition(root, lowered, node, holder)
     _let_write(root, lowered)
     if not len(holder):
         del root._modules[LOWERED]
@@ -216,13 +217,14 @@ def _skippable(root: nn.Module, masked: fx.Node) -> tuple[fx.Node, fx.Node, fx.N
     return (value, decision, entries[0], region, others) if len(entries) == 1 else None
 
 
-def _add_at_places(graph: fx.Graph, add: fx.Node) -> None:
+def _lower_addition(root: nn.Module, graph: fx.Graph, add: fx.Node, holder: nn.ModuleDict) -> None:
     """Where a branch has lost channels, add it to those that it still has, rather than widen it with zeros first."""
+    relu = _relu_after(root, add)
     for wide, other in (add.args, add.args[::-1]):
         if isinstance(wide, fx.Node) and wide.target is widen and len(wide.users) == 1 and isinstance(other, fx.Node):
-            value, runs, _ = wide.args
-            add.target, add.args = add_at, (other, value, runs)
-            graph.erase_node(wide)
+            lost: Any = wide.args
+            value, runs, _ = lost
+            _replace(graph, relu or add, AddAt(root, runs, relu is not None, never_negative(root, other)), (value, other), holder)
             return
 
 
@@ -277,7 +279,7 @@ def _channels(module: Any, x: Tensor, part: slice | Tensor) -> Tensor:
     """Some output channels of a convolution, or of a BatchNorm in evaluation whose input has only these."""
 
     def some(tensor: Tensor | None) -> Any:
-        return None if tensor is None else tensor[part] if isinstance(part, slice) else tensor.index_select(0, part)
+        return None if tensor is None else tensor[part] if isinstance(part, slice) else take(tensor, part)
 
     if isinstance(module, nn.Conv2d):
         result: Tensor = module._conv_forward(x, some(module.weight), some(module.bias))

@@ -388,8 +388,8 @@ class Network(nn.Module):
                 continue
             gone = rewrite.remove_branch(self, self.graph, self.sites.pop(site))
             for name, other in self.sites.items():
-                entry, shortcut = gone.get(other.entry, other.entry), gone.get(other.shortcut, other.shortcut)
-                self.sites[name] = replace(other, entry=entry, shortcut=shortcut)
+                entry, value, shortcut = (gone.get(node, node) for node in (other.entry, other.value, other.shortcut))
+                self.sites[name] = replace(other, entry=entry, value=value, shortcut=shortcut)
 
     def keep_units(self, site: str, kept: Sequence[int], round_to: int = 1, dynamic: Sequence[int] = (), wide: bool = True) -> dict[fx.Node, list[int]]:
         """Take all other units of a split site out for good, those in `kept` without a gate from now on; those in `dynamic` are decided as before.
@@ -404,6 +404,8 @@ class Network(nn.Module):
         old = self.sites[site]
         result = narrow.narrow(self, self.graph, self.costs, old, kept, dynamic, round_to)
         self.sites[site] = result.site
+        if result.output.name not in self.costs:  # it stands for the value in its full width, until all is done
+            self.costs[result.output.name] = self.costs[old.value]
         if not dynamic:
             self.methods.pop(site)
         if not result.gone:

@@ -122,6 +122,21 @@ def subject_of(name: str, network: Network, file_bytes: int, rates: Rates) -> Su
     return Subject(name, network, file_bytes, network.params, network.macs_dense, expected_macs(network, rates), rates, network)
 
 
+def real_share(subject: Subject, size: int) -> float | None:
+    """Of the MACs that closed filters and channels promise to save, the share that a batch of `size` images does save; None where none are gated.
+
+    What any image of a batch opens is computed for all of them; images are taken to decide independently of each other.
+    """
+    network = subject.network
+    if network is None:
+        return None
+    gates = network.site_gates
+    alone = {site: units for site, units in subject.rates.items() if site in network.methods and network.sites[site].kind in ("filter", "conv") and not gates[site].theoretical}
+    together = {site: [1 - (1 - rate) ** size for rate in units] for site, units in alone.items()}
+    promised, saved = (network.macs_dense - expected_macs(network, rates) for rates in (alone, together))
+    return saved / promised if promised else None
+
+
 def _interleaved(subjects: Sequence[Subject], size: int, repeats: int, images: Tensor | None, tick: Callable[[], None]) -> list[list[float]]:
     draw = torch.Generator().manual_seed(0)
     times: list[list[float]] = [[] for _ in subjects]

@@ -17,6 +17,7 @@ import gatecli
 from gatecli.attaching import attach
 from gatecli.costs import expected_macs
 from gatecli.errors import SettingError
+from gatecli.executors import AddAt
 from gatecli.graph.ops import add_at, mask, runs_of, widen
 from gatecli.graph.slices import is_channelwise, tail_of
 from gatecli.graph.trace import compile_graph
@@ -351,3 +352,19 @@ def test_a_layer_that_cannot_be_removed_is_named(tmp_path: Path, monkeypatch: py
     assert done.code == 0 and "note: convs.0 never runs, but stays in the file: `convs.1` reads it and pads it with zeros" in done.err
     loaded = gatecli.load("gated.pruned.safetensors", arch="networks:plaindense")
     assert list(loaded.methods) == ["convs.0", "convs.1"] and list(branches(loaded)) == ["convs.0", "convs.1"]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("count", [1, 3])
+def test_adding_at_an_index_is_adding_at_runs(layout: torch.memory_format, count: int) -> None:
+    runs = ((0, 1), (2, 4), (5, 6), (7, 8), (9, 11), (12, 13))  # more than slices are used for
+    x, value = torch.randn(count, 13, 4, 4).contiguous(memory_format=layout), torch.randn(count, 8, 4, 4).contiguous(memory_format=layout)
+    for rectify in (False, True):
+        block = AddAt(torch.nn.Module(), runs, rectify, False)
+        expected = add_at(x, value, runs)
+        before = x.clone()
+        seen = block(value, x)
+        assert torch.allclose(seen, expected.relu() if rectify else expected) and seen.is_contiguous(memory_format=layout) and torch.equal(x, before)
+    with torch.inference_mode():
+        block.write = True
+        assert block(value, before).data_ptr() == before.data_ptr()

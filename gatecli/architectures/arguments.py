@@ -12,9 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from gatecli.architectures.cifar import PRERESNETS, RESNETS
+from gatecli.architectures.cifar_densenet import DENSENETS
 from gatecli.architectures.cifar_resnext import RESNEXTS
+from gatecli.architectures.cifar_shakeshake import SHAKESHAKES
 from gatecli.errors import ArchitectureError, SettingError
 
+CIFAR_NETWORKS = {**RESNETS, **PRERESNETS, **RESNEXTS, **DENSENETS, **SHAKESHAKES}
 LIBRARIES = ("torchvision", "cifar", "timm")
 NO_TIMM = "timm is not installed, which `{arch}` needs: pip install 'gatecli[timm]'"
 # These name files or fetch weights; a network's weights come from the checkpoint and from nowhere else.
@@ -132,7 +135,7 @@ def accepted_args(arch: str) -> dict[str, Argument] | None:
     """The arguments that an architecture takes; None for a callable. Raises ArchitectureError if there is no such architecture."""
     library, name = split_arch(arch)
     if library == "cifar":
-        _known(arch, name, [*RESNETS, *PRERESNETS, *RESNEXTS])
+        _known(arch, name, list(CIFAR_NETWORKS))
         return CIFAR if name in RESNETS else PRE_CIFAR if name in PRERESNETS else {"num_classes": CLASSES, "channels": CHANNELS}
     if library == "torchvision":
         from torchvision import models

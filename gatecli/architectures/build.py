@@ -15,9 +15,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from gatecli.architectures.arguments import NO_TIMM, accepted_args, check_args, is_callable_name, parse_arch_args, split_arch
-from gatecli.architectures.cifar import PRERESNETS, RESNETS
-from gatecli.architectures.cifar_resnext import RESNEXTS
+from gatecli.architectures.arguments import CIFAR_NETWORKS, NO_TIMM, accepted_args, check_args, is_callable_name, parse_arch_args, split_arch
 from gatecli.architectures.surgery import EXTRAS, alter
 from gatecli.errors import ArchitectureError
 
@@ -165,7 +163,7 @@ def _torchvision(name: str, args: Mapping[str, Any]) -> nn.Module:
 
 
 def _cifar(name: str, args: Mapping[str, Any]) -> nn.Module:
-    return {**RESNETS, **PRERESNETS, **RESNEXTS}[name](**args)
+    return CIFAR_NETWORKS[name](**args)
 
 
 def _timm(name: str, args: Mapping[str, Any]) -> nn.Module:

@@ -10,9 +10,7 @@ from typing import Any
 
 from torchvision import models
 
-from gatecli.architectures.arguments import accepted_args
-from gatecli.architectures.cifar import PRERESNETS, RESNETS
-from gatecli.architectures.cifar_resnext import RESNEXTS
+from gatecli.architectures.arguments import CIFAR_NETWORKS, accepted_args
 from gatecli.architectures.rows import make_row, pack
 
 VARIANTS = {"stem": "cifar", "aux_logits": False, "shortcut": "pad", "narrow": True}  # arguments that tensors show
@@ -21,7 +19,7 @@ TABLE = Path(__file__).with_name("table.json.gz")
 
 def listed() -> Iterator[tuple[str, dict[str, Any]]]:
     """The architecture and arguments of every row."""
-    names = [*(f"torchvision:{name}" for name in models.list_models(module=models)), *(f"cifar:{name}" for name in (*RESNETS, *PRERESNETS, *RESNEXTS))]
+    names = [*(f"torchvision:{name}" for name in models.list_models(module=models)), *(f"cifar:{name}" for name in CIFAR_NETWORKS)]
     for arch in names:
         yield arch, {}
         accepted = accepted_args(arch) or {}

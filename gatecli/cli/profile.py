@@ -44,11 +44,22 @@ def profile(
     result = profiling.profile(source, subjects, batch_sizes=sizes, repeats=repeats, images=images, progress=Reporter(session))
     if not session.json_:
         _print(session, result, sites)
+        _say_what_is_real(session, subjects[-1], sizes)
     return {
         "checkpoint": str(paths[-1]), "arch": networks[0].recipe.source.arch, "rows": [asdict(row) for row in result.rows], "sites": [asdict(site) for site in result.sites],
         "decisions": result.decisions, "threads": result.threads, "repeats": result.repeats,
         "params": networks[-1].params, "macs_dense": networks[-1].macs_dense, "macs_expected": subjects[-1].macs_expected,
     }  # fmt: skip
+
+
+def _say_what_is_real(session: Session, subject: Any, sizes: list[int]) -> None:
+    """Of what filters' and channels' gates promise to save, what a batch does save."""
+    from gatecli.profiling import real_share
+
+    shares = {size: share for size in sizes if (share := real_share(subject, size)) is not None}
+    if shares and max(shares) > 1:
+        real = ", ".join(f"{100 * share:.0f} % at batch {size}" for size, share in shares.items())
+        session.say(f"note: a batch computes the filters that any of its images opens: of the MACs that gated filters save for an image alone, by their rates, {real} are really saved")
 
 
 def _sizes(text: str) -> list[int]:
@@ -111,6 +122,6 @@ def _print(session: Session, result: Profile, with_sites: bool) -> None:
     if any(site.theoretical for site in gated):
         session.say("note: expected GMACs are theoretical where gates decide for single activations, which no dense kernel can leave out: they save no time")
     if with_sites and gated:
-        site_rows = [(s.name, s.kind, s.units, gmacs(s.macs), s.method, f"{s.rate:.3f}{' (theoretical)' if s.theoretical else ''}", gmacs(s.gate_macs)) for s in gated]
+        site_rows = [(s.name, s.kind, s.units, gmacs(s.macs), s.method, f"{s.rate:.3f}{' (theoretical)' if s.theoretical else ' (saves nothing)' if s.kind == 'filter' and not s.macs else ''}", gmacs(s.gate_macs)) for s in gated]
         foot = f"GMACs: what the gate decides about (an exit: what leaving there saves); its own: what deciding costs. {len(result.sites) - len(gated)} sites without a gate: gatecli inspect"
         table(session, f"\nsites of {result.rows[-1].name}", ("<site", "<kind", "units", "GMACs", "<gated by", "rate", "its own"), site_rows, foot)

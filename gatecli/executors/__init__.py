@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from gatecli.executors.blocks import SkipBlock, SkipGroups, SkipLayer
 from gatecli.executors.convs import SkipChannels, SkipInputs
-from gatecli.executors.filters import FilterBlock, FilterLayer
+from gatecli.executors.filters import AddAt, FilterBlock, FilterLayer
 from gatecli.executors.staged import Staged
 
-__all__ = ["FilterBlock", "FilterLayer", "SkipBlock", "SkipChannels", "SkipGroups", "SkipInputs", "SkipLayer", "Staged"]
+__all__ = ["AddAt", "FilterBlock", "FilterLayer", "SkipBlock", "SkipChannels", "SkipGroups", "SkipInputs", "SkipLayer", "Staged"]

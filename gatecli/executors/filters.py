@@ -8,7 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from gatecli.executors.blocks import SkipBlock, add_to
-from gatecli.executors.rows import Branch
+from gatecli.executors.rows import Branch, Places, add_channels, rows_last
+from gatecli.graph.ops import Runs, add_at
+
+FEW = 4  # runs of channels up to which slices are quicker than an index
 
 
 class OpenFilters:
@@ -46,8 +49,7 @@ class FilterBlock(SkipBlock):
 
     def __init__(self, root: nn.Module, tail: Branch, places: Sequence[int] | None, rectify: bool, rectified: bool) -> None:
         super().__init__(root, tail, rectify, rectified)
-        self.filters, self.places = OpenFilters(tail), places
-        self.tables: dict[torch.device, Tensor] = {}
+        self.filters, self.places = OpenFilters(tail), None if places is None else Places(places)
 
     def forward(self, x: Tensor, shortcut: Tensor, z: Tensor, *others: Tensor) -> Tensor:
         """x (N, C, H, W), shortcut (N, C', H', W'), z (N, width) -> the shape of the shortcut."""
@@ -55,17 +57,26 @@ class FilterBlock(SkipBlock):
         if value is None:
             return self._closed(shortcut)
         if self.places is not None:
-            table = self._table(x.device)
+            table = self.places.on(x.device)
             open_ = table if open_ is None else table.index_select(0, open_)
         if open_ is None:
             return self._finish(add_to(value, shortcut))
-        value = value.to(shortcut.dtype)
-        return self._finish(shortcut.index_add_(1, open_, value) if self._may_write() else shortcut.index_add(1, open_, value))
+        return self._finish(add_channels(shortcut, open_, value.to(shortcut.dtype), self._may_write()))
 
-    def _table(self, device: torch.device) -> Tensor:
-        if device not in self.tables:
-            self.tables[device] = torch.tensor(self.places, device=device)
-        return self.tables[device]
+
+class AddAt(SkipBlock):
+    """`relu(shortcut + value)`, where the value has lost channels for good: it is added to those that it still has, at `runs` of the shortcut's."""
+
+    def __init__(self, root: nn.Module, runs: Runs, rectify: bool, rectified: bool) -> None:
+        super().__init__(root, lambda root, x: x, rectify, rectified)
+        self.runs, self.places = runs, Places([channel for first, end in runs for channel in range(first, end)])
+
+    def forward(self, value: Tensor, shortcut: Tensor, *others: Tensor) -> Tensor:
+        """value (N, k, H, W), shortcut (N, C, H, W) -> the shape of the shortcut."""
+        value = value.to(shortcut.dtype)
+        if len(self.runs) <= FEW:
+            return self._finish(add_at(shortcut, value, self.runs, self._may_write()))
+        return self._finish(add_channels(shortcut, self.places.on(value.device), value, self._may_write()))
 
 
 class FilterLayer(nn.Module):
@@ -84,6 +95,5 @@ class FilterLayer(nn.Module):
             value = self.filters.tail(self.root, x, open_) * 0
         if open_ is None:
             return value
-        layout = torch.channels_last if value.is_contiguous(memory_format=torch.channels_last) and not value.is_contiguous() else torch.contiguous_format
-        whole = torch.zeros(len(value), z.shape[1], *value.shape[2:], dtype=value.dtype, device=value.device).contiguous(memory_format=layout)
-        return whole.index_copy_(1, open_, value)
+        whole = torch.empty(len(value), z.shape[1], *value.shape[2:], dtype=value.dtype, device=value.device, memory_format=torch.channels_last if rows_last(value) else torch.contiguous_format)
+        return add_channels(whole.zero_(), open_, value, not torch.is_grad_enabled())

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gatecli.errors import ExportError
 from gatecli.execute import LOWERED, lower, staged
-from gatecli.executors import SkipBlock, SkipLayer
+from gatecli.executors import AddAt, SkipBlock, SkipLayer
 from gatecli.exporting.opened import masked
 from gatecli.exporting.quiet import quiet, reason
 from gatecli.graph.trace import compile_graph
@@ -71,6 +71,9 @@ class Skipping(nn.Module):
                 holder.register_module(name, CondLayer(part))  # type: ignore[union-attr]
             elif type(part) is SkipBlock:
                 holder.register_module(name, CondBlock(part))  # type: ignore[union-attr]
+            elif isinstance(part, AddAt):
+                part.write = False
+                part.places.on(network.device)  # made now, it is a constant of the program
             else:
                 raise ExportError("a branch of several units has no form in pt2 files yet: prune first, or export to ONNX")
         stages = staged(lowered)

@@ -8,7 +8,7 @@ from torch import fx, nn
 
 from gatecli.graph import rewrite, slices
 from gatecli.graph.macs import NodeCost
-from gatecli.graph.ops import decided_by, runs_of, spread, widen
+from gatecli.graph.ops import decided_by, module_of, runs_of, spread, take_channels, widen
 from gatecli.graph.sites import Site
 from gatecli.graph.trace import remove_dead
 
@@ -48,9 +48,14 @@ def narrow(root: nn.Module, graph: fx.Graph, costs: Mapping[str, NodeCost], site
     tail = [rewrite.node_named(graph, name) for name in site.tail]
     out = gone_channels(site, width, [*kept, *dynamic])
     filters = sorted(set(range(width)) - set(out))
-    silent = out[: -len(filters) % round_to] if slices.stays_zero(root, tail) else []
+    made = any(isinstance(module_of(root, node), nn.Conv2d) for node in tail)
+    silent = out[: -len(filters) % round_to] if made and slices.stays_zero(root, tail) else []
     places = sorted([*filters, *silent])
-    slices.keep_outputs(root, tail, places, silent)
+    if made:
+        slices.keep_outputs(root, tail, places, silent)
+    elif out:
+        value = _taken(graph, value, places)
+        site = replace(site, value=value.name, branch=(value.name,), tail=(value.name,))
     masked = rewrite.mask_of(graph, site.name)
     assert masked is not None
     if dynamic:
@@ -60,6 +65,14 @@ def narrow(root: nn.Module, graph: fx.Graph, costs: Mapping[str, NodeCost], site
         rewrite.remove_mask(graph, site)
         site = replace(site, units=len(places), places=()) if site.kind == "filter" else replace(site, units=1, tail=())
     return Narrow(site, masked if dynamic else value, places, sorted(set(range(width)) - set(places)), width)
+
+
+def _taken(graph: fx.Graph, value: fx.Node, channels: Sequence[int]) -> fx.Node:
+    """Let who reads a value that no convolution has made read these channels of it; returns what they read."""
+    with graph.inserting_after(value):
+        taken = graph.call_function(take_channels, (value, tuple(channels)))
+    value.replace_all_uses_with(taken, delete_user_cb=lambda user: user is not taken)
+    return taken
 
 
 def _narrow_gate(root: nn.Module, graph: fx.Graph, site: Site, masked: fx.Node, dynamic: Sequence[int], places: list[int], width: int) -> Site:

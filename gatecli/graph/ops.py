@@ -111,6 +111,17 @@ def sum_branches(x: Tensor, count: int) -> Tensor:
     return x.reshape(x.shape[0], count, x.shape[1] // count, *x.shape[2:]).sum(1)
 
 
+def shake(a: Tensor, b: Tensor, training: bool) -> Tensor:
+    """The mean of two ways (N, C, H, W); in training a mean weighted at random for each image, and for the gradients with other random weights.
+
+    Gastaldi, "Shake-Shake regularization" (2017): alpha forward and beta backward, both uniform, drawn by torch's generator.
+    """
+    if not training:
+        return (a + b) / 2
+    alpha, beta = (torch.rand(len(a), 1, 1, 1, device=a.device, dtype=a.dtype) for _ in range(2))
+    return beta * a + (1 - beta) * b + ((alpha - beta) * (a - b)).detach()
+
+
 FRESH_LAYERS = (nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.MaxPool2d, nn.AvgPool2d)  # their results have storage of their own
 ADDS = {operator.add, operator.iadd, torch.add}
 RELUS = {F.relu, torch.relu, F.relu_, torch.relu_}
@@ -151,6 +162,15 @@ def is_linear(root: nn.Module, node: fx.Node) -> bool:
     if module is None:
         return node.op == "call_function" and node.target in ADDS
     return all(isinstance(part, LINEAR_MODULES) for part in module.modules())
+
+
+def is_shake(node: fx.Node) -> bool:
+    return node.op == "call_function" and node.target is shake
+
+
+def summands(node: fx.Node) -> list[fx.Node]:
+    """The values that an addition of two, or `shake`, sums up."""
+    return [source for source in node.all_input_nodes if source.op != "get_attr"] if is_shake(node) else [arg for arg in node.args if isinstance(arg, fx.Node)]
 
 
 def is_pick(node: fx.Node) -> bool:

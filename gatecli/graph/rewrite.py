@@ -1,11 +1,12 @@
 """Change a traced network: put a gate before a value, take a branch out, let go of modules that nothing calls, rename."""
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 
 from torch import fx, nn
 
-from gatecli.graph.ops import decided_by, is_add, is_mask, is_pick, is_relu, mask, never_negative, pick, runs_of, widen
+from gatecli.graph.ops import decided_by, is_add, is_mask, is_pick, is_relu, is_shake, mask, never_negative, pick, runs_of, summands, widen
 from gatecli.graph.settle import TRAINING
 from gatecli.graph.sites import Site
 from gatecli.graph.slices import keeps_zero
@@ -154,8 +155,8 @@ def additions_of_zero(root: nn.Module, value: fx.Node, replaced: Mapping[fx.Node
         for user in node.users:
             if replaced and replaced.get(user) is node:
                 todo.append(user)
-            elif is_add(user):
-                found[user] = next(arg for arg in user.args if isinstance(arg, fx.Node) and arg is not node)
+            elif is_add(user) or is_shake(user):
+                found[user] = next(arg for arg in summands(user) if arg is not node)
             elif keeps_zero(root, user, node):
                 todo.append(user)
             else:
@@ -173,9 +174,12 @@ def remove_zero(root: nn.Module, graph: fx.Graph, value: fx.Node) -> dict[str, s
 
 
 def _replace_addition(root: nn.Module, add: fx.Node, other: fx.Node) -> dict[str, str]:
-    """Let what `add` added to take its place, and that of a ReLU behind it that no longer does anything."""
+    """Let what `add` added to, half of it where it took the mean, take its place, and that of a ReLU behind it that no longer does anything."""
     gone = [add]
-    if never_negative(root, other):
+    if is_shake(add):
+        with add.graph.inserting_before(add):
+            other = add.graph.call_function(operator.truediv, (other, 2))
+    elif never_negative(root, other):
         gone += [user for user in add.users if is_relu(root, user)]
     for node in gone:
         node.replace_all_uses_with(other)

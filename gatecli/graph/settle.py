@@ -13,9 +13,10 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from gatecli.graph.ops import FRESH_LAYERS, module_of
+from gatecli.graph.ops import FRESH_LAYERS, module_of, shake
 
 DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout}
+FOLLOWERS: set[Any] = {*DROPOUTS, shake}  # functions whose argument `training` says which mode they are called in
 TRAINING = "training"
 ASSIGNING = {getattr(operator, f"i{name}"): getattr(operator, name) for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")}
 ELSEWHERE: dict[Any, Any] = {**ASSIGNING, torch.relu_: torch.relu, F.relu_: F.relu}
@@ -77,7 +78,7 @@ def _set(node: fx.Node, name: str, value: Any) -> None:
 def dropout_follows_mode(graph: fx.Graph) -> None:
     """Let functional dropout that a trace of evaluation has switched off read the network's `training` when it is called."""
     for node in graph.nodes:
-        if _is_dropout(node) and _arguments(node)[TRAINING] is False:
+        if _follows_mode(node) and _arguments(node)[TRAINING] is False:
             with graph.inserting_before(node):
                 _set(node, TRAINING, graph.create_node("get_attr", TRAINING))
 
@@ -88,9 +89,12 @@ def same_but_for_dropout(one: fx.Graph, other: fx.Graph) -> bool:
 
 
 def _plain(node: fx.Node) -> tuple[str, ...]:
-    given = {name: value for name, value in _arguments(node).items() if name != TRAINING} if _is_dropout(node) else (node.args, node.kwargs)
+    given = {name: value for name, value in _arguments(node).items() if name != TRAINING} if _follows_mode(node) else (node.args, node.kwargs)
     return node.op, str(node.target), str(given)
 
 
-def _is_dropout(node: fx.Node) -> bool:
-    return node.op == "call_function" and node.target in DROPOUTS
+def _follows_mode(node: fx.Node) -> bool:
+    if node.op != "call_function":
+        return False
+    function: Any = node.target  # in a trace within a trace a wrapper around what torch.fx.wrap has named
+    return inspect.unwrap(function) in FOLLOWERS

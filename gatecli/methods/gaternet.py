@@ -78,7 +78,7 @@ class FilterGate(Gate):
 
 
 class GaterNet(Method):
-    needs: ClassVar[str] = "convolutions at the ends of residual branches or of dense blocks' layers (or say which with --set where=PATTERN)"
+    needs: ClassVar[str] = "convolutions at the ends of residual branches or of dense blocks' layers, or concatenations (or say which with --set where=PATTERN)"
     paper: ClassVar[str] = "Chen, Li, Bengio, Si: You look twice: GaterNet for dynamic filter selection in CNNs, 2019"
 
     def candidates(self, network: Network) -> list[Site]:
