@@ -22,6 +22,9 @@ bench: $(VENV)/.test
 	$(BIN)/python tests/benchmarks/training.py
 	$(BIN)/python tests/benchmarks/exits.py
 	$(BIN)/python tests/benchmarks/calibration.py
+	$(BIN)/python tests/benchmarks/filters.py
+	$(BIN)/python tests/benchmarks/branches.py
+	$(BIN)/python tests/benchmarks/channels.py
 	$(BIN)/python tests/benchmarks/export.py
 
 # One stamp for each set of extras; made anew when the dependencies change.
