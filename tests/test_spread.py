@@ -16,6 +16,7 @@ from gatecli.network import Network
 
 def perturbed(*methods: str) -> Network:
     case = CASES["cifar-projection"]
+    torch.manual_seed(0)  # new gates draw their weights
     network = case.network()
     for method in methods:
         network = gatecli.attach(network, method).network
