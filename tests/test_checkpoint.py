@@ -195,6 +195,12 @@ def test_nothing_in_a_file_causes_a_download(resnet: Path, tmp_path: Path, monke
         assert next(iter(args)) in text
 
 
+@pytest.mark.parametrize("name", ['a", 0) or __import__("os").abort() or ("', "a b", "a..b", "", "a)"])
+def test_names_end_up_in_generated_source_so_only_names_are_taken(resnet: Path, tmp_path: Path, name: str) -> None:
+    changed = rewrite(resnet, tmp_path / "x.safetensors", lambda document: document["source"].update(names={"conv1": name}))
+    assert "expected another name for `conv1`" in refused(changed, arch=None)
+
+
 @pytest.mark.parametrize("arch", ["timm:hf-hub:someone/model", "torchvision:", "resnet18", "", "torchvision:no_such_net", ":", "a:b:c", "cifar:resnet20:x", "http://x.y/z"])
 def test_odd_architectures_are_refused(resnet: Path, tmp_path: Path, arch: str) -> None:
     refused(rewrite(resnet, tmp_path / "x", lambda document: document["source"].update(arch=arch)), arch=None)

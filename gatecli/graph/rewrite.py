@@ -2,15 +2,19 @@
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Mapping, Sequence
 
 from torch import fx, nn
 
+from gatecli.errors import ArchitectureError
 from gatecli.graph.ops import decided_by, is_add, is_mask, is_pick, is_relu, is_shake, mask, never_negative, pick, runs_of, summands, widen
 from gatecli.graph.settle import TRAINING
 from gatecli.graph.sites import Site
 from gatecli.graph.slices import keeps_zero
 from gatecli.graph.trace import remove_dead
+
+NAME = re.compile(r"\w+(\.\w+)*")
 
 
 def place(root: nn.Module, path: str, module: nn.Module) -> None:
@@ -237,8 +241,12 @@ def renamed(path: str, names: Mapping[str, str]) -> str:
 def rename(root: nn.Module, graph: fx.Graph, names: Mapping[str, str]) -> None:
     """Give modules the names that the source uses: `names` maps one part of a path, as `downsample`, to another, as `shortcut`.
 
-    The other may have a dot, as `norm.1` for `norm1`: then the module moves into a container of its own.
+    The other may have a dot, as `norm.1` for `norm1`: then the module moves into a container of its own. Names come from files, and end up in the graphs'
+    generated source, so nothing but names is taken: ArchitectureError.
     """
+    for part, name in names.items():
+        if not NAME.fullmatch(name):
+            raise ArchitectureError(f"expected another name for `{part}`, of letters, digits, underscores and dots, but got {name!r}")
     for node in graph.nodes:
         if node.op in ("call_module", "get_attr"):
             node.target = renamed(str(node.target), names)
