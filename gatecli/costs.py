@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gatecli.errors import CheckpointError
 from gatecli.gates import Gate
+from gatecli.graph.sites import Site
 from gatecli.network import Network
 from gatecli.record import RateMeter
 
@@ -46,8 +47,7 @@ class CostMeter(RateMeter):
     def __call__(self, gate: Gate, z: Tensor, odds: Tensor | None) -> None:
         super().__call__(gate, z, odds)
         site, z = self.network.sites[gate.site], z.detach().double()
-        shared = site.macs - site.units * site.unit_macs
-        saved = site.macs * z[:, 0] if site.kind == "exit" else shared * (1 - z.amax(1)) + site.unit_macs * (1 - z).sum(1)
+        saved = site.macs * z[:, 0] if site.kind == "exit" else _saved(site, z)
         if self.total not in self._saved:  # before the first exit all samples are here
             self._saved[self.total], self._here = torch.zeros_like(saved), torch.arange(len(saved), device=saved.device)
         self._saved[self.total].index_add_(0, self._here, saved)
@@ -57,6 +57,11 @@ class CostMeter(RateMeter):
     def costs(self) -> Tensor:
         """MACs of each sample, those of gates and exits included: (samples,), float64; empty where nothing is gated."""
         return self.network.macs_dense - torch.cat([each.cpu() for each in self._saved.values()]) if self._saved else torch.empty(0, dtype=torch.float64)
+
+
+def _saved(site: Site, z: Tensor) -> Tensor:
+    """What each sample saves at a site by decisions z (N, units): (N,)."""
+    return site.shared_macs * (1 - z.amax(1)) + site.unit_macs * (1 - z).sum(1)
 
 
 def spread_of(costs: Tensor) -> dict[str, float]:
@@ -79,7 +84,7 @@ def leaving_costs(network: Network, decisions: Mapping[str, Tensor]) -> Tensor:
             place = network.sites[site]
             if name is None or name not in network.before(site):
                 runs = torch.stack([decisions[outer].amax(1) for outer in around(network, site) if outer in decisions] or [torch.ones(count)]).amin(0).double()
-                costs[:, number] -= runs * (place.shared_macs * (1 - z.amax(1).double()) + place.unit_macs * (1 - z.double()).sum(1))
+                costs[:, number] -= runs * _saved(place, z.double())
     return costs
 
 

@@ -77,7 +77,7 @@ def finetune(
     network = session.open(path)
     if not network.methods:
         raise TrainingError(f"{path} has no gates to train: attach a method first (gatecli attach {path} --method NAME)")
-    trained_methods(network.recipe, about["settings"], [name for name in (chosen.train or "").split(",") if name])  # a slip in --set costs no time
+    trained_methods(network.recipe, about["settings"], chosen.methods)  # a slip in --set costs no time
     dataset = open_data(network, about["data"], trusted=not resume or data is not None)  # a state's word is not the user's
     taught_by = None if about.get("teacher") is None else session.open(Path(about["teacher"]))
     check_teacher(network, taught_by, chosen)

@@ -68,6 +68,7 @@ class Method:
     def offers(self, network: Network, settings: Any) -> list[Site]:
         """Those of the candidates that these settings speak of, gated ones included."""
         return self.candidates(network)
+
     def by_default(self, network: Network, site: Site) -> bool:
         """Whether a candidate is gated where no --include names it."""
         return True
@@ -139,6 +140,7 @@ class Method:
 
     def tidy(self, network: Network) -> None:
         """Let go of what the gates that a prune has left no longer need, in place."""
+
     def decided(self, network: Network, site: str, threshold: float | None) -> list[bool] | None:
         """For each unit of a site, whether it always runs; None where that depends on the data."""
         return self.always_runs(network.site_gates[site], threshold)
@@ -194,9 +196,6 @@ def apply_plan(network: Network, plan: Mapping[str, list[int]], round_to: int = 
             by_method.setdefault(network.methods[site], {})[site] = kept
     usual = [name for name, own in by_method.items() if not get(name).prune(network, own, round_to)]
     _keep_units(network, {site: kept for name in usual for site, kept in by_method[name].items()}, round_to, dynamic, wide)
-    network.recompile()
-    for name in set(network.methods.values()):
-        get(name).tidy(network)
     network.recompile()
     for name in set(network.methods.values()):
         get(name).tidy(network)

@@ -61,7 +61,7 @@ def finetune(
     Raises: TrainingError without gates, or when the loss or a weight is no longer finite; DataError; CheckpointError where a state cannot be
     written or read; Interrupted.
     """
-    trained = trained_methods(network.recipe, changes or {}, [name for name in (options.train or "").split(",") if name])
+    trained = trained_methods(network.recipe, changes or {}, options.methods)
     loop = (ExitLoop if trained[0].method.trains == "exits" else Loop)(network, data, trained, options, run, progress, teacher)
     saved = run.saved() if run is not None else None
     if run is not None and saved is not None:

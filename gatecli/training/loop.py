@@ -73,6 +73,7 @@ class Loop:
             raise DataError(f"expected {data.spec} to have at least 2 training images, but it has {len(self.train_split)}")
         self.steps_per_epoch = steps(self.train_split, self.batch_size, drop_last=True)
         self.goal = self._make_goal()
+        self.sites = {each.method.name: each.sites(network) for each in trained}  # looking for them walks through all modules, which is too slow for each step
         self.gates = {each.method.name: list(each.own(network, network.site_gates).values()) for each in trained}
         self.optimizer = torch.optim.SGD(self._groups(), lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay)
         self.position, self.best_tensors = Position(goal=self.goal.state), dict[str, Tensor]()
@@ -104,7 +105,7 @@ class Loop:
             baseline = self._baseline()
             self.goal.begin(baseline)
             for each in self.trained:
-                each.method.begin(self.network, each.sites(self.network))
+                each.method.begin(self.network, self.sites[each.method.name])
             while self.position.closed < self.options.epochs:
                 self._epoch(self.position.closed)
                 self._close(self.position.closed)
@@ -140,7 +141,7 @@ class Loop:
         if start == 0:
             self.position.targets = self.goal.targets(epoch)
             for each in self.trained:
-                each.method.begin_epoch(self.network, each.sites(self.network), each.settings, epoch / self.options.epochs)
+                each.method.begin_epoch(self.network, self.sites[each.method.name], each.settings, epoch / self.options.epochs)
         self._to_training()
         model, record = self.processes.wrap(self.network), Record()
         label = f"epoch {epoch + 1}/{self.options.epochs}"
@@ -184,7 +185,7 @@ class Loop:
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         for each in self.trained:
-            each.method.after_step(self.network, each.sites(self.network))
+            each.method.after_step(self.network, self.sites[each.method.name])
         self.position.step += 1
         self._add(value, logits.detach(), y, decisions)
         if self.run is not None and self.position.step % LOG_EVERY == 0:
@@ -259,15 +260,20 @@ class Loop:
         return {"val_top1": scores.top1, "achieved_rate": achieved[self.method.name], "achieved": achieved, "macs_expected": macs}
 
     def validate(self) -> Scores:
-        split, size = self.data.splits["val"], self.options.batch_size
-        return score(self.network, batches(split, input=self.network.input, batch_size=size, workers=self.options.workers), self.progress, "validating", steps(split, size))
+        images, total = self._val()
+        return score(self.network, images, self.progress, "validating", total)
 
     def exit_scores(self) -> dict[str, ExitScore]:
         """What the exits say of val's images, where the method trained is one of exits."""
         if not self.method.at_least:
             return {}
+        images, total = self._val()
+        return score_exits(self.network, images, self.progress, total)
+
+    def _val(self) -> tuple[Any, int]:
+        """The batches of the val split, and how many there are."""
         split, size = self.data.splits["val"], self.options.batch_size
-        return score_exits(self.network, batches(split, input=self.network.input, batch_size=size, workers=self.options.workers), self.progress, steps(split, size))
+        return batches(split, input=self.network.input, batch_size=size, workers=self.options.workers), steps(split, size)
 
     def finish(self) -> tuple[dict[str, Any], Scores]:
         """Re-estimate the BatchNorm statistics and keep them unless val says that the network was better before, or was what was asked for."""

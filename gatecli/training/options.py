@@ -47,6 +47,11 @@ class TrainOptions:
     distill: float = 0.0
     temperature: float = 4.0
 
+    @property
+    def methods(self) -> list[str]:
+        """The methods named to be trained; none: the latest attached."""
+        return [name for name in (self.train or "").split(",") if name]
+
     def __post_init__(self) -> None:
         for name, (low, high) in RANGES.items():
             value = getattr(self, name)
