@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from exits import gatecli
+from command import gatecli
 
 from gatecli.architectures.build import build
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
+
+from command import gatecli
 
 PULL = ["gate_lr=3", "loss_weight=4"]  # a schedule of two epochs needs a stronger pull than one of a hundred
 RUNS: dict[str, tuple[str, int, list[str]]] = {  # name -> method, epochs, settings
@@ -25,15 +25,6 @@ RUNS: dict[str, tuple[str, int, list[str]]] = {  # name -> method, epochs, setti
     "aig-perbatch, variable": ("aig-perbatch", 2, ["target_rate=0.5", "variable=exponential", "loss_form=const-quad"]),
 }
 STRATEGIES = ("threshold", "stochastic", "ensemble", "always-on")
-
-
-def gatecli(*words: object) -> dict[str, Any]:
-    """Run a command with --json; its notes go to stderr as they come."""
-    line = [str(word) for word in words]
-    print("$ gatecli", *line, file=sys.stderr, flush=True)
-    done = subprocess.run([sys.executable, "-m", "gatecli", *line, "--json"], stdout=subprocess.PIPE, text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
 
 
 def train(source: str, data: str, name: str, seed: int, more: list[str]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from exits import gatecli
+from command import gatecli
 
 SCHEDULE = ["--batch-size", "64", "--lr", "0.05", "--schedule", "cosine", "--bn-batches", "100"]
 

@@ -7,20 +7,10 @@ Works in the current folder.
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-
-def gatecli(*words: object) -> dict[str, Any]:
-    """Run a command with --json; its notes go to stderr as they come."""
-    line = [str(word) for word in words]
-    print("$ gatecli", *line, file=sys.stderr, flush=True)
-    done = subprocess.run([sys.executable, "-m", "gatecli", *line, "--json"], stdout=subprocess.PIPE, text=True, check=True)
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+from command import gatecli
 
 
 def main() -> None:

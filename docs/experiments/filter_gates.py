@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from exits import gatecli
+from command import gatecli
 from torch import Tensor, nn
 
 from gatecli.architectures.build import build

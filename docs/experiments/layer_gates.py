@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
+
+import command
 
 ALWAYS: list[str] = []  # options of every command
 
 
 def gatecli(*words: str) -> dict[str, Any]:
-    """Run a command with --json; its notes go to stderr as they come."""
-    print("$ gatecli", *words, file=sys.stderr, flush=True)
-    done = subprocess.run([sys.executable, "-m", "gatecli", *words, *ALWAYS, "--json", "--threads", "1"], stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout)
+    return command.gatecli(*words, *ALWAYS, "--threads", "1")
 
 
 def variant(source: str, data: str, method: str, rate: str, options: list[str], settings: list[str], reading: list[str]) -> dict[str, Any]:

@@ -38,17 +38,9 @@ def decide(network: Network, open_: float) -> dict[str, list[float]]:
     for site, gate in network.site_gates.items():
         z = (torch.rand(1, gate.units, generator=draw).argsort(1) < open_ * gate.units).float()
         gate.neutral.fill_(False)  # type: ignore[operator]
-        gate.log_odds = _overruled(gate.log_odds, z * 2 - 1)  # type: ignore[method-assign]
+        gate.log_odds = timing.overruled(gate.log_odds, z * 2 - 1)  # type: ignore[method-assign]
         drawn[site] = z[0].tolist()
     return drawn
-
-
-def _overruled(log_odds: Callable[[Tensor], Tensor], wanted: Tensor) -> Callable[[Tensor], Tensor]:
-    def run(x: Tensor) -> Tensor:
-        log_odds(x)
-        return wanted
-
-    return run
 
 
 def networks(rounds: int) -> list[timing.Row]:

@@ -52,18 +52,10 @@ def decide(network: Network, decisions: Decisions) -> Network:
     """Let data-dependent gates compute their log-odds as ever, and then decide as given; force the others."""
     for site, gate in network.site_gates.items():
         if gate.data_dependent:
-            gate.log_odds = _overruled(gate.log_odds, decisions[site] * 2 - 1)  # type: ignore[method-assign]
+            gate.log_odds = timing.overruled(gate.log_odds, decisions[site] * 2 - 1)  # type: ignore[method-assign]
         else:
             gate.forced = decisions[site]
     return network
-
-
-def _overruled(log_odds: Callable[[Tensor], Tensor], wanted: Tensor) -> Callable[[Tensor], Tensor]:
-    def run(x: Tensor) -> Tensor:
-        log_odds(x)
-        return wanted
-
-    return run
 
 
 def without_copies(network: Network) -> Network:
