@@ -19,9 +19,9 @@ from gatecli.gates import Gate
 from gatecli.graph.channels import base_path, choose, keep_inputs, merge
 from gatecli.graph.convs import base_of
 from gatecli.graph.macs import NodeCost
-from gatecli.graph.ops import FRESH_LAYERS, connect, decided_by, is_add, is_cat, is_decision, is_mask, is_pick, is_relu, module_of, never_negative, widen
+from gatecli.graph.ops import FRESH_LAYERS, connect, decided_by, is_add, is_cat, is_decision, is_mask, is_pick, is_relu, module_of, never_negative, relu_after, widen
 from gatecli.graph.slices import tail_of
-from gatecli.graph.trace import compile_graph, remove_dead
+from gatecli.graph.trace import compile_graph, copied, remove_dead
 
 FRESH_MODULES = (*FRESH_LAYERS, Gate, SkipLayer, FilterLayer, SkipChannels, SkipInputs, Streams, StreamConv, StreamMean)
 FRESH_FUNCTIONS = (widen, connect, base_path, choose, keep_inputs, merge)
@@ -30,9 +30,7 @@ LOWERED = "_lowered"  # the module that holds the executors; they have no tensor
 
 def economical(root: nn.Module, graph: fx.Graph) -> fx.Graph:
     """A copy of `graph` that computes the same, with the ReLUs in place that may be; training runs it."""
-    result = fx.Graph()
-    outputs: Any = result.graph_copy(graph, {})
-    result.output(outputs)
+    result = copied(graph)
     for node in result.nodes:
         if is_relu(root, node):
             _rectify_in_place(root, node)
@@ -103,14 +101,20 @@ def _needed(value: fx.Node) -> set[fx.Node]:
 
 def _piece(nodes: set[fx.Node], inputs: Sequence[fx.Node], outputs: Sequence[fx.Node]) -> Callable[..., tuple[Tensor, ...]]:
     """The part `nodes` of a graph, but for its inputs, as a function (root, the inputs' values) -> the outputs' values."""
-    graph = fx.Graph()
-    copies = {node: graph.placeholder(f"x{index}") for index, node in enumerate(inputs)}
-    for node in outputs[0].graph.nodes:
-        if node not in copies and (node in nodes or node.op == "get_attr"):
-            copies[node] = graph.node_copy(node, lambda source: copies[source])
+    graph, copies = _part(nodes, inputs)
     graph.output(tuple(copies[node] for node in outputs))
     remove_dead(graph)
     return compile_graph(graph)
+
+
+def _part(nodes: set[fx.Node], inputs: Sequence[fx.Node]) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
+    """A new graph of the part `nodes` of one, and constants, its inputs being placeholders; and which node is whose copy."""
+    graph = fx.Graph()
+    copies = {node: graph.placeholder(f"x{index}") for index, node in enumerate(inputs)}
+    for node in inputs[0].graph.nodes:
+        if node not in copies and (node in nodes or node.op == "get_attr"):
+            copies[node] = graph.node_copy(node, lambda source: copies[source])
+    return graph, copies
 
 
 def _of_filters(root: nn.Module, masked: fx.Node) -> bool:
@@ -136,12 +140,8 @@ def _lower_filters(root: nn.Module, graph: fx.Graph, masked: fx.Node, holder: nn
         return
     shortcut = next(arg for arg in add.args if arg is not last)
     assert isinstance(shortcut, fx.Node)
-    relu = _relu_after(root, add)
+    relu = relu_after(root, add)
     _replace(graph, relu or add, FilterBlock(root, _tail(root, tail), places, relu is not None, never_negative(root, shortcut)), (x, shortcut, decision), holder)
-
-
-def _relu_after(root: nn.Module, add: fx.Node) -> fx.Node | None:
-    return next(iter(add.users)) if len(add.users) == 1 and is_relu(root, next(iter(add.users))) else None
 
 
 def _rectify_in_place(root: nn.Module, relu: fx.Node) -> None:
@@ -158,7 +158,7 @@ def _lower_block(root: nn.Module, graph: fx.Graph, masked: fx.Node, holder: nn.M
     value, decision, entry, region, others = found
     shortcut = next(arg for arg in add.args if arg is not masked)
     assert isinstance(shortcut, fx.Node)
-    relu = _relu_after(root, add)
+    relu = relu_after(root, add)
     branch, state = _branch(region, entry, value, others), (relu is not None, never_negative(root, shortcut))
     gate = module_of(root, decision)
     tail = tail_of(root, value) if isinstance(gate, Gate) and gate.units > 1 else []
@@ -219,7 +219,7 @@ def _skippable(root: nn.Module, masked: fx.Node) -> tuple[fx.Node, fx.Node, fx.N
 
 def _lower_addition(root: nn.Module, graph: fx.Graph, add: fx.Node, holder: nn.ModuleDict) -> None:
     """Where a branch has lost channels, add it to those that it still has, rather than widen it with zeros first."""
-    relu = _relu_after(root, add)
+    relu = relu_after(root, add)
     for wide, other in (add.args, add.args[::-1]):
         if isinstance(wide, fx.Node) and wide.target is widen and len(wide.users) == 1 and isinstance(other, fx.Node):
             lost: Any = wide.args
@@ -239,11 +239,7 @@ def _region(value: fx.Node, masked: fx.Node) -> set[fx.Node]:
 
 def _branch(region: set[fx.Node], entry: fx.Node, value: fx.Node, others: Sequence[fx.Node] = ()) -> Callable[..., Tensor]:
     """The nodes of `region`, from `entry` to `value`, as a function (root, entry's value, the values of `others`)."""
-    graph = fx.Graph()
-    copies = {entry: graph.placeholder("x"), **{node: graph.placeholder(f"other{index}") for index, node in enumerate(others)}}
-    for node in value.graph.nodes:
-        if node in region or node.op == "get_attr":
-            copies[node] = graph.node_copy(node, lambda source: copies[source])
+    graph, copies = _part(region, [entry, *others])
     result = copies[value]
     if value.op == "call_method" and str(value.target).startswith("expand"):
         result = graph.call_method("contiguous", (result,))  # what is added to it in place needs memory of its own

@@ -310,6 +310,20 @@ CASES = {
 }
 
 
+def infer(network: nn.Module, x: Tensor) -> Tensor:
+    """Logits, without autograd."""
+    with torch.no_grad():
+        logits: Tensor = network(x)
+        return logits
+
+
+def masked(network: Network, x: Tensor) -> Tensor:
+    """What the network means: every branch computed, then multiplied by its decision, with evaluation's decisions."""
+    with torch.no_grad():
+        logits: Tensor = network._masked(network, x)
+        return logits
+
+
 def branches(network: Network) -> dict[str, Site]:
     """The network's sites that hold a branch, as layer gates take them: blocks and layers."""
     return {name: site for name, site in network.sites.items() if site.kind in ("block", "layer")}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from commandline import call, refused, save_npz, save_source
-from networks import CASES
+from networks import CASES, infer, masked
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -62,18 +62,6 @@ def gate_of(network: Network) -> Any:
     return network.site_gates[SITE]
 
 
-def run(network: nn.Module, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        logits: Tensor = network(x)
-        return logits
-
-
-def masked(network: Network, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        logits: Tensor = network._masked(network, x)
-        return logits
-
-
 # --- by hand ---
 
 X = torch.tensor([[[[1.0, -2.0]], [[3.0, 5.0]]]])  # one image, channels (1, -2) and (3, 5), two positions
@@ -97,7 +85,7 @@ def by_hand(function: str, delta: list[float], fc: list[list[float]] | None = No
         gate.delta.copy_(torch.tensor(delta))
         if fc is not None:
             gate.weight.copy_(torch.tensor(fc))
-    return network, run(network, X).reshape(1, 2, 1, 2)
+    return network, infer(network, X).reshape(1, 2, 1, 2)
 
 
 def test_fine_by_hand() -> None:
@@ -105,7 +93,7 @@ def test_fine_by_hand() -> None:
     network, out = by_hand("fine", [0.0, -3.0])
     assert torch.equal(out, torch.tensor([[[[31.0, -200.0]], [[62.0, -400.0]]]]))
     with gatecli.record_gates(network) as record:
-        run(network, X)
+        infer(network, X)
     assert record.latest()[SITE].tolist() == [[0.5, 0.5]]
 
 
@@ -219,24 +207,24 @@ def test_forward_and_multiplications_against_loops(function: str, grouping: str,
     images = torch.randint(-3, 4, (3, 4, 3, 3), generator=torch.Generator().manual_seed(1)).float()
     with gatecli.record_gates(network) as record:  # thresholds between what the images say, so that decisions differ
         gate.delta.data.zero_()
-        run(network, images)
+        infer(network, images)
     said = record.odds[SITE][0] / gate.slope
     with torch.no_grad():
         gate.delta.copy_(said.sort(0).values[:2].mean(0))
     results = [slow(network, image) for image in images]
     expected = torch.stack([out for out, _ in results]).flatten(1)
     with gatecli.record_gates(network) as record:
-        mine = run(network, images)
+        mine = infer(network, images)
     z = record.latest()[SITE]
     assert 0 < z.mean() < 1
     assert torch.allclose(mine, expected, atol=1e-4) and torch.allclose(masked(network, images), expected, atol=1e-4)
     stem = 4 * 4 * 9
     for image, (out, count), decided in zip(images, results, z, strict=True):
-        assert torch.allclose(run(network, image[None]), out.flatten()[None], atol=1e-4)
+        assert torch.allclose(infer(network, image[None]), out.flatten()[None], atol=1e-4)
         assert expected_macs(network, {SITE: decided.tolist()}) == pytest.approx(stem + count)
         if function != "fine":  # what torch itself sees being computed
             with FlopCounterMode(display=False) as counter:
-                run(network, image[None])
+                infer(network, image[None])
             assert counter.get_total_flops() / 2 == stem + count
     assert expected_macs(network, {SITE: z.mean(0).tolist()}) == pytest.approx(stem + sum(count for _, count in results) / 3)
 
@@ -249,7 +237,7 @@ def test_pruned_against_loops(function: str) -> None:
         decided = units[: gate_of(network).units]
         smaller = gatecli.prune(network, rates={SITE: [float(unit) for unit in decided]}, static=0.5).network
         out, count = slow(network, image, torch.tensor(decided))
-        assert torch.allclose(run(smaller, image[None]), out.flatten()[None], atol=1e-4)
+        assert torch.allclose(infer(smaller, image[None]), out.flatten()[None], atol=1e-4)
         assert smaller.macs_dense == 4 * 4 * 9 + count - (16 if function == "fc" else 0)
 
 
@@ -260,11 +248,11 @@ def test_mixed_sites_against_loops(function: str, grouping: str) -> None:
     gate, images = gate_of(network), torch.randint(-3, 4, (4, 8, 3, 3), generator=torch.Generator().manual_seed(1)).float()
     gate.delta.data.zero_()
     with gatecli.record_gates(network) as record:
-        run(network, images)
+        infer(network, images)
     with torch.no_grad():
         gate.delta.copy_((record.odds[SITE][0] / gate.slope).sort(0).values[1:3].mean(0))
     with gatecli.record_gates(network) as record:
-        run(network, images)
+        infer(network, images)
     own, smaller, units = record.latest()[SITE].clone(), network, list(range(gate.units))
     for opened, closed in (([0], [2]), ([3], []), ([], [1])):
         rates = {SITE: [1.0 if unit in opened else 0.0 if unit in closed else 0.5 for unit in units]}
@@ -273,18 +261,18 @@ def test_mixed_sites_against_loops(function: str, grouping: str) -> None:
         gate.threshold[opened], gate.threshold[closed] = 0.0, 1.0
         assert done.max_logit_change <= 1e-5 and done.network.params < smaller.params and done.kept_dynamic == ([SITE] if len(units) > len(opened + closed) else [])
         smaller, units = done.network, [unit for unit in units if unit not in opened + closed]
-        mine = run(smaller, images)
-        assert torch.allclose(mine, run(network, images), atol=1e-4) and torch.allclose(masked(smaller, images), mine, atol=1e-4)
+        mine = infer(smaller, images)
+        assert torch.allclose(mine, infer(network, images), atol=1e-4) and torch.allclose(masked(smaller, images), mine, atol=1e-4)
         if function == "fine":
             continue
         for image, decided in zip(images, own, strict=True):
-            assert torch.allclose(run(smaller, image[None]), slow(network, image, decided)[0].flatten()[None], atol=1e-4)
+            assert torch.allclose(infer(smaller, image[None]), slow(network, image, decided)[0].flatten()[None], atol=1e-4)
             with FlopCounterMode(display=False) as counter:  # nothing of what is decided is computed, and all that is computed is counted
-                run(smaller, image[None])
+                infer(smaller, image[None])
             assert counter.get_total_flops() / 2 == expected_macs(smaller, {SITE: decided[units].tolist()} if units else {})
     final = gatecli.prune(smaller, rates={SITE: [float(unit % 2) for unit in units]}, static=0.5).network if units else smaller
     gate.threshold[units] = torch.tensor([float(1 - unit % 2) for unit in units])
-    assert not final.methods and torch.allclose(run(final, images), run(network, images), atol=1e-4)
+    assert not final.methods and torch.allclose(infer(final, images), infer(network, images), atol=1e-4)
 
 
 # --- on whole networks ---
@@ -308,7 +296,7 @@ def test_skips_prunes_saves_and_loads(function: str, name: str, grouping: str, t
     x = case.images(5)
     assert not any(bool(gate.neutral) for gate in network.site_gates.values())
     for images in (x, x[:1]):
-        assert relative_change(masked(network, images), run(network, images)) <= 1e-5
+        assert relative_change(masked(network, images), infer(network, images)) <= 1e-5
     draw = torch.Generator().manual_seed(0)
     first, second, *_ = sites = list(network.methods)
     rates = {site: (torch.rand(network.site_gates[site].units, generator=draw) > 0.5).float().tolist() for site in sites}
@@ -327,7 +315,7 @@ def test_skips_prunes_saves_and_loads(function: str, name: str, grouping: str, t
         path = tmp_path / str(id(each))
         gatecli.write(each, path)
         loaded = gatecli.load(path, arch=case.arch)
-        assert torch.equal(run(loaded, x), run(each, x)) and loaded.sites == each.sites and loaded.macs_dense == each.macs_dense
+        assert torch.equal(infer(loaded, x), infer(each, x)) and loaded.sites == each.sites and loaded.macs_dense == each.macs_dense
 
 
 @every_function
@@ -339,16 +327,16 @@ def test_neutral_until_the_first_training_step(function: str) -> None:
     for scale in (1e-20, 1.0, 1e12):
         x = case.images(3) * scale
         with gatecli.record_gates(network) as record:
-            assert relative_change(run(source, x), run(network, x)) <= 1e-5
+            assert relative_change(infer(source, x), infer(network, x)) <= 1e-5
         assert all(bool((z == 1).all()) for z in record.latest().values())
     with gatecli.force(network.train(), {site: [1] * gate.units for site, gate in network.site_gates.items()}):
-        run(network, x)
+        infer(network, x)
     assert all(bool(gate.neutral) for gate in network.site_gates.values())
     network(case.images(4))
     assert not any(bool(gate.neutral) for gate in network.site_gates.values())
     assert all(bool((gate.delta == 0.5).all()) for gate in network.site_gates.values())
     with gatecli.record_gates(network.eval()) as record:
-        run(network, case.images(3))
+        infer(network, case.images(3))
     assert any(bool((z == 0).any()) for z in record.latest().values())
 
 

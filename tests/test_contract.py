@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from networks import CASES, Case
+from networks import CASES, Case, infer, masked
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -82,19 +82,6 @@ def original(method: str, name: str) -> Network:
 def gated(original: Network) -> Network:
     """A copy for tests that change it."""
     return original.copy()
-
-
-def run(network: nn.Module, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        logits: Tensor = network(x)
-        return logits
-
-
-def masked(network: Network, x: Tensor) -> Tensor:
-    """What the network means: every branch computed, then multiplied by its decision, with evaluation's decisions."""
-    with torch.no_grad():
-        logits: Tensor = network._masked(network, x)
-        return logits
 
 
 def close(a: Tensor, b: Tensor) -> bool:
@@ -186,7 +173,7 @@ def test_attach_keeps_the_logits(original: Network, name: str, case: Case) -> No
     for count in (1, 5):
         for scale in (0.01, 1.0, 100.0):
             x = case.images(count) * scale
-            assert close(run(source_of(name), x.clone()), run(original, x))
+            assert close(infer(source_of(name), x.clone()), infer(original, x))
 
 
 @every
@@ -270,11 +257,11 @@ def test_training_runs_the_masked_graph(gated: Network, case: Case) -> None:
     twin = gated.copy().train()
     with watched(gated.train()) as seen, gatecli.force(gated, {site: [0] * gate.units for site, gate in gated.site_gates.items()}):
         torch.manual_seed(0)
-        run(gated, x)
+        infer(gated, x)
     assert all(calls and set(calls) == {4} for calls in seen.values())
     with gatecli.force(twin, {site: [1] * gate.units for site, gate in twin.site_gates.items()}):
         torch.manual_seed(0)
-        run(twin, x)
+        infer(twin, x)
     first = branch_layers(gated, next(iter(gated.methods)))
     statistics = [norm.running_mean for norm in first if isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None]
     expected = [norm.running_mean for norm in branch_layers(twin, next(iter(twin.methods))) if isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None]
@@ -289,9 +276,9 @@ def test_with_open_gates_training_is_the_source_s(gated: Network, name: str, cas
     gated.train()
     with gatecli.force(gated, {site: [1] * gate.units for site, gate in gated.site_gates.items()}):
         torch.manual_seed(0)
-        mine = run(gated, x)
+        mine = infer(gated, x)
     torch.manual_seed(0)
-    assert close(run(source, x.clone()), mine)
+    assert close(infer(source, x.clone()), mine)
     state = gated.state_dict()
     assert all(torch.allclose(tensor, state[key], rtol=1e-5, atol=1e-6) for key, tensor in source.state_dict().items())
 
@@ -305,10 +292,10 @@ def test_training_samples_gates_and_evaluation_does_not(gated: Network, method: 
     with gatecli.record_gates(gated.train()) as record:
         for seed in range(12):
             torch.manual_seed(seed)
-            run(gated, x)
+            infer(gated, x)
     assert any(len({z.sum().item() for z in seen}) > 1 for seen in record.decisions.values())
     gated.eval()
-    assert torch.equal(run(gated, x), run(gated, x))
+    assert torch.equal(infer(gated, x), infer(gated, x))
 
 
 # --- save and load ---
@@ -325,7 +312,7 @@ def test_save_and_load_are_exact(gated: Network, case: Case, tmp_path: Path) -> 
     assert loaded.recipe == gated.recipe and not loaded.training
     assert loaded.methods == gated.methods and loaded.sites == gated.sites and loaded.macs_dense == gated.macs_dense
     x = case.images(3)
-    assert torch.equal(run(gated, x), run(loaded, x))
+    assert torch.equal(infer(gated, x), infer(loaded, x))
 
 
 # --- prune ---
@@ -337,7 +324,7 @@ def test_prune_keeps_what_the_gates_decided(gated: Network, case: Case, tmp_path
     result = prune_to(gated, decisions)
     smaller, x = result.network, case.images(4)
     with gatecli.force(gated, decisions):
-        assert close(run(gated, x), run(smaller, x)) and close(masked(gated, x), run(smaller, x))
+        assert close(infer(gated, x), infer(smaller, x)) and close(masked(gated, x), infer(smaller, x))
     assert result.max_logit_change <= LIMIT and result.kept_dynamic == list(result.stuck) == list(smaller.methods)
     assert result.removed == [site for site, units in decisions.items() if not any(units) and site not in result.stuck]
     assert not any(key.startswith("gates.") and not key.startswith(halves(gated, decisions)) for key in smaller.state_dict()) or result.stuck
@@ -380,9 +367,9 @@ def test_prune_everything_and_nothing(gated: Network, name: str, case: Case, kep
     smaller = prune_to(gated, {site: [kept] * gate.units for site, gate in gated.site_gates.items()}).network
     x = case.images(3)
     with gatecli.force(gated, {site: [kept] * gate.units for site, gate in gated.site_gates.items()}):
-        assert close(run(gated, x), run(smaller, x))
+        assert close(infer(gated, x), infer(smaller, x))
     if kept:
-        assert close(run(source_of(name), x.clone()), run(smaller, x))
+        assert close(infer(source_of(name), x.clone()), infer(smaller, x))
         assert list(smaller.state_dict()) == [key for key in gated.state_dict() if key in source_of(name).state_dict()]
     if smaller.methods:
         assert name == "plaindense" and list(smaller.methods) == list(gated.methods)[:-1]  # padded convolutions read them
@@ -403,15 +390,15 @@ def test_prune_attach_prune_again(gated: Network, method: str, case: Case, tmp_p
     assert sites[1] not in once.sites
     twice = gatecli.attach(once, method).network
     assert list(twice.methods) == [site for site in sites if site != sites[1]]
-    assert close(run(once, x), run(twice, x))
+    assert close(infer(once, x), infer(twice, x))
     decisions = {site: [int(index != 0)] * gate.units for index, (site, gate) in enumerate(twice.site_gates.items())}
     last = prune_to(twice, decisions).network
     with gatecli.force(twice, decisions):
-        assert close(run(twice, x), run(last, x))
+        assert close(infer(twice, x), infer(last, x))
     assert last.macs_dense < once.macs_dense < gated.macs_dense
     gatecli.write(last, tmp_path / "last")
     loaded = gatecli.load(tmp_path / "last", arch=case.arch)
-    assert torch.equal(run(loaded, x), run(last, x)) and loaded.sites == last.sites
+    assert torch.equal(infer(loaded, x), infer(last, x)) and loaded.sites == last.sites
     assert [step.op for step in loaded.recipe.steps] == ["attach", "prune", "attach", "prune"]
 
 
@@ -432,7 +419,7 @@ def test_undecided_data_dependent_gates_stay(gated: Network, case: Case) -> None
     pruned_away = {site: [0] * gated.site_gates[site].units for site in result.removed}
     drawn = {site: z for site, z in rows(gated, 4, seed=2).items() if site in result.kept_dynamic}
     with gatecli.force(gated, {**pruned_away, **drawn}), gatecli.force(result.network, drawn):
-        assert close(run(gated, x), run(result.network, x))
+        assert close(infer(gated, x), infer(result.network, x))
     again = gatecli.prune(result.network, rates={site: [0.0] * len(units) for site, units in rates.items()})
     assert again.removed == result.kept_dynamic and not again.network.methods
 
@@ -446,7 +433,7 @@ def test_skipping_computes_what_the_masks_mean(original: Network, case: Case, se
     x = case.images(6, seed=seed)
     before = x.clone()
     with gatecli.force(original, rows(original, 6, seed)):
-        assert close(masked(original, x.clone()), run(original, x))
+        assert close(masked(original, x.clone()), infer(original, x))
     assert torch.equal(x, before)
 
 
@@ -457,7 +444,7 @@ def test_what_is_skipped_is_not_computed(original: Network, case: Case) -> None:
         pytest.skip("gates no blocks")
     for decisions in (draw(original, 0), draw(original, 1, closed=1.0)):
         with gatecli.force(original, decisions), watched(original) as seen:
-            run(original, case.images(1))
+            infer(original, case.images(1))
         for site in sites:
             assert seen[site] == [1] * len(branch_layers(original, site)) * decisions[site][0], site
 
@@ -469,7 +456,7 @@ def test_in_a_batch_only_open_samples_are_computed(original: Network, case: Case
         pytest.skip("gates no blocks")
     z = rows(original, 6, seed=4)
     with gatecli.force(original, z), watched(original) as seen:
-        run(original, case.images(6))
+        infer(original, case.images(6))
     for site in sites:
         assert seen[site] == [int(z[site].sum())] * len(branch_layers(original, site)), site
 
@@ -481,17 +468,17 @@ def test_all_open_and_all_closed_batches(original: Network, case: Case, kept: in
         x = case.images(count)
         before = x.clone()
         with gatecli.force(original, decisions), watched(original) as seen:
-            assert close(masked(original, x.clone()), run(original, x))
+            assert close(masked(original, x.clone()), infer(original, x))
             for calls in seen.values():
                 calls.clear()
-            run(original, x)
+            infer(original, x)
         assert torch.equal(x, before)
         for site in blocks(original):
             assert seen[site] == [count] * len(branch_layers(original, site)) * kept
 
 
 def test_an_empty_batch(original: Network, case: Case) -> None:
-    assert run(original, case.images(0)).shape == (0, original.num_classes)
+    assert infer(original, case.images(0)).shape == (0, original.num_classes)
 
 
 def test_thresholds_at_the_ends_and_beyond(gated: Network, case: Case) -> None:
@@ -501,10 +488,10 @@ def test_thresholds_at_the_ends_and_beyond(gated: Network, case: Case) -> None:
         for gate in gated.site_gates.values():
             gate.threshold.fill_(threshold)
         with gatecli.record_gates(gated) as record:
-            mine = run(gated, x)
+            mine = infer(gated, x)
         assert all(bool((z == runs).all()) for z in record.latest().values())
         with gatecli.force(gated, {site: [runs] * gate.units for site, gate in gated.site_gates.items()}):
-            assert torch.equal(run(gated, x), mine)
+            assert torch.equal(infer(gated, x), mine)
 
 
 @small
@@ -532,7 +519,7 @@ def test_channels_last_gives_the_same_and_stays(gated: Network, case: Case, coun
     with gatecli.force(gated, z):
         expected = masked(gated, x.clone())
         formats.clear()
-        mine = run(gated, x.to(memory_format=torch.channels_last))
+        mine = infer(gated, x.to(memory_format=torch.channels_last))
     for handle in handles:
         handle.remove()
     assert all(formats) and bool(formats) == bool(handles)
@@ -567,11 +554,11 @@ def test_half_precision(original: Network, gated: Network, case: Case) -> None:
     """bfloat16, all of it and by autocast: three digits."""
     x, z = case.images(5), rows(original, 5, seed=8)
     with gatecli.force(original, z), gatecli.force(gated, z):
-        expected = run(original, x)
+        expected = infer(original, x)
         with torch.autocast("cpu", torch.bfloat16):
-            assert relative_change(expected, run(gated, x).float()) < 0.03
-        assert relative_change(expected, run(gated.bfloat16(), x.bfloat16()).float()) < 0.03
-    assert run(gated, x.bfloat16()).dtype == torch.bfloat16
+            assert relative_change(expected, infer(gated, x).float()) < 0.03
+        assert relative_change(expected, infer(gated.bfloat16(), x.bfloat16()).float()) < 0.03
+    assert infer(gated, x.bfloat16()).dtype == torch.bfloat16
 
 
 @small
@@ -579,7 +566,7 @@ def test_inference_mode(original: Network, case: Case) -> None:
     x = case.images(3)
     with torch.inference_mode():
         inside = original(x).clone()
-    assert torch.equal(run(original, x), inside.clone())
+    assert torch.equal(infer(original, x), inside.clone())
     assert original.copy()(x).requires_grad
 
 
@@ -599,21 +586,21 @@ def test_force_refuses_what_is_no_decision(original: Network) -> None:
 
 def test_force_nests_and_ends(original: Network, case: Case) -> None:
     x, opened = case.images(2), {site: [1] * gate.units for site, gate in original.site_gates.items()}
-    plain, closed = run(original, x), {site: [0] * gate.units for site, gate in original.site_gates.items()}
+    plain, closed = infer(original, x), {site: [0] * gate.units for site, gate in original.site_gates.items()}
     with gatecli.force(original, closed):
-        outer = run(original, x)
+        outer = infer(original, x)
         with gatecli.force(original, opened):
-            assert close(plain, run(original, x))
-        assert torch.equal(run(original, x), outer)
-    assert torch.equal(run(original, x), plain) and not close(plain, outer)
+            assert close(plain, infer(original, x))
+        assert torch.equal(infer(original, x), outer)
+    assert torch.equal(infer(original, x), plain) and not close(plain, outer)
     with pytest.raises(ZeroDivisionError), gatecli.force(original, closed):
         raise ZeroDivisionError
-    assert torch.equal(run(original, x), plain)
+    assert torch.equal(infer(original, x), plain)
 
 
 def test_a_deep_copy_is_independent(gated: Network, case: Case) -> None:
     x = case.images(3)
-    before = run(gated, x)
+    before = infer(gated, x)
     twin = copy.deepcopy(gated)
     mine = {id(tensor) for tensor in [*gated.parameters(), *gated.buffers()]}
     assert not mine & {id(tensor) for tensor in [*twin.parameters(), *twin.buffers()]}
@@ -622,12 +609,12 @@ def test_a_deep_copy_is_independent(gated: Network, case: Case) -> None:
             parameter.zero_()
     decide(twin, {site: [0] * gate.units for site, gate in twin.site_gates.items()})
     with watched(gated) as seen:
-        assert not run(twin, x).any()
+        assert not infer(twin, x).any()
         assert not any(seen.values())  # the copy's executors call the copy's modules
     twin.recipe = twin.recipe.with_step(Step("prune", {}))
     twin.remove_branches([list(twin.methods)[-1]])
     twin.recompile()
-    assert torch.equal(run(gated, x), before) and len(gated.methods) == len(twin.methods) + 1 and len(gated.recipe.steps) == 1
+    assert torch.equal(infer(gated, x), before) and len(gated.methods) == len(twin.methods) + 1 and len(gated.recipe.steps) == 1
     with gatecli.force(gated, {site: [0] * gate.units for site, gate in gated.site_gates.items()}):
         assert all(gate.forced is None for gate in twin.site_gates.values())
 
@@ -639,13 +626,13 @@ def test_a_deep_copy_is_independent(gated: Network, case: Case) -> None:
 @every
 def test_on_a_gpu(gated: Network, name: str, case: Case) -> None:
     x = case.images(5)
-    expected, z = run(gated, x), rows(gated, 5, seed=7)
+    expected, z = infer(gated, x), rows(gated, 5, seed=7)
     with gatecli.force(gated, z):
-        expected_skipped = run(gated, x)
+        expected_skipped = infer(gated, x)
     gated.cuda()
-    assert relative_change(expected, run(gated, x.cuda()).cpu()) <= 1e-4
+    assert relative_change(expected, infer(gated, x.cuda()).cpu()) <= 1e-4
     with gatecli.force(gated, z):
-        assert relative_change(expected_skipped, run(gated, x.cuda()).cpu()) <= 1e-4
+        assert relative_change(expected_skipped, infer(gated, x.cuda()).cpu()) <= 1e-4
     source = copy.deepcopy(source_of(name)).cuda()
     for chosen in set(gated.methods.values()):
         again = gatecli.attach(source, chosen, input_size=case.size)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from commandline import SIDE, call, contents, refused, run, save_npz, save_source
-from networks import CASES
+from networks import CASES, infer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -31,12 +31,6 @@ def name(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def network(name: str) -> Network:
     return gatecli.attach(CASES[name].network(), "early-exit", width=8).network
-
-
-def logits(network: nn.Module, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        result: Tensor = network(x)
-        return result
 
 
 def lively(network: Network) -> Network:
@@ -85,7 +79,7 @@ def test_small_maps_are_pooled_whole() -> None:
 def test_attach_changes_nothing_and_nobody_leaves(name: str, network: Network) -> None:
     x = CASES[name].images(5)
     found, taken = network(x, return_exits=True)
-    assert relative_change(logits(CASES[name].build(), x), found.detach()) <= 1e-5 and taken.tolist() == [len(network.site_exits)] * 5
+    assert relative_change(infer(CASES[name].build(), x), found.detach()) <= 1e-5 and taken.tolist() == [len(network.site_exits)] * 5
     for strategy in ("stochastic", "always-on"):
         with gatecli.record.strategy(network, strategy):  # type: ignore[attr-defined]
             assert network(x, return_exits=True)[1].tolist() == [len(network.site_exits)] * 5
@@ -219,7 +213,7 @@ def test_save_and_load_are_exact_and_replay(network: Network, name: str, tmp_pat
     lively(network)
     gatecli.write(network, tmp_path / "n.safetensors")
     loaded = gatecli.load(tmp_path / "n.safetensors", arch=case.arch)
-    assert torch.equal(logits(network, case.images(3)), logits(loaded, case.images(3))) and loaded.sites == network.sites
+    assert torch.equal(infer(network, case.images(3)), infer(loaded, case.images(3))) and loaded.sites == network.sites
 
 
 def test_what_has_no_maps_is_refused() -> None:

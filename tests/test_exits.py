@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from commandline import SIDE, call, contents, refused, run, same, save_npz, save_source
-from networks import CASES, lively, traced
+from networks import CASES, infer, lively, traced
 from torch import Tensor, nn
 
 import gatecli
@@ -29,12 +29,6 @@ from gatecli.progress import silent
 from gatecli.training.exits import ExitLoop
 
 LIMIT = 1e-5
-
-
-def logits(network: nn.Module, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        result: Tensor = network(x)
-        return result
 
 
 # --- where ---
@@ -62,7 +56,7 @@ def test_exits_after_sites_that_the_user_names() -> None:
     first, second, *_ = network.sites
     gated = gatecli.attach(network, "dgate", after=f"{second}").network
     assert list(gated.site_exits) == ["exit1"] and gated.sites["exit1"].channels == 16
-    assert relative_change(logits(network, CASES["tokens"].images(2)), logits(gated, CASES["tokens"].images(2))) <= LIMIT
+    assert relative_change(infer(network, CASES["tokens"].images(2)), infer(gated, CASES["tokens"].images(2))) <= LIMIT
     with pytest.raises(SettingError, match=r"expected setting `after` to name sites .*but got `nowhere`; there are: "):
         gatecli.attach(network, "dgate", after="nowhere")
     with pytest.raises(gatecli.GatecliError, match=r"dgate found nothing to gate .*after=SITE"):
@@ -104,7 +98,7 @@ def test_a_file_knows_where_its_exits_stand(tmp_path: Path) -> None:
             exit_.threshold.fill_(1.0)
     gatecli.write(network, tmp_path / "n.safetensors")
     loaded = gatecli.load(tmp_path / "n.safetensors")
-    assert loaded.sites == network.sites and torch.equal(logits(loaded, case.images(4)), logits(network, case.images(4)))
+    assert loaded.sites == network.sites and torch.equal(infer(loaded, case.images(4)), infer(network, case.images(4)))
 
 
 # --- who leaves ---
@@ -133,7 +127,7 @@ def draw(network: Network, count: int, seed: int) -> dict[str, Tensor]:
 def test_nobody_leaves_at_first(name: str, stacked: Network) -> None:
     x = CASES[name].images(5)
     found, taken = stacked(x, return_exits=True)
-    assert relative_change(logits(CASES[name].build(), x), found.detach()) <= LIMIT and taken.tolist() == [len(stacked.site_exits)] * 5
+    assert relative_change(infer(CASES[name].build(), x), found.detach()) <= LIMIT and taken.tolist() == [len(stacked.site_exits)] * 5
     assert stacked.params > CASES[name].network().params
 
 
@@ -161,7 +155,7 @@ def test_what_lies_behind_is_computed_only_for_those_who_stay() -> None:
     for first, second, calls in (([0, 0, 0, 0], [0, 0, 0, 0], [4, 4]), ([1, 0, 0, 0], [0, 1, 0, 0], [3, 2]), ([1, 1, 0, 0], [1, 1, 1, 1], [2]), ([1, 1, 1, 1], [0, 0, 0, 0], [])):
         seen.clear()
         with gatecli.force(network, {"exit1": torch.tensor(first)[:, None].float(), "exit2": torch.tensor(second)[:, None].float()}):
-            logits(network, x)
+            infer(network, x)
         assert seen == calls
 
 
@@ -407,7 +401,7 @@ def test_prune_takes_out_exits_that_nobody_takes_and_what_nobody_comes_to() -> N
     x = case.images(5)
     rates = {site: [1.0] for site in network.methods} | {"exit1": [0.0], "exit2": [1.0], "exit3": [0.0]}
     result = gatecli.prune(network, rates=rates)
-    assert relative_change(logits(network, x), logits(result.network, x)) <= LIMIT
+    assert relative_change(infer(network, x), infer(result.network, x)) <= LIMIT
     assert "exit1" in result.removed and list(result.network.site_exits) == [] and not result.network.methods
     assert not any(name.startswith(("layer3", "layer4", "fc", "exits.exit1", "exits.exit3")) for name in result.network.state_dict())
     assert result.network.num_classes == network.num_classes and result.network.macs_dense < network.macs_dense / 1.2
@@ -415,7 +409,7 @@ def test_prune_takes_out_exits_that_nobody_takes_and_what_nobody_comes_to() -> N
     network.site_exits["exit3"].threshold.fill_(0.5)
     kept = gatecli.prune(network, rates=rates | {"exit2": [0.0], "exit3": [0.4]})
     assert kept.kept_dynamic == ["exit3"] and list(kept.network.site_exits) == ["exit3"]
-    assert relative_change(logits(network, x), logits(kept.network, x)) <= LIMIT
+    assert relative_change(infer(network, x), infer(kept.network, x)) <= LIMIT
     with pytest.raises(SettingError, match="how many leave at `exit3`"):
         gatecli.prune(network)
 
@@ -443,7 +437,7 @@ def test_a_checkpoint_keeps_infinite_thresholds(here: Path) -> None:
     loaded = gatecli.load("r20.dgate.safetensors")
     assert all(math.isinf(exit_.threshold.item()) for exit_ in loaded.site_exits.values())
     x = torch.randn(2, 3, SIDE, SIDE)
-    assert torch.equal(logits(loaded, x), logits(gatecli.load("r20.pt", input_size=(SIDE, SIDE)), x))
+    assert torch.equal(infer(loaded, x), infer(gatecli.load("r20.pt", input_size=(SIDE, SIDE)), x))
 
 
 def test_cross_entropy_for_comparison(here: Path) -> None:
@@ -466,4 +460,4 @@ def test_exits_in_a_dense_block_lose_the_channels_that_go() -> None:
         gate.logits.copy_(torch.tensor([[9.0, -9.0]]))
     result = gatecli.prune(gated, rates={"exit1": [0.5]})
     x = CASES["dense"].images(6)
-    assert result.removed == [first] and relative_change(logits(gated, x), logits(result.network, x)) <= LIMIT
+    assert result.removed == [first] and relative_change(infer(gated, x), infer(result.network, x)) <= LIMIT

@@ -9,6 +9,7 @@ import pytest
 import torch
 from commandline import SIDE, call, contents, refused, save_npz, save_source
 from hypothesis import given, settings, strategies
+from networks import infer
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -53,12 +54,6 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 def images(count: int = 3, seed: int = 0) -> Tensor:
     return torch.randn(count, 3, *SIZE, generator=torch.Generator().manual_seed(seed))
-
-
-def logits(network: nn.Module, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        result: Tensor = network(x)
-        return result
 
 
 def attached(kind: str, **how: Any) -> Network:
@@ -112,7 +107,7 @@ def test_all_connections_change_nothing_and_cost_nothing(kind: str) -> None:
     count = 4 if kind == "shared" else 8
     result = gatecli.attach(source(kind), "gateconnect", input_size=SIZE, fan_in=count)
     assert (result.gates, result.units) == (5, 5 * count) and result.max_logit_change <= LIMIT
-    assert relative_change(logits(source(kind), images()), logits(result.network, images())) <= LIMIT
+    assert relative_change(infer(source(kind), images()), infer(result.network, images())) <= LIMIT
     assert result.network.macs_dense == result.network.recipe.source.macs
 
 
@@ -120,7 +115,7 @@ def test_streams_with_all_connections_change_nothing_either(kind: str) -> None:
     """The way that K < C takes, with every connection on: in double precision, to its last digits."""
     network = attached(kind, fan_in=2).double()
     with strategy(network, "always-on"):
-        assert relative_change(logits(source(kind).double(), images().double()), logits(network, images().double())) <= 1e-13
+        assert relative_change(infer(source(kind).double(), images().double()), infer(network, images().double())) <= 1e-13
     source(kind).float()
 
 
@@ -238,12 +233,12 @@ def test_every_parameter_learns(kind: str) -> None:
 def used(network: Network) -> dict[str, list[int]]:
     """Brute force: a branch counts if silencing it moves the logits."""
     network, x = network.copy().double(), images(2).double()
-    before, found = logits(network, x), dict[str, list[int]]()
+    before, found = infer(network, x), dict[str, list[int]]()
     for site, gate in network.site_gates.items():
         found[site] = []
         for unit in range(gate.units):
             with gatecli.force(network, {site: [int(other != unit) for other in range(gate.units)]}):
-                if relative_change(before, logits(network, x)) > 1e-11:
+                if relative_change(before, infer(network, x)) > 1e-11:
                     found[site].append(unit)
     return found
 
@@ -254,7 +249,7 @@ def test_prune_takes_out_what_nobody_reads_and_changes_nothing(seed: int, fan_in
     network = attached(kind, fan_in=fan_in, connectivity="random", seed=seed)
     expected = used(network)
     result = gatecli.prune(network)
-    assert result.max_logit_change <= LIMIT and relative_change(logits(network, images(5)), logits(result.network, images(5))) <= LIMIT
+    assert result.max_logit_change <= LIMIT and relative_change(infer(network, images(5)), infer(result.network, images(5))) <= LIMIT
     gone = {site: [unit for unit in range(network.sites[site].units) if unit not in kept] for site, kept in expected.items()}
     assert {site: list(units) for site, units in result.thinned.items()} == {site: units for site, units in gone.items() if units}
     assert result.network.params < network.params and not result.network.methods
@@ -273,7 +268,7 @@ def test_the_file_replays(kind: str, exclude: list[str], tmp_path: Path) -> None
     for number, each in enumerate((network, pruned)):
         gatecli.write(each, tmp_path / f"{number}.safetensors")
         loaded = gatecli.load(tmp_path / f"{number}.safetensors", arch="test_gateconnect:shared" if kind == "shared" else None)
-        assert torch.equal(logits(each, images()), logits(loaded, images())) and loaded.macs_dense == each.macs_dense and loaded.sites == each.sites
+        assert torch.equal(infer(each, images()), infer(loaded, images())) and loaded.macs_dense == each.macs_dense and loaded.sites == each.sites
     assert pruned.params < network.params
 
 
@@ -324,7 +319,7 @@ def test_modules_whose_channels_are_gone_are_no_sites() -> None:
 def test_an_empty_batch(kind: str) -> None:
     network = attached(kind, fan_in=2)
     for each in (network, gatecli.prune(network).network):
-        assert logits(each, images(0)).shape == (0, network.num_classes)
+        assert infer(each, images(0)).shape == (0, network.num_classes)
 
 
 def test_streams_and_exits_do_not_meet() -> None:
@@ -345,7 +340,7 @@ def test_channels_of_streams_are_no_sites() -> None:
     assert names == {"conv1.filters", "layer1.0.conv1.filters", "layer1.0.conv1.channels", "layer1.0.downsample.0.filters", "layer1.0.downsample.0.channels", "layer4.0.conv3.filters", "layer4.0.conv3.channels"}
     pruned = gatecli.prune(network).network
     gated = gatecli.attach(pruned, "cgnet", include=["*.channels"]).network
-    assert set(gated.methods) <= names and relative_change(logits(pruned, images()), logits(gated, images())) <= LIMIT
+    assert set(gated.methods) <= names and relative_change(infer(pruned, images()), infer(gated, images())) <= LIMIT
     taken = gatecli.attach(source("shared"), "cgnet", input_size=SIZE, include=["layer2.0.downsample.0.channels"]).network
     assert "layer1.1.branches" not in taken.sites
 
@@ -363,7 +358,7 @@ def test_evaluation_computes_what_the_graph_means(kind: str) -> None:
         for each in (network, gatecli.prune(network).network):
             for count in (1, 3):
                 expected = compile_graph(each.graph)(each, images(count))
-                assert relative_change(expected.detach(), logits(each, images(count))) <= LIMIT
+                assert relative_change(expected.detach(), infer(each, images(count))) <= LIMIT
                 assert relative_change(expected.detach(), each(images(count)).detach()) <= LIMIT
             assert any(str(name).startswith("_lowered") for name, _ in each.named_modules())
 
@@ -374,5 +369,5 @@ def test_what_evaluation_multiplies_is_what_is_counted(kind: str) -> None:
         network = attached(kind, fan_in=fan_in, connectivity="random")
         for each in (network, gatecli.prune(network).network):
             with FlopCounterMode(display=False) as counter:
-                logits(each, images(1))
+                infer(each, images(1))
             assert counter.get_total_flops() / 2 == pytest.approx(each.macs_dense, rel=0.12)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from networks import CASES, lively, traced
+from networks import CASES, infer, lively, masked, traced
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -33,18 +33,6 @@ LIMIT = 1e-5
 def gated(name: str = "own", **how: Any) -> Network:
     case = CASES[name]
     return gatecli.attach(case.build(), "gaternet", input_size=case.size, arch=case.arch, **how).network
-
-
-def run(network: nn.Module, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        logits: Tensor = network(x)
-        return logits
-
-
-def masked(network: Network, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        logits: Tensor = network._masked(network, x)
-        return logits
 
 
 def close(a: Tensor, b: Tensor) -> bool:
@@ -177,7 +165,7 @@ def test_a_target_rate_ends_the_pressure() -> None:
 def test_half_of_a_batch_has_real_gates_at_all_sites() -> None:
     network = gated().copy().train()
     with gatecli.record_gates(network) as record:
-        run(network, CASES["own"].images(10))
+        infer(network, CASES["own"].images(10))
     gates = torch.cat(list(record.latest().values()), 1)
     binary = ((gates == 0) | (gates == 1)).all(1)
     assert 5 <= int(binary.sum()) < 10
@@ -213,7 +201,7 @@ def test_a_gater_starts_from_a_trained_classifier(tmp_path: Path) -> None:
     x = CASES["own"].images(3)
     seen = []
     gater.get_submodule("fc").register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    run(gater, x)
+    infer(gater, x)
     assert torch.allclose(network.get_submodule("gater.features")(x), seen[0], atol=1e-5)
     assert not network.get_submodule("gater.fc2").weight.any() and bool((network.get_submodule("gater.fc2").bias > 0).all())
 
@@ -270,7 +258,7 @@ def test_scores_and_decisions_of_a_gater_against_the_formula() -> None:
         hidden = (f @ gater.fc1.weight.T + gater.fc1.bias - norm.running_mean) / (norm.running_var + norm.eps).sqrt() * norm.weight + norm.bias  # type: ignore[operator]
         scores = hidden.clamp(min=0) @ gater.fc2.weight.T + gater.fc2.bias
     with gatecli.record_gates(network) as record:
-        run(network, x)
+        infer(network, x)
     assert torch.equal(torch.cat(list(record.latest().values()), 1), (scores > 0).float())
     assert 0 < (scores > 0).float().mean() < 1
 
@@ -305,7 +293,7 @@ def test_one_image_computes_its_open_filters_alone(name: str) -> None:
         masked(network, CASES[name].images(1))
         every, seen[:] = list(seen), []
         with gatecli.force(network, z):
-            run(network, CASES[name].images(1))
+            infer(network, CASES[name].images(1))
         convs = [node.target for node in network.graph.nodes if node.op == "call_module" and isinstance(network.get_submodule(str(node.target)), nn.Conv2d)]
         expected = [int(z[f"{path}.filters"].sum()) if f"{path}.filters" in z else rows for path, rows in zip(convs, every, strict=True)]
         assert sorted(seen) == sorted(expected) and sum(seen) < sum(every)
@@ -318,7 +306,7 @@ def test_a_batch_computes_the_filters_open_for_any_image() -> None:
         z[site][0, 1] = z[site][2, 3] = z[site][3, 3] = 1
     x = CASES["own"].images(4)
     with gatecli.force(network, z), filters_computed(network) as seen:
-        mine = run(network, x)
+        mine = infer(network, x)
     assert seen.count(2) == len(z) == 3 and close(masked_with(network, z, x), mine)
 
 
@@ -346,12 +334,12 @@ def test_layer_gates_around_filters_skip_both_and_count_once() -> None:
     for seed in range(3):
         z, x = drawn(network, seed, 5), CASES["own"].images(5)
         with gatecli.force(network, z):
-            assert close(masked(network, x), run(network, x))
+            assert close(masked(network, x), infer(network, x))
         first = {site: units[:1] for site, units in z.items()}
         assert close(masked_with(network, first, x[:1]), run_with(network, first, x[:1]))
     closed = {site: [0] * gate.units for site, gate in network.site_gates.items()}
     with gatecli.force(network, closed), filters_computed(network) as seen:
-        run(network, CASES["own"].images(1))
+        infer(network, CASES["own"].images(1))
     assert len(seen) == 2  # the stem and the projection
     rates = {site: [0.0] * gate.units for site, gate in network.site_gates.items()}
     blocks = [site for site in network.methods if network.sites[site].kind == "block"]
@@ -360,7 +348,7 @@ def test_layer_gates_around_filters_skip_both_and_count_once() -> None:
 
 def run_with(network: Network, z: dict[str, Tensor], x: Tensor) -> Tensor:
     with gatecli.force(network, z):
-        return run(network, x)
+        return infer(network, x)
 
 
 def test_filters_inside_gated_layers() -> None:
@@ -393,7 +381,7 @@ def test_exits_behind_gated_filters() -> None:
         assert len(set(taken.tolist())) > 1 and close(masked(network, x), logits.detach())
     for sample in range(6):
         with gatecli.force(network, {site: d[sample : sample + 1] for site, d in z.items()}):
-            assert close(logits[sample : sample + 1].detach(), run(network, x[sample : sample + 1]))
+            assert close(logits[sample : sample + 1].detach(), infer(network, x[sample : sample + 1]))
     assert list(gatecli.attach(gated("cifar-projection"), "dgate", after="layer1.1").network.site_exits) == ["exit1"]
 
 
@@ -477,11 +465,11 @@ def test_a_way_that_never_runs_leaves_the_other() -> None:
     result = gatecli.prune(network, rates=one)
     assert result.removed == ["one.4.filters"] and not any(name.startswith("one") for name in result.network.state_dict())
     with gatecli.force(network, {site: [int(rate) for rate in units] for site, units in one.items()}):
-        assert close(run(network, x), run(result.network, x))
+        assert close(infer(network, x), infer(result.network, x))
     both = gatecli.prune(network, rates={site: [0.0] * 8 for site in one}).network
     assert not any(name.startswith(("one", "two")) for name in both.state_dict()) and not both.methods
     with gatecli.force(network, {site: [0] * 8 for site in one}):
-        assert close(run(network, x), run(both, x))
+        assert close(infer(network, x), infer(both, x))
 
 
 def test_round_to_keeps_widths_friendly() -> None:

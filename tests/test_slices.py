@@ -10,7 +10,7 @@ import torch
 from commandline import SIDE, call, edit, refused, run, save_npz, save_source
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import CASES, branches, dense, lively, traced
+from networks import CASES, branches, dense, infer, lively, traced
 from torch import Tensor, fx, nn
 
 import gatecli
@@ -26,12 +26,6 @@ from gatecli.network import Network
 from gatecli.probe import relative_change
 
 LIMIT = 1e-5
-
-
-def logits(network: nn.Module, x: Tensor) -> Tensor:
-    with torch.no_grad():
-        result: Tensor = network(x)
-        return result
 
 
 def decided(network: Network, decisions: dict[str, list[int]]) -> Network:
@@ -125,7 +119,7 @@ def grained(source: nn.Module, method: str, units: int) -> Network:
 @pytest.mark.parametrize("units", [2, 3, 12])
 def test_groups_are_skipped_and_mean_what_the_masks_mean(source: nn.Module, method: str, units: int) -> None:
     gated, images = grained(source, method, units), torch.randn(5, 3, 6, 5)
-    assert relative_change(logits(source, images), logits(gated, images)) <= LIMIT
+    assert relative_change(infer(source, images), infer(gated, images)) <= LIMIT
     assert [gated.sites[site].units for site in gated.methods] == [units] * 4
     generator = torch.Generator().manual_seed(units)
     for count in (1, 5):
@@ -134,10 +128,10 @@ def test_groups_are_skipped_and_mean_what_the_masks_mean(source: nn.Module, meth
         decisions["norm"][-1] = 0  # one image leaves the block alone
         with gatecli.force(gated, decisions):
             wanted = compile_graph(gated.graph)(gated, images[:count])
-            torch.testing.assert_close(logits(gated, images[:count]), wanted)
+            torch.testing.assert_close(infer(gated, images[:count]), wanted)
             with torch.enable_grad():
                 torch.testing.assert_close(gated(images[:count]), wanted)
-            torch.testing.assert_close(logits(gated, images[:count].contiguous(memory_format=torch.channels_last)), wanted)
+            torch.testing.assert_close(infer(gated, images[:count].contiguous(memory_format=torch.channels_last)), wanted)
 
 
 def test_a_closed_group_is_not_computed(source: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +155,7 @@ def test_a_closed_group_is_not_computed(source: nn.Module, monkeypatch: pytest.M
     ):
         seen.clear()
         with gatecli.force(gated, {**closed, "norm": torch.tensor(z).float()}):
-            logits(gated, images)
+            infer(gated, images)
         assert seen == calls
 
 
@@ -175,7 +169,7 @@ def test_pruned_groups_are_gone_and_the_function_stays(source: nn.Module, round_
     result = gatecli.prune(decided(gated, decisions), round_to=round_to)
     smaller = result.network
     with gatecli.force(gated, decisions):
-        assert relative_change(logits(gated, images), logits(smaller, images)) <= LIMIT
+        assert relative_change(infer(gated, images), infer(smaller, images)) <= LIMIT
     assert "bias" in result.removed and result.thinned["norm"] == [0, 3, 4, 5] and not result.kept_dynamic
     held = smaller.state_dict()
     kept = 4 if round_to == 1 else 8
@@ -184,9 +178,9 @@ def test_pruned_groups_are_gone_and_the_function_stays(source: nn.Module, round_
         assert held["sigmoid.3.weight"].shape[0] == 2 * sum(decisions["sigmoid"])
     assert (smaller.params < gated.params and smaller.macs_dense == expected_macs(gated, decisions)) or round_to > 1
     again = attach(smaller, "aig-perbatch").network  # what is left can be gated again
-    assert "norm" in again.methods and relative_change(logits(smaller, images), logits(again, images)) <= LIMIT
+    assert "norm" in again.methods and relative_change(infer(smaller, images), infer(again, images)) <= LIMIT
     with gatecli.force(again, {"norm": torch.tensor([[1.0], [0.0], [1.0], [0.0]])}):
-        torch.testing.assert_close(logits(again, images), compile_graph(again.graph)(again, images))
+        torch.testing.assert_close(infer(again, images), compile_graph(again.graph)(again, images))
 
 
 def test_expected_macs_count_the_shared_part_where_any_unit_runs(source: nn.Module) -> None:
@@ -230,7 +224,7 @@ def test_removed_dense_layers_become_biases(keep: list[bool], seed: int) -> None
     result = gatecli.prune(decided(gated, decisions))
     images = torch.randn(3, 3, 8, 12)
     with gatecli.force(gated, decisions):
-        assert relative_change(logits(gated, images), logits(result.network, images)) <= LIMIT
+        assert relative_change(infer(gated, images), infer(result.network, images)) <= LIMIT
     assert result.removed == [site for site, (flag,) in decisions.items() if not flag] and not result.stuck
     held = result.network.state_dict()
     assert held["last.weight"].shape == (10 + 4 * sum(keep[3:]),) and held["fc.weight"].shape == (5, 10 + 4 * sum(keep[3:]))
@@ -265,7 +259,7 @@ def test_layers_of_a_kind_of_their_own(kind: type[nn.Module]) -> None:
     result = gatecli.prune(decided(gated, off))
     images = torch.randn(3, 3, 8, 12)
     with gatecli.force(gated, off):
-        assert relative_change(logits(gated, images), logits(result.network, images)) <= LIMIT
+        assert relative_change(infer(gated, images), infer(result.network, images)) <= LIMIT
     assert len(result.removed) == (5 if kind is NormAct else 2) and all("conv" in why for why in result.stuck.values())
     tail = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(), SameConv(4, 4, 3) if kind is SameConv else nn.Conv2d(4, 4, 1), NormAct(4) if kind is NormAct else nn.Identity())
     with pytest.raises(SettingError, match="cannot be split"):
@@ -294,9 +288,9 @@ def test_gates_that_stay_read_what_is_left() -> None:
     result = gatecli.prune(gated, rates=rates)
     images = torch.randn(6, 3, 8, 12)
     with gatecli.force(gated, {first: [0]}), gatecli.record_gates(gated) as before:
-        wanted = logits(gated, images)
+        wanted = infer(gated, images)
     with gatecli.record_gates(result.network) as after:
-        found = logits(result.network, images)
+        found = infer(result.network, images)
     assert result.removed == [first] and relative_change(wanted, found) <= LIMIT
     for site in (second, *others):
         torch.testing.assert_close(before.odds[site][0], after.odds[site][0])
@@ -330,7 +324,7 @@ def test_the_road_with_groups_of_filters(here: Path) -> None:
     x = torch.randn(2, 3, SIDE, SIDE)
     loaded = gatecli.load(pruned["out"])
     assert loaded.state_dict()["layer1.0.conv2.weight"].shape[0] == 8 and loaded.params == pruned["params"]
-    torch.testing.assert_close(logits(loaded, x), logits(gatecli.load("closed.safetensors"), x))
+    torch.testing.assert_close(infer(loaded, x), infer(gatecli.load("closed.safetensors"), x))
     assert call("eval", "--data", "npz:data.npz")["macs_expected"] == pruned["macs_dense"]
     opened = call("eval", "closed.safetensors", "--data", "npz:data.npz", "--strategy", "always-on")["top1"]
     calibrated = call("calibrate", "closed.safetensors", "--data", "npz:data.npz", "--target-acc", 0)

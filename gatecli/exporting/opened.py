@@ -14,8 +14,8 @@ from torch import Tensor, fx, nn
 
 from gatecli import methods
 from gatecli.gates import Exit, Gate
-from gatecli.graph.ops import is_add, is_cat, is_mask, is_pick, is_relu, module_of, never_negative
-from gatecli.graph.trace import compile_graph, remove_dead
+from gatecli.graph.ops import is_add, is_cat, is_mask, is_pick, module_of, never_negative, relu_after
+from gatecli.graph.trace import compile_graph, copied, remove_dead
 from gatecli.network import Network
 
 
@@ -86,7 +86,7 @@ def decided(network: Network) -> Network:
 
 def masked(network: Network, decisions: bool = False) -> Opened:
     """Everything is computed, for batches of any size; masks and the choice among exits remain operations. `decisions`: further outputs, as of `opened`."""
-    graph = _copied(network.graph)
+    graph = copied(network.graph)
     output = next(node for node in graph.nodes if node.op == "output")
     final, found = output.args[0], dict[str, fx.Node]()
     exits = _exits(final)
@@ -101,7 +101,7 @@ def masked(network: Network, decisions: bool = False) -> Opened:
 
 def opened(network: Network) -> Opened:
     """Single images: gates of one unit and exits become marks; other masks remain."""
-    graph = _copied(network.graph)
+    graph = copied(network.graph)
     names: dict[fx.Node, str] = {}
     output = next(node for node in graph.nodes if node.op == "output")
     gates = _decisions(network, graph)
@@ -131,13 +131,6 @@ def _decisions(network: Network, graph: fx.Graph) -> dict[str, fx.Node]:
     return found
 
 
-def _copied(graph: fx.Graph) -> fx.Graph:
-    result = fx.Graph()
-    outputs: Any = result.graph_copy(graph, {})
-    result.output(outputs)
-    return result
-
-
 def _named(names: dict[fx.Node, str], node: fx.Node) -> str:
     return names.setdefault(node, "images" if node.op == "placeholder" else f"mark{len(names)}")
 
@@ -157,7 +150,7 @@ def _branch(network: Network, graph: fx.Graph, masked: fx.Node, names: dict[fx.N
         if len(masked.users) != 1 or not is_add(add):
             return None
         shortcut = next(arg for arg in add.args if arg is not masked)
-        relu = next(iter(add.users)) if len(add.users) == 1 and is_relu(network, next(iter(add.users))) else None
+        relu = relu_after(network, add)
         result, rectify = relu or add, relu is not None and not never_negative(network, shortcut)
     masked.replace_all_uses_with(value)
     graph.erase_node(masked)

@@ -15,7 +15,7 @@ import torch
 from torch import fx, nn
 
 from gatecli.graph.macs import NodeCost
-from gatecli.graph.ops import connect, fold_streams, is_decision, is_relu, mask, mean_streams, module_of, sum_branches, unfold_streams
+from gatecli.graph.ops import connect, fold_streams, is_decision, mask, mean_streams, module_of, relu_after, sum_branches, unfold_streams
 from gatecli.graph.rewrite import node_named, place
 from gatecli.graph.sites import Site, between
 from gatecli.graph.slices import calls, is_channelwise, is_plain, keep_entries
@@ -114,8 +114,8 @@ def _bare(node: fx.Node) -> fx.Node:
 def _module_at(root: nn.Module, nodes: Mapping[str, fx.Node], block: Site) -> BranchModule | None:
     convolutions = [name for name in block.branch if isinstance(module_of(root, nodes[name]), nn.Conv2d)]
     add = nodes[block.add]
-    after = next(iter(add.users)) if len(add.users) == 1 else add
-    if len(convolutions) != 3 or not is_relu(root, after) or not _is_chain(root, [nodes[name] for name in block.branch], nodes[block.entry]):
+    after = relu_after(root, add)
+    if len(convolutions) != 3 or after is None or not _is_chain(root, [nodes[name] for name in block.branch], nodes[block.entry]):
         return None
     one, two, three = (module_of(root, nodes[name]) for name in convolutions)
     assert isinstance(one, nn.Conv2d) and isinstance(two, nn.Conv2d) and isinstance(three, nn.Conv2d)

@@ -148,6 +148,12 @@ def is_relu(root: nn.Module, node: fx.Node) -> bool:
     return (node.op == "call_method" and node.target in ("relu", "relu_")) or isinstance(module_of(root, node), nn.ReLU)
 
 
+def relu_after(root: nn.Module, node: fx.Node) -> fx.Node | None:
+    """The ReLU that alone reads a node's value; None where there is none."""
+    reader = next(iter(node.users), None)
+    return reader if reader is not None and len(node.users) == 1 and is_relu(root, reader) else None
+
+
 def is_cat(node: fx.Node) -> bool:
     """Whether the node concatenates values of the graph along the channels."""
     if node.op != "call_function" or node.target not in (torch.cat, torch.concat) or not node.args or not isinstance(node.args[0], (list, tuple)):

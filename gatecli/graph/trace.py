@@ -172,3 +172,11 @@ def compile_graph(graph: fx.Graph) -> Callable[..., Any]:
     exec(compile(code.src, "<gatecli graph>", "exec"), namespace)  # torch.fx wrote this source from our own graph
     function: Callable[..., Any] = namespace["forward"]
     return function
+
+
+def copied(graph: fx.Graph) -> fx.Graph:
+    """A copy of a graph, on the same modules."""
+    result = fx.Graph()
+    outputs: Any = result.graph_copy(graph, {})
+    result.output(outputs)
+    return result
