@@ -87,7 +87,8 @@ def connect(values: Tensor, shortcut: Tensor, read: tuple[Tensor, int]) -> Tenso
     batch, channels, height, width = values.shape
     count, readers, size = connections.shape[-1], connections.shape[-2], channels // connections.shape[-1] * height * width
     carried = shortcut.reshape(batch, shortcut.shape[1] * count // channels, size)  # one, or one a branch
-    found = torch.matmul(connections.to(values.dtype), values.reshape(batch, count, size) + carried / fan_in)
+    each = connections.to(values.dtype).expand(batch, readers, count)  # a matmul of one matrix with all samples would copy what it multiplies
+    found = torch.bmm(each, torch.add(values.reshape(batch, count, size), carried, alpha=1 / fan_in))
     return found.reshape(batch, channels // count * readers, height, width)
 
 
