@@ -1,6 +1,6 @@
 """Train a ResNeXt with learned, random and full connections between its branches, from scratch, prune it, and print what came of it.
 
-python docs/experiments/branch_gates.py glyphs36.npz --train 6000 --epochs 4 --size 16
+python docs/experiments/branch_gates.py glyphs36.npz --train 5000 --epochs 6 --size 16 --seeds 0 1 2
 
 Works in the current folder.
 """
@@ -33,8 +33,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data")
     parser.add_argument("--arch", default="resnext20_8x4d")
-    parser.add_argument("--train", type=int, default=6000)
-    parser.add_argument("--epochs", default="4")
+    parser.add_argument("--train", type=int, default=5000)
+    parser.add_argument("--epochs", default="6")
     parser.add_argument("--size", default="16")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     args = parser.parse_args()
@@ -48,7 +48,7 @@ def main() -> None:
             stem = f"{args.arch}.{seed}.{name.replace(' ', '').replace(',', '-')}"
             sets = [word for setting in settings for word in ("--set", setting)]
             gated = gatecli("attach", source, "--method", "gateconnect", *sets, "--input-size", args.size, "--out", f"{stem}.safetensors", "--force")
-            schedule = ["--epochs", args.epochs, "--lr", "0.1", "--batch-size", "64", "--weight-decay", "5e-4", "--bn-batches", "50", "--seed", seed]
+            schedule = ["--epochs", args.epochs, "--lr", "0.03", "--batch-size", "64", "--weight-decay", "5e-4", "--bn-batches", "50", "--seed", seed]
             tuned = gatecli("finetune", gated["out"], "--data", data, *schedule, "--out", f"{stem}.tuned.safetensors", "--force")
             pruned = gatecli("prune", tuned["out"], "--out", f"{stem}.pruned.safetensors", "--force")
             test = gatecli("eval", pruned["out"], "--split", "test")

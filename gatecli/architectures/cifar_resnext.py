@@ -30,6 +30,7 @@ class Branches(nn.Module):
         self.bn2 = nn.BatchNorm2d(inner)
         self.conv3 = nn.Conv2d(inner, every, 1, groups=cardinality, bias=False)
         self.bn3 = nn.BatchNorm2d(every)
+        nn.init.constant_(self.bn3.weight, cardinality**-0.5)  # so that the sum over the branches starts with a BatchNorm's variance: else a rate of .1 or .03 learns nothing
         self.relu = nn.ReLU(inplace=True)
         self.cardinality = cardinality
         self.downsample: nn.Module | None = None
