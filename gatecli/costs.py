@@ -41,22 +41,38 @@ class CostMeter(RateMeter):
 
     def __init__(self, network: Network) -> None:
         super().__init__()
-        self.network, self._saved = network, dict[int, Tensor]()  # index of a batch's first sample -> what its samples save (N,)
-        self._here = torch.empty(0)  # which samples of the latest batch have not left by an exit
+        self.network, self._batch, self._costs = network, -1, list[Tensor]()
+        self._seen = dict[str, tuple[Tensor, Tensor]]()  # of the latest batch: site -> which samples had not left by an exit, and their z
+        self._outer = {site: around(network, site) for site in network.methods}
 
     def __call__(self, gate: Gate, z: Tensor, odds: Tensor | None) -> None:
         super().__call__(gate, z, odds)
-        site, z = self.network.sites[gate.site], z.detach().double()
-        saved = site.macs * z[:, 0] if site.kind == "exit" else _saved(site, z)
-        if self.total not in self._saved:  # before the first exit all samples are here
-            self._saved[self.total], self._here = torch.zeros_like(saved), torch.arange(len(saved), device=saved.device)
-        self._saved[self.total].index_add_(0, self._here, saved)
-        if site.kind == "exit":
+        z = z.detach().double()
+        if self.total != self._batch:
+            self._count_batch()
+            self._batch, self._here = self.total, torch.arange(len(z), device=z.device)  # before the first exit all samples are here
+        self._seen[gate.site] = self._here, z
+        if self.network.sites[gate.site].kind == "exit":
             self._here = self._here[z[:, 0] == 0]
 
     def costs(self) -> Tensor:
         """MACs of each sample, those of gates and exits included: (samples,), float64; empty where nothing is gated."""
-        return self.network.macs_dense - torch.cat([each.cpu() for each in self._saved.values()]) if self._saved else torch.empty(0, dtype=torch.float64)
+        self._count_batch()
+        return torch.cat(self._costs) if self._costs else torch.empty(0, dtype=torch.float64)
+
+    def _count_batch(self) -> None:
+        if not self._seen:
+            return
+        first, _ = next(iter(self._seen.values()))
+        costs = torch.full((len(first),), float(self.network.macs_dense), dtype=torch.float64, device=first.device)
+        for name, (here, z) in self._seen.items():
+            site, runs = self.network.sites[name], torch.ones_like(costs)
+            for outer in [outer for outer in self._outer[name] if outer in self._seen]:
+                there, outer_z = self._seen[outer]
+                runs[there] *= outer_z.amax(1)
+            costs[here] -= runs[here] * (site.macs * z[:, 0] if site.kind == "exit" else _saved(site, z))
+        self._costs.append(costs.cpu())
+        self._seen = {}
 
 
 def _saved(site: Site, z: Tensor) -> Tensor:
