@@ -62,10 +62,10 @@ def main(about: str | None, title: str, rows: Callable[[argparse.Namespace], lis
     report(title, rows(asked), {**facts(), **more}, asked.json)
 
 
-def arguments(about: str | None) -> argparse.Namespace:
+def arguments(about: str | None, out: Path | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--quick", action="store_true", help="few rounds and few cases, to see that it runs")
-    parser.add_argument("--json", type=Path, help="write rows and facts to this file")
+    parser.add_argument("--json", type=Path, default=out, help="write rows and facts to this file" + ("" if out is None else f" (default: {out})"))
     return parser.parse_args()
 
 
@@ -133,12 +133,19 @@ def in_ms(value: float | None) -> str:
     return "" if value is None else f"{value:.1f}" if value >= 10 else f"{value:.3g}"
 
 
-def report(title: str, rows: list[Row], known: Mapping[str, Any], path: Path | None, extra: Mapping[str, Any] | None = None) -> None:
+def report(title: str, rows: list[Row], known: Mapping[str, Any], path: Path | None) -> None:
     """Print the table as Markdown, and write it as JSON where asked."""
     print(f"\n{title}\n({', '.join(f'{key} {value}' for key, value in known.items())})\n")
     print("| case | variant | min ms | median ms | ratio | target | held | note |\n|---|---|---:|---:|---:|---|---|---|")
     for r in rows:
-        ratio = "" if r.ratio is None else f"{r.ratio:.3f}"
-        print(f"| {r.case} | {r.variant} | {in_ms(r.min_ms)} | {in_ms(r.median_ms)} | {ratio} | {r.target} | {r.verdict} | {r.note} |")
+        print(f"| {r.case} | {r.variant} | {in_ms(r.min_ms)} | {in_ms(r.median_ms)} | {in_ratio(r.ratio)} | {r.target} | {r.verdict} | {r.note} |")
     if path is not None:
-        path.write_text(json.dumps({"title": title, "machine": dict(known), "rows": [asdict(r) for r in rows], **(extra or {})}, indent=1) + "\n", encoding="utf-8")
+        write(path, {"title": title, "machine": dict(known), "rows": [{**asdict(r), "held": r.verdict} for r in rows]})
+
+
+def write(path: Path, found: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def in_ratio(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
