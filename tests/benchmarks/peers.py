@@ -143,7 +143,7 @@ def wrapped(network: Network, folder: Path) -> Any:
     plain.load_state_dict(torch.load(folder / "source.pt", weights_only=True))
     exits = list(network.site_exits.items())
     points = [ExitPoint(site, f"layer{number}", network.sites[site].channels) for number, (site, _) in enumerate(exits, 1)]
-    heads = {site: copy.deepcopy(exit_).head() for site, exit_ in exits}  # type: ignore[operator]
+    heads = {site: copy.deepcopy(exit_).head() for site, exit_ in exits}
     return EarlyExitWrapper(plain, heads, lambda logits: logits, EarlyExitConfig("cifar", network.num_classes, points), input_shape=(1, 3, SIZE, SIZE)).eval()
 
 
@@ -194,7 +194,7 @@ def speed(network: Network, theirs: Any, images: Tensor, samples: Samples, asked
         network = gatecli.prune(network, rates={site: [share] for site, share in zip(network.site_exits, measure(samples, thresholds).shares, strict=False)}, collapse=0).network
     plain, count = theirs.backbone, 64 if asked.quick else 352
     ideal = network.recipe.source.macs / measure(samples, thresholds).cost
-    single, several = images[:count].split(1), images[:count].split(32)
+    single, several = torch.split(images[:count], 1), torch.split(images[:count], 32)
     with torch.inference_mode():
         for x in single[:64]:
             torch.testing.assert_close(network(x), theirs(x).prediction, atol=1e-4, rtol=1e-4)  # they decide alike
