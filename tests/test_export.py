@@ -152,11 +152,28 @@ def test_weights_are_in_the_branches(tmp_path: Path) -> None:
     export(network, tmp_path / "file.onnx", images=CASES["cifar-projection"].images(2))
     model = onnx.load(tmp_path / "file.onnx")
     ifs = [node for node in model.graph.node if node.op_type == "If"]
-    inside = [node for branch in ifs for attribute in branch.attribute for node in attribute.g.node if node.op_type == "Conv"]
-    outside = [node for node in model.graph.node if node.op_type == "Conv"]
-    assert len(ifs) == 9 and len(inside) == 18 and len(outside) == 3  # the stem and two projections
-    own = {weight.name for branch in ifs for attribute in branch.attribute for weight in attribute.g.initializer}
-    assert all(node.input[1] in own for node in inside)
+    inside = {name: [node for branch in ifs for attribute in branch.attribute if attribute.name == name for node in attribute.g.node] for name in ("then_branch", "else_branch")}
+    convs = {name: [node for node in nodes if node.op_type == "Conv"] for name, nodes in inside.items()}
+    assert len(ifs) == 9 and len(convs["then_branch"]) == 20 and len(convs["else_branch"]) == 2  # two projections, needed in any case
+    assert sum(node.op_type == "Conv" for node in model.graph.node) == 1  # the stem
+    for branch in ifs:
+        for attribute in branch.attribute:
+            own = {weight.name for weight in attribute.g.initializer}
+            assert all(node.input[1] in own for node in attribute.g.node if node.op_type == "Conv")
+
+
+def test_a_branch_stays_in_its_layout(tmp_path: Path) -> None:
+    """What ONNX Runtime can fuse or compute in its own layout lies within the branch: the addition of a value that is not plain, and the means that the next gate takes."""
+    network = gated("cifar-projection", "aig-perbatch")
+    export(network, tmp_path / "file.onnx", images=CASES["cifar-projection"].images(2))
+    model = onnx.load(tmp_path / "file.onnx")
+    for branch in [node for node in model.graph.node if node.op_type == "If"]:
+        run = next(attribute.g for attribute in branch.attribute if attribute.name == "then_branch")
+        made = {name for node in run.node for name in node.output}
+        (add,) = (node for node in run.node if node.op_type == "Add")
+        assert set(add.input) <= made and len(branch.output) == 2 and any(node.op_type == "GlobalAveragePool" for node in run.node)
+    reduced = [node for node in model.graph.node if node.op_type.startswith("Reduce")]
+    assert len(reduced) == 1  # of what comes before the first gate
 
 
 def test_a_closed_branch_is_not_run(tmp_path: Path) -> None:
@@ -166,7 +183,7 @@ def test_a_closed_branch_is_not_run(tmp_path: Path) -> None:
     sites, seen = [site for site in network.site_gates if site not in network.site_exits], set()
     for number, site in enumerate(sites):
         model = onnx.load(tmp_path / "file.onnx")
-        branch = [part for part in walk(model.graph) if any(node.op_type == "Conv" for node in part.node) and not any(node.op_type == "If" for node in part.node)][number]
+        branch = [part for part in walk(model.graph) if part.name.startswith("run") and not any(node.op_type == "If" for node in part.node)][number]
         for weight in branch.initializer:
             if weight.data_type == onnx.TensorProto.FLOAT:
                 weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * float("nan"), weight.name))

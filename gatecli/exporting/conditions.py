@@ -6,6 +6,7 @@ fast convolutions.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +14,14 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto
+
+
+@dataclass(frozen=True)
+class Otherwise:
+    """What stands for results that are not computed: nodes, and which of their `outputs` stand for which, in order."""
+
+    nodes: Sequence[NodeProto]
+    outputs: Sequence[str]
 
 
 class Surgeon:
@@ -26,18 +35,19 @@ class Surgeon:
         self.outputs = {each.name for each in graph.output}
         self.count = 0
 
-    def compute_only_if(self, decision: str, results: Sequence[str], otherwise: Sequence[NodeProto], keep: Collection[str] = (), negate: bool = False) -> None:
-        """Compute `results` only where `decision` is not 0; else by the nodes `otherwise`, whose outputs, in order, stand for them.
+    def compute_only_if(self, decision: str, results: Sequence[str], otherwise: Otherwise, keep: Collection[str] = (), negate: bool = False) -> None:
+        """Compute `results` only where `decision` is not 0; else what is said `otherwise`. Weights that both need, and nobody else, are in both.
 
         keep: values that are needed in any case. negate: only where it is 0.
         """
         from onnx import helper
 
-        region = self._needed_only_by(results, {decision, *keep})
+        region = self.needed_only_by(results, {decision, *keep})
         inside = [node for node in self.nodes if id(node) in region]
         inner = {name: f"{name}/run{self.count}" for name in results}
+        ends = [self._typed(name, other) for name, other in zip(results, otherwise.outputs, strict=True)]
+        skip = helper.make_graph(list(otherwise.nodes), f"skip{self.count}", [], ends, self._weights(otherwise.nodes, region))
         run = self._graph(f"run{self.count}", inside, results, inner)
-        skip = helper.make_graph(list(otherwise), f"skip{self.count}", [], [self._typed(name, node.output[0]) for name, node in zip(results, otherwise, strict=True)])
         first, second = (skip, run) if negate else (run, skip)
         branch = helper.make_node("If", [self._condition(decision, inside)], list(results), name=f"if{self.count}", then_branch=first, else_branch=second)
         last = max(index for index, node in enumerate(self.nodes) if id(node) in region)
@@ -70,6 +80,28 @@ class Surgeon:
         self.nodes.insert(place, helper.make_node("Identity", [name], [other]))
         self.types[other] = self._typed(name, other)
 
+    def maker(self, name: str) -> NodeProto | None:
+        return next((node for node in self.nodes if name in node.output), None)
+
+    def insert_before(self, node: NodeProto, other: NodeProto) -> None:
+        self.nodes.insert(self._place(node), other)
+
+    def move_behind(self, name: str, node: NodeProto, others: Sequence[NodeProto]) -> None:
+        """Right behind the value, put others in the place of a node."""
+        del self.nodes[self._place(node)]
+        maker = self.maker(name)
+        place = 0 if maker is None else self._place(maker) + 1
+        self.nodes[place:place] = others
+
+    def _place(self, node: NodeProto) -> int:
+        return next(index for index, each in enumerate(self.nodes) if each is node)
+
+    def integers(self, name: str) -> list[int] | None:
+        """The values of a constant of whole numbers; None where it is no constant."""
+        from onnx import numpy_helper
+
+        return numpy_helper.to_array(self.constants[name]).reshape(-1).tolist() if name in self.constants else None
+
     def shape_of(self, name: str) -> list[int]:
         """The shape of a value all of whose dimensions are known."""
         return [dimension.dim_value for dimension in self.types[name].type.tensor_type.shape.dim]
@@ -90,18 +122,22 @@ class Surgeon:
         """A branch: its nodes, their results under inner names, and the weights that nobody else needs."""
         from onnx import helper
 
-        mine = {id(node) for node in nodes}
-        elsewhere = {each for node in self.nodes if id(node) not in mine for each in _reads(node)} | self.outputs
-        weights = [self.constants.pop(each) for each in {each: None for node in nodes for each in _reads(node)} if each in self.constants and each not in elsewhere]
-        ends = [helper.make_node("Identity", [each], [inner[each]]) for each in results]
-        renamed = {each: f"{each}/own{self.count}" for each in results}
-        return helper.make_graph([_renamed(node, renamed) for node in (*nodes, *ends)], name, [], [self._typed(each, inner[each]) for each in results], weights)
+        weights = self._weights(nodes, {id(node) for node in nodes})
+        for weight in weights:
+            del self.constants[weight.name]
+        return helper.make_graph([_renamed(node, inner) for node in nodes], name, [], [self._typed(each, inner[each]) for each in results], weights)
+
+    def _weights(self, nodes: Sequence[NodeProto], region: Collection[int]) -> list[TensorProto]:
+        """The constants that these nodes read, and no node outside the region."""
+        elsewhere = {each for node in self.nodes if id(node) not in region for each in _reads(node)} | self.outputs
+        wanted = {each: None for node in nodes for each in _reads(node)}
+        return [self.constants[each] for each in wanted if each in self.constants and each not in elsewhere]
 
     def _condition(self, decision: str, inside: Sequence[NodeProto]) -> str:
         """A boolean for the decision, which is 0 or 1: what it was cast from, where that is so."""
         from onnx import TensorProto, helper
 
-        maker = next((node for node in self.nodes if decision in node.output), None)
+        maker = self.maker(decision)
         if maker is not None and maker.op_type == "Cast" and self._is_boolean(maker.input[0]):
             return str(maker.input[0])
         name = f"{decision}/bool"
@@ -129,7 +165,8 @@ class Surgeon:
                 todo.extend(name for name in _reads(node) if name not in stop)
         return found
 
-    def _needed_only_by(self, results: Sequence[str], keep: Collection[str]) -> set[int]:
+    def needed_only_by(self, results: Sequence[str], keep: Collection[str]) -> set[int]:
+        """The nodes (by id) that nothing but these results needs: no output, and none of the values to keep."""
         return self._ancestors(results) - self._ancestors({*self.outputs, *keep} - set(results), stop=set(results))
 
 

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from gatecli.errors import ExportError
-from gatecli.exporting.conditions import Surgeon
+from gatecli.exporting.conditions import Otherwise, Surgeon
 from gatecli.exporting.opened import Leave, Opened
 from gatecli.exporting.quiet import first_line, quiet, reason
+from gatecli.exporting.skips import skip_branches
 from gatecli.network import Network
 
 if TYPE_CHECKING:
-    from onnx import ModelProto, NodeProto
+    from onnx import ModelProto
 
 LOWEST, HIGHEST = 18, 25  # opsets that torch's exporter writes
 MISSING = "writing ONNX needs onnx, onnxscript and onnxruntime: pip install 'gatecli[onnx]'"
@@ -94,32 +95,17 @@ def _converted(parts: Opened, image: Tensor, opset: int) -> ModelProto:
 
 def _branching(model: ModelProto, parts: Opened, decisions: bool) -> None:
     """Put the marks to use: an `If` around each branch, then one at each exit, the last first, as they lie within each other."""
-    from onnx import helper
 
     surgeon = Surgeon(model.graph)
     wanted = ["logits"]
     if decisions:
         wanted += _decisions(surgeon, parts)
     surgeon.outputs = set(wanted)
-    for branch in parts.branches:
-        if branch.shortcut is None:
-            skip = _zeros(surgeon, branch.result)
-        else:
-            skip = helper.make_node("Relu" if branch.rectify else "Identity", [branch.shortcut], [f"{branch.result}/skip"])
-        keep = [] if branch.shortcut is None else [branch.shortcut]
-        surgeon.compute_only_if(branch.decision, [branch.result], [skip], keep)
+    skip_branches(surgeon, parts.branches)
     for number, leave in reversed(list(enumerate(parts.leaves))):
         behind = surgeon.behind([name for name in wanted if name not in ("logits", "exit")], "logits", [leave.decision, leave.logits]) + (["exit"] if decisions else [])
         surgeon.compute_only_if(leave.decision, ["logits", *behind], _leaving(surgeon, number, leave, behind), [leave.logits], negate=True)
     surgeon.done(wanted)
-
-
-def _zeros(surgeon: Surgeon, result: str) -> NodeProto:
-    from onnx import helper, numpy_helper
-
-    value = numpy_helper.from_array(torch.zeros(1).numpy())
-    surgeon.add_constant(f"{result}/shape", torch.tensor(surgeon.shape_of(result)))
-    return helper.make_node("ConstantOfShape", [f"{result}/shape"], [f"{result}/skip"], value=value)
 
 
 def _decisions(surgeon: Surgeon, parts: Opened) -> list[str]:
@@ -134,7 +120,7 @@ def _decisions(surgeon: Surgeon, parts: Opened) -> list[str]:
     return names
 
 
-def _leaving(surgeon: Surgeon, number: int, leave: Leave, behind: Sequence[str]) -> list[NodeProto]:
+def _leaving(surgeon: Surgeon, number: int, leave: Leave, behind: Sequence[str]) -> Otherwise:
     """What stands for the results of a sample that leaves here: this exit's logits, its number, and gates that did not run."""
     from onnx import helper, numpy_helper
 
@@ -142,7 +128,7 @@ def _leaving(surgeon: Surgeon, number: int, leave: Leave, behind: Sequence[str])
     for name in behind:
         value = torch.tensor([number]) if name == "exit" else torch.zeros(surgeon.shape_of(name))
         nodes.append(helper.make_node("Constant", [], [f"{name}/leave{number}"], value=numpy_helper.from_array(value.numpy())))
-    return nodes
+    return Otherwise(nodes, [node.output[0] for node in nodes])
 
 
 def facts_of(network: Network, single: bool, classes: Sequence[str] = ()) -> dict[str, str]:
