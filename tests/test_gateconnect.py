@@ -171,9 +171,19 @@ def test_draws_are_distinct_and_follow_the_real_gates() -> None:
     assert bool((seen.sum(2) == 2).all()) and set(seen.unique().tolist()) == {0.0, 1.0}
     # P(first is drawn) = 1/2 + 1/2 * (1/2) / (1 - 1/4) = 5/6 with two draws without replacement of 1/2, 1/4, 1/4
     assert seen[:, :, 0].mean().item() == pytest.approx(5 / 6, abs=0.01) and seen[:, :, 3:].sum() < 5
+    assert torch.allclose(gate.real[0], torch.tensor([0.5, 0.25, 0.25, 0, 0, 0]))  # kept as the chances that they were
     with torch.no_grad():
         gate.real.zero_()
     assert bool((gate.drawn().sum(1) == 2).all())
+
+
+def test_real_gates_start_alike_or_apart() -> None:
+    own: Any = {"shared": "no"}
+    alike, apart, again = (attached("own", fan_in=2, **how).site_gates for how in ({}, own, own))
+    for site, gate in alike.items():
+        assert bool((gate.real == 1 / 8).all())
+        assert torch.equal(apart[site].real, again[site].real) and bool((apart[site].real >= 1 / 16).all()) and bool((apart[site].real <= 3 / 16).all())
+    assert len({gate.real[0, 0].item() for gate in apart.values()}) == len(apart)
 
 
 def test_the_gradient_of_the_binary_gates_reaches_all_real_ones() -> None:
@@ -261,7 +271,7 @@ def test_prune_takes_out_what_nobody_reads_and_changes_nothing(seed: int, fan_in
 @pytest.mark.parametrize("exclude", [[], ["layer1.0.branches"], ["*.0.branches"]])
 def test_the_file_replays(kind: str, exclude: list[str], tmp_path: Path) -> None:
     if kind == "shared":
-        network = gatecli.attach(shared(), "gateconnect", input_size=SIZE, arch="test_gateconnect:shared", fan_in=1, connectivity="random", exclude=exclude).network
+        network = gatecli.attach(shared(), "gateconnect", input_size=SIZE, arch="test_gateconnect:shared", fan_in=1, connectivity="random", shared="no", exclude=exclude).network
     else:
         network = gatecli.attach(source(kind), "gateconnect", input_size=SIZE, arch="cifar:resnext20_8x4d", fan_in=1, connectivity="random", exclude=exclude).network
     pruned = gatecli.prune(network).network

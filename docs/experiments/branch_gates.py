@@ -1,6 +1,6 @@
 """Train a ResNeXt with learned, random and full connections between its branches, from scratch, prune it, and print what came of it.
 
-python docs/experiments/branch_gates.py glyphs36.npz --train 5000 --epochs 6 --size 16 --seeds 0 1 2
+python docs/experiments/branch_gates.py glyphs36.npz --seeds 0 1 2
 
 Works in the current folder.
 """
@@ -33,7 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data")
     parser.add_argument("--arch", default="resnext20_8x4d")
-    parser.add_argument("--train", type=int, default=5000)
+    parser.add_argument("--train", type=int, default=4000)
     parser.add_argument("--epochs", default="6")
     parser.add_argument("--size", default="16")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])

@@ -76,7 +76,7 @@ def decided(network: Network) -> Network:
             if bool(gate.threshold.isposinf().all()):
                 plan[site] = []
             continue
-        runs = methods.get(copy.methods[site]).always_runs(gate, None)
+        runs = methods.get(copy.methods[site]).decided(copy, site, None)
         if runs is not None:
             plan[site] = [unit for unit, flag in enumerate(runs) if flag]
     stuck = copy.why_not_removable([site for site, kept in plan.items() if not kept and site not in copy.site_exits])

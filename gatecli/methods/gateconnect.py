@@ -5,7 +5,7 @@
 Ahmed & Torresani, "Connectivity Learning in Multi-Branch Networks" (2017). Branch j of a module reads K of the C branches of the module before it: the
 fan-in. The first module of a chain reads what comes before it in full, the outputs of the last are summed. Training keeps real gates in [0, 1], which start
 uniform (1/C, ours). At each iteration K distinct connections a branch are drawn from the multinomial that they are, normalised, one draw for the whole
-batch. The gradient with respect to the binary gates, those not drawn too, moves the real ones, which are then clipped to [0, 1]; their learning rate is twice
+batch, and the normalised gates are kept. The gradient with respect to the binary gates, those not drawn too, moves them; they are then clipped to [0, 1]; their learning rate is twice
 the weights'. After the joint phase the K largest stay, and the weights are trained on, at last with two lower rates.
 
 Ours, so that K = C is exactly the network as it was: the identity is carried as x_k / K (the paper sums it K times), each branch has 1 / C of the last
@@ -36,7 +36,8 @@ class GateConnectSettings(Settings):
     gate_weight_decay: float | None = setting(0.0, "weight decay of the real gates; none: that of the weights", low=0, high=1e30)
     fan_in: int | None = setting(None, "how many branches each branch reads, K in the paper; none: half of them", low=1, high=65536, structural=True)
     connectivity: str = setting("learned", "learned, or random for comparison: drawn once, and fixed", choices=("learned", "random"), structural=True)
-    seed: int = setting(0, "of a random connectivity", low=0, high=2**31 - 1, structural=True)
+    shared: str = setting("yes", "the real gates of all branches start alike, at 1/C; no: each between half and one and a half times that, drawn with `seed`", choices=("yes", "no"), structural=True)
+    seed: int = setting(0, "of a random connectivity, and of real gates that start at random", low=0, high=2**31 - 1, structural=True)
     phases: str = setting("cifar", "how --schedule step divides the epochs into phases: 120 joint, 100, 50, 50 (cifar), or four alike (imagenet)", choices=tuple(PHASES))
 
 
@@ -66,12 +67,14 @@ class Connections(Gate):
         return torch.zeros_like(self.real.detach()).scatter_(1, order.gather(1, ranked), 1)
 
     def drawn(self) -> Tensor:
-        """fan_in distinct connections of each reader, drawn with the real gates' chances; the gradient is handed to all real gates."""
+        """fan_in distinct connections of each reader, drawn with the real gates' chances; the gradient is handed to all real gates, which from then on sum to 1."""
         chances = self.real.detach().clamp(min=0)
-        chances = chances + 1e-6 * (chances.sum(1, keepdim=True) + 1e-6)  # where clipping has left too few above zero
-        picked = torch.multinomial(chances / chances.sum(1, keepdim=True), self.fan_in, replacement=False)
+        total = chances.sum(1, keepdim=True)
+        chances = torch.where(total > 0, chances / total, 1 / chances.shape[1])
+        self.real.data.copy_(chances)  # as the paper's pseudocode: the step is taken from there
+        picked = torch.multinomial(chances + 1e-6, self.fan_in, replacement=False)  # clipping may have left too few above zero
         binary = torch.zeros_like(chances).scatter_(1, picked, 1)
-        return binary + self.real - self.real.detach()
+        return binary + (self.real - self.real.detach())
 
     def connections(self) -> Tensor:
         """Those of evaluation."""
@@ -106,7 +109,7 @@ class AllConnections(Connections):
         return z
 
     def drawn(self) -> Tensor:
-        return torch.ones_like(self.real) + self.real - self.real.detach()
+        return torch.ones_like(self.real) + (self.real - self.real.detach())
 
 
 class Fixed(nn.Module):
@@ -140,8 +143,11 @@ class GateConnect(Method):
         if fan_in > count:
             raise SettingError(f"expected setting `fan_in` to be at most the {count} branches of `{site}`, but got {fan_in}")
         gate = (AllConnections if fan_in == count else Connections)(site, count, fan_in, network.boundaries[site].reader_site)
+        draw = torch.Generator().manual_seed(settings.seed + list(network.boundaries).index(site))
         if settings.connectivity == "random":
-            gate.freeze(_random(count, fan_in, settings.seed + list(network.boundaries).index(site)))
+            gate.freeze(_random(count, fan_in, draw))
+        if settings.shared == "no":
+            gate.real.data.mul_(0.5 + torch.rand(gate.real.shape, generator=draw))
         network.insert_connections(site, gate, self.name, streams=fan_in < count)
 
     def targets(self, settings: Any, sites: Iterable[str], epoch: int) -> dict[str, float]:
@@ -200,8 +206,7 @@ def _connections(network: Network, site: str) -> Connections:
     return gate
 
 
-def _random(count: int, fan_in: int, seed: int) -> Tensor:
-    draw = torch.Generator().manual_seed(seed)
+def _random(count: int, fan_in: int, draw: torch.Generator) -> Tensor:
     rows = [torch.randperm(count, generator=draw)[:fan_in] for _ in range(count)]
     return torch.stack([torch.zeros(count).scatter_(0, row, 1) for row in rows])
 
