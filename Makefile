@@ -16,16 +16,9 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
 
-bench: $(VENV)/.test
-	$(BIN)/python tests/benchmarks/startup.py
-	$(BIN)/python tests/benchmarks/skipping.py
-	$(BIN)/python tests/benchmarks/training.py
-	$(BIN)/python tests/benchmarks/exits.py
-	$(BIN)/python tests/benchmarks/calibration.py
-	$(BIN)/python tests/benchmarks/filters.py
-	$(BIN)/python tests/benchmarks/branches.py
-	$(BIN)/python tests/benchmarks/channels.py
-	$(BIN)/python tests/benchmarks/export.py
+# QUICK=--quick for few rounds and cases
+bench: $(VENV)/.bench
+	$(BIN)/python tests/benchmarks/all.py $(QUICK)
 
 # One stamp for each set of extras; made anew when the dependencies change.
 $(VENV)/.%: pyproject.toml

@@ -4,6 +4,7 @@
 """
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -45,18 +46,19 @@ def kept(network: nn.Module, x: Tensor) -> int:
     return total
 
 
-def rows(branches: int, fan_ins: list[int], rounds: int) -> list[timing.Row]:
-    plain, x = plain_network(branches), torch.randn(BATCH, 3, *SIZE, generator=torch.Generator().manual_seed(1))
+def of(branches: int, fan_ins: list[int], rounds: int) -> list[timing.Row]:
+    plain, images = plain_network(branches), torch.randn(32, 3, *SIZE, generator=torch.Generator().manual_seed(1))
     networks = {f"K = {fan_in}": gatecli.attach(plain, "gateconnect", input_size=SIZE, fan_in=fan_in).network for fan_in in fan_ins}
     found = []
-    for case, training in (("training step", True), ("evaluation", False)):
+    for case, batch, training in (("training step", BATCH, True), *(("evaluation", batch, False) for batch in (1, 8, 32))):
+        x = images[:batch]
         variants: dict[str, Callable[[], Any]] = {}
         for name, network in {"plain": plain, **networks}.items():
             network.train(training)
             variants[name] = partial(step, network, x) if training else partial(_evaluate, network, x)
         times = timing.interleaved(variants, rounds, warmup=1)
         memory = {name: kept(network, x) for name, network in {"plain": plain, **networks}.items()} if training else {}
-        title = f"{case}, C = {branches}"
+        title = f"{case}, batch {batch}, C = {branches}"
         found.append(timing.row(title, "plain", times, note=f"{memory['plain'] / 2**20:.0f} MiB" if memory else ""))
         for name in networks:
             macs = f"MACs {networks[name].macs_dense / networks[name].recipe.source.macs:.2f}"
@@ -70,14 +72,12 @@ def _evaluate(network: nn.Module, x: Tensor) -> None:
         network(x)
 
 
-def main() -> None:
-    asked = timing.arguments(__doc__)
-    timing.one_thread()
+def rows(asked: argparse.Namespace) -> list[timing.Row]:
     found = []
     for branches, fan_ins in ((4, [4, 2, 1]),) if asked.quick else ((4, [4, 2, 1]), (8, [8, 4, 1]), (16, [16, 8, 1])):
-        found += rows(branches, fan_ins, 3 if asked.quick else 5)
-    timing.report("ResNeXts of eight modules at 32x32, batch 8: over the plain network", found, timing.facts(), asked.json)
+        found += of(branches, fan_ins, 3 if asked.quick else 5)
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    timing.main(__doc__, "ResNeXts of eight modules at 32x32: over the plain network", rows)

@@ -6,6 +6,7 @@ One call of it answers one target, where the frontier answers all.
 """
 from __future__ import annotations
 
+import argparse
 import math
 import time
 from functools import partial
@@ -68,21 +69,18 @@ def comparison(samples: Samples) -> None:
         print(f"| {target:.2f} | {best.cost / 1e9:.4f} | {found.point.cost / 1e9:.4f} | {found.bound / 1e9:.4f} | {found.gap:.1%} | {seconds:.1f} | {' | '.join(extra)} |")
 
 
-def main() -> None:
-    wanted = timing.arguments(__doc__ or "")
-    timing.one_thread()
+def rows(asked: argparse.Namespace) -> list[timing.Row]:
     samples = synthetic(SAMPLES)
     target = 100 * samples.correct[:, -1].double().mean().item() - 1
     variants = {
         "whole frontier, 64 levels": partial(frontier, samples, 64), "whole frontier, 127 levels": partial(frontier, samples),
         "greedy, first, one target": partial(greedy, samples, target, False), "greedy, shared, one target": partial(greedy, samples, target, True),
     }  # fmt: skip
-    times = timing.interleaved(variants, rounds=2 if wanted.quick else 11)
+    times = timing.interleaved(variants, rounds=2 if asked.quick else 11)
     case = f"{SAMPLES:,} samples, 3 exits"
-    rows = [timing.row(case, name, times, sorted(times[name])[len(times[name]) // 2], "<= 1" if "frontier" in name else "", "ratio: median in seconds") for name in variants]
-    timing.report("Choosing exits' thresholds", rows, timing.facts(), wanted.json)
     comparison(samples)
+    return [timing.row(case, name, times, sorted(times[name])[len(times[name]) // 2], "<= 1" if "frontier" in name else "", "ratio: median in seconds") for name in variants]
 
 
 if __name__ == "__main__":
-    main()
+    timing.main(__doc__, "Choosing exits' thresholds", rows)

@@ -1,9 +1,9 @@
-"""Channel gating: how much of the promised speed-up comes true at batch 1, ResNet-18 at 224; and whether gathering positions could make `fine` pay.
+"""Channel gating: how much of the promised speed-up comes true, ResNet-18 at 224; and whether gathering positions could make `fine` pay.
 
     realised / ideal = (plain time / gated time) / (plain MACs / expected MACs of exactly these decisions, gates included)
 
 Half, or three quarters, of what each gate decides on is closed, drawn at random; gates compute in the timed call, and are then overruled. `pruned`: the same decisions
-made for good by gatecli prune, which is what is left to gain. `open`: a network as attached, over the plain one.
+made for good by gatecli prune, which is what is left to gain. `open`: a network as attached, over the plain one. In a batch every image decides for itself, and what any of them opens is computed.
 
 `fine` decides for single activations. Two ways to compute only the open ones of a 3x3 convolution (base path left out), over the time of torch's dense convolution:
 `positions` multiplies im2col's rows of the positions where any channel is open, `activations` one row of im2col with one kernel for each open activation.
@@ -11,7 +11,8 @@ made for good by gatecli prune, which is what is left to gain. `open`: a network
 """
 from __future__ import annotations
 
-from collections.abc import Callable
+import argparse
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -32,42 +33,43 @@ def gated(model: torch.nn.Module, name: str) -> Network:
     return gatecli.attach(model, "cgnet", gate=name.partition(",")[0], eta="1/8", **GATES[name]).network
 
 
-def decide(network: Network, open_: float) -> dict[str, list[float]]:
-    """Let gates that have left their neutral start compute as ever, and then decide as drawn; returns the decisions."""
+def decide(network: Network, open_: float, batch: int) -> dict[str, list[float]]:
+    """Let gates that have left their neutral start compute as ever, and then decide as drawn, for each image by itself; returns the rates."""
     draw, drawn = torch.Generator().manual_seed(1), {}
     for site, gate in network.site_gates.items():
-        z = (torch.rand(1, gate.units, generator=draw).argsort(1) < open_ * gate.units).float()
+        z = (torch.rand(batch, gate.units, generator=draw).argsort(1) < open_ * gate.units).float()
         gate.neutral.fill_(False)  # type: ignore[operator]
         gate.log_odds = timing.overruled(gate.log_odds, z * 2 - 1)  # type: ignore[method-assign]
-        drawn[site] = z[0].tolist()
+        drawn[site] = z.mean(0).tolist()
     return drawn
 
 
-def networks(rounds: int) -> list[timing.Row]:
+def networks(batch: int, names: Iterable[str], rounds: int) -> list[timing.Row]:
     torch.manual_seed(0)
     model = torchvision.models.resnet18().eval()
-    x = torch.randn(1, 3, 224, 224)
+    x, case = torch.randn(batch, 3, 224, 224), f"ResNet-18, batch {batch}"
     variants: dict[str, Callable[[], Any]] = {"plain": partial(model, x)}
     ideals: dict[str, float] = {}
-    for name in GATES:
+    for name in names:
         attached = gated(model, name)
         source = attached.recipe.source.macs
         variants[f"{name}, open"] = partial(attached, x)
         for closed in (0.5, 0.75):
             network = attached.copy()
-            drawn = decide(network, 1 - closed)
-            smaller = gatecli.prune(attached, rates=drawn, static=0.5).network
-            for label, each, macs in ((f"{name}, {closed:.0%} closed", network, expected_macs(network, drawn)), (f"{name}, {closed:.0%} closed, pruned", smaller, smaller.macs_dense)):
-                variants[label], ideals[label] = partial(each, x), source / macs
+            drawn, label = decide(network, 1 - closed, batch), f"{name}, {closed:.0%} closed"
+            variants[label], ideals[label] = partial(network, x), source / expected_macs(network, drawn)
+            if batch == 1:  # with images that decide differently there is nothing to prune
+                smaller = gatecli.prune(attached, rates=drawn, static=0.5).network
+                variants[f"{label}, pruned"], ideals[f"{label}, pruned"] = partial(smaller, x), source / smaller.macs_dense
     with torch.inference_mode():
         times = timing.interleaved(variants, rounds, warmup=1)
-    rows = [timing.row("ResNet-18", "plain", times)]
+    rows = [timing.row(case, "plain", times)]
     for name in list(variants)[1:]:
         if name in ideals:
             reached = timing.ratio(times, "plain", name)
-            rows.append(timing.row("ResNet-18", name, times, reached / ideals[name], "", f"{reached:.2f}x of {ideals[name]:.2f}x"))
+            rows.append(timing.row(case, name, times, reached / ideals[name], "", f"{reached:.2f}x of {ideals[name]:.2f}x"))
         else:
-            rows.append(timing.compared("ResNet-18", name, times, "plain", "<= 1.02"))
+            rows.append(timing.compared(case, name, times, "plain", "<= 1.02"))
     return rows
 
 
@@ -119,12 +121,12 @@ def activations(rounds: int) -> list[timing.Row]:
     return rows
 
 
-def main() -> None:
-    asked = timing.arguments(__doc__)
-    timing.one_thread()
-    rows = networks(3 if asked.quick else 9) + activations(3 if asked.quick else 5)
-    timing.report("Channel gating at batch 1: realised / ideal speed-up; `fine` by gathering, over dense", rows, timing.facts(), asked.json)
+def rows(asked: argparse.Namespace) -> list[timing.Row]:
+    found = networks(1, GATES, 3 if asked.quick else 9)
+    for batch in () if asked.quick else (8, 32):
+        found += networks(batch, ("coarse",), 5)
+    return found + activations(3 if asked.quick else 5)
 
 
 if __name__ == "__main__":
-    main()
+    timing.main(__doc__, "Channel gating: realised / ideal speed-up; `fine` by gathering, over dense", rows)

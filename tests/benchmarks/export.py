@@ -8,6 +8,7 @@ network without the closed blocks, exported as it is: what is left at most. `pla
 """
 from __future__ import annotations
 
+import argparse
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -108,16 +109,11 @@ def exits(folder: Path, rounds: int) -> list[timing.Row]:
     return [timing.row(case, "plain", times), against(times, "25/25/25/25", ideal, ">= 0.92", case), timing.compared(case, "nobody leaves", times, "plain")]
 
 
-def main() -> None:
-    asked = timing.arguments(__doc__)
-    timing.one_thread()
+def rows(asked: argparse.Namespace) -> list[timing.Row]:
     rounds = 3 if asked.quick else 25
     with tempfile.TemporaryDirectory() as name, torch.inference_mode():
-        rows = gates(Path(name), rounds) + exits(Path(name), rounds)
-    import onnxruntime
-
-    timing.report("Exported to ONNX: ONNX Runtime, batch 1, at 224", rows, {**timing.facts(), "onnxruntime": onnxruntime.__version__}, asked.json)
+        return gates(Path(name), rounds) + exits(Path(name), rounds)
 
 
 if __name__ == "__main__":
-    main()
+    timing.main(__doc__, "Exported to ONNX: ONNX Runtime, batch 1, at 224", rows, onnxruntime=timing.needs("onnxruntime").__version__)

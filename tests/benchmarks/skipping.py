@@ -10,6 +10,7 @@ batch, see `without_copies`. `pruned`: every other block removed by gatecli, ove
 """
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from functools import partial
 from types import MethodType
@@ -131,17 +132,15 @@ def pruned(batch: int, layout: str, rounds: int) -> list[timing.Row]:
     return [timing.row(case, "by hand", times), timing.compared(case, "pruned", times, "by hand", "<= 1.01")]
 
 
-def main() -> None:
-    asked = timing.arguments(__doc__)
-    timing.one_thread()
-    rows = []
+def rows(asked: argparse.Namespace) -> list[timing.Row]:
+    found = []
     for batch, rounds in ((1, 5),) if asked.quick else ((1, 25), (8, 7), (32, 4)):
         for layout in FORMATS:
-            rows += skipping(batch, layout, rounds)
+            found += skipping(batch, layout, rounds)
             if batch < 32:
-                rows += pruned(batch, layout, 2 * rounds)
-    timing.report("ResNet-50 at 224, half of the decisions 0: realised / ideal speed-up", rows, timing.facts(), asked.json)
+                found += pruned(batch, layout, 2 * rounds)
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    timing.main(__doc__, "ResNet-50 at 224, half of the decisions 0: realised / ideal speed-up", rows)

@@ -5,6 +5,7 @@ torchvision alone, which every such program pays; one thread (OMP_NUM_THREADS=1)
 """
 from __future__ import annotations
 
+import argparse
 import os
 import random
 import statistics
@@ -114,14 +115,10 @@ def part_rows(rounds: int, folder: str) -> list[timing.Row]:
     return [timing.row("where attach's time goes, CPU", name, parts) for name in parts]
 
 
-def main() -> None:
-    asked = timing.arguments(__doc__)
+def rows(asked: argparse.Namespace) -> list[timing.Row]:
     with tempfile.TemporaryDirectory() as folder:
-        rows = help_rows(5 if asked.quick else 15, folder)
-        rows += attach_rows(2 if asked.quick else 5, folder)
-        rows += part_rows(1 if asked.quick else 3, folder)
-    timing.report("Start-up", rows, {**timing.facts(), "threads": 1, "clock": "CPU time of the process, and wall time"}, asked.json)
+        return help_rows(5 if asked.quick else 15, folder) + attach_rows(2 if asked.quick else 5, folder) + part_rows(1 if asked.quick else 3, folder)
 
 
 if __name__ == "__main__":
-    main()
+    timing.main(__doc__, "Start-up", rows, pinned=False, threads=1, clock="CPU time of the process, and wall time")

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,13 @@ Times = dict[str, list[float]]  # variant -> seconds, one a round
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a benchmark's table; `ratio` is what `target` ("<= 1.02", ">= 0.95") speaks of; times in milliseconds."""
+    """One line of a benchmark's table; `ratio` is what `target` ("<= 1.02", ">= 0.95") speaks of; times in milliseconds,
+    None where something else is compared."""
 
     case: str
     variant: str
-    min_ms: float
-    median_ms: float
+    min_ms: float | None
+    median_ms: float | None
     ratio: float | None = None
     target: str = ""
     note: str = ""
@@ -44,10 +46,26 @@ class Row:
         return "yes" if held else "no"
 
 
-def arguments(about: str) -> argparse.Namespace:
+def needs(package: str) -> Any:
+    """A package of the extra `bench`; ends the benchmark with a line that says how to get it."""
+    try:
+        return import_module(package.replace("-", "_"))
+    except ImportError as error:
+        raise SystemExit(f"{package} cannot be imported ({error}): pip install '.[bench]'") from None
+
+
+def main(about: str | None, title: str, rows: Callable[[argparse.Namespace], list[Row]], pinned: bool = True, **more: Any) -> None:
+    """Run a benchmark as a script: its rows, measured on one pinned thread unless it starts processes of its own, printed and written."""
+    asked = arguments(about)
+    if pinned:
+        one_thread()
+    report(title, rows(asked), {**facts(), **more}, asked.json)
+
+
+def arguments(about: str | None, out: Path | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--quick", action="store_true", help="few rounds and few cases, to see that it runs")
-    parser.add_argument("--json", type=Path, help="write rows and facts to this file")
+    parser.add_argument("--json", type=Path, default=out, help="write rows and facts to this file" + ("" if out is None else f" (default: {out})"))
     return parser.parse_args()
 
 
@@ -111,12 +129,23 @@ def facts() -> dict[str, Any]:
     return {"torch": torch.__version__, "python": platform.python_version(), "threads": torch.get_num_threads(), "cores": os.cpu_count(), "cpu": cpu, "clock": "thread CPU time"}
 
 
-def report(title: str, rows: list[Row], known: Mapping[str, Any], path: Path | None, extra: Mapping[str, Any] | None = None) -> None:
+def in_ms(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}" if value >= 10 else f"{value:.3g}"
+
+
+def report(title: str, rows: list[Row], known: Mapping[str, Any], path: Path | None) -> None:
     """Print the table as Markdown, and write it as JSON where asked."""
     print(f"\n{title}\n({', '.join(f'{key} {value}' for key, value in known.items())})\n")
     print("| case | variant | min ms | median ms | ratio | target | held | note |\n|---|---|---:|---:|---:|---|---|---|")
     for r in rows:
-        shown = "" if r.ratio is None else f"{r.ratio:.3f}"
-        print(f"| {r.case} | {r.variant} | {r.min_ms:.1f} | {r.median_ms:.1f} | {shown} | {r.target} | {r.verdict} | {r.note} |")
+        print(f"| {r.case} | {r.variant} | {in_ms(r.min_ms)} | {in_ms(r.median_ms)} | {in_ratio(r.ratio)} | {r.target} | {r.verdict} | {r.note} |")
     if path is not None:
-        path.write_text(json.dumps({"title": title, "machine": dict(known), "rows": [asdict(r) for r in rows], **(extra or {})}, indent=1) + "\n", encoding="utf-8")
+        write(path, {"title": title, "machine": dict(known), "rows": [{**asdict(r), "held": r.verdict} for r in rows]})
+
+
+def write(path: Path, found: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def in_ratio(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"

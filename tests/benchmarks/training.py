@@ -5,6 +5,7 @@
 """
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -96,14 +97,12 @@ def _observed(network: Network, x: Tensor, observer: Callable[[], RateMeter | Re
         network(x)
 
 
-def main() -> None:
-    asked = timing.arguments(__doc__)
-    timing.one_thread()
-    rows = []
+def rows(asked: argparse.Namespace) -> list[timing.Row]:
+    found = []
     for case in list(CASES)[: 1 if asked.quick else 2]:
-        rows += steps(case, 5 if asked.quick else 15) + recording(case, 5 if asked.quick else 25)
-    timing.report("Training and recording", rows, timing.facts(), asked.json)
+        found += steps(case, 5 if asked.quick else 15) + recording(case, 5 if asked.quick else 25)
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    timing.main(__doc__, "Training and recording", rows)
