@@ -17,6 +17,7 @@ from gatecli.calibration.latency import leaving_times
 from gatecli.costs import leaving_costs, site_rates
 from gatecli.data import DataSet, batches, steps
 from gatecli.errors import SettingError, TrainingError
+from gatecli.inference import at_exits
 from gatecli.network import Network
 from gatecli.progress import Progress, silent
 from gatecli.recipe import Step, finite
@@ -147,10 +148,9 @@ def gather(network: Network, data: DataSet, batch_size: int, workers: int, progr
     with torch.no_grad(), record_gates(network) as record, progress.task("scores on val", steps(split, batch_size)) as task:
         for x, y in batches(split, input=network.input, batch_size=batch_size, workers=workers):
             record.clear()
-            values, logits = network.at_exits(x.to(network.device))
-            heads = {site: exit_.classify(values[site]) for site, exit_ in network.site_exits.items()}
-            scores.append(torch.cat([exit_.score(values[site], heads[site]) for site, exit_ in network.site_exits.items()], 1).float().cpu())
-            right.append(torch.stack([head.argmax(1).cpu() == y for head in (*heads.values(), logits)], 1))
+            answers, sure, logits = at_exits(network, x)
+            scores.append(torch.stack(list(sure.values()), 1).float().cpu())
+            right.append(torch.stack([each.argmax(1).cpu() == y for each in (*answers.values(), logits)], 1))
             for site, z in record.latest().items():
                 decided.setdefault(site, []).append(z.cpu())
             task.advance()
