@@ -87,7 +87,7 @@ def score_exits(network: Network, batches: Batches, progress: Progress = silent,
     count = 0
     with torch.no_grad(), progress.task("exits", total) as task:
         for x, y in batches:
-            answers, scores, _ = at_exits(network, x)
+            answers, scores, _ = ask_exits(network, x)
             here = torch.ones_like(y, dtype=torch.bool)
             for site, exit_ in exits.items():
                 right, leaves = answers[site].argmax(1).cpu() == y, (scores[site] >= exit_.threshold).cpu() & here
@@ -98,7 +98,7 @@ def score_exits(network: Network, batches: Batches, progress: Progress = silent,
     return {site: ExitScore(left / count, 100 * right / count, 100 * both / left if left else None) for site, (right, left, both) in ((site, each.tolist()) for site, each in sums.items())}
 
 
-def at_exits(network: Network, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+def ask_exits(network: Network, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
     """What the network says of images (N, C, H, W) with nobody leaving: by exit its logits (N, K) and how sure it is (N,), and the logits of the network's own end."""
     values, logits = network.at_exits(images.to(network.device))
     answers = {site: exit_.classify(values[site]) for site, exit_ in network.site_exits.items()}

@@ -7,26 +7,15 @@ Works in the current folder.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import numpy as np
 import torch
 from command import gatecli
+from subset import subset
 
 from gatecli.architectures.build import build
 
 VARIANTS = {"K = 1": ["fan_in=1"], "K = 4": ["fan_in=4"], "random, K = 4": ["fan_in=4", "connectivity=random"], "full, K = 8": ["fan_in=8"]}
-
-
-def subset(path: str, count: int) -> str:
-    """The first `count` training images, the first 1,000 of val, all of test."""
-    arrays = dict(np.load(path))
-    for split, number in (("train", count), ("val", 1000)):
-        for kind in ("images", "labels"):
-            arrays[f"{split}_{kind}"] = arrays[f"{split}_{kind}"][:number]
-    out = f"{Path(path).stem}.{count}.npz"
-    np.savez(out, **arrays)
-    return f"npz:{out}"
 
 
 def main() -> None:
@@ -38,7 +27,7 @@ def main() -> None:
     parser.add_argument("--size", default="16")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     args = parser.parse_args()
-    data, classes = subset(args.data, args.train), int(np.load(args.data)["train_labels"].max()) + 1
+    data, classes = f"npz:{subset(args.data, args.train)}", int(np.load(args.data)["train_labels"].max()) + 1
     print("| connections | seed | test top-1 | parameters | pruned | GMACs | pruned | branches a module | ms at batch 1 / 32 | pruned |\n|---|---|---|---|---|---|---|---|---|---|")
     for seed in args.seeds:
         source = f"{args.arch}.{seed}.pt"

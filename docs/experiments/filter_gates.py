@@ -15,9 +15,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from command import gatecli
+from subset import subset
 from torch import Tensor, nn
 
 from gatecli.architectures.build import build
@@ -48,17 +48,6 @@ def widen(state: dict[str, Tensor]) -> dict[str, Tensor]:
             share = torch.empty(1, tensor.shape[1], 1, 1).uniform_(0.3, 0.7)
             wide[name] = torch.cat([tensor * share, tensor * (1 - share)], 1)
     return wide
-
-
-def subset(path: str, train: int, val: int) -> str:
-    """The first training and val images, all of test."""
-    arrays = dict(np.load(path))
-    for name, count in (("train", train), ("val", val)):
-        for kind in ("images", "labels"):
-            arrays[f"{name}_{kind}"] = arrays[f"{name}_{kind}"][:count]
-    out = f"{Path(path).stem}.{train}.{val}.npz"
-    np.savez(out, **arrays)
-    return out
 
 
 def variant(name: str, source: str, data: str, attach: list[Any], tune: list[Any], reading: list[str]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from gatecli.calibration.latency import leaving_times
 from gatecli.costs import leaving_costs, site_rates
 from gatecli.data import DataSet, batches, steps
 from gatecli.errors import SettingError, TrainingError
-from gatecli.inference import at_exits
+from gatecli.inference import ask_exits
 from gatecli.network import Network
 from gatecli.progress import Progress, silent
 from gatecli.recipe import Step, finite
@@ -148,7 +148,7 @@ def gather(network: Network, data: DataSet, batch_size: int, workers: int, progr
     with torch.no_grad(), record_gates(network) as record, progress.task("scores on val", steps(split, batch_size)) as task:
         for x, y in batches(split, input=network.input, batch_size=batch_size, workers=workers):
             record.clear()
-            answers, sure, logits = at_exits(network, x)
+            answers, sure, logits = ask_exits(network, x)
             scores.append(torch.stack(list(sure.values()), 1).float().cpu())
             right.append(torch.stack([each.argmax(1).cpu() == y for each in (*answers.values(), logits)], 1))
             for site, z in record.latest().items():

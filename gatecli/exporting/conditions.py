@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto
+
+
+P = TypeVar("P", bound="NodeProto | TensorProto | ValueInfoProto")
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,12 @@ class Surgeon:
         inside = [node for node in self.nodes if id(node) in region]
         inner = {name: f"{name}/run{self.count}" for name in results}
         ends = [self._typed(name, other) for name, other in zip(results, otherwise.outputs, strict=True)]
-        skip = helper.make_graph(list(otherwise.nodes), f"skip{self.count}", [], ends, self._weights(otherwise.nodes, region))
-        run = self._graph(f"run{self.count}", inside, results, inner)
+        outside = {each for node in self.nodes if id(node) not in region for each in _reads(node)} | self.outputs
+        skip = helper.make_graph(list(otherwise.nodes), f"skip{self.count}", [], ends, self._weights(otherwise.nodes, outside))
+        own = self._weights(inside, outside)
+        run = helper.make_graph([_renamed(node, inner) for node in inside], f"run{self.count}", [], [self._typed(each, inner[each]) for each in results], own)
+        for weight in own:
+            del self.constants[weight.name]
         first, second = (skip, run) if negate else (run, skip)
         branch = helper.make_node("If", [self._condition(decision, inside)], list(results), name=f"if{self.count}", then_branch=first, else_branch=second)
         last = max(index for index, node in enumerate(self.nodes) if id(node) in region)
@@ -114,24 +121,14 @@ class Surgeon:
         kept = [self.constants[name] for name in self.constants if name in used or name in outputs]
         typed = [self.types[name] for name in outputs]
         for part, values in ((self.graph.node, self.nodes), (self.graph.initializer, kept), (self.graph.output, typed), (self.graph.value_info, [])):
-            copies = [type(each).FromString(each.SerializeToString()) for each in values]
+            copies = [copied(each) for each in values]
             del part[:]
             part.extend(copies)
 
-    def _graph(self, name: str, nodes: Sequence[NodeProto], results: Sequence[str], inner: dict[str, str]) -> GraphProto:
-        """A branch: its nodes, their results under inner names, and the weights that nobody else needs."""
-        from onnx import helper
-
-        weights = self._weights(nodes, {id(node) for node in nodes})
-        for weight in weights:
-            del self.constants[weight.name]
-        return helper.make_graph([_renamed(node, inner) for node in nodes], name, [], [self._typed(each, inner[each]) for each in results], weights)
-
-    def _weights(self, nodes: Sequence[NodeProto], region: Collection[int]) -> list[TensorProto]:
-        """The constants that these nodes read, and no node outside the region."""
-        elsewhere = {each for node in self.nodes if id(node) not in region for each in _reads(node)} | self.outputs
+    def _weights(self, nodes: Sequence[NodeProto], outside: Collection[str]) -> list[TensorProto]:
+        """The constants that these nodes read, and nobody outside."""
         wanted = {each: None for node in nodes for each in _reads(node)}
-        return [self.constants[each] for each in wanted if each in self.constants and each not in elsewhere]
+        return [self.constants[each] for each in wanted if each in self.constants and each not in outside]
 
     def _condition(self, decision: str, inside: Sequence[NodeProto]) -> str:
         """A boolean for the decision, which is 0 or 1: what it was cast from, where that is so."""
@@ -150,7 +147,7 @@ class Surgeon:
         return any(name in node.output and node.op_type in ("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Not") for node in self.nodes)
 
     def _typed(self, name: str, other: str) -> ValueInfoProto:
-        typed: ValueInfoProto = type(self.types[name]).FromString(self.types[name].SerializeToString())
+        typed = copied(self.types[name])
         typed.name = other
         return typed
 
@@ -170,6 +167,12 @@ class Surgeon:
         return self._ancestors(results) - self._ancestors({*self.outputs, *keep} - set(results), stop=set(results))
 
 
+def copied(part: P) -> P:
+    """A copy of a part of a model: parts of a graph belong to it."""
+    copy: P = type(part).FromString(part.SerializeToString())
+    return copy
+
+
 def _reads(node: NodeProto) -> list[str]:
     """The names that a node reads, those that its branches take from outside included."""
     names = [name for name in node.input if name]
@@ -185,7 +188,7 @@ def _branches(node: NodeProto) -> list[Any]:
 
 def _renamed(node: NodeProto, names: dict[str, str]) -> NodeProto:
     """A copy that reads and writes other names, in its branches too."""
-    copy: NodeProto = type(node).FromString(node.SerializeToString())
+    copy = copied(node)
     _rename(copy, names)
     return copy
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from gatecli.exporting.conditions import Otherwise, Surgeon
+from gatecli.exporting.conditions import Otherwise, Surgeon, copied
 from gatecli.exporting.opened import Branch
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def _instead(branch: Branch, shortcut: str, projection: NodeProto | None) -> tup
     end, source = f"{branch.result}/skip", shortcut
     nodes: list[NodeProto] = []
     if projection is not None:
-        again = type(projection).FromString(projection.SerializeToString())
+        again = copied(projection)
         source = again.output[0] = f"{shortcut}/skip"
         nodes.append(again)
     return [*nodes, helper.make_node("Relu" if branch.rectify else "Identity", [source], [end])], end
@@ -115,7 +115,7 @@ def _same_mean(node: NodeProto, name: str, value: str, known: str | None) -> Nod
 
     if known is not None:
         return helper.make_node("Identity", [known], [name])
-    again: NodeProto = type(node).FromString(node.SerializeToString())
+    again = copied(node)
     again.input[0], again.output[0] = value, name
     return again
 

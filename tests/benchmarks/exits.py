@@ -97,8 +97,7 @@ def by_hand(network: Network, x: Tensor, taken: Tensor) -> None:
 
 
 def _against_ideal(case: str, variant: str, shares: str, network: Network, times: timing.Times, target: str) -> timing.Row:
-    reached, promised = timing.ratio(times, "plain", variant), ideal(network, SHARES[shares])
-    return timing.row(case, variant, times, reached / promised, target, f"{reached:.2f}x of {promised:.2f}x")
+    return timing.realised(case, variant, times, ideal(network, SHARES[shares]), target)
 
 
 def rows(asked: argparse.Namespace) -> list[timing.Row]:

@@ -85,7 +85,7 @@ def together(policy: str, batch: int, rounds: int) -> list[timing.Row]:
     with torch.inference_mode():
         times = timing.interleaved(variants, rounds, warmup=1)
     case = f"{policy}, batch {batch}, NCHW"
-    return [timing.row(case, "plain", times), *(against(case, variant, times, network.recipe.source.macs / cost, "") for variant, cost in (("given, half closed", macs - own), ("gater, half closed", macs)))]
+    return [timing.row(case, "plain", times), *(timing.realised(case, variant, times, network.recipe.source.macs / cost) for variant, cost in (("given, half closed", macs - own), ("gater, half closed", macs)))]
 
 
 def without_gater(network: Network) -> Network:
@@ -96,11 +96,6 @@ def without_gater(network: Network) -> Network:
 
 def gater_macs(network: Network) -> int:
     return network.costs[next(node.name for node in network.graph.nodes if node.target == "gater")].macs
-
-
-def against(case: str, variant: str, times: timing.Times, ideal: float, target: str) -> timing.Row:
-    reached = timing.ratio(times, "plain", variant)
-    return timing.row(case, variant, times, reached / ideal, target, f"{reached:.2f}x of {ideal:.2f}x")
 
 
 def force(network: Network, decisions: dict[str, Tensor]) -> Network:
@@ -129,7 +124,7 @@ def skipping(policy: str, layout: str, rounds: int) -> list[timing.Row]:
     case = f"{policy}, batch 1, {layout}"
     rows = [timing.row(case, "plain", times), timing.compared(case, "given, all open", times, "plain")]
     for variant, cost in {"given, half closed": macs - own, "gater, half closed": macs, "mask only, half closed": macs - own, "pruned": smaller.macs_dense}.items():
-        rows.append(against(case, variant, times, plain / cost, "" if variant.startswith("mask") else ">= 0.8"))
+        rows.append(timing.realised(case, variant, times, plain / cost, "" if variant.startswith("mask") else ">= 0.8"))
     if policy == "last":
         rows += [timing.row(case, "by hand", times), timing.compared(case, "pruned, over by hand", {**times, "pruned, over by hand": times["pruned"]}, "by hand", "<= 1.02")]
     return rows

@@ -14,6 +14,7 @@ import argparse
 import copy
 import math
 import pickle
+import statistics
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -83,8 +84,7 @@ def blocks_or_channels(asked: argparse.Namespace) -> list[timing.Row]:
             times = timing.interleaved({"plain": partial(model, x), **{name: partial(network, x) for name, network in networks.items()}}, rounds, warmup=1)
         rows.append(timing.row(case, "plain", times, note=f"{plain / 1e9:.2f} GMACs"))
         for name in networks:
-            reached, ideal = timing.ratio(times, "plain", name), plain / macs[name]
-            rows.append(timing.row(case, name, times, reached / ideal, "", f"{reached:.2f}x of {ideal:.2f}x, {macs[name] / 1e9:.2f} GMACs"))
+            rows.append(timing.realised(case, name, times, plain / macs[name], note=f"{macs[name] / 1e9:.2f} GMACs"))
     return rows + files(model, ours, theirs)
 
 
@@ -210,9 +210,7 @@ def speed(network: Network, theirs: Any, images: Tensor, samples: Samples, asked
         with torch.inference_mode():
             times = {name: [each / count for each in own] for name, own in timing.interleaved(variants, 3 if asked.quick else 15, warmup=1).items()}
         rows.append(timing.row(f"digits, {case}", "plain", times, note=_rate(times, "plain")))
-        for name in list(variants)[1:]:
-            reached = timing.ratio(times, "plain", name)
-            rows.append(timing.row(f"digits, {case}", name, times, reached / ideal, "", f"{reached:.2f}x of {ideal:.2f}x, {_rate(times, name)}"))
+        rows += [timing.realised(f"digits, {case}", name, times, ideal, note=_rate(times, name)) for name in list(variants)[1:]]
     return rows
 
 
@@ -222,7 +220,7 @@ def _all(run: Callable[[Tensor], Any], parts: tuple[Tensor, ...]) -> None:
 
 
 def _rate(times: timing.Times, name: str) -> str:
-    return f"{1 / sorted(times[name])[len(times[name]) // 2]:.0f} images/s"
+    return f"{1 / statistics.median(times[name]):.0f} images/s"
 
 
 def rows(asked: argparse.Namespace) -> list[timing.Row]:

@@ -106,10 +106,8 @@ def skipping(batch: int, layout: str, rounds: int) -> list[timing.Row]:
             rows.append(timing.compared(case, variant, times, "plain", "<= 1.02"))
             continue
         macs = expected_macs(network, {site: z.mean(0).tolist() for site, z in half.items()})
-        ideal = plain_macs(network) / macs
-        reached = timing.ratio(times, "plain", variant)
         target = "" if variant[:3] not in METHODS else ">= 0.95" if batch == 1 else ">= 0.90"
-        rows.append(timing.row(case, variant, times, reached / ideal, target, f"{reached:.2f}x of {ideal:.2f}x"))
+        rows.append(timing.realised(case, variant, times, plain_macs(network) / macs, target))
     return rows
 
 

@@ -112,6 +112,12 @@ def compared(case: str, variant: str, times: Times, base: str, target: str = "")
     return row(case, variant, times, ratio(times, variant, base), target, f"of minima {min(times[variant]) / min(times[base]):.3f}")
 
 
+def realised(case: str, variant: str, times: Times, ideal: float, target: str = "", note: str = "") -> Row:
+    """How much of the `ideal` speed-up over `plain` comes true: the ratio is realised / ideal; the note tells both, and what else there is to say."""
+    reached = ratio(times, "plain", variant)
+    return row(case, variant, times, reached / ideal, target, ", ".join(each for each in (f"{reached:.2f}x of {ideal:.2f}x", note) if each))
+
+
 def overruled(log_odds: Callable[[Any], Any], wanted: Any) -> Callable[[Any], Any]:
     """A gate's log-odds, computed as ever, and then given up for those wanted."""
 
