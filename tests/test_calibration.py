@@ -368,6 +368,14 @@ def test_out_of_reach(here: Path) -> None:
     assert call("calibrate", "ind.safetensors", "--target-acc", reachable, "--data", "npz:data.npz")["top1"] >= reachable
 
 
+@pytest.mark.parametrize("drop", [0, 5, 100])
+def test_points_below_all_gates_open(here: Path, drop: float) -> None:
+    found = call("calibrate", "ind.safetensors", "--max-drop", drop, "--data", "npz:data.npz")
+    assert found["target_top1"] == pytest.approx(max(0.0, found["baseline_top1"] - drop))
+    asked = call("calibrate", "ind.safetensors", "--target-acc", found["target_top1"], "--data", "npz:data.npz", "--force")
+    assert {name: asked[name] for name in ("thresholds", "top1", "macs_expected")} == {name: found[name] for name in ("thresholds", "top1", "macs_expected")}
+
+
 @pytest.mark.parametrize("target", ["120", "-1", "nan", "inf"])
 def test_targets_that_are_none(here: Path, target: str) -> None:
     refused(["calibrate", "ind.safetensors", "--target-acc", target, "--data", "npz:data.npz"], "--target-acc", "between 0 and 100", target)
@@ -381,7 +389,10 @@ def test_bad_input(here: Path) -> None:
     refused("calibrate ind.safetensors --target-acc 10 --data npz:data.npz --out data.npz", "data.npz", "--force")
     refused("calibrate ind.safetensors --target-acc 10 --data npz:data.npz --refine -1", "refine", "-1")
     refused("calibrate ind.safetensors --target-acc 10 --data npz:data.npz --batch-size 0", "0")
-    refused("calibrate ind.safetensors", "calibrated to --target-acc")
+    refused("calibrate ind.safetensors", "--target-acc", "--max-drop", "neither")
+    refused("calibrate ind.safetensors --target-acc 10 --max-drop 1", "--target-acc", "--max-drop", "both")
+    refused("calibrate ind.safetensors --max-drop 101", "--max-drop", "101")
+    refused("calibrate ind.safetensors --max-gmacs 1", "--target-acc or --max-drop", "for exits")
     assert run("calibrate", "ind.safetensors", "--target-acc", "much").code == 2
 
 

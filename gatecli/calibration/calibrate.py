@@ -42,7 +42,8 @@ def calibrate(
     network: Network,
     data: DataSet,
     *,
-    target_acc: float,
+    target_acc: float | None = None,
+    max_drop: float | None = None,
     per_gate: bool = False,
     candidates: int = CANDIDATES,
     refine: int = REFINE,
@@ -53,13 +54,13 @@ def calibrate(
     """Choose the gates' thresholds on `data`'s val split; `network` itself, whose normalisation must be known (gatecli.inputs), stays as it is.
 
     Args:
-        target_acc: val top-1 to reach, in percent.
+        target_acc: val top-1 to reach, in percent; max_drop: the same, in points below all gates open. One of them.
         per_gate: go on with a threshold a site, by coordinate descent: a heuristic.
         candidates: thresholds measured at first, a pass each, where a gate depends on the image; elsewhere all that differ are.
         refine: passes at most to look between them.
     Raises: SettingError for values out of range and a target out of reach; TrainingError without gates; DataError; Interrupted.
     """
-    check_target(target_acc)
+    check_target(target_acc, max_drop)
     if candidates < 1 or refine < 0:
         raise SettingError(f"expected `candidates` to be at least 1 and `refine` at least 0, but got {candidates} and {refine}")
     if not network.methods:
@@ -69,21 +70,29 @@ def calibrate(
     copy = network.copy()
     with strategy(copy, "threshold"):
         measure = Measure(copy, data.splits["val"], batch_size, workers, progress)
-        opened = UniformSearch(measure, target_acc).run(candidates, refine)
-        single = choose(measure.points, target_acc)
+        search = UniformSearch(measure)
+        target = target_acc if target_acc is not None else max(0.0, search.opened.top1 - (max_drop or 0.0))
+        search.run(target, candidates, refine)
+        single = choose(measure.points, target)
         if single is None:
-            raise SettingError(_out_of_reach(measure, target_acc))
-        chosen = descend(measure, single, target_acc) if per_gate else single
+            raise SettingError(_out_of_reach(measure, target))
+        chosen = descend(measure, single, target) if per_gate else single
     set_thresholds(copy, chosen.thresholds)
     result = Calibrated(
-        copy, chosen.thresholds, chosen.top1, opened.top1, target_acc, chosen.macs, chosen.rates, pareto([chosen, *measure.points]), single, per_gate
+        copy, chosen.thresholds, chosen.top1, search.opened.top1, target, chosen.macs, chosen.rates, pareto([chosen, *measure.points]), single, per_gate
     )  # fmt: skip
     _record(result, data, candidates, refine)
     return result
 
 
-def check_target(target_acc: float) -> None:
-    """Raises SettingError where `target_acc` is no percentage."""
+def check_target(target_acc: float | None, max_drop: float | None = None) -> None:
+    """Raises SettingError unless exactly one is given, `target_acc` as a percentage, `max_drop` as points of one."""
+    if (target_acc is None) == (max_drop is None):
+        raise SettingError(f"expected one of --target-acc and --max-drop, but got {'neither' if target_acc is None else 'both'}")
+    if max_drop is not None and not 0 <= max_drop <= 100:
+        raise SettingError(f"expected --max-drop to be between 0 and 100 points, but got {max_drop}")
+    if target_acc is None:
+        return
     if not 0 <= target_acc <= 100:
         raise SettingError(f"expected --target-acc to be a top-1 accuracy between 0 and 100 percent, but got {target_acc}")
     if 0 < target_acc < 1:

@@ -78,20 +78,19 @@ def between(odds: Tensor, low: float, high: float) -> Tensor:
 
 
 class UniformSearch:
-    """Finds one threshold for all gates; every point it measures is in `measure.points`."""
+    """Finds one threshold for all gates; every point it measures is in `measure.points`, and `opened` is the one with all gates open."""
 
-    def __init__(self, measure: Measure, target: float) -> None:
-        self.measure, self.network, self.target = measure, measure.network, target
+    def __init__(self, measure: Measure) -> None:
+        self.measure, self.network = measure, measure.network
         self.present = get_thresholds(self.network)
+        with measure.passes("all gates open", 1):
+            self.opened, self._seen = self._at(0.0)
 
-    def run(self, candidates: int, refine: int) -> Point:
-        """Measure the present thresholds, at most `candidates` others (all, where no gate depends on the image) and `refine` more; returns all gates open."""
-        with self.measure.passes("all gates open", 1):
-            start, seen = self._at(0.0)
-        gaps = self._spread(start, seen, candidates)
+    def run(self, target: float, candidates: int, refine: int) -> None:
+        """Measure the present thresholds, at most `candidates` others (all, where no gate depends on the image) and `refine` more, near top-1 `target`."""
+        gaps = self._spread(self.opened, self._seen, candidates)
         if any(gate.data_dependent for gate in self.network.site_gates.values()):
-            self._refine(gaps, refine)
-        return start
+            self._refine(gaps, target, refine)
 
     def _at(self, tau: float) -> tuple[Point, Tensor]:
         point, odds = self.measure.observe(alike(self.network, tau))
@@ -110,19 +109,19 @@ class UniformSearch:
             self.measure(self.present)
         return gaps
 
-    def _refine(self, gaps: list[Gap], passes: int) -> None:
+    def _refine(self, gaps: list[Gap], target: float, passes: int) -> None:
         with self.measure.passes("refining", passes):
             for _ in range(passes):
-                found = self._promising(gaps)
+                found = self._promising(gaps, target)
                 if found is None:
                     return
                 gap, tau = found
                 gaps.remove(gap)
                 gaps += gap.split(tau, *self._at(tau))
 
-    def _promising(self, gaps: list[Gap]) -> tuple[Gap, float] | None:
+    def _promising(self, gaps: list[Gap], target: float) -> tuple[Gap, float] | None:
         """The open gap whose ends come nearest to the target, among those that may hold something cheaper than the best so far."""
-        best = choose(self.measure.points, self.target)
+        best = choose(self.measure.points, target)
         hopeful = [gap for gap in gaps if best is None or gap.right.macs < best.macs]
 
         def rank(gap: Gap) -> tuple[bool, float]:

@@ -26,7 +26,7 @@ def calibrate(
     checkpoint: Checkpoint = None,
     data: Data = None,
     target_acc: Annotated[Optional[float], typer.Option(help="Top-1 accuracy to reach on val, in percent.")] = None,
-    max_drop: Annotated[Optional[float], typer.Option(help="Exits: the same, in points below the network with nobody leaving early.")] = None,
+    max_drop: Annotated[Optional[float], typer.Option(help="The same, in points below all gates open, or nobody leaving early.")] = None,
     max_gmacs: Annotated[Optional[float], typer.Option(help="Exits: the highest accuracy for at most so many GMACs an image.")] = None,
     max_ms: Annotated[Optional[float], typer.Option(help="Exits, with --cost latency: the highest accuracy for at most so many milliseconds an image.")] = None,
     cost: Annotated[str, typer.Option(help="Exits: what thresholds shall save: macs, or latency of single images as measured on this machine.")] = "macs",
@@ -55,11 +55,12 @@ def calibrate(
     if network.site_exits:
         asked = exits.Asked({"target_acc": target_acc, "max_drop": max_drop, "max_gmacs": max_gmacs, "max_ms": max_ms}, confidence, cost)
         return exits.calibrate(session, network, path, target, asked, reuse, remembered(data), batch_size, workers)
-    if target_acc is None or {max_drop, max_gmacs, max_ms, confidence} != {None} or cost != "macs" or reuse:
-        raise SettingError("layer gates are calibrated to --target-acc; --max-drop, --max-gmacs, --max-ms, --cost, --confidence and --reuse are for exits")
+    if {max_gmacs, max_ms, confidence} != {None} or cost != "macs" or reuse:
+        raise SettingError("gates are calibrated to --target-acc or --max-drop; --max-gmacs, --max-ms, --cost, --confidence and --reuse are for exits")
+    calibration.check_target(target_acc, max_drop)
     dataset = open_data(network, remembered(data))
     result = calibration.calibrate(
-        network, dataset, target_acc=target_acc, per_gate=per_gate, refine=refine, batch_size=batch_size, workers=workers, progress=Reporter(session)
+        network, dataset, target_acc=target_acc, max_drop=max_drop, per_gate=per_gate, refine=refine, batch_size=batch_size, workers=workers, progress=Reporter(session)
     )  # fmt: skip
     write(result.network, target)
     _report(session, result)

@@ -88,7 +88,7 @@ def finetune(
         run.finish()
     _report(session, result, run)
     session.written(target)
-    session.say("next: gatecli prune --threshold 0.5")
+    session.say(f"next: gatecli {'calibrate --max-drop 1' if result.network.site_exits else 'prune'}")
     return _json(result, path, target)
 
 
