@@ -4,18 +4,18 @@ from __future__ import annotations
 import importlib.util
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
 from commandline import call, refused, run, save_npz, save_source
+from environment import environment
 from networks import CASES
 from PIL import Image
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import gatecli
@@ -24,32 +24,30 @@ from gatecli.exporting import export
 from gatecli.gates import Exit
 from gatecli.network import Network
 
-# Loads a file as a machine without gatecli would: with one of torch or ONNX Runtime, and safetensors for the images and results of the test alone.
-ALONE = """
-import sys
-for name in ("gatecli", "torchvision", "fvcore", *sys.argv[4].split(",")):
-    sys.modules[name] = None  # import fails
-file, given, result = sys.argv[1:4]
-if file.endswith(".onnx"):
-    import onnxruntime
-    from safetensors.numpy import load_file, save_file
-    session = onnxruntime.InferenceSession(file)
-    run = lambda x: session.run(["logits"], {"images": x})[0]
-    import numpy
-    join = numpy.concatenate
+# Loads a file as a machine without gatecli would, and computes image by image.
+WITH_TORCH = """
+import sys, torch
+file, given, result = sys.argv[1:]
+if file.endswith(".pt2"):
+    network = torch.export.load(file).module()
 else:
-    import torch
-    from safetensors.torch import load_file, save_file
-    join = torch.cat
-    if file.endswith(".pt2"):
-        run = torch.export.load(file).module()
-    else:
-        sys.path.insert(0, file.rpartition("/")[0])
-        run = __import__(file.rpartition("/")[2].removesuffix(".py")).load()
-    torch.set_grad_enabled(False)
-images = load_file(given)["images"]
-save_file({"single": join([run(images[n:n + 1]) for n in range(len(images))])}, result)
+    sys.path.insert(0, file.rpartition("/")[0])
+    network = __import__(file.rpartition("/")[2].removesuffix(".py")).load()
+with torch.no_grad():
+    torch.save(torch.cat([network(image[None]) for image in torch.load(given)]), result)
 """
+WITH_ONNXRUNTIME = """
+import sys, numpy, onnxruntime
+file, given, result = sys.argv[1:]
+session = onnxruntime.InferenceSession(file)
+numpy.save(result, numpy.concatenate([session.run(["logits"], {"images": image[None]})[0] for image in numpy.load(given)]))
+"""
+
+
+@pytest.fixture(scope="module")
+def pythons(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A Python that has torch alone, and one that has ONNX Runtime alone."""
+    return {package: environment(tmp_path_factory.mktemp(package), package) for package in ("torch", "onnxruntime")}
 
 
 def undecided(network: Network) -> Network:
@@ -75,15 +73,18 @@ def gated(case: str, *methods: str) -> Network:
     return undecided(network)
 
 
-def alone(file: Path, images: Tensor, without: str) -> Tensor:
-    """The file's logits, image by image, computed by a Python that has neither gatecli nor torchvision nor `without`."""
-    given, result = file.parent / "images.safetensors", file.parent / "result.safetensors"
-    save_file({"images": images}, given)
-    done = subprocess.run([sys.executable, "-I", "-c", ALONE, str(file), str(given), str(result), without], capture_output=True, text=True)
+def alone(file: Path, images: Tensor, pythons: dict[str, Path]) -> Tensor:
+    """The file's logits, computed by a Python with torch or ONNX Runtime and nothing else."""
+    given, result = file.parent / "images.npy", file.parent / "result.npy"
+    if file.suffix == ".onnx":
+        package, program = "onnxruntime", WITH_ONNXRUNTIME
+        np.save(given, images.numpy())
+    else:
+        package, program = "torch", WITH_TORCH
+        torch.save(images, given)
+    done = subprocess.run([pythons[package], "-I", "-c", program, file, given, result], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    from safetensors.torch import load_file
-
-    return load_file(result)["single"]
+    return torch.from_numpy(np.load(result)) if package == "onnxruntime" else torch.load(result)
 
 
 def close(one: Tensor, other: Tensor) -> bool:
@@ -98,19 +99,26 @@ def outputs(path: Path, image: Tensor) -> dict[str, Any]:
 
 # --- every kind of network, without gatecli ---
 
+@pytest.mark.parametrize(("package", "lacks"), [("torch", "onnxruntime, numpy"), ("onnxruntime", "torch")])
+def test_alone_is_alone(package: str, lacks: str, pythons: dict[str, Path]) -> None:
+    for name in ("gatecli", "torchvision", "safetensors", *lacks.split(", ")):
+        done = subprocess.run([pythons[package], "-I", "-c", f"import {name}"], capture_output=True, text=True)
+        assert done.returncode == 1 and f"No module named '{name}'" in done.stderr
+
+
 STACK = ("own", "aig-perbatch", "dgate")
 DYNAMIC = [pytest.param(("dense", "aig-perbatch"), marks=pytest.mark.slow, id="dense"), pytest.param(("tokens", "aig-perbatch"), id="tokens"), pytest.param(STACK, id="own with exits")]
 
 
 @pytest.mark.parametrize("case", DYNAMIC)
 @pytest.mark.parametrize("format", ["onnx", "pt2"])
-def test_dynamic(case: tuple[str, ...], format: str, tmp_path: Path) -> None:
+def test_dynamic(case: tuple[str, ...], format: str, pythons: dict[str, Path], tmp_path: Path) -> None:
     network, images = gated(*case), CASES[case[0]].images(6, seed=4)
     done = export(network, tmp_path / f"file.{format}", format, images=images)
     assert done.dynamic and done.batch == 1 and done.max_difference <= 1e-4 and not done.masked
     if case == STACK:
         with torch.no_grad():
-            assert close(alone(done.out, images, "torch" if format == "onnx" else "onnxruntime"), network(images))
+            assert close(alone(done.out, images, pythons), network(images))
 
 
 @pytest.mark.parametrize("method", ["cgnet", "gaternet"])
@@ -122,12 +130,12 @@ def test_gates_that_save_nothing_in_a_file_are_named(method: str, tmp_path: Path
 
 @pytest.mark.parametrize("format", ["onnx", "pt2", "weights"])
 @pytest.mark.parametrize("case", ["tokens"])
-def test_static_any_batch_alone(case: str, format: str, tmp_path: Path) -> None:
+def test_static_any_batch_alone(case: str, format: str, pythons: dict[str, Path], tmp_path: Path) -> None:
     network, images = CASES[case].network().eval(), CASES[case].images(3)
     done = export(network, tmp_path / f"a-file.{format}", format, images=images)
     assert not done.dynamic and done.batch is None
     with torch.no_grad():
-        assert close(alone(done.files[-1], images, "torch" if format == "onnx" else "onnxruntime"), network(images))
+        assert close(alone(done.files[-1], images, pythons), network(images))
 
 
 def test_all_computed_takes_batches(tmp_path: Path) -> None:
