@@ -42,19 +42,14 @@ def lower(root: nn.Module, graph: fx.Graph, costs: Mapping[str, NodeCost]) -> fx
 
     costs: the nodes' shapes, by name.
     """
-    lowered = economical(root, graph)
-    holder = nn.ModuleDict()
-    root.add_module(LOWERED, holder)
+    lowered, holder = economical(root, graph), _holder(root)
     lower_branches(root, lowered, lambda last, executor, inputs: _replace(lowered, last, executor, inputs, holder))
     for node in list(lowered.nodes):
         if is_mask(node) and _of_filters(root, node):
             _lower_filters(root, lowered, node, holder)
     for node in list(lowered.nodes):
         if is_mask(node) and not _of_filters(root, node):
-            if all(is_cat(user) for user in node.users):
-                _lower_layer(root, lowered, node, holder, costs)
-            else:
-                _lower_block(root, lowered, node, holder)
+            _lower_mask(root, lowered, node, holder, costs)
         elif node.target is choose:
             _lower_outputs(root, lowered, node, holder)
         elif node.target is keep_inputs:
@@ -65,6 +60,21 @@ def lower(root: nn.Module, graph: fx.Graph, costs: Mapping[str, NodeCost]) -> fx
     if not len(holder):
         del root._modules[LOWERED]
     return lowered
+
+
+def lower_whole(root: nn.Module, graph: fx.Graph, costs: Mapping[str, NodeCost]) -> fx.Graph:
+    """The same, but only what has a single gate is skipped, by a SkipBlock or SkipLayer."""
+    lowered, holder = economical(root, graph), _holder(root)
+    for node in list(lowered.nodes):
+        if is_mask(node) and getattr(module_of(root, decided_by(node)), "units", 0) == 1:
+            _lower_mask(root, lowered, node, holder, costs)
+    return lowered
+
+
+def _holder(root: nn.Module) -> nn.ModuleDict:
+    holder = nn.ModuleDict()
+    root.add_module(LOWERED, holder)
+    return holder
 
 
 def staged(graph: fx.Graph) -> Staged | None:
@@ -149,6 +159,13 @@ def _rectify_in_place(root: nn.Module, relu: fx.Node) -> None:
     (source,) = relu.all_input_nodes
     if len(source.users) == 1 and not _shared(root, source) and source.op not in ("placeholder", "get_attr"):
         relu.op, relu.target, relu.args, relu.kwargs = "call_function", F.relu, (source,), {"inplace": True}
+
+
+def _lower_mask(root: nn.Module, graph: fx.Graph, masked: fx.Node, holder: nn.ModuleDict, costs: Mapping[str, NodeCost]) -> None:
+    if all(is_cat(user) for user in masked.users):
+        _lower_layer(root, graph, masked, holder, costs)
+    else:
+        _lower_block(root, graph, masked, holder)
 
 
 def _lower_block(root: nn.Module, graph: fx.Graph, masked: fx.Node, holder: nn.ModuleDict) -> None:

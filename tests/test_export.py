@@ -121,6 +121,22 @@ def test_dynamic(case: tuple[str, ...], format: str, pythons: dict[str, Path], t
             assert close(alone(done.out, images, pythons), network(images))
 
 
+@pytest.mark.parametrize("format", ["onnx", "pt2"])
+@pytest.mark.parametrize("other", [("cgnet", {"include": ["units.1.*"]}), ("gaternet", {}), ("dgate", {}), ("aig-pergate", {"granularity": 4, "include": ["units.1"]})], ids=lambda other: other[0])
+def test_whole_branches_are_skipped_beside_other_gates(other: tuple[str, dict[str, Any]], format: str, tmp_path: Path) -> None:
+    network, images = CASES["own"].network(), CASES["own"].images(6, seed=4)
+    first: dict[str, Any] = {"granularity": 4, "exclude": ["units.2.body"]} if other[0] == "dgate" else {"include": ["units.0", "units.2.body"]}
+    for method, settings in [("aig-perbatch", first), other]:
+        network = gatecli.attach(network, method, **settings).network
+    draw = torch.Generator().manual_seed(5)
+    for parameter in [each for name, each in network.named_parameters() if name.startswith("gater.")]:
+        parameter.data += 0.3 * torch.randn(parameter.shape, generator=draw)
+    network = undecided(network)
+    done = export(network, tmp_path / f"file.{format}", format, images=images)
+    assert done.dynamic and done.max_difference <= 1e-4
+    assert sorted(done.masked) == sorted(site for site, gate in network.site_gates.items() if gate.units > 1)
+
+
 @pytest.mark.parametrize("method", ["cgnet", "gaternet"])
 def test_gates_that_save_nothing_in_a_file_are_named(method: str, tmp_path: Path) -> None:
     network = gatecli.attach(CASES["own"].network(), method).network.eval()

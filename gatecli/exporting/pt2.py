@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from gatecli.errors import ExportError
-from gatecli.execute import LOWERED, lower, staged
-from gatecli.executors import AddAt, SkipBlock, SkipLayer
+from gatecli.execute import LOWERED, lower_whole, staged
+from gatecli.executors import SkipBlock, SkipLayer
 from gatecli.exporting.opened import masked
 from gatecli.exporting.quiet import quiet, reason
 from gatecli.graph.trace import compile_graph
@@ -64,18 +64,10 @@ class Skipping(nn.Module):
     def __init__(self, network: Network) -> None:
         super().__init__()
         self.network = network
-        lowered = lower(network, network.graph, network.costs)
-        holder = network._modules.get(LOWERED)
-        for name, part in list(holder.named_children()) if holder is not None else []:
-            if isinstance(part, SkipLayer):
-                holder.register_module(name, CondLayer(part))  # type: ignore[union-attr]
-            elif type(part) is SkipBlock:
-                holder.register_module(name, CondBlock(part))  # type: ignore[union-attr]
-            elif isinstance(part, AddAt):
-                part.write = False
-                part.places.on(network.device)  # made now, it is a constant of the program
-            else:
-                raise ExportError("a branch of several units has no form in pt2 files yet: prune first, or export to ONNX")
+        lowered = lower_whole(network, network.graph, network.costs)
+        holder: Any = network.get_submodule(LOWERED)
+        for name, part in list(holder.named_children()):
+            holder.register_module(name, CondLayer(part) if isinstance(part, SkipLayer) else CondBlock(part))
         stages = staged(lowered)
         self.exits = [] if stages is None else list(stages.exits)
         self.parts: list[Callable[..., Any]] = [compile_graph(lowered)] if stages is None else [*stages.stages, stages.last]
