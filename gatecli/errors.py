@@ -47,3 +47,8 @@ class Interrupted(GatecliError):
     """Ctrl-C or SIGTERM arrived; what was saved last is resumable."""
 
     exit_code = 130
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, in one line; its name where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from gatecli import methods
+from gatecli import methods, surgery
 from gatecli.costs import Rates, expected_macs, known_rates, reach
 from gatecli.errors import GatecliError, SettingError
 from gatecli.gates import Exit
@@ -63,10 +63,10 @@ def prune(
     plan = _shortened(network, plan)
     dynamic = {site: units for site, units in dynamic.items() if site in plan}
     empty = [site for site, kept in plan.items() if not kept and site not in dynamic and not network.sites[site].places]
-    stuck = network.why_not_removable(empty)
+    stuck = surgery.why_not_removable(network, empty)
     plan = {site: kept for site, kept in plan.items() if site not in stuck}
     left = {site: [*kept, *dynamic.get(site, ())] for site, kept in plan.items()}
-    wide = [site for site, units in left.items() if site not in empty and network.sites[site].kind != "conv" and len(units) < network.sites[site].units and network.why_stays_wide(site, units) is not None]
+    wide = [site for site, units in left.items() if site not in empty and network.sites[site].kind != "conv" and len(units) < network.sites[site].units and surgery.why_stays_wide(network, site, units) is not None]
     smaller = network.copy().eval()
     for site in stuck:
         smaller.site_gates[site].threshold.fill_(1.0)  # P(on) is never above it

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import gatecli
-from gatecli import methods
+from gatecli import methods, surgery
 from gatecli.attaching import Attached
 from gatecli.checkpoint import save_tensors
 from gatecli.costs import expected_macs
@@ -612,7 +612,7 @@ def test_a_deep_copy_is_independent(gated: Network, case: Case) -> None:
         assert not infer(twin, x).any()
         assert not any(seen.values())  # the copy's executors call the copy's modules
     twin.recipe = twin.recipe.with_step(Step("prune", {}))
-    twin.remove_branches([list(twin.methods)[-1]])
+    surgery.remove_branches(twin, [list(twin.methods)[-1]])
     twin.recompile()
     assert torch.equal(infer(gated, x), before) and len(gated.methods) == len(twin.methods) + 1 and len(gated.recipe.steps) == 1
     with gatecli.force(gated, {site: [0] * gate.units for site, gate in gated.site_gates.items()}):

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gatecli.errors import ExportError
+from gatecli.errors import ExportError, first_line
 from gatecli.exporting.conditions import Otherwise, Surgeon
 from gatecli.exporting.opened import Leave, Opened
-from gatecli.exporting.quiet import first_line, quiet, reason
+from gatecli.exporting.quiet import quiet, reason
 from gatecli.exporting.skips import skip_branches
 from gatecli.network import Network
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from gatecli import methods
+from gatecli import methods, surgery
 from gatecli.gates import Exit, Gate
 from gatecli.graph.ops import is_add, is_cat, is_mask, is_pick, module_of, never_negative, relu_after
 from gatecli.graph.trace import compile_graph, copied, remove_dead
@@ -79,7 +79,7 @@ def decided(network: Network) -> Network:
         runs = methods.get(copy.methods[site]).decided(copy, site, None)
         if runs is not None:
             plan[site] = [unit for unit, flag in enumerate(runs) if flag]
-    stuck = copy.why_not_removable([site for site, kept in plan.items() if not kept and site not in copy.site_exits])
+    stuck = surgery.why_not_removable(copy, [site for site, kept in plan.items() if not kept and site not in copy.site_exits])
     methods.apply_plan(copy, {site: kept for site, kept in plan.items() if site not in stuck})
     return copy
 

@@ -6,6 +6,8 @@ import io
 import logging
 from collections.abc import Iterator
 
+from gatecli.errors import first_line
+
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
@@ -24,7 +26,3 @@ def reason(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     return first_line(error)
-
-
-def first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

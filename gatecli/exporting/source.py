@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from gatecli.errors import ExportError
+from gatecli.errors import ExportError, first_line
 from gatecli.graph.settle import TRAINING
 from gatecli.graph.trace import SiteTracer, remove_dead
 
@@ -146,7 +146,7 @@ class _Writer:
             graph = SiteTracer().trace(copy.deepcopy(module).eval())
             remove_dead(graph)
         except Exception as error:  # whatever tracing comes to
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise ExportError(f"the weights format cannot write `{path}`, a {type(module).__name__}: it is not torch's own and cannot be traced ({reason}): export to pt2 or onnx") from error
         name = f"{type(module).__name__}At_{re.sub(r'[^0-9a-zA-Z]', '_', path)}"
         self.network(name, module, graph)

@@ -14,7 +14,7 @@ import numpy
 import torch
 from torch import fx, nn
 
-from gatecli.errors import ArchitectureError
+from gatecli.errors import ArchitectureError, first_line
 from gatecli.graph.settle import ASSIGNING, TRAINING, dropout_follows_mode, same_but_for_dropout, without_writes
 
 
@@ -136,7 +136,7 @@ def _blame(error: Exception) -> str:
     """The last line of the network's own code on the way to the error."""
     own = tuple(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, Path(numpy.__file__).parent, Path(__file__).parents[1] / "graph"))
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(own)]
-    text = (str(error).splitlines() or [type(error).__name__])[0]
+    text = first_line(error)
     return f"{frames[-1].filename}:{frames[-1].lineno} `{frames[-1].line}` ({text})" if frames else text
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from gatecli import surgery
 from gatecli.errors import SettingError
 from gatecli.gates import Gate
 from gatecli.graph.sites import Site
@@ -107,7 +108,7 @@ class Method:
 
     def insert(self, network: Network, site: str, settings: Any) -> None:
         """Put one gate in."""
-        network.insert_gate(site, self.gate(network.sites[site], settings), self.name)
+        surgery.insert_gate(network, site, self.gate(network.sites[site], settings), self.name)
 
     def begin(self, network: Network, sites: Iterable[str]) -> None:
         """Training of the gates at these sites begins, or goes on."""
@@ -173,7 +174,7 @@ class ExitMethod(Method):
 
     def ready(self, network: Network, settings: Any) -> None:
         if settings.after is not None:
-            network.place_exits([name.strip() for name in settings.after.split(",")])
+            surgery.place_exits(network, [name.strip() for name in settings.after.split(",")])
 
 
 def apply_plan(network: Network, plan: Mapping[str, list[int]], round_to: int = 1, dynamic: Mapping[str, list[int]] | None = None, wide: Collection[str] = ()) -> None:
@@ -187,9 +188,9 @@ def apply_plan(network: Network, plan: Mapping[str, list[int]], round_to: int = 
     exits = {site: kept for site, kept in plan.items() if network.sites[site].kind == "exit"}
     for site, kept in exits.items():
         if kept:
-            network.end_at_exit(site)
+            surgery.end_at_exit(network, site)
         else:
-            network.remove_exit(site)
+            surgery.remove_exit(network, site)
     by_method: dict[str, dict[str, list[int]]] = {}
     for site, kept in plan.items():
         if site not in exits:
@@ -208,10 +209,10 @@ def _keep_units(network: Network, plan: Mapping[str, list[int]], round_to: int, 
     narrowed: dict[Any, list[int]] = {}
     for site, kept in plan.items():
         if len(kept) == network.sites[site].units:
-            network.remove_gate(site)
+            surgery.remove_gate(network, site)
         elif site not in gone:
-            narrowed |= network.keep_units(site, kept, round_to, dynamic.get(site, []), network.sites[site].kind == "block" or site in wide)
-    network.remove_branches(gone, narrowed)
+            narrowed |= surgery.keep_units(network, site, kept, round_to, dynamic.get(site, []), network.sites[site].kind == "block" or site in wide)
+    surgery.remove_branches(network, gone, narrowed)
 
 
 _REGISTRY: dict[str, Method] = {}

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gatecli import surgery
 from gatecli.errors import SettingError
 from gatecli.gates import Gate, Remembered
 from gatecli.graph.channels import others
@@ -208,7 +209,7 @@ class ChannelGating(Method):
         conv, norm = (network.get_submodule(str(node.target)) for node in network.graph.nodes if node.name in network.sites[site].branch)
         assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
         order, groups = base_channels(conv.in_channels, settings)
-        network.insert_gate(site, ChannelGate(site, conv, norm, order, groups, settings), self.name)
+        surgery.insert_gate(network, site, ChannelGate(site, conv, norm, order, groups, settings), self.name)
 
     def targets(self, settings: Any, sites: Iterable[str], epoch: int) -> dict[str, float]:
         return {}

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gatecli import surgery
 from gatecli.gates import Exit
 from gatecli.graph.slices import drop_inputs
 from gatecli.methods.base import ExitMethod, ExitSettings, register, setting
@@ -93,7 +94,7 @@ class DGates(ExitMethod):
 
     def insert(self, network: Network, site: str, settings: Any) -> None:
         place = network.sites[site]
-        network.insert_exit(site, DGate(site, place.channels, place.positions, network.num_classes, settings.loss == "cross-entropy"), self.name)
+        surgery.insert_exit(network, site, DGate(site, place.channels, place.positions, network.num_classes, settings.loss == "cross-entropy"), self.name)
 
 
 register(DGates("dgate", "a linear classifier after each stage; images of which it is sure leave there", DGateSettings))

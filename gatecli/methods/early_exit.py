@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from gatecli import surgery
 from gatecli.errors import SettingError
 from gatecli.gates import Exit, gumbel_decision
 from gatecli.losses import MIRRORED, distance
@@ -115,7 +116,7 @@ class EarlyExits(ExitMethod):
         shape = network.costs[place.entry].shape
         if place.positions != (2, 3) or shape is None or len(shape) != 4:
             raise SettingError(f"{self.name} needs maps (N, C, H, W) to convolve, which `{site}` does not have: leave it out with --exclude, or take dgate")
-        network.insert_exit(site, GumbelExit(site, place.channels, shape[2:], network.num_classes, settings.width), self.name)
+        surgery.insert_exit(network, site, GumbelExit(site, place.channels, shape[2:], network.num_classes, settings.width), self.name)
 
     def begin(self, network: Network, sites: Iterable[str]) -> None:
         for site in sites:

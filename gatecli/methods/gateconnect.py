@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from gatecli import surgery
 from gatecli.errors import SettingError
 from gatecli.gates import Gate
 from gatecli.graph.sites import Site
@@ -148,7 +149,7 @@ class GateConnect(Method):
             gate.freeze(_random(count, fan_in, draw))
         if settings.shared == "no":
             gate.real.data.mul_(0.5 + torch.rand(gate.real.shape, generator=draw))
-        network.insert_connections(site, gate, self.name, streams=fan_in < count)
+        surgery.insert_connections(network, site, gate, self.name, streams=fan_in < count)
 
     def targets(self, settings: Any, sites: Iterable[str], epoch: int) -> dict[str, float]:
         return dict.fromkeys(sites, 1.0)
@@ -196,7 +197,7 @@ class GateConnect(Method):
             readers = kept.get(gate.reader_site or "", list(range(len(gate.real))))
             rows, columns = (torch.tensor(numbers, device=gate.real.device) for numbers in (readers, units))
             fixed[site] = Fixed(gate.connections()[rows][:, columns].clone(), gate.fan_in)
-        network.fix_connections(kept, fixed)
+        surgery.fix_connections(network, kept, fixed)
         return True
 
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from gatecli import surgery
 from gatecli.architectures.arguments import is_callable_name, split_arch
 from gatecli.architectures.rows import CHANNEL_ARGS
 from gatecli.errors import SettingError
@@ -131,7 +132,7 @@ class GaterNet(Method):
         first = 0
         for site in sites:
             units = network.sites[site].units
-            network.insert_gate(site, FilterGate(site, units, first), self.name, said.name)
+            surgery.insert_gate(network, site, FilterGate(site, units, first), self.name, said.name)
             first += units
         network.recompile()
         network.recount()
