@@ -16,7 +16,7 @@ from commandline import call, refused, run, save_npz, save_source
 from environment import environment
 from networks import CASES
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import gatecli
 from gatecli.errors import ExportError
@@ -321,6 +321,31 @@ def test_what_will_not_convert_is_named(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"bessel_j0"):
         export(traced(Sorting(), (8, 8)).eval(), tmp_path / "file.onnx")
     assert not list(tmp_path.iterdir())
+
+
+@fx.wrap
+def leaky(x: Tensor, slope: float = 0.2) -> Tensor:
+    return torch.where(x > 0, x, slope * x)
+
+
+class Leaking(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, padding=1), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.fc((leaky(self.conv(x)) + x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("format", ["onnx", "pt2"])
+def test_functions_that_tracing_keeps_whole_may_stand_in_branches(format: str, tmp_path: Path) -> None:
+    from networks import traced
+
+    network = gatecli.attach(traced(Leaking(), (8, 8)), "aig-perbatch").network.eval()
+    assert leaky in {node.target for node in network.graph.nodes}
+    assert export(network, tmp_path / f"file.{format}", format).dynamic
+    assert leaky.__defaults__ == (0.2,)
 
 
 def test_weights_need_a_static_network(tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx import _symbolic_trace as symbolic_trace
 
 from gatecli.errors import ExportError
 from gatecli.execute import LOWERED, lower_whole, staged
@@ -95,13 +97,25 @@ class Skipping(nn.Module):
         return result
 
 
+@contextmanager
+def _no_wrapped_functions() -> Iterator[None]:
+    """While torch.export traces, functions named by torch.fx.wrap are replaced by ones without default arguments, which torch.cond cannot take; its own trace needs none of them."""
+    named: dict[Any, Any] = getattr(symbolic_trace, "_wrapped_fns_to_patch", {})
+    kept = dict(named)
+    named.clear()
+    try:
+        yield
+    finally:
+        named.update(kept)
+
+
 def write_pt2(network: Network, dynamic: bool, image: Tensor, path: Path, facts: dict[str, str]) -> Callable[[Tensor], Tensor]:
     """Write the network to `path`; returns a function that runs the file. `dynamic`: single images only. Raises ExportError where torch.export fails."""
     module = Skipping(copy.deepcopy(network)).eval() if dynamic else masked(network).module
     example = image if dynamic else torch.cat([image, image])  # torch takes a size of 1 for a constant
     shapes: Sequence[Any] | None = None if dynamic else ({0: torch.export.Dim("batch", min=1)},)
     try:
-        with torch.no_grad(), quiet():
+        with torch.no_grad(), quiet(), _no_wrapped_functions():
             program = torch.export.export(module, (example,), dynamic_shapes=shapes)
     except Exception as error:  # the exporter raises whatever it comes to
         raise ExportError(f"torch.export cannot take the network: {reason(error)}") from error
