@@ -348,6 +348,24 @@ def test_functions_that_tracing_keeps_whole_may_stand_in_branches(format: str, t
     assert leaky.__defaults__ == (0.2,)
 
 
+class Shaping(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        n, c = x.shape[:2]
+        return self.fc(x.reshape(n, c, -1).mean(2))
+
+
+def test_weights_of_a_network_that_reads_shapes(tmp_path: Path) -> None:
+    from networks import traced
+
+    done = export(traced(Shaping(), (8, 8)).eval(), tmp_path / "file.safetensors", "weights")
+    assert done.max_difference <= 1e-6 and ".shape" in done.files[-1].read_text(encoding="utf-8")
+
+
 def test_weights_need_a_static_network(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="prune first"):
         export(gated("own", "aig-perbatch"), tmp_path / "file.safetensors", "weights")

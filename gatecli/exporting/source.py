@@ -102,7 +102,7 @@ class _Writer:
 
     def needed(self, alias: str, value: Any) -> None:
         """Define a name that generated code uses."""
-        if value is torch or alias == "torch":
+        if value is torch or alias == "torch" or value is getattr:  # torch.fx writes `x.shape`
             return
         if inspect.isfunction(value) and value.__module__.startswith("gatecli.graph."):
             self.function(value)
