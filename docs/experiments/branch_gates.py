@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--epochs", default="6")
     parser.add_argument("--size", default="16")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
+    parser.add_argument("--connections", nargs="*", choices=VARIANTS, default=list(VARIANTS))
     args = parser.parse_args()
     data, classes = f"npz:{subset(args.data, args.train)}", int(np.load(args.data)["train_labels"].max()) + 1
     print("| connections | seed | test top-1 | parameters | pruned | GMACs | pruned | branches a module | ms at batch 1 / 32 | pruned |\n|---|---|---|---|---|---|---|---|---|---|")
@@ -33,9 +34,9 @@ def main() -> None:
         source = f"{args.arch}.{seed}.pt"
         torch.manual_seed(seed)
         torch.save(build(f"cifar:{args.arch}", {"num_classes": classes}).state_dict(), source)
-        for name, settings in VARIANTS.items():
+        for name in args.connections:
             stem = f"{args.arch}.{seed}.{name.replace(' ', '').replace(',', '-')}"
-            sets = [word for setting in settings for word in ("--set", setting)]
+            sets = [word for setting in VARIANTS[name] for word in ("--set", setting)]
             gated = gatecli("attach", source, "--method", "gateconnect", *sets, "--input-size", args.size, "--out", f"{stem}.safetensors", "--force")
             schedule = ["--epochs", args.epochs, "--lr", "0.03", "--batch-size", "64", "--weight-decay", "5e-4", "--bn-batches", "50", "--seed", seed]
             tuned = gatecli("finetune", gated["out"], "--data", data, *schedule, "--out", f"{stem}.tuned.safetensors", "--force")
