@@ -30,7 +30,10 @@ def remove_gate(network: Network, site: str) -> None:
 
 
 def remove_branches(network: Network, sites: Collection[str], narrowed: Mapping[fx.Node, Sequence[int]] | None = None) -> None:
-    """Take sites out of the network for good, with their gates; `narrowed`: what `keep_units` returned of others, to be done with them. Raises SettingError where one cannot be removed, see `why_not_removable`."""
+    """Take sites out of the network for good, with their gates; `narrowed`: what `keep_units` returned of others, to be done with them.
+
+    Raises SettingError where one cannot be removed, see `why_not_removable`.
+    """
     for site in [name for name in sites if network.sites[name].kind == "conv"]:
         keep_units(network, site, [])
     sites = [name for name in sites if name in network.sites]
