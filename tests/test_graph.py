@@ -450,6 +450,34 @@ ODD: dict[str, Callable[[Tensor], Any]] = {
 }
 
 
+class Gathering(nn.Module):
+    """A layer of a dense block, which takes a list and drops in training."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 4, 3, padding=1)
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        return F.dropout(self.conv(torch.cat([*features], 1)), 0.5, self.training)
+
+
+class Gathered(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.layers, self.fc = nn.Conv2d(3, 4, 3), nn.ModuleList([Gathering(4), Gathering(8)]), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = [self.first(x)]
+        for layer in self.layers:
+            features.append(layer(features))
+        return self.fc(torch.cat(features, 1).mean((2, 3)))
+
+
+def test_layers_that_take_lists_are_seen_through() -> None:
+    graph = trace(Gathered())
+    assert [node.target for node in graph.nodes if node.op == "call_module"] == ["first", "layers.0.conv", "layers.1.conv", "fc"]
+
+
 class Odd(nn.Module):
     def __init__(self, kind: str) -> None:
         super().__init__()

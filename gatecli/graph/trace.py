@@ -99,12 +99,28 @@ def _only_drops(module: nn.Module) -> bool:
         return False
     modes = [(part, part.training) for part in module.modules()]
     try:
-        return same_but_for_dropout(SiteTracer().trace(module.eval()), SiteTracer().trace(module.train()))
-    except Exception:  # whatever tracing comes to: the module stays whole
-        return False
+        return any(_same_in_both_modes(each) for each in (module, _OfList(module)))
     finally:
         for part, training in modes:
             part.training = training
+
+
+def _same_in_both_modes(module: nn.Module) -> bool:
+    try:
+        return same_but_for_dropout(SiteTracer().trace(module.eval()), SiteTracer().trace(module.train()))
+    except Exception:  # whatever tracing comes to: the module stays whole
+        return False
+
+
+class _OfList(nn.Module):
+    """Calls a module that takes a list of tensors, as a layer of a dense block does: torch.cat of older versions takes no traced value in its place."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Any) -> Any:
+        return type(self.module).forward(self.module, [x])  # not a call that the tracer sees: it would ask whether to keep the module whole
 
 
 def trace(module: nn.Module, leaves: Sequence[str] = ()) -> fx.Graph:
