@@ -88,7 +88,7 @@ def _converted(parts: Opened, image: Tensor, opset: int) -> ModelProto:
                 parts.module, (example,), dynamo=True, input_names=["images"], output_names=parts.names, dynamic_shapes=batch, opset_version=opset, verbose=False
             )
     except Exception as error:  # the exporter raises whatever it comes to
-        raise ExportError(f"torch cannot convert the network to ONNX: {reason(error)}") from error
+        raise ExportError(f"torch {torch.__version__} cannot convert the network to ONNX: {reason(error)}") from error
     assert program is not None
     return program.model_proto
 

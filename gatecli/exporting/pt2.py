@@ -71,7 +71,7 @@ class Skipping(nn.Module):
         for name, part in list(holder.named_children()):
             holder.register_module(name, CondLayer(part) if isinstance(part, SkipLayer) else CondBlock(part))
         stages = staged(lowered)
-        self.exits = [] if stages is None else list(stages.exits)
+        self.exits = [] if stages is None else [network.get_submodule(path) for path in stages.exits]
         self.parts: list[Callable[..., Any]] = [compile_graph(lowered)] if stages is None else [*stages.stages, stages.last]
 
     def forward(self, images: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ class Skipping(nn.Module):
         values = self.parts[number](self.network, *values)
         if number == len(self.exits):
             return values[0]
-        logits, z = self.network.get_submodule(self.exits[number])(values[0])
+        logits, z = self.exits[number](values[0])
 
         def leave(logits: Tensor, *values: Tensor) -> Tensor:
             return logits.clone()
@@ -118,7 +118,7 @@ def write_pt2(network: Network, dynamic: bool, image: Tensor, path: Path, facts:
         with torch.no_grad(), quiet(), _no_wrapped_functions():
             program = torch.export.export(module, (example,), dynamic_shapes=shapes)
     except Exception as error:  # the exporter raises whatever it comes to
-        raise ExportError(f"torch.export cannot take the network: {reason(error)}") from error
+        raise ExportError(f"torch.export of torch {torch.__version__} cannot take the network: {reason(error)}") from error
     with path.open("wb") as file:
         torch.export.save(program, file, extra_files={"gatecli.json": facts["gatecli"]})
     return runner(path)
