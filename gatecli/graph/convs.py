@@ -182,7 +182,8 @@ def _decide_outputs(
         with graph.inserting_before(chosen.next):
             low = graph.call_module(path, (x,))
             now, more = (graph.call_function(merge, (now, low, kept)) if kept else low), [low.name]
-    chosen.replace_all_uses_with(now, delete_user_cb=lambda user: user is not now)
+    if now is not chosen:
+        chosen.replace_all_uses_with(now, delete_user_cb=lambda user: user is not now)
     keep_outputs(root, [conv, norm], kept)
     if left:
         numbers = {row: place for place, row in enumerate(kept)}
