@@ -14,7 +14,7 @@ import pytest
 import torch
 from commandline import call, refused, run, save_npz, save_source
 from environment import environment
-from networks import CASES
+from networks import CASES, traced
 from PIL import Image
 from torch import Tensor, fx, nn
 
@@ -98,6 +98,7 @@ def outputs(path: Path, image: Tensor) -> dict[str, Any]:
 
 
 # --- every kind of network, without gatecli ---
+
 
 @pytest.mark.parametrize(("package", "lacks"), [("torch", "onnxruntime, numpy"), ("onnxruntime", "torch")])
 def test_alone_is_alone(package: str, lacks: str, pythons: dict[str, Path]) -> None:
@@ -316,8 +317,6 @@ class Sorting(nn.Module):
 
 
 def test_what_will_not_convert_is_named(tmp_path: Path) -> None:
-    from networks import traced
-
     with pytest.raises(ExportError, match=r"bessel_j0"):
         export(traced(Sorting(), (8, 8)).eval(), tmp_path / "file.onnx")
     assert not list(tmp_path.iterdir())
@@ -340,8 +339,6 @@ class Leaking(nn.Module):
 
 @pytest.mark.parametrize("format", ["onnx", "pt2"])
 def test_functions_that_tracing_keeps_whole_may_stand_in_branches(format: str, tmp_path: Path) -> None:
-    from networks import traced
-
     network = gatecli.attach(traced(Leaking(), (8, 8)), "aig-perbatch").network.eval()
     assert leaky in {node.target for node in network.graph.nodes}
     assert export(network, tmp_path / f"file.{format}", format).dynamic
@@ -360,8 +357,6 @@ class Shaping(nn.Module):
 
 
 def test_weights_of_a_network_that_reads_shapes(tmp_path: Path) -> None:
-    from networks import traced
-
     done = export(traced(Shaping(), (8, 8)).eval(), tmp_path / "file.safetensors", "weights")
     assert done.max_difference <= 1e-6 and ".shape" in done.files[-1].read_text(encoding="utf-8")
 

@@ -5,6 +5,7 @@ import inspect
 import os
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import CodeType, FunctionType
@@ -99,17 +100,13 @@ def _only_drops(module: nn.Module) -> bool:
         return False
     modes = [(part, part.training) for part in module.modules()]
     try:
-        return any(_same_in_both_modes(each) for each in (module, _OfList(module)))
+        for each in (module, _OfList(module)):
+            with suppress(Exception):  # whatever tracing comes to
+                return same_but_for_dropout(SiteTracer().trace(each.eval()), SiteTracer().trace(each.train()))
+        return False  # it stays whole
     finally:
         for part, training in modes:
             part.training = training
-
-
-def _same_in_both_modes(module: nn.Module) -> bool:
-    try:
-        return same_but_for_dropout(SiteTracer().trace(module.eval()), SiteTracer().trace(module.train()))
-    except Exception:  # whatever tracing comes to: the module stays whole
-        return False
 
 
 class _OfList(nn.Module):

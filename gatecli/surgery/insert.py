@@ -61,8 +61,9 @@ def insert_connections(network: Network, site: str, gate: Gate, method: str, str
         taken |= _in_the_way(network, boundary)
     if taken:
         name, other = next(iter(taken.items()))
-        what, way_out = ("have no exit", f"--exclude '{site}'") if network.sites[name].kind == "exit" else ("carry no gate", "--exclude")
-        raise SettingError(f"expected `{name}` to {what}, but {other} {'has put one there' if what == 'have no exit' else 'gates it'}: prune first, or leave it out with {way_out}")
+        is_exit = network.sites[name].kind == "exit"
+        what, did, way_out = ("have no exit", "has put one there", f"--exclude '{site}'") if is_exit else ("carry no gate", "gates it", "--exclude")
+        raise SettingError(f"expected `{name}` to {what}, but {other} {did}: prune first, or leave it out with {way_out}")
     if streams:
         _drop_sites_with_streams(network, boundary)
         branches.insert_connections(network, network.graph, site, boundary, gate)

@@ -10,7 +10,7 @@ from torch import fx, nn
 from gatecli.graph import branches, convs, narrow, rewrite, slices
 from gatecli.graph.ops import is_mask
 from gatecli.network import Network
-from gatecli.surgery.naming import reread
+from gatecli.surgery.naming import renamed, reread
 
 
 def remove_gate(network: Network, site: str) -> None:
@@ -45,9 +45,7 @@ def remove_branches(network: Network, sites: Collection[str], narrowed: Mapping[
         if site not in network.sites:
             continue
         gone = rewrite.remove_branch(network, network.graph, network.sites.pop(site))
-        for name, other in network.sites.items():
-            entry, value, shortcut = (gone.get(node, node) for node in (other.entry, other.value, other.shortcut))
-            network.sites[name] = replace(other, entry=entry, value=value, shortcut=shortcut)
+        network.sites = {name: renamed(other, gone) for name, other in network.sites.items()}
 
 
 def why_not_removable(network: Network, sites: Iterable[str]) -> dict[str, str]:
@@ -93,7 +91,7 @@ def keep_units(network: Network, site: str, kept: Sequence[int], round_to: int =
     Returns, for those, value -> channels that are gone.
     """
     if network.sites[site].kind == "conv":
-        decide_units(network, site, kept, sorted(set(range(network.sites[site].units)) - {*kept, *dynamic}))
+        _decide_units(network, site, kept, sorted(set(range(network.sites[site].units)) - {*kept, *dynamic}))
         return {}
     old = network.sites[site]
     result = narrow.narrow(network, network.graph, network.costs, old, kept, dynamic, round_to)
@@ -119,7 +117,7 @@ def why_stays_wide(network: Network, site: str, kept: Sequence[int]) -> str | No
     return slices.foldable(network, network.graph, network.costs, {_output(network, site): gone})
 
 
-def decide_units(network: Network, site: str, opened: Sequence[int], closed: Sequence[int]) -> None:
+def _decide_units(network: Network, site: str, opened: Sequence[int], closed: Sequence[int]) -> None:
     """Let these units of a convolution always run, and these never, for good; its gate decides for the others, and goes where there are none."""
     gate: Any = network.site_gates[site]
     before, now, more = convs.decide_channels(network, network.graph, network.sites[site], opened, closed)
