@@ -13,6 +13,7 @@ from torch import Tensor
 from gatecli.errors import SettingError
 from gatecli.gates import Exit
 from gatecli.network import Network
+from gatecli.probe import require_finite
 from gatecli.progress import Progress, silent
 from gatecli.record import record_gates
 
@@ -56,7 +57,7 @@ def analyse(network: Network, images: Iterable[tuple[Tensor, Tensor]], progress:
     with torch.no_grad(), record_gates(network.eval()) as record, progress.task("gates", total) as task:
         for x, y in images:
             record.clear()
-            network.at_exits(x.to(network.device))
+            require_finite(network.at_exits(x.to(network.device))[1])
             latest = record.latest()
             for site, seen in decided.items():
                 seen.append(latest[site].cpu())

@@ -40,7 +40,7 @@ def attach(
     *,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
-    input_size: tuple[int, int] = (224, 224),
+    input_size: tuple[int, int] | None = None,
     arch: str = "",
     arch_args: Mapping[str, Any] | None = None,
     leaves: Sequence[str] = (),
@@ -53,7 +53,7 @@ def attach(
         model: a Network, or any classifier (N, C, H, W) -> (N, classes) that torch.fx can trace.
         method: a name from `gatecli methods`; `settings` are its settings.
         include, exclude: patterns of site names, as `layer3.*`.
-        input_size: for a plain model: height and width of its images in pixels.
+        input_size: for a plain model: height and width of its images in pixels; none: 224, 224.
         arch, arch_args: for a plain model that shall be saved: what a file names as its architecture, and the arguments that no
             tensor shows (see `gatecli inspect`).
         leaves: for a plain model: patterns of module paths that tracing keeps whole.
@@ -62,7 +62,11 @@ def attach(
     """
     chosen = methods.get(method)
     parsed = methods.parse_settings(chosen, settings)
-    network = model.copy() if isinstance(model, Network) else _traced(model, input_size, arch, arch_args or {}, leaves)
+    if isinstance(model, Network):
+        _check_unsaid(input_size=input_size, arch=arch, arch_args=arch_args, leaves=leaves)
+        network = model.copy()
+    else:
+        network = _traced(model, input_size or (224, 224), arch, arch_args or {}, leaves)
     network.eval()
     parsed = chosen.complete(network, parsed, gater_network)
     chosen.ready(network, parsed)
@@ -77,6 +81,13 @@ def attach(
     network.recipe = network.recipe.with_step(Step("attach", {"method": method, "settings": asdict(parsed), "sites": sites}, {"max_logit_change": change}))
     units = sum(network.sites[site].units for site in sites)
     return Attached(network, method, len(sites), units, network.params, change)
+
+
+def _check_unsaid(**given: Any) -> None:
+    """Raises SettingError where something is said of a Network that it knows itself."""
+    for name, value in given.items():
+        if value:
+            raise SettingError(f"expected `{name}` with a plain model, but a Network knows its own: leave it out")
 
 
 def choose_sites(network: Network, method: Method, include: Sequence[str], exclude: Sequence[str], settings: Any = None) -> list[str]:

@@ -3,8 +3,9 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,15 @@ def load(path: str | os.PathLike[str], arch: str | None = None, **how: Any) -> N
 def read(path: Path, how: Reading = Reading()) -> tuple[Network, list[str]]:
     """The network in a file, in evaluation mode, and notes for people on what had to be assumed."""
     recipe = read_recipe(path)
-    return (_read_plain(path, how)) if recipe is None else (_read_own(path, recipe, how), [])
+    network, notes = _read_plain(path, how) if recipe is None else (_read_own(path, recipe, how), [])
+    return network, [*notes, *_uncounted(network)]
+
+
+def _uncounted(network: Network) -> list[str]:
+    unknown = network.uncounted
+    if not unknown:
+        return []
+    return [f"MACs leave out {', '.join(f'`{name}`' for name in unknown[:6])}{', ...' if unknown[6:] else ''}: how much that costs is not known"]
 
 
 def read_recipe(path: Path) -> Recipe | None:
@@ -143,7 +152,7 @@ def _network(recipe: Recipe) -> tuple[Network, list[str]]:
     for step in recipe.steps:
         if step.op == "attach":
             method = methods.get(step.settings["method"])
-            settings = methods.parse_settings(method, step.settings["settings"])
+            settings = methods.recorded_settings(method, step.settings["settings"])
             method.ready(network, settings)
             unknown = [site for site in step.settings["sites"] if site not in network.sites]
             if unknown:
@@ -207,21 +216,48 @@ def check_output(out: Path, force: bool, inputs: Sequence[Path] = ()) -> None:
         raise CheckpointError(f"cannot write {out}: the folder {out.parent} is not writable")
 
 
-def write(network: Network, path: str | os.PathLike[str]) -> None:
-    """Write the network and its recipe, all or nothing. Raises CheckpointError where it cannot be written (a full disk, say)."""
+def write(network: Network, path: str | os.PathLike[str], reload: bool = False) -> None:
+    """Write the network and its recipe, all or nothing.
+
+    Args: reload: read what was written again before it takes the place of `path`, and compare: every tensor, and the MACs of every node.
+    Raises: CheckpointError where it cannot be written (a full disk, say); GatecliError where it could not be read again.
+    """
     path = Path(path)
     if not network.recipe.source.arch:
         raise SettingError("this network has no architecture that a file could name: attach with arch='package.module:callable'")
-    save_tensors(network.state_dict(), path, {KEY: network.recipe.to_json()})
+    check = partial(_check_reload, network) if reload else None
+    save_tensors(network.state_dict(), path, {KEY: network.recipe.to_json()}, check)
 
 
-def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file, all or nothing. Raises CheckpointError."""
+def _check_reload(network: Network, path: Path) -> None:
+    """Raises GatecliError unless the file at `path` holds `network`."""
+    recipe = network.recipe
+    try:
+        again = _read_own(path, recipe, Reading(arch=recipe.source.arch))
+    except GatecliError as error:
+        raise GatecliError(f"what was to be written cannot be read again ({error}): this is a bug in gatecli; nothing was written") from error
+    ours, theirs = network.state_dict(), again.state_dict()
+    other = [name for name in ours if not _equal(ours[name].cpu(), theirs[name])]
+    if other or again.macs_dense != network.macs_dense or again.methods != network.methods:
+        what = f"`{other[0]}`" if other else "the structure"
+        raise GatecliError(f"what was to be written reads as another network ({what} differs): this is a bug in gatecli; nothing was written")
+
+
+def _equal(ours: Tensor, theirs: Tensor) -> bool:
+    return ours.shape == theirs.shape and torch.equal(ours.to(theirs.dtype), theirs)
+
+
+def save_tensors(
+    tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str], check: Callable[[Path], None] | None = None
+) -> None:
+    """Write a safetensors file, all or nothing; `check` looks at the file before it takes its place. Raises CheckpointError."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     owners = Counter(_storage(tensor) for tensor in plain.values())  # the format refuses tensors that share memory
     try:
         with replacing(path) as temporary:
             save_file({name: tensor.clone() if _is_view(tensor) or owners[_storage(tensor)] > 1 else tensor for name, tensor in plain.items()}, temporary, dict(metadata))
+            if check is not None:
+                check(temporary)
     except SafetensorError as error:
         raise CheckpointError(f"cannot write {path}: {str(error).rpartition('error: ')[2]}") from error
 

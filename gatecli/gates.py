@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 STRATEGIES = ("threshold", "stochastic", "always-on")
+LOG_ODDS, PROBABILITY = "log-odds", "probability"  # what an exit's score may be
 Observer = Callable[["Gate", Tensor, "Tensor | None"], None]
 
 
@@ -41,6 +42,16 @@ def semantic_hash(scores: Tensor) -> Tensor:
     beta = (noisy > 0).to(alpha.dtype) + (alpha - alpha.detach())  # exactly 0 or 1
     real = torch.randperm(len(scores), device=scores.device) < len(scores) // 2
     return torch.where(real[:, None], alpha, beta)
+
+
+def log_odds_of_likeliest(logits: Tensor) -> Tensor:
+    """log P - log(1 - P) of the likeliest class: logits (N, K) -> (N, 1).
+
+    From the logits themselves: a softmax is exactly 1 in float32 where 1 - P is below 6e-8.
+    """
+    likeliest = logits.argmax(1, keepdim=True)
+    others = logits.scatter(1, likeliest, -torch.inf).logsumexp(1, keepdim=True)
+    return logits.gather(1, likeliest) - others
 
 
 class Remembered:
@@ -171,8 +182,9 @@ class Gate(Forgetful):
     def _evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         odds = self.log_odds(x)
         if self.strategy == "stochastic":
-            return torch.bernoulli(odds.sigmoid()), odds
-        return (odds > self._limit(self._least_odds, self.threshold)).float(), odds
+            return torch.bernoulli(odds.sigmoid().nan_to_num(1.0)), odds
+        closed = odds <= self._limit(self._least_odds, self.threshold)
+        return closed.logical_not().float(), odds  # where sums over huge values have overflowed to NaN, run
 
     def _least_odds(self) -> Tensor:
         """The log-odds above which units run: logit(T) is -inf at T <= 0 and +inf at T >= 1: always, and never."""
@@ -211,6 +223,11 @@ class Exit(Gate):
         """How sure the exit is of values x and the logits (N, K) that it made of them: (N, 1)."""
         raise NotImplementedError
 
+    def finite_score(self, x: Tensor, logits: Tensor) -> Tensor:
+        """The score, below infinity: where it overflows, an exit that nobody can take stays so."""
+        score = self.score(x, logits)
+        return score.clamp(max=torch.finfo(score.dtype).max)
+
     def sample(self, x: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Decisions and scores in training; nobody leaves, unless a method trains with those who do."""
         score = self.score(x, logits)
@@ -225,7 +242,7 @@ class Exit(Gate):
         if self.training and self.forced is None:
             z, score = self.sample(x, logits)
         else:
-            score = self.score(x, logits)
+            score = self.finite_score(x, logits)
             z = self._settled(x, score)
         if self.observer is not None:
             self.observer(self, z, score)

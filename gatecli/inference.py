@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gatecli.errors import DataError
 from gatecli.network import Network
+from gatecli.probe import require_finite
 from gatecli.progress import Progress, silent
 from gatecli.record import RateMeter, gates_of, observe
 
@@ -43,7 +44,7 @@ class Pass:
 def score(network: nn.Module, batches: Batches, progress: Progress = silent, label: str = "evaluating", total: int | None = None) -> Scores:
     """Accuracy and rates of `network`, in evaluation mode, over the batches (images (N, C, H, W), labels (N,)).
 
-    Raises: DataError where there are no batches. Interrupted, from `progress`, between batches.
+    Raises: DataError where there are no batches. CheckpointError where logits are not finite. Interrupted, from `progress`, between batches.
     """
     seen = predict(network, batches, progress, label, total)
     return Scores(seen.top(1), seen.top(5), len(seen.labels), seen.rates, seen.busy)
@@ -66,6 +67,7 @@ def predict(
     if not logits:
         raise DataError("expected at least one image to evaluate on, but the split is empty")
     nobody_came = {site: [0.0] * gate.units for site, gate in gates_of(network).items()}
+    require_finite(torch.cat(logits))
     return Pass(torch.cat(logits), torch.cat(labels), {**nobody_came, **meter.rates()}, meter.busy())
 
 
@@ -102,7 +104,7 @@ def ask_exits(network: Network, images: Tensor) -> tuple[dict[str, Tensor], dict
     """What the network says of images (N, C, H, W) with nobody leaving: by exit its logits (N, K) and how sure it is (N,), and the logits of the network's own end."""
     values, logits = network.at_exits(images.to(network.device))
     answers = {site: exit_.classify(values[site]) for site, exit_ in network.site_exits.items()}
-    return answers, {site: exit_.score(values[site], answers[site]).reshape(-1) for site, exit_ in network.site_exits.items()}, logits
+    return answers, {site: exit_.finite_score(values[site], answers[site]).reshape(-1) for site, exit_ in network.site_exits.items()}, logits
 
 
 def topk(scores: Tensor, labels: Tensor, k: int) -> float:

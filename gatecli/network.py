@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from gatecli.errors import ArchitectureError, first_line
+from gatecli.errors import ArchitectureError, SettingError, first_line
 from gatecli.execute import LOWERED, economical, lower, staged
 from gatecli.executors import Staged
 from gatecli.gates import Exit, Gate
@@ -136,7 +136,12 @@ class Network(nn.Module):
         self.sites = {name: site for name, site in self.sites.items() if name not in gone} | found
 
     def forward(self, x: Tensor, return_exits: bool = False) -> Any:
-        """x (N, C, H, W) -> logits (N, K); with `return_exits` also the exit that each sample took, (N,): its number from 0 on, the number of exits for none."""
+        """x (N, C, H, W) -> logits (N, K); with `return_exits` also the exit that each sample took, (N,): its number from 0 on, the number of exits for none.
+
+        Raises: SettingError for `return_exits` in training, where nobody leaves.
+        """
+        if return_exits and self.training and self.site_exits:
+            raise SettingError("expected return_exits in evaluation, where samples leave, but the network is in training: call .eval() first")
         form = self._masked if self.training else self._skipping
         if not isinstance(form, Staged):
             logits = form(self, x)
@@ -187,6 +192,12 @@ class Network(nn.Module):
         """MACs of one image that a site's gate, or an exit with its classifier, costs itself; 0 where there is none."""
         owned = {f"gates.{site}", f"exits.{site}"}
         return sum(self.costs[node.name].macs for node in self.graph.nodes if node.op == "call_module" and node.target in owned)
+
+    @property
+    def uncounted(self) -> list[str]:
+        """What works with weights in a way that the counter does not know, so that its MACs are left out: paths of modules, or names of operations."""
+        unknown = [node for node in self.graph.nodes if self.costs[node.name].unknown]
+        return [str(node.target) if node.op == "call_module" else node.name for node in unknown]
 
     @property
     def params(self) -> int:

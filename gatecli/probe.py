@@ -4,6 +4,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from gatecli.errors import CheckpointError
 from gatecli.network import Network
 
 
@@ -14,11 +15,25 @@ def random_images(network: Network, count: int = 2) -> Tensor:
 
 
 def logits(network: nn.Module, images: Tensor) -> Tensor:
-    """What `network` computes without autograd; the same draws every time, for a network that draws even in evaluation."""
+    """What `network` computes without autograd; the same draws every time, for a network that draws even in evaluation.
+
+    Raises: CheckpointError where that is not finite.
+    """
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(0)
         result: Tensor = network(images)
+        require_finite(result)
         return result
+
+
+def require_finite(logits: Tensor) -> None:
+    """Raises CheckpointError where images (N, ...) get logits (N, K) that are not numbers: a comparison, or an accuracy, would mean nothing."""
+    odd = int((~logits.isfinite()).flatten(1).any(1).sum())
+    if odd:
+        raise CheckpointError(
+            f"the logits of {odd} of {len(logits)} images are not finite, though all weights are: "
+            "these are too large to be of use (a training that diverged?)"
+        )
 
 
 def relative_change(before: Tensor, after: Tensor) -> float:

@@ -17,6 +17,7 @@ from gatecli.clock import milliseconds
 from gatecli.costs import Rates, expected_macs, mean_rate, reach
 from gatecli.errors import SettingError
 from gatecli.network import Network
+from gatecli.probe import logits, random_images
 from gatecli.progress import Progress, silent
 from gatecli.record import force
 
@@ -99,6 +100,8 @@ def profile(
     inputs = {(*subject.network.input.size, subject.network.input.channels) for subject in subjects if subject.network is not None}
     if len(inputs) > 1:
         raise SettingError(f"expected checkpoints that take the same images, but got {' and '.join('x'.join(map(str, each)) for each in sorted(inputs))}: profile them one by one")
+    for network in [subject.network for subject in subjects if subject.network is not None]:
+        logits(network, random_images(network, 1))  # milliseconds of a network that computes nothing of use would mislead
     everyone = [source, *subjects]
     times: dict[str, list[list[float]]] = {}
     with progress.task("timing", len(batch_sizes) * repeats) as task:

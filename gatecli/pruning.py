@@ -2,19 +2,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
 
 from gatecli import methods, surgery
 from gatecli.costs import Rates, expected_macs, known_rates, reach
 from gatecli.errors import GatecliError, SettingError
-from gatecli.gates import Exit
+from gatecli.gates import Exit, Gate
+from gatecli.inference import Scores
 from gatecli.network import Network
 from gatecli.probe import logits, random_images, relative_change
 from gatecli.recipe import Step
-from gatecli.record import force, in_evaluation
+from gatecli.record import Record, at_threshold, force, in_evaluation, record_gates, with_thresholds
 
 TOLERANCE = 1e-4  # of the largest logit: above this, prune has broken something and writes nothing
+ROUNDING = 1e-3  # of a score: so near to its threshold a gate may decide either way
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,8 @@ class Pruned:
     `removed`: branches gone; `thinned`: sites that have lost some of their units -> which; `ungated`: gates gone, all units always run; `freed`: units
     that always run, and are decided no more, of a site that stays dynamic;
     `kept_dynamic`: decided at run time as before; `stuck`: those of them that never run, but cannot be taken out -> why.
-    `max_logit_change`: against the input with the same units forced, relative to the largest logit, on random images.
+    `max_logit_change`: against the input with the same units forced, relative to the largest logit, on random images. `rates` of what stays dynamic, and the MACs
+    that follow: those given to `prune`, until `with_scores` puts measured ones in their place.
     """
 
     network: Network
@@ -38,10 +45,7 @@ class Pruned:
     macs_before: int
     max_logit_change: float
     rates: dict[str, list[float]]
-
-    @property
-    def macs_expected(self) -> float:
-        return expected_macs(self.network, self.rates)
+    macs_expected: float
 
 
 def prune(
@@ -50,8 +54,8 @@ def prune(
     """A pruned copy of `network`.
 
     Args:
-        threshold: units of data-independent gates run where P(on) > threshold; none: each gate's own (calibrated, else .5).
-        rates: how often each unit of the data-dependent gates runs, measured on validation data.
+        threshold: units run where P(on) > threshold, now and in gates that stay; none: each gate's own (calibrated, else .5). Exits keep theirs.
+        rates: how often each unit of the data-dependent gates runs, measured on validation data at that threshold.
         collapse: a data-dependent unit with a rate below it is removed, one above 1 - collapse loses its gate.
         static: decide the remaining data-dependent units by rate > static, instead of leaving them dynamic.
         round_to: where a branch loses some of its filters, keep as many more, giving zeros, as make their number a multiple of this.
@@ -71,8 +75,12 @@ def prune(
     for site in stuck:
         smaller.site_gates[site].threshold.fill_(1.0)  # P(on) is never above it
     methods.apply_plan(smaller, plan, round_to, dynamic, wide)
+    if threshold is not None:
+        _set_threshold(smaller, threshold, stuck)
     around = [site for site in stuck if site not in smaller.methods]  # gone with what was around them
-    change = _verify(network, smaller, {**plan, **{site: [] for site in stuck}}, dynamic)
+    decided = {**plan, **{site: [] for site in stuck}}
+    change = _verify(network, smaller, decided, dynamic)
+    verify_decisions(network, smaller, decided, dynamic, threshold)
     stuck = {site: why for site, why in stuck.items() if site not in around}
     unit_rates = {site: [0.0] * len(units) if site in stuck else [units[unit] for unit in dynamic.get(site, range(len(units)))] for site, units in (rates or known_rates(network)).items() if site in smaller.methods}
     ends = [site for site, kept in plan.items() if kept and network.sites[site].kind == "exit"]
@@ -81,12 +89,25 @@ def prune(
         smaller, [site for site in network.methods if site in around or (site in left and (site in empty or (not left[site] and network.sites[site].kind == "exit")))],
         {site: [unit for unit in range(units[site]) if unit not in kept] for site, kept in left.items() if site not in empty and len(kept) < units[site]},
         [site for site, kept in plan.items() if len(kept) == units[site] and site not in ends], {site: kept for site, kept in plan.items() if site in dynamic and kept},
-        list(smaller.methods), stuck, network.params, network.macs_dense, change, unit_rates,
+        list(smaller.methods), stuck, network.params, network.macs_dense, change, unit_rates, expected_macs(smaller, unit_rates),
     )  # fmt: skip
     settings = {"threshold": threshold, "collapse": collapse, "static": static, "round_to": round_to, "plan": plan, "dynamic": dynamic, "wide": wide}
     measured = {"params": smaller.params, "macs_dense": smaller.macs_dense, "macs_expected": result.macs_expected, "max_logit_change": change, "unit_rates": unit_rates}
     smaller.recipe = network.recipe.with_step(Step("prune", settings, measured))
     return result
+
+
+def with_scores(pruned: Pruned, scores: Scores) -> Pruned:
+    """The same with the rates that the pruned network itself has on val, here and in its recipe.
+
+    Those that `prune` was given are of the network before: a unit that is decided for good changes what the gates behind it see.
+    """
+    network = pruned.network
+    macs = expected_macs(network, scores.rates, scores.busy)
+    *earlier, step = network.recipe.steps
+    measured = {"top1": scores.top1, "split": "val", "macs_expected": macs, "unit_rates": scores.rates}
+    network.recipe = replace(network.recipe, steps=(*earlier, replace(step, results={**step.results, **measured})))
+    return replace(pruned, rates=scores.rates, macs_expected=macs)
 
 
 def _shortened(network: Network, plan: Mapping[str, list[int]]) -> dict[str, list[int]]:
@@ -150,15 +171,93 @@ def _exit(network: Network, site: str, exit_: Exit, rates: Rates, collapse: floa
     return [0] if leave > (1 - collapse) * come else None
 
 
+def _set_threshold(network: Network, threshold: float, but: Collection[str]) -> None:
+    """Let all gates decide by `threshold`, as their rates were measured; those of the sites `but` and exits keep their own."""
+    for site, gate in network.site_gates.items():
+        if site not in but and not isinstance(gate, Exit):
+            gate.threshold = torch.full_like(gate.threshold, threshold)
+
+
 def _verify(network: Network, smaller: Network, plan: Mapping[str, list[int]], dynamic: Mapping[str, list[int]]) -> float:
-    """The change of the logits where both are forced to decide as planned; every second unit that stays dynamic runs."""
-    gates = network.site_gates
+    """The change of the logits where both are forced to decide alike, as planned where that is decided; every second unit that stays dynamic runs.
+
+    The first image leaves nowhere, the others each at an exit that stays.
+    """
+    free = [site for site in network.site_gates if site not in plan and site in smaller.methods]
+    exits = [site for site in free if isinstance(network.site_gates[site], Exit)]
+    images = random_images(network, max(2, 1 + len(exits)))
     runs = {site: {*kept, *dynamic.get(site, ())[::2]} for site, kept in plan.items()}
-    decisions = {site: [int(unit in units) for unit in range(gates[site].units)] for site, units in runs.items()}
+    runs |= {site: set(range(0, network.site_gates[site].units, 2)) for site in free if site not in exits}
+    decisions = {site: _flags(network, site, units) for site, units in runs.items()}
     still = {site: [decisions[site][unit] for unit in units] for site, units in dynamic.items() if site in smaller.methods}
-    images = random_images(network)
-    with in_evaluation(network), force(network, decisions), force(smaller, still):
+    alike = {site: decisions[site] for site in free if site not in exits} | _one_exit_each(exits, len(images))
+    with in_evaluation(network), force(network, {**decisions, **alike}), force(smaller, {**still, **alike}):
         change = relative_change(logits(network, images), logits(smaller, images))
     if not change <= TOLERANCE:
         raise GatecliError(f"the pruned network's logits differ by {change:.1e} of the largest logit from the gated network's: this is a bug in gatecli; nothing was written")
     return change
+
+
+def _one_exit_each(exits: Sequence[str], images: int) -> dict[str, Tensor]:
+    """Decisions (images, 1) by which image number k + 1 leaves at the k-th exit."""
+    numbers = torch.arange(images)[:, None]
+    return {site: (numbers == index + 1).float() for index, site in enumerate(exits)}
+
+
+def verify_decisions(
+    network: Network,
+    smaller: Network,
+    decided: Mapping[str, list[int]],
+    dynamic: Mapping[str, list[int]],
+    threshold: float | None,
+) -> None:
+    """Compare what the gates that stay decide, in both networks, on random images.
+
+    Args:
+        decided: the units of `network` that always run, by site; of a site in `dynamic` only some
+            units are decided.
+        dynamic: the other units of such sites, in the order of `smaller`'s gate.
+        threshold: at which the gates' rates were measured; none: each gate's own.
+    Raises: GatecliError where a gate decides otherwise, and not by rounding.
+    """
+    images = random_images(network)
+    limits = {site: _limits(network, site, decided[site], units, threshold) for site, units in dynamic.items()}
+    whole = {site: _flags(network, site, kept) for site, kept in decided.items() if site not in dynamic}
+    wanted = _decisions(network, images, at_threshold(network, threshold), with_thresholds(network, limits), force(network, whole))
+    found = _decisions(smaller, images)
+    for site, z in found.latest().items():
+        units = dynamic.get(site, range(z.shape[1]))
+        differ = z != wanted.latest()[site][:, units]
+        if bool(differ.any()):
+            _accept_rounding(smaller.site_gates[site], found.odds[site][-1][differ], site)
+            return  # what the gates behind it see is another image's by now
+
+
+def _decisions(network: Network, images: Tensor, *settings: AbstractContextManager[None]) -> Record:
+    with ExitStack() as stack:
+        for each in (in_evaluation(network), *settings):
+            stack.enter_context(each)
+        record = stack.enter_context(record_gates(network))
+        logits(network, images)
+    return record
+
+
+def _flags(network: Network, site: str, kept: Collection[int]) -> list[int]:
+    return [int(unit in kept) for unit in range(network.site_gates[site].units)]
+
+
+def _limits(network: Network, site: str, kept: Collection[int], dynamic: Collection[int], threshold: float | None) -> Tensor:
+    """Thresholds by which the units `kept` always run, those `dynamic` decide, and the others never run."""
+    own = network.site_gates[site].threshold
+    limits = torch.ones_like(own)
+    limits[list(kept)] = 0.0
+    limits[list(dynamic)] = own[list(dynamic)] if threshold is None else threshold
+    return limits
+
+
+def _accept_rounding(gate: Gate, odds: Tensor, site: str) -> None:
+    """Raises GatecliError unless these scores lie at the gate's threshold."""
+    limit = gate.threshold if isinstance(gate, Exit) else torch.logit(gate.threshold.clamp(0, 1))
+    away = (odds[:, None] - limit).abs().amin(1)
+    if bool((away > ROUNDING * odds.abs().clamp(min=1)).any()):
+        raise GatecliError(f"the gate at `{site}` decides otherwise in the pruned network: this is a bug in gatecli; nothing was written")

@@ -63,7 +63,7 @@ class Recipe:
     input: InputSpec
     steps: tuple[Step, ...] = ()
     data: dict[str, Any] | None = None  # {"spec": "npz:FILE", "val": how the val split was cut}
-    baseline: dict[str, Any] | None = None  # {"top1": percent, "split": "val"}: the source's accuracy
+    baseline: dict[str, Any] | None = None  # {"top1": percent, "split": "val", "data": spec}: the source's accuracy
 
     def with_step(self, step: Step) -> Recipe:
         return replace(self, steps=(*self.steps, step))

@@ -146,14 +146,25 @@ def in_evaluation(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def at_threshold(network: nn.Module, threshold: float | None) -> Iterator[None]:
-    """Let every gate run its units where P(on) > `threshold` inside the block; None: each gate's own. Exits keep theirs, which are no probabilities."""
-    gates = [gate for gate in gates_of(network).values() if not isinstance(gate, Exit)]
-    before = [gate.threshold for gate in gates]
-    for gate in gates:
-        if threshold is not None:
-            gate.threshold = torch.full_like(gate.threshold, threshold)
+    """Let every gate run its units where P(on) > `threshold` inside the block.
+
+    None: each gate's own. Exits keep theirs, which are no probabilities.
+    """
+    gates = {site: gate for site, gate in gates_of(network).items() if not isinstance(gate, Exit)}
+    given = {} if threshold is None else {site: torch.full_like(gate.threshold, threshold) for site, gate in gates.items()}
+    with with_thresholds(network, given):
+        yield
+
+
+@contextmanager
+def with_thresholds(network: nn.Module, thresholds: Mapping[str, Tensor]) -> Iterator[None]:
+    """Let the gates at the named sites decide by these thresholds, each (units,), inside the block."""
+    gates = gates_of(network)
+    before = {site: gates[site].threshold for site in thresholds}
+    for site, threshold in thresholds.items():
+        gates[site].threshold = threshold
     try:
         yield
     finally:
-        for gate, own in zip(gates, before, strict=True):
-            gate.threshold = own
+        for site, own in before.items():
+            gates[site].threshold = own

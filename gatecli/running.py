@@ -18,6 +18,7 @@ from gatecli.errors import CheckpointError, ExportError
 from gatecli.exporting.onnx_file import facts_of, session_of
 from gatecli.inputs import IMAGENET_MEAN, IMAGENET_STD
 from gatecli.network import Network
+from gatecli.probe import require_finite
 from gatecli.record import record_gates
 
 
@@ -100,6 +101,7 @@ def _predicted(runner: Runner, file: str, image: Tensor, top: int, repeats: int)
         start = time.perf_counter()
         runner.call(image)
         times.append(1e3 * (time.perf_counter() - start))
+    require_finite(answer.logits[None])
     best = answer.logits.softmax(0).topk(min(top, len(answer.logits)))
     names = runner.facts["classes"]
     classes = [{"class": number, "name": names[number] if names else None, "probability": share} for share, number in zip(best.values.tolist(), best.indices.tolist(), strict=True)]

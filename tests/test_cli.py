@@ -255,7 +255,7 @@ def test_log(road: Road) -> None:
     assert attach["settings"]["method"] == road.method and attach["settings"]["settings"]["gate_lr"] == 3
     assert tuned["settings"]["epochs"] == 2 and tuned["results"]["top1"] == road.given["finetune"]["top1"]
     assert pruned["results"]["macs_dense"] == road.given["prune"]["macs_dense"]
-    assert found["baseline"] == {"top1": road.given["finetune"]["baseline_top1"], "split": "val"}
+    assert found["baseline"] == {"top1": road.given["finetune"]["baseline_top1"], "split": "val", "data": "digits"}
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", step["at"]) for step in found["steps"])
 
 

@@ -67,6 +67,8 @@ def test_the_gate_and_the_classifier_are_the_papers() -> None:
     assert s["classifier.8.weight"].shape == (10, 128 * 1 * 1)  # 8x12 -> 4x6 -> 2x3 -> 1x1
     found, _ = exit_(x)
     torch.testing.assert_close(found, F.linear(F.avg_pool2d(y, 2).flatten(1), s["classifier.8.weight"], s["classifier.8.bias"]))
+    torch.testing.assert_close(exit_.score(x, found).sigmoid(), pair.softmax(1)[:, 1:])
+    exit_.scored = "probability"
     torch.testing.assert_close(exit_.score(x, found), pair.softmax(1)[:, 1:])
 
 

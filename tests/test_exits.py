@@ -4,6 +4,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ from networks import CASES, infer, lively, traced
 from torch import Tensor, nn
 
 import gatecli
-from gatecli.architectures.build import build_skeleton
+from gatecli.architectures.build import build, build_skeleton
 from gatecli.calibration.at_exits import gather
 from gatecli.calibration.exits import Samples, measure
 from gatecli.costs import expected_macs, leaving_costs, reach
 from gatecli.errors import SettingError, TrainingError
+from gatecli.gates import log_odds_of_likeliest
 from gatecli.graph.trace import compile_graph
 from gatecli.inference import predict
 from gatecli.methods.dgate import DGate, hinge
@@ -66,7 +68,10 @@ def test_exits_after_sites_that_the_user_names() -> None:
 
 
 def test_exits_after_any_module_where_there_are_no_blocks() -> None:
-    network = traced(build_skeleton("torchvision:vgg11_bn", {"num_classes": 7}).to_empty(device="cpu"), (64, 64))
+    source = build_skeleton("torchvision:vgg11_bn", {"num_classes": 7}).to_empty(device="cpu")
+    for tensor in (*source.parameters(), *source.buffers()):
+        tensor.data.zero_()
+    network = traced(source, (64, 64))
     gated = gatecli.attach(network, "dgate", after="features.13,features.5").network
     assert [gated.sites[site].channels for site in gated.site_exits] == [128, 256]
     with pytest.raises(SettingError, match=r"but got `classifier.0`; there are: features.0, "):
@@ -179,7 +184,7 @@ def test_rates_are_shares_of_all_and_macs_add_up(name: str, stacked: Network) ->
 
 
 def test_nan_scores_never_leave() -> None:
-    exit_ = DGate("exit1", 4, (2, 3), 3, False).eval()
+    exit_ = DGate("exit1", 4, (2, 3), 3).eval()
     exit_.threshold.fill_(-1e30)
     assert exit_(torch.full((2, 4, 3, 3), torch.nan))[1].tolist() == [[0.0], [0.0]]
     assert exit_(torch.zeros(2, 4, 3, 3))[1].tolist() == [[1.0], [1.0]]
@@ -461,3 +466,54 @@ def test_exits_in_a_dense_block_lose_the_channels_that_go() -> None:
     result = gatecli.prune(gated, rates={"exit1": [0.5]})
     x = CASES["dense"].images(6)
     assert result.removed == [first] and relative_change(infer(gated, x), infer(result.network, x)) <= LIMIT
+
+
+# --- scores, and who took which exit ---
+
+
+def test_who_took_which_exit_is_not_made_up_in_training() -> None:
+    source = CASES["own"].build()
+    network = gatecli.attach(source, "dgate", input_size=CASES["own"].size).network
+    images = torch.randn(3, CASES["own"].channels, *CASES["own"].size)
+    taken = network.eval()(images, return_exits=True)[1]
+    assert taken.tolist() == [len(network.site_exits)] * 3
+    with pytest.raises(SettingError, match=r"call \.eval"):
+        network.train()(images, return_exits=True)
+    plain = traced(source, CASES["own"].size).train()
+    assert plain(images, return_exits=True)[1].tolist() == [0, 0, 0]  # there are none, and nobody took one
+
+
+def test_log_odds_of_the_likeliest_class() -> None:
+    logits = torch.randn(50, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 3
+    best = logits.softmax(1).amax(1, keepdim=True)
+    torch.testing.assert_close(log_odds_of_likeliest(logits), best.log() - (1 - best).log())
+    tied = log_odds_of_likeliest(torch.tensor([[2.0, 2.0]]))
+    torch.testing.assert_close(tied, torch.zeros(1, 1))
+
+
+@pytest.mark.parametrize(("method", "settings"), [("dgate", {"loss": "cross-entropy"}), ("early-exit", {"width": 4})])
+def test_the_surest_images_do_not_tie(method: str, settings: dict[str, Any]) -> None:
+    """From about 17 nats on a probability is 1 in float32."""
+    network = gatecli.attach(CASES["cifar-projection"].build(), method, input_size=(16, 16), **settings).network
+    exit_ = next(iter(network.site_exits.values()))
+    sure = torch.tensor([[20.0, 0.0, 0.0], [25.0, 0.0, 0.0], [30.0, 0.0, 0.0]])
+    if method == "dgate":
+        scores = exit_.score(torch.empty(0), sure)
+    else:
+        exit_.scores = lambda x: torch.stack([torch.zeros(3, 1), sure[:, :1]], -1)  # type: ignore[method-assign]
+        scores = exit_.score(torch.empty(0), sure)
+    assert scores.shape == (3, 1) and bool((scores.diff(dim=0) > 4).all())
+
+
+@pytest.mark.parametrize(("method", "settings"), [("dgate", {"loss": "cross-entropy"}), ("early-exit", {"width": 4}), ("dgate", {"loss": "hinge"})])
+def test_exits_of_older_files_go_by_what_they_went_by(method: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    """A file without the setting `score` has thresholds that are probabilities, or margins with the hinge loss."""
+    network = gatecli.attach(build("cifar:resnet20", {}), method, input_size=(16, 16), arch="cifar:resnet20", **settings).network
+    step = network.recipe.steps[-1]
+    old = {name: value for name, value in step.settings["settings"].items() if name != "score"}
+    network.recipe = replace(network.recipe, steps=(replace(step, settings={**step.settings, "settings": old}),))
+    gatecli.write(network, tmp_path / "old.safetensors")
+    exit_ = next(iter(gatecli.load(tmp_path / "old.safetensors").site_exits.values()))
+    assert exit_.scored == ("margin" if settings.get("loss") == "hinge" else "probability")  # type: ignore[comparison-overlap]
+    fresh = next(iter(network.site_exits.values()))
+    assert fresh.scored == ("margin" if settings.get("loss") == "hinge" else "log-odds")  # type: ignore[comparison-overlap]

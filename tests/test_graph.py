@@ -7,11 +7,14 @@ import operator
 import shlex
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import commandline
 import numpy as np
 import pytest
 import torch
+import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import CASES, Own, branches, lively, oneblock, traced
@@ -20,7 +23,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import gatecli
-from gatecli.architectures.build import build
+from gatecli.architectures.build import build, build_skeleton
 from gatecli.errors import ArchitectureError
 from gatecli.graph.dense import find_sites
 from gatecli.graph.macs import NodeCost, count_nodes
@@ -335,6 +338,51 @@ def test_functional_layers_and_attention_are_counted() -> None:
     macs = total(count_nodes(model, trace(model), (3, 8, 10)))
     assert macs == 80 * 6 * 27 + 2 * 80 * 80 * 6 + 80 * 6 * 5
     assert 2 * macs == torch_flops(model, torch.zeros(1, 3, 8, 10, device="cpu"))
+
+
+class Uncommon(nn.Module):
+    """Bilinear layers, in both spellings, and what the counter cannot know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.pair, self.fc = nn.Conv2d(3, 6, 1), nn.Bilinear(6, 6, 4), nn.Linear(4, 5)
+        self.form, self.matrix = nn.Parameter(torch.zeros(4, 4, 4)), nn.Parameter(torch.zeros(7, 4))
+        self.table, self.shift = nn.Embedding(9, 4), nn.Parameter(torch.zeros(1, 12, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x).flatten(2).transpose(1, 2)  # (1, 12, 6)
+        x = self.pair(x, x) + self.shift
+        x = F.bilinear(x, x, self.form) + self.table(torch.zeros(1, 1, dtype=torch.long, device=x.device))
+        return self.fc(x).mean(1) + torch.cdist(x, self.matrix).mean()
+
+
+def test_bilinear_layers_are_counted_and_what_cannot_be_is_named() -> None:
+    network = traced(Uncommon(), (3, 4))
+    assert network.macs_dense == 12 * 3 * 6 + 12 * 6 * 6 * 4 + 12 * 4 * 4 * 4 + 12 * 4 * 5
+    assert network.uncounted == ["cdist"]
+
+
+class Deforming(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.offset, self.deform, self.fc = nn.Conv2d(3, 18, 3, padding=1), torchvision.ops.DeformConv2d(3, 4, 3, padding=1), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.deform(x, self.offset(x)).mean((2, 3)))
+
+
+def test_a_layer_kept_whole_that_cannot_be_counted_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    torch.save(Deforming().state_dict(), "d.pt")
+    args = ["inspect", "d.pt", "--arch", "test_graph:Deforming", "--input-size", 8, "--leaf", "deform"]
+    assert commandline.call(*args)["uncounted"] == ["deform"]
+    assert "note: MACs leave out `deform`" in commandline.run(*args).err
+
+
+@pytest.mark.parametrize("name", ["vit_b_32", "swin_t", "swin_v2_t", "convnext_tiny", "googlenet", "efficientnet_b0"])
+def test_nothing_of_the_library_is_left_out(name: str) -> None:
+    assert traced(build_skeleton(f"torchvision:{name}", {}), (224, 224)).uncounted == []
 
 
 def test_a_module_that_runs_twice_counts_twice() -> None:

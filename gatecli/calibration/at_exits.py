@@ -12,13 +12,14 @@ from torch import Tensor
 from gatecli.calibration.certify import Certified, certify
 from gatecli.calibration.exit_search import search
 from gatecli.calibration.exit_table import frontier
-from gatecli.calibration.exits import OperatingPoint, Samples, measure, most_accurate
+from gatecli.calibration.exits import OperatingPoint, Samples, leaves, measure, most_accurate
 from gatecli.calibration.latency import leaving_times
 from gatecli.costs import leaving_costs, site_rates
 from gatecli.data import DataSet, batches, steps
 from gatecli.errors import SettingError, TrainingError
 from gatecli.inference import ask_exits
 from gatecli.network import Network
+from gatecli.probe import require_finite
 from gatecli.progress import Progress, silent
 from gatecli.recipe import Step, finite
 from gatecli.record import record_gates
@@ -74,7 +75,7 @@ def calibrate_exits(
     """
     _check(network, {"target_acc": target_acc, "max_drop": max_drop, "max_gmacs": max_gmacs, "max_ms": max_ms}, confidence, cost)
     copy = network.copy().eval()
-    seen, rates = gather(copy, data, batch_size, workers, progress)
+    seen, decisions = gather(copy, data, batch_size, workers, progress)
     times = leaving_times(copy, _first_images(copy, data)) if cost == "latency" else None
     priced = seen if times is None else Samples.of(seen.margins, seen.correct, times)
     baseline = 100 * seen.correct[:, -1].double().mean().item()
@@ -85,7 +86,7 @@ def calibrate_exits(
         exit_.threshold.fill_(_stored(threshold))
     in_macs = [each if times is None else measure(seen, each.thresholds) for each in _with(points, point)]
     point = next(each for each in in_macs if each.thresholds == point.thresholds)
-    result = ExitsCalibrated(copy, point, baseline, target, in_macs, _rates(copy, rates, point), gap, certified, None if times is None else times.tolist())
+    result = ExitsCalibrated(copy, point, baseline, target, in_macs, _rates(copy, decisions, seen, point), gap, certified, None if times is None else times.tolist())
     settings = {"target_acc": target_acc, "max_drop": max_drop, "max_gmacs": max_gmacs, "max_ms": max_ms, "confidence": confidence, "cost": cost, "data": data.spec}
     copy.recipe = copy.recipe.with_step(Step("calibrate", settings, _measured(result)))
     return result
@@ -142,13 +143,14 @@ def option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def gather(network: Network, data: DataSet, batch_size: int, workers: int, progress: Progress) -> tuple[Samples, dict[str, list[float]]]:
-    """Every exit's score of every image of val, who is right, and what leaving there costs; and the layer gates' rates with nobody leaving."""
+def gather(network: Network, data: DataSet, batch_size: int, workers: int, progress: Progress) -> tuple[Samples, dict[str, Tensor]]:
+    """Every exit's score of every image of val, who is right, and what leaving there costs; and the other gates' decisions (N, units) with nobody leaving."""
     split, scores, right, decided = data.splits["val"], list[Tensor](), list[Tensor](), dict[str, list[Tensor]]()
     with torch.no_grad(), record_gates(network) as record, progress.task("scores on val", steps(split, batch_size)) as task:
         for x, y in batches(split, input=network.input, batch_size=batch_size, workers=workers):
             record.clear()
             answers, sure, logits = ask_exits(network, x)
+            require_finite(logits)
             scores.append(torch.stack(list(sure.values()), 1).float().cpu())
             right.append(torch.stack([each.argmax(1).cpu() == y for each in (*answers.values(), logits)], 1))
             for site, z in record.latest().items():
@@ -157,14 +159,18 @@ def gather(network: Network, data: DataSet, batch_size: int, workers: int, progr
     decisions = {site: torch.cat(each) for site, each in decided.items()}
     costs = leaving_costs(network, decisions)
     samples = Samples.of(torch.cat(scores), torch.cat(right), costs if len(costs) > 1 else costs[0])
-    return samples, {site: z.double().mean(0).tolist() for site, z in decisions.items()}
+    return samples, decisions
 
 
-def _rates(network: Network, gates: dict[str, list[float]], point: OperatingPoint) -> dict[str, list[float]]:
-    """Each site's rate as a share of all samples; those of layer gates taken to be the same for all who come to them."""
-    exits = {site: [share] for site, share in zip(network.site_exits, point.shares, strict=False)}
-    come = {site: 1 - sum(exits[name][0] for name in network.before(site)) for site in gates}
-    return {**{site: [come[site] * rate for rate in units] for site, units in gates.items()}, **exits}
+def _rates(network: Network, decisions: Mapping[str, Tensor], samples: Samples, point: OperatingPoint) -> dict[str, list[float]]:
+    """Each site's rate as a share of all samples: one that has left before it runs nothing there."""
+    exits, left = list(network.site_exits), leaves(samples.margins, point.thresholds)
+    rates = {site: [share] for site, share in zip(exits, point.shares, strict=False)}
+    for site, z in decisions.items():
+        before = torch.tensor([exits.index(name) for name in network.before(site)], dtype=left.dtype)
+        comes = ~torch.isin(left, before)
+        rates[site] = (z.double() * comes[:, None]).mean(0).tolist()
+    return rates
 
 
 def _with(points: list[OperatingPoint], chosen: OperatingPoint) -> list[OperatingPoint]:

@@ -117,5 +117,5 @@ def _record(result: Calibrated, data: DataSet, candidates: int, refine: int) -> 
     }  # fmt: skip
     recipe = network.recipe.with_step(Step("calibrate", settings, measured))
     if recipe.baseline is None and recipe.last("prune") is None:  # gates open and nothing trained or removed: the source's own accuracy
-        recipe = replace(recipe, baseline={"top1": result.baseline_top1, "split": "val"})
+        recipe = replace(recipe, baseline={"top1": result.baseline_top1, "split": "val", "data": data.spec})
     network.recipe = recipe

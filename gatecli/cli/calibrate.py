@@ -53,6 +53,8 @@ def calibrate(
     if not network.methods:
         raise TrainingError(f"{path} has no gates to calibrate: attach a method first (gatecli attach {path} --method NAME)")
     if network.site_exits:
+        if per_gate:
+            raise SettingError("--per-gate is for gates: the thresholds of exits are chosen together as it is")
         asked = exits.Asked({"target_acc": target_acc, "max_drop": max_drop, "max_gmacs": max_gmacs, "max_ms": max_ms}, confidence, cost)
         return exits.calibrate(session, network, path, target, asked, reuse, remembered(data), batch_size, workers)
     if {max_gmacs, max_ms, confidence} != {None} or cost != "macs" or reuse:

@@ -41,5 +41,5 @@ def inspect(
         table(session, f"{len(sites)} sites", ("<site", "<kind", "units", "MACs", "<gated by"), rows, MACS_FOOT + more)
     return {
         "checkpoint": str(path), "arch": source.arch, "arch_args": source.arch_args, "num_classes": source.num_classes, "input_size": list(size),
-        "params": network.params, "macs_dense": network.macs_dense, "macs_expected": expected_macs(network, known_rates(network)), "sites": sites,
+        "params": network.params, "macs_dense": network.macs_dense, "macs_expected": expected_macs(network, known_rates(network)), "uncounted": network.uncounted, "sites": sites,
     }  # fmt: skip

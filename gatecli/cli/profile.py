@@ -46,7 +46,7 @@ def profile(
         _print(session, result, sites)
         _say_what_is_real(session, subjects[-1], sizes)
     return {
-        "checkpoint": str(paths[-1]), "arch": networks[0].recipe.source.arch, "rows": [asdict(row) for row in result.rows], "sites": [asdict(site) for site in result.sites],
+        "checkpoint": str(paths[-1]), "arch": networks[0].recipe.source.arch, "uncounted": networks[-1].uncounted, "rows": [asdict(row) for row in result.rows], "sites": [asdict(site) for site in result.sites],
         "decisions": result.decisions, "threads": result.threads, "repeats": result.repeats,
         "params": networks[-1].params, "macs_dense": networks[-1].macs_dense, "macs_expected": subjects[-1].macs_expected,
     }  # fmt: skip

@@ -13,7 +13,7 @@ from gatecli.cli.session import BatchSize, Checkpoint, Data, Force, Out, Session
 from gatecli.cli.workspace import default_out
 
 if TYPE_CHECKING:
-    from gatecli.costs import Rates
+    from gatecli.inference import Scores
     from gatecli.network import Network
 
 
@@ -34,14 +34,19 @@ def prune(
     """Remove what never runs, and gates that never close. The file, the parameters and the MACs shrink; the function stays."""
     from gatecli import pruning
     from gatecli.checkpoint import check_output, write
+    from gatecli.record import at_threshold
 
     path = session.checkpoint(checkpoint)
     target = out or default_out(path, "pruned")
     check_output(target, force, [path])
     network = session.open(path)
-    rates = _rates(session, network, remembered(data), threshold, batch_size, workers)
+    val = Val(session, network, remembered(data), batch_size, workers) if _asks_for_rates(network, data) else None
+    with at_threshold(network, threshold):
+        rates = None if val is None else val.score(network, "measuring rates on val").rates
     result = pruning.prune(network, threshold=threshold, rates=rates, collapse=collapse, static=static, round_to=round_to)
-    write(result.network, target)
+    scores = val.score(result.network, "measuring what is left on val") if val is not None and result.kept_dynamic else None
+    result = result if scores is None else pruning.with_scores(result, scores)
+    write(result.network, target, reload=True)
     _report(session, network, result, path, target)
     session.written(target)
     session.say("next: gatecli profile")
@@ -49,22 +54,35 @@ def prune(
         "checkpoint": str(path), "out": str(target), "arch": network.recipe.source.arch, "removed": [*result.removed, *({"site": site, "units": units} for site, units in result.thinned.items())], "ungated": result.ungated, "freed": result.freed,
         "kept_dynamic": result.kept_dynamic, "stuck": result.stuck, "params_before": result.params_before, "params": result.network.params, "macs_before": result.macs_before,
         "macs_dense": result.network.macs_dense, "macs_expected": result.macs_expected, "max_logit_change": result.max_logit_change,
+        **({} if scores is None else {"top1": scores.top1, "split": "val"}),
     }  # fmt: skip
 
 
-def _rates(session: Session, network: Network, data: str | None, threshold: float | None, batch_size: int, workers: int) -> Rates | None:
-    """Rates on val of the data-dependent gates, at `threshold`; None where all gates are data-independent."""
-    if not any(gate.data_dependent for gate in network.site_gates.values()) or (data is None and not network.recipe.data):
-        return None
-    from gatecli.data import batches, steps
-    from gatecli.inference import score
-    from gatecli.inputs import open_data
-    from gatecli.record import at_threshold
+def _asks_for_rates(network: Network, data: str | None) -> bool:
+    """Whether gates depend on the image, and there are images to ask."""
+    dependent = any(gate.data_dependent for gate in network.site_gates.values())
+    return dependent and (data is not None or bool(network.recipe.data))
 
-    split = open_data(network, data).splits["val"]
-    with at_threshold(network, threshold):
-        images = batches(split, input=network.input, batch_size=batch_size, workers=workers)
-        return score(network, images, Reporter(session), "measuring rates on val", steps(split, batch_size)).rates
+
+class Val:
+    """The val split of the data set named, or remembered by `network`."""
+
+    def __init__(
+        self, session: Session, network: Network, data: str | None, batch_size: int, workers: int
+    ) -> None:
+        from gatecli.inputs import open_data
+
+        self.session, self.batch_size, self.workers = session, batch_size, workers
+        self.split = open_data(network, data).splits["val"]
+
+    def score(self, network: Network, label: str) -> Scores:
+        """What a network does on the split."""
+        from gatecli.data import batches, steps
+        from gatecli.inference import score
+
+        size = self.batch_size
+        images = batches(self.split, input=network.input, batch_size=size, workers=self.workers)
+        return score(network, images, Reporter(self.session), label, steps(self.split, size))
 
 
 def _report(session: Session, network: Network, result: Any, path: Path, target: Path) -> None:

@@ -13,11 +13,12 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -31,14 +32,25 @@ COSTLY_FUNCTIONS = {
     operator.matmul, torch.matmul, torch.bmm, torch.baddbmm, torch.mm, torch.addmm, torch.einsum, connect,
 }  # fmt: skip
 COSTLY_METHODS = {"matmul", "bmm", "baddbmm", "mm", "addmm"}
+MOVES = {  # what neither multiplies nor is marked as elementwise or a view by torch
+    "cat", "stack", "clone", "copy", "copy_", "_to_copy", "repeat", "index", "index_select", "gather", "embedding",
+    "roll", "constant_pad_nd", "_reshape_copy", "_unsafe_view", "native_layer_norm", "native_batch_norm", "native_group_norm",
+    "empty", "empty_like", "zeros", "zeros_like", "ones", "ones_like", "full", "arange", "flip", "sum", "mean", "amax", "amin",
+    "upsample_bicubic2d", "upsample_bilinear2d", "upsample_nearest2d", "_upsample_bicubic2d_aa", "_upsample_bilinear2d_aa",
+    "_softmax", "native_dropout", "bernoulli_", "linalg_vector_norm", "norm", "std", "var", "var_mean", "cumsum",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class NodeCost:
-    """One node's MACs for one image, and the shape of what it returns (None where that is no tensor)."""
+    """One node's MACs for one image, and the shape of what it returns (None where that is no tensor).
+
+    unknown: it works with weights in a way that nothing here can count, so its MACs are 0.
+    """
 
     macs: int
     shape: Shape | None
+    unknown: bool = False
 
 
 def meta_copy(module: nn.Module) -> nn.Module:
@@ -66,14 +78,16 @@ class _Counter(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         module = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
-        if _multiplies(n, module):
-            with _attention_in_sight(), FlopCounterMode(display=False) as counter:
+        seen, macs = _Operations(), 0
+        if _multiplies(n, module) or self._takes_weights(n):
+            with _attention_in_sight(), FlopCounterMode(display=False) as counter, seen:
                 result = super().run_node(n)
             macs = int(counter.get_total_flops()) // 2
         else:
             result = super().run_node(n)
-            macs = self._by_formula(n, module, result)
-        self.costs[n.name] = NodeCost(macs, tuple(result.shape) if isinstance(result, Tensor) else None)
+        macs = macs or self._by_formula(n, module, result)
+        shape = tuple(result.shape) if isinstance(result, Tensor) else None
+        self.costs[n.name] = NodeCost(macs, shape, unknown=not macs and seen.work)
         return result
 
     def _by_formula(self, n: fx.Node, module: nn.Module | None, result: Any) -> int:
@@ -81,7 +95,24 @@ class _Counter(fx.Interpreter):
             return convolution_macs(module, tuple(self.fetch_args_kwargs_from_env(n)[0][0].shape), tuple(result.shape))
         if isinstance(module, nn.Linear):
             return int(math.prod(result.shape)) * module.in_features
-        return 0
+        weight = self._bilinear_weight(n, module)
+        return 0 if weight is None else int(math.prod(result.shape[:-1])) * weight.numel()
+
+    def _bilinear_weight(self, n: fx.Node, module: nn.Module | None) -> Tensor | None:
+        """(out, in1, in2): at each position y_o = x1 W_o x2."""
+        if type(module) is nn.Bilinear:
+            return module.weight
+        if n.op != "call_function" or n.target is not F.bilinear:
+            return None
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        return cast(Tensor, args[2] if len(args) > 2 else kwargs["weight"])
+
+    def _takes_weights(self, n: fx.Node) -> bool:
+        """Whether a function or method, a base path apart, is given weights of more than one dimension."""
+        if n.target is base_path:
+            return False
+        attributes = [source for source in n.all_input_nodes if source.op == "get_attr"]
+        return any(_is_weight(self.env.get(source)) for source in attributes)
 
     def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
         try:
@@ -93,10 +124,28 @@ class _Counter(fx.Interpreter):
             return _on_zeros(module, args, kwargs)
 
 
+def _is_weight(value: Any) -> bool:
+    return isinstance(value, nn.Parameter) and value.ndim > 1
+
+
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes whether any operation does more with its values than to move or to combine them element by element."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.work = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        plain = torch.Tag.pointwise in func.tags or func.is_view or name in MOVES
+        self.work = self.work or not plain
+        return func(*args, **(kwargs or {}))
+
+
 def _multiplies(n: fx.Node, module: nn.Module | None) -> bool:
     """Whether the node does products that no formula here knows."""
     if module is not None:
-        return type(module) not in (*CONVOLUTIONS, nn.Linear) and any(p.ndim > 1 for p in module.parameters())
+        return type(module) not in (*CONVOLUTIONS, nn.Linear, nn.Bilinear) and any(p.ndim > 1 for p in module.parameters())
     if n.target is base_path:  # where it is shared it is a part of the convolution, and counted there
         return not n.args[3]
     return (n.op == "call_function" and n.target in COSTLY_FUNCTIONS) or (n.op == "call_method" and n.target in COSTLY_METHODS)

@@ -254,21 +254,15 @@ class _Fold:
             start += width
         if not any(len(part) for part in kept):
             raise SettingError(f"`{cat.name}` would have nothing left to concatenate")
-        device = next(self.root.parameters()).device
-        return Cut(torch.cat(kept), torch.cat(gone), torch.cat([each.to(device) for each in constants]), zero)
+        return Cut(torch.cat(kept), torch.cat(gone), torch.cat(_together(constants)), zero)
 
     def _normalised(self, node: fx.Node, source: fx.Node, norm: Any, cut: Cut) -> Cut:
         """Through a BatchNorm in evaluation, and an activation where it holds one: what it makes of images with these constants."""
-        shape = self.costs[source.name].shape
-        assert shape is not None
-        image = torch.zeros(1, *shape[1:], device=norm.running_mean.device)
-        image[:, cut.gone.to(image.device)] = cut.constants.to(image.device).reshape(1, -1, *[1] * (len(shape) - 2))
-        with torch.no_grad():
-            result = copy.deepcopy(norm).eval()(image)[:, cut.gone.to(image.device)]
+        constants = _after_norm(node, norm, cut, self.costs[source.name].shape)
         if not self.dry:
             keep_entries(norm, ("weight", "bias", "running_mean", "running_var"), cut.kept)
             norm.num_features = len(cut.kept)
-        return Cut(cut.kept, cut.gone, _same_everywhere(node, result))
+        return Cut(cut.kept, cut.gone, constants)
 
     def _absorb(self, node: fx.Node, module: Any, cut: Cut) -> None:
         """Let a convolution, a linear layer or a gate read the kept channels alone, the constants being in its bias."""
@@ -303,6 +297,24 @@ class _Fold:
         return Cut(cut.kept, cut.gone, _same_everywhere(node, image))
 
 
+def _together(parts: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors on one device; on none where any has no values, as in a replay, whose values come from the file."""
+    device = torch.device("meta") if any(part.is_meta for part in parts) else parts[0].device
+    return [part.to(device) for part in parts]
+
+
+def _after_norm(node: fx.Node, norm: Any, cut: Cut, shape: Sequence[int] | None) -> Tensor:
+    """What a BatchNorm in evaluation makes of a value of this shape at the channels that are constant: (k,)."""
+    assert shape is not None
+    if cut.constants.is_meta or norm.running_mean.is_meta:  # a replay: the values come from the file
+        return cut.constants.to("meta")
+    device = norm.running_mean.device
+    image, gone = torch.zeros(1, *shape[1:], device=device), cut.gone.to(device)
+    image[:, gone] = cut.constants.to(device).reshape(1, -1, *[1] * (len(shape) - 2))
+    with torch.no_grad():
+        return _same_everywhere(node, copy.deepcopy(norm).eval()(image)[:, gone])
+
+
 def _same_everywhere(node: fx.Node, image: Tensor) -> Tensor:
     """The channels' values (k,) of an image (1, k, ...) that has one at all positions. Raises SettingError where it has several."""
     flat = image.reshape(image.shape[1], -1)
@@ -324,8 +336,9 @@ def drop_inputs(module: Any, kept: Tensor, gone: Tensor, constants: Tensor | Non
     """Let a convolution or a linear layer read the channels `kept` alone; `constants`, what `gone` always were (none: zero), go into its bias."""
     weight: Tensor = module.weight.detach()
     if constants is not None:
-        said = weight.index_select(1, gone.to(weight.device)).reshape(len(weight), len(gone), -1).sum(2) @ constants.to(weight)
-        bias = said if module.bias is None else module.bias.detach() + said
+        lost, constants = _together([weight.index_select(1, gone.to(weight.device)).reshape(len(weight), len(gone), -1).sum(2), constants.to(weight.dtype)])
+        said = lost @ constants
+        bias = said if module.bias is None else torch.stack(_together([module.bias.detach(), said])).sum(0)
         module.bias = nn.Parameter(bias, module.weight.requires_grad)
     keep_entries(module, ("weight",), kept, dim=1)
     setattr(module, "in_features" if isinstance(module, nn.Linear) else "in_channels", len(kept))

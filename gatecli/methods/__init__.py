@@ -4,9 +4,9 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from gatecli.methods.base import Method, apply_plan, get, names, parse_settings
+from gatecli.methods.base import Method, apply_plan, get, names, parse_settings, recorded_settings
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["Method", "apply_plan", "get", "names", "parse_settings"]
+__all__ = ["Method", "apply_plan", "get", "names", "parse_settings", "recorded_settings"]

@@ -6,7 +6,7 @@ subclass of `Method` whose instances are registered. The command line, the docs 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import Field, dataclass, field, fields, replace
 from difflib import get_close_matches
 from fractions import Fraction
@@ -24,9 +24,23 @@ from gatecli.network import Network
 from gatecli.schedules import learning_rate
 
 
-def setting(default: Any, help: str, low: float | None = None, high: float | None = None, choices: tuple[str, ...] = (), structural: bool = False) -> Any:
-    """A field of a settings dataclass. `structural` ones shape the gates, so they are fixed once attached."""
-    return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices, "structural": structural})
+def setting(
+    default: Any,
+    help: str,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] = (),
+    structural: bool = False,
+    before: Callable[[Mapping[str, Any]], Any] | None = None,
+) -> Any:
+    """A field of a settings dataclass.
+
+    Args:
+        structural: it shapes the gates, so it is fixed once attached.
+        before: for a setting that came later, what files without it meant, given what they record.
+    """
+    about = {"help": help, "low": low, "high": high, "choices": choices, "structural": structural}
+    return field(default=default, metadata={**about, "before": before})
 
 
 @dataclass(frozen=True)
@@ -255,6 +269,12 @@ def parse_settings(method: Method, given: Mapping[str, Any], base: Any = None) -
         if base is not None and known[name].metadata["structural"] and values[name] != getattr(base, name):
             raise SettingError(f"`{name}` shapes the gates and cannot change after attach: attach again with --set {name}={value}")
     return replace(start, **values)
+
+
+def recorded_settings(method: Method, stored: Mapping[str, Any]) -> Any:
+    """The settings that a checkpoint's recipe holds; those that its version did not know as it meant them. Raises SettingError."""
+    later = [each for each in fields(method.settings) if each.metadata["before"] and each.name not in stored]
+    return parse_settings(method, {**stored, **{each.name: each.metadata["before"](stored) for each in later}})
 
 
 def _checked(known: Field[Any], value: Any) -> Any:

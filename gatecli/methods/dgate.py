@@ -7,7 +7,8 @@ value, averaged over its positions (ours). Each exit is trained alone on all the
 too (ours), by the hinge loss  mean max(0, 1 - y d),  y = 1 for the sample's class and -1 for the others, and weight decay. Thresholds are
 chosen afterwards, on a validation split: gatecli calibrate. Until then they are infinite.
 
-With `loss=cross-entropy`, for comparison, a sample is as sure as the largest softmax probability (ours).
+With `loss=cross-entropy`, for comparison, a sample is as sure as the log-odds of its likeliest class (ours): a softmax in float32 is exactly 1 from
+about 17 nats on, where the surest images would tie.
 """
 from __future__ import annotations
 
@@ -19,25 +20,32 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gatecli import surgery
-from gatecli.gates import Exit
+from gatecli.gates import LOG_ODDS, PROBABILITY, Exit, log_odds_of_likeliest
 from gatecli.graph.slices import drop_inputs
 from gatecli.methods.base import ExitMethod, ExitSettings, register, setting
 from gatecli.network import Network
 
-LOSSES = ("hinge", "cross-entropy")
+HINGE, CROSS_ENTROPY = "hinge", "cross-entropy"
+MARGIN = "margin"
+OWN_SCORE = {HINGE: MARGIN, CROSS_ENTROPY: LOG_ODDS}
 
 
 @dataclass(frozen=True)
 class DGateSettings(ExitSettings):
-    loss: str = setting("hinge", "hinge, or cross-entropy for comparison", choices=LOSSES, structural=True)
+    loss: str = setting(HINGE, "hinge, or cross-entropy for comparison", choices=(HINGE, CROSS_ENTROPY), structural=True)
+    score: str | None = setting(
+        None, "what thresholds are compared with: margin (the largest logit), log-odds or probability of the likeliest class; none: margin with hinge, log-odds with cross-entropy",
+        choices=(MARGIN, LOG_ODDS, PROBABILITY), structural=True, before=lambda stored: PROBABILITY if stored.get("loss") == CROSS_ENTROPY else None,
+    )  # fmt: skip
 
 
 class DGate(Exit):
     """A linear classifier of averaged features; weights and bias start at zero."""
 
-    def __init__(self, site: str, channels: int, positions: tuple[int, ...], classes: int, probability: bool) -> None:
+    def __init__(self, site: str, channels: int, positions: tuple[int, ...], classes: int, trained_by: str = HINGE, scored: str | None = None) -> None:
         super().__init__(site)
-        self.positions, self.probability = positions, probability
+        self.positions, self.trained_by = positions, trained_by
+        self.scored = scored or OWN_SCORE[trained_by]
         self.linear = nn.Linear(channels, classes)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
@@ -55,14 +63,16 @@ class DGate(Exit):
         return bool(self.linear.weight.any())
 
     def score(self, x: Tensor, logits: Tensor) -> Tensor:
-        return (logits.softmax(1) if self.probability else logits).amax(1, keepdim=True)
+        if self.scored == LOG_ODDS:
+            return log_odds_of_likeliest(logits)
+        return (logits.softmax(1) if self.scored == PROBABILITY else logits).amax(1, keepdim=True)
 
     def head(self) -> nn.Module:
         return Head(self.positions, self.linear)
 
     def loss(self, features: Tensor, labels: Tensor) -> Tensor:
         """The loss of features (N, C) with labels (N,): a scalar."""
-        loss = F.cross_entropy if self.probability else hinge
+        loss = F.cross_entropy if self.trained_by == CROSS_ENTROPY else hinge
         return loss(self.linear(features), labels)
 
     def drop_inputs(self, kept: Tensor, gone: Tensor, constants: Tensor) -> None:
@@ -94,7 +104,7 @@ class DGates(ExitMethod):
 
     def insert(self, network: Network, site: str, settings: Any) -> None:
         place = network.sites[site]
-        surgery.insert_exit(network, site, DGate(site, place.channels, place.positions, network.num_classes, settings.loss == "cross-entropy"), self.name)
+        surgery.insert_exit(network, site, DGate(site, place.channels, place.positions, network.num_classes, settings.loss, settings.score), self.name)
 
 
 register(DGates("dgate", "a linear classifier after each stage; images of which it is sure leave there", DGateSettings))

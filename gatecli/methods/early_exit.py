@@ -8,10 +8,10 @@ Dense Networks", 2018): two 3x3 convolutions of 128 channels with stride 2, each
 between the gate's convolutions, and none is there. Where maps are smaller than a pooling window, the window is as large as the map (ours).
 
 All is trained end to end: z is sampled with the straight-through Gumbel-softmax, the cross-entropy is that of what the image gets, so a classifier
-learns from the images that its gate chooses. The target is one for each exit's share of all images (.3), with the mirrored const-quad:
+learns from the images that its gate chooses. An exit goes by the log-odds of leaving: P(leave) in float32 is exactly 1 for the surest images. The target is one for each exit's share of all images (.3), with the mirrored const-quad:
     loss_weight * mean over exits of min(0, share_e - t)^2,     share_e = mean of z_e * prod over earlier exits of (1 - z)
-so that leaving more often is not punished. As attached nobody leaves; when training begins, who leaves is who does so with P > 1/2, until gatecli calibrate
-chooses other thresholds for P. The last layer of the gate starts with zero weights and bias [2, 0.1]: P(leave) = .13 (ours).
+so that leaving more often is not punished. As attached nobody leaves; when training begins, who leaves is who does so with log-odds of at least 0 (P of
+at least 1/2), until gatecli calibrate chooses other thresholds. The last layer of the gate starts with zero weights and bias [2, 0.1]: P(leave) = .13 (ours).
 """
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from gatecli import surgery
 from gatecli.errors import SettingError
-from gatecli.gates import Exit, gumbel_decision
+from gatecli.gates import LOG_ODDS, PROBABILITY, Exit, gumbel_decision
 from gatecli.losses import MIRRORED, distance
 from gatecli.methods.base import ExitMethod, ExitSettings, register, setting
 from gatecli.network import Network
@@ -34,6 +34,10 @@ from gatecli.network import Network
 class EarlyExitSettings(ExitSettings):
     target_rate: float = setting(0.3, "share of all images that shall leave at each exit, at least", low=0, high=1)
     loss_weight: float = setting(1.0, "weight of the target loss beside the cross-entropy", low=0, high=1e30)
+    score: str = setting(
+        LOG_ODDS, "what thresholds are compared with: log-odds, or the probability of leaving, which ties where it rounds to 1",
+        choices=(LOG_ODDS, PROBABILITY), structural=True, before=lambda stored: PROBABILITY,
+    )  # fmt: skip
     width: int = setting(128, "channels of the gate's and the classifier's convolutions", low=1, high=4096, structural=True)
 
 
@@ -43,8 +47,9 @@ class GumbelExit(Exit):
     positions = (2, 3)
     pads = True
 
-    def __init__(self, site: str, channels: int, size: Sequence[int], classes: int, width: int) -> None:
+    def __init__(self, site: str, channels: int, size: Sequence[int], classes: int, width: int, scored: str = LOG_ODDS) -> None:
         super().__init__(site)
+        self.scored = scored
         self.gate = nn.Sequential(
             nn.Conv2d(channels, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), _pool(4, size), nn.Flatten(),
         )  # fmt: skip
@@ -69,15 +74,26 @@ class GumbelExit(Exit):
         return pair[:, None]
 
     def score(self, x: Tensor, logits: Tensor) -> Tensor:
-        """P(leave)."""
-        return self.scores(x).softmax(2)[..., 1]
+        """The log-odds of leaving, or P(leave)."""
+        return self._scored(self.scores(x))
 
     def sample(self, x: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         pair = self.scores(x)
-        return gumbel_decision(pair), pair.detach().softmax(2)[..., 1]
+        return gumbel_decision(pair), self._scored(pair.detach())
+
+    def _scored(self, pair: Tensor) -> Tensor:
+        if self.scored == PROBABILITY:
+            return pair.softmax(2)[..., 1]
+        return pair[..., 1] - pair[..., 0]
 
     def draw(self, score: Tensor) -> Tensor:
-        return torch.bernoulli(score) * (self.threshold < torch.inf)
+        chance = score if self.scored == PROBABILITY else score.sigmoid()
+        return torch.bernoulli(chance.nan_to_num(0.0)) * (self.threshold < torch.inf)
+
+    def let_leave(self) -> None:
+        """Open an exit that nobody can take: who leaves is who does so with P(leave) >= 1/2."""
+        if bool(self.threshold.isposinf()):
+            self.threshold.fill_(0.5 if self.scored == PROBABILITY else 0.0)
 
     def head(self) -> nn.Module:
         return Head(self.classifier)
@@ -116,13 +132,13 @@ class EarlyExits(ExitMethod):
         shape = network.costs[place.entry].shape
         if place.positions != (2, 3) or shape is None or len(shape) != 4:
             raise SettingError(f"{self.name} needs maps (N, C, H, W) to convolve, which `{site}` does not have: leave it out with --exclude, or take dgate")
-        surgery.insert_exit(network, site, GumbelExit(site, place.channels, shape[2:], network.num_classes, settings.width), self.name)
+        surgery.insert_exit(network, site, GumbelExit(site, place.channels, shape[2:], network.num_classes, settings.width, settings.score), self.name)
 
     def begin(self, network: Network, sites: Iterable[str]) -> None:
         for site in sites:
             exit_ = network.site_exits[site]
-            if bool(exit_.threshold.isposinf()):
-                exit_.threshold.fill_(0.5)
+            assert isinstance(exit_, GumbelExit)
+            exit_.let_leave()
 
     def targets(self, settings: Any, sites: Iterable[str], epoch: int) -> dict[str, float]:
         return dict.fromkeys(sites, settings.target_rate)

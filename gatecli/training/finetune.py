@@ -73,7 +73,7 @@ def finetune(
         result = _finish(loop, baseline)
     except Interrupted as error:
         raise Interrupted("interrupted after the last step, before the final evaluation was over") from error
-    network.recipe = replace(network.recipe, baseline=network.recipe.baseline or {"top1": baseline, "split": "val"})
+    network.recipe = replace(network.recipe, baseline=network.recipe.baseline or {"top1": baseline, "split": "val", "data": data.spec})
     return result
 
 

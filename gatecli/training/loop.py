@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from gatecli import methods
 from gatecli.costs import expected_macs, overall_rate, site_rates
 from gatecli.data import DataSet, batches, steps
-from gatecli.errors import DataError, Interrupted, SettingError, TrainingError
+from gatecli.errors import CheckpointError, DataError, Interrupted, SettingError, TrainingError
 from gatecli.inference import ExitScore, Scores, score, score_exits
 from gatecli.losses import batch_rate
 from gatecli.network import Network
@@ -115,9 +115,10 @@ class Loop:
             raise Interrupted(f"interrupted after step {self.position.step} of {self.total_steps}") from error
 
     def _baseline(self) -> float:
-        """Measured once in a checkpoint's life, and then known from its recipe."""
-        if self.network.recipe.baseline is not None:
-            return float(self.network.recipe.baseline["top1"])
+        """Measured once in a checkpoint's life, and then known from its recipe, unless that was on other data."""
+        known = self.network.recipe.baseline
+        if known is not None and known.get("data", self.data.spec) == self.data.spec:
+            return float(known["top1"])
         if self.position.baseline is None:
             with strategy(self.network, "always-on"):
                 self.position.baseline = self.validate().top1
@@ -261,7 +262,10 @@ class Loop:
 
     def validate(self) -> Scores:
         images, total = self._val()
-        return score(self.network, images, self.progress, "validating", total)
+        try:
+            return score(self.network, images, self.progress, "validating", total)
+        except CheckpointError as error:
+            raise TrainingError(self._diverged(str(error)) if self.position.step else str(error)) from error
 
     def exit_scores(self) -> dict[str, ExitScore]:
         """What the exits say of val's images, where the method trained is one of exits."""

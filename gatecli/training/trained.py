@@ -62,5 +62,5 @@ def trained_methods(recipe: Recipe, changes: Mapping[str, Any], names: Sequence[
     alone = [method.name for method in found if method.trains == "exits"]
     if alone and len(found) > 1:
         raise TrainingError(f"{alone[0]} trains its exits alone, with the network as it is: train it by itself, after {', '.join(name for name in asked if name not in alone)}")
-    settings = [methods.parse_settings(method, changes if index == 0 else {}, methods.parse_settings(method, attached[method.name])) for index, method in enumerate(found)]
+    settings = [methods.parse_settings(method, changes if index == 0 else {}, methods.recorded_settings(method, attached[method.name])) for index, method in enumerate(found)]
     return [Trained(method, own) for method, own in zip(found, settings, strict=True)]
