@@ -2,11 +2,13 @@
 from __future__ import annotations
 
 import signal
-from typing import TYPE_CHECKING, Any
 
 from gatecli.cli.interrupts import leave
 
+TYPE_CHECKING = False  # as in gatecli/__init__.py
 if TYPE_CHECKING:
+    from typing import Any
+
     from gatecli.cli.program import COMMANDS, app
 
 __all__ = ["COMMANDS", "app", "main"]

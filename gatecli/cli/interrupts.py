@@ -3,7 +3,10 @@ from __future__ import annotations
 
 import os
 import signal
-from types import CodeType, FrameType
+
+TYPE_CHECKING = False  # as in gatecli/__init__.py
+if TYPE_CHECKING:
+    from types import CodeType, FrameType
 
 CODE = 130  # as a shell reports a program that Ctrl-C ended
 

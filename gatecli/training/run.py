@@ -15,7 +15,7 @@ from gatecli.errors import CheckpointError, TrainingError
 from gatecli.files import replacing
 
 STATE, BEST, LAST, LOG = "state.safetensors", "best.safetensors", "last.safetensors", "log.jsonl"
-FORMAT = "2"  # of the state: another one whenever what it holds changes
+FORMAT = "3"  # of the state: another one whenever what it holds changes
 
 
 class Run:
@@ -39,7 +39,7 @@ class Run:
     @classmethod
     def unfinished(cls, runs: Path) -> Run:
         """The run under `runs` whose state was saved last. Raises TrainingError if none is unfinished, CheckpointError if its state is of no use."""
-        states = sorted(runs.glob(f"*/{STATE}"), key=lambda path: path.stat().st_mtime)
+        states = sorted((path for path in runs.glob(f"*/{STATE}") if path.is_file()), key=lambda path: path.stat().st_mtime)
         if not states:
             raise TrainingError(f"there is no unfinished run to resume in {runs}")
         with intact(states[-1]), safe_open(states[-1], "pt") as file:
@@ -92,8 +92,7 @@ class Run:
 
     def finish(self) -> None:
         """The run is over: nothing is left to resume; the log, the best and the last tensors stay."""
-        for path in (self.state, *self.folder.glob(".*.tmp")):  # a kill in the middle of a save leaves its temporary file
-            path.unlink(missing_ok=True)
+        self.state.unlink(missing_ok=True)
 
 
 @contextmanager
