@@ -75,8 +75,13 @@ def blame(error: Exception) -> str:
     if isinstance(error, zlib.error):
         return f"a file that was read is damaged, its compressed data make no sense ({error}): replace it"
     if isinstance(error, UnicodeEncodeError) and "surrogates" in error.reason:  # bytes of a name are surrogates in Python, which many libraries refuse
-        return f"expected names of files in UTF-8, but got {error.object[:160]!a}: rename the file"
+        return not_utf8(error.object)
     return f"{text} (a bug in gatecli: --debug shows where)"
+
+
+def not_utf8(name: str) -> str:
+    """What to tell of a name that libraries cannot open."""
+    return f"expected the names of files to be UTF-8, but got {name[:200]!a}: rename the file or its folder"
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -12,10 +12,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from gatecli.errors import CheckpointError
+from gatecli.errors import CheckpointError, not_utf8
 
 OURS = re.compile(r"\..*\.gatecli-([0-9a-f]{8})-([0-9]{1,9})-\w+\.tmp", re.DOTALL)  # machine, process
 FORGOTTEN = 24 * 3600.0  # seconds after which a temporary file of another machine is one of a writer that is dead
+
+
+def check_name(path: Path) -> None:
+    """Raises CheckpointError for a name that safetensors, torch, ONNX Runtime and TensorBoard cannot open."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise CheckpointError(not_utf8(str(path))) from error
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from gatecli.cli.resuming import Begun, resumable, unfinished
 from gatecli.cli.session import Checkpoint, Data, Force, Out, Session, Set, Workers, is_function, parse_pairs, reads_checkpoints, remembered
 from gatecli.cli.workspace import RUNS, default_out
 from gatecli.errors import TrainingError
+from gatecli.files import check_name
 
 if TYPE_CHECKING:
     from gatecli.training import Finetuned
@@ -66,6 +67,7 @@ def finetune(
     check_output(target, force, [path])
     chosen = training.TrainOptions(**begun.options)
     folder = tensorboard or begun.tensorboard  # where a log goes changes no training: a resumed run may name another
+    check_name(Path(folder or ""))
     board = None if folder is None else Board(Path(folder))
     network = session.open(path)
     if not network.methods:

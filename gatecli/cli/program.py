@@ -7,7 +7,6 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any
 
 import typer
@@ -15,7 +14,7 @@ import typer.core
 
 from gatecli.cli import attach, calibrate, demo, evaluate, export, finetune, gates, inspect, methods, profile, prune, run, state
 from gatecli.cli.session import command
-from gatecli.cli.text import printable
+from gatecli.cli.text import printable, tell
 
 MARKUP = getattr(typer.core, "HAS_RICH", True)  # whether typer reads help texts as rich's markup
 
@@ -102,17 +101,14 @@ def _main(version: bool = typer.Option(False, "--version", callback=_version, is
 
 def start() -> None:
     """The program, in a process of its own."""
-    sys.excepthook = _show
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what a terminal cannot show is no reason to stop
             stream.reconfigure(errors="backslashreplace")
     try:
         sys.exit(app())
+    except Exception as error:  # with --debug
+        for line in "".join(traceback.format_exception(error)).splitlines():
+            tell(line)
+        sys.exit(1)
     finally:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # the work is done: nothing is left to say
-
-
-def _show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """A traceback, as --debug shows it."""
-    for line in "".join(traceback.format_exception(kind, error, trace)).splitlines():
-        print(printable(line), file=sys.stderr)
