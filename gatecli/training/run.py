@@ -13,6 +13,7 @@ from torch import Tensor
 from gatecli.checkpoint import save_tensors
 from gatecli.errors import CheckpointError, TrainingError
 from gatecli.files import replacing
+from gatecli.recipe import _finite
 
 STATE, BEST, LAST, LOG = "state.safetensors", "best.safetensors", "last.safetensors", "log.jsonl"
 FORMAT = "3"  # of the state: another one whenever what it holds changes
@@ -100,11 +101,11 @@ def intact(path: Path) -> Iterator[None]:
     """Turn what reading a damaged file brings about, into an error that names it."""
     try:
         yield
-    except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, IndexError, TypeError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(f"{path} is damaged ({' '.join(str(error).split())[:160]}): start a new run without --resume") from error
 
 
 def _read(path: Path, key: str | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     with intact(path), safe_open(path, "pt") as file:
-        position = json.loads(file.metadata()[key]) if key else {}
+        position = json.loads(file.metadata()[key], parse_float=_finite, parse_constant=_finite) if key else {}
         return {name: file.get_tensor(name) for name in file.keys()}, position  # noqa: SIM118  (no mapping)
