@@ -4,10 +4,10 @@ Every command of the command line is a function here. Importing the package does
 """
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # typing's own would have to be imported, and Ctrl-C is taken care of only after this module
 if TYPE_CHECKING:
+    from typing import Any
+
     from gatecli.attaching import attach
     from gatecli.calibration.at_exits import calibrate_exits
     from gatecli.calibration.calibrate import calibrate
@@ -39,6 +39,8 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module `gatecli` has no attribute `{name}`")
+    from importlib import import_module
+
     return getattr(import_module(f"gatecli.{_HOMES[name]}"), name)
 
 

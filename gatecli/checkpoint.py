@@ -18,7 +18,7 @@ from gatecli import methods
 from gatecli.architectures.build import build, build_pretrained, build_skeleton, is_callable_name, switches
 from gatecli.architectures.identify import Found, found_for, identify
 from gatecli.errors import ArchitectureError, CheckpointError, GatecliError, SettingError
-from gatecli.files import replacing
+from gatecli.files import check_name, replacing
 from gatecli.graph.rewrite import renamed
 from gatecli.network import Network
 from gatecli.reading import file_sha256, read_tensors
@@ -66,6 +66,7 @@ def _uncounted(network: Network) -> list[str]:
 
 def read_recipe(path: Path) -> Recipe | None:
     """The recipe in a gatecli checkpoint; None for any other file, readable or not."""
+    check_name(path)
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
@@ -204,6 +205,7 @@ def _kind(tensor: Tensor) -> str:
 
 def check_output(out: Path, force: bool, inputs: Sequence[Path] = ()) -> None:
     """Refuse, before any work, an output that exists (without `force`), is an input, or lies where nothing can be written."""
+    check_name(out)
     if any(out.exists() and given.exists() and out.samefile(given) for given in inputs):
         raise CheckpointError(f"{out} is the input: gatecli never overwrites what it reads; name another file with --out")
     if out.exists() and not force:

@@ -535,6 +535,252 @@ def test_a_pickle_is_not_trusted_on_a_state_s_word(stopped: list[str]) -> None:
     assert not Path("pwned").exists()
 
 
+OUTSIDE = {
+    "elsewhere": "../precious.safetensors", "no checkpoint's name": "train.py", "hidden": ".git/hooks/x.safetensors", "the run's own": ".gatecli/runs/gated.tuned/best.safetensors",
+    "up and down": "x/../../precious.safetensors", "by a link": "link/precious.safetensors", "nowhere": "", "a folder": ".", "in no file system": "a\0b.safetensors",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("out", OUTSIDE.values(), ids=OUTSIDE)
+def test_a_state_names_an_output_outside(stopped: list[str], out: str) -> None:
+    """Neither its word nor --force is enough."""
+    Path("link").symlink_to("..")
+    for folder in (".git/hooks", "x"):
+        Path(folder).mkdir(parents=True)
+    precious = [Path("../precious.safetensors"), Path("train.py"), RUN / "best.safetensors"]
+    for path in precious[:2]:
+        path.write_bytes(b"precious")
+    held = [path.read_bytes() for path in precious]
+    about(lambda said: said.update(out=out))
+    for options in ([], ["--force"]):
+        refused(["finetune", "--resume", *options])
+    refused("finetune --resume --force --out other.safetensors")
+    assert [path.read_bytes() for path in precious] == held
+    precious[0].unlink()
+
+
+def test_an_output_outside_is_named_again(stopped: list[str], tmp_path: Path) -> None:
+    """Then it is the user's word, and what exists is refused as ever."""
+    out = tmp_path.parent / f"{tmp_path.name}-outside.safetensors"
+    about(lambda said: said.update(out=str(out)))
+    refused("finetune --resume", str(out), "a state's word", f"--out {out}")
+    out.write_bytes(b"precious")
+    refused(f"finetune --resume --out {out}", "exists already")
+    assert out.read_bytes() == b"precious"
+    out.unlink()
+    assert call("finetune", "--resume", "--out", out)["out"] == str(out)
+    out.unlink()
+
+
+def test_force_is_the_command_line_s_alone(here: Path, shelf: Path) -> None:
+    """A run that was begun with --force replaces nothing when it is resumed without."""
+    shutil.copy("steep.safetensors", "gated.tuned.safetensors")
+    with pytest.MonkeyPatch.context() as patch:
+        fail_at(patch, Loop, "_step", 2, send(signal.SIGINT))
+        done = run(*command(shelf, "--force"))
+    assert done.last.endswith("gatecli finetune --resume --force"), done.last
+    before = Path("gated.tuned.safetensors").read_bytes()
+    refused("finetune --resume", "gated.tuned.safetensors", "exists already", "--force")
+    about(lambda said: said["options"].update(force=True))
+    refused("finetune --resume", "without --resume")
+    assert Path("gated.tuned.safetensors").read_bytes() == before
+
+
+def test_force_replaces_checkpoints_alone(stopped: list[str]) -> None:
+    """What the state calls its output is somebody's work: --force without --out is no leave to replace it."""
+    Path("gated.tuned.safetensors").write_bytes(b"my thesis")
+    refused("finetune --resume --force", "gated.tuned.safetensors", "--out")
+    assert call("finetune", "--resume", "--force", "--out", "gated.tuned.safetensors")["epochs"] == EPOCHS
+
+
+@pytest.mark.parametrize("out", ["sub/mine.safetensors", "../mine.safetensors", "mine.bin"])
+def test_an_output_named_at_the_beginning(here: Path, shelf: Path, out: str) -> None:
+    """The way to go on that is printed is the way."""
+    Path("sub").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        fail_at(patch, Loop, "_step", 2, send(signal.SIGINT))
+        done = run(*command(shelf, "--out", out))
+    way = done.last.partition("gatecli ")[2].split()
+    assert way == ["finetune", "--resume", *([] if out.startswith("sub") else ["--out", out])], done.last
+    assert call(*way)["out"] == out and Path(out).exists()
+    Path(out).unlink()
+
+
+@pytest.mark.parametrize("folder", ["../board", "/tmp/../tmp/board-of-a-state", ".git/board", "link/board"])
+def test_a_state_names_a_board_outside(stopped: list[str], folder: str) -> None:
+    Path("link").symlink_to("..")
+    about(lambda said: said.update(tensorboard=folder))
+    refused("finetune --resume", "a state's word", "--tensorboard")
+    assert not Path(folder).exists()
+    call("finetune", "--resume", "--tensorboard", "here")
+    assert list(Path("here").iterdir())
+
+
+@pytest.mark.parametrize("name", ["checkpoint", "teacher"])
+def test_pickles_are_named_again(stopped: list[str], name: str) -> None:
+    """--trust-pickle trusts what the user names, not what a state names."""
+
+    class Evil:
+        def __reduce__(self) -> Any:
+            return os.mkdir, ("pwned",)
+
+    from gatecli.reading import file_sha256
+
+    torch.save({"state_dict": Evil()}, "evil.pt")
+    digest = file_sha256("evil.pt")
+    about(lambda said: said.update({name: "evil.pt", {"checkpoint": "sha256"}.get(name, "teacher_sha256"): digest}))
+    refused("finetune --resume --trust-pickle", "evil.pt", "a state's word")
+    assert not Path("pwned").exists()
+
+
+def test_a_callable_s_arguments_are_named_again(stopped: list[str]) -> None:
+    a_module("mynet", "def net(where='.'):\n    pathlib.Path(where).mkdir()\n")
+    about(lambda said: said["reading"].update(arch="mynet:net", arch_arg=["where=pwned"]))
+    refused("finetune --resume --arch mynet:net", "where=pwned", "--arch-arg")
+    refused("finetune --resume --arch mynet:net --arch-arg where=other", "--arch-arg was")
+    assert not Path("pwned").exists() and not Path("imported_mynet").exists()
+
+
+def test_a_state_downloads_nothing(stopped: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    import urllib.request
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError("a download")
+
+    monkeypatch.setattr(urllib.request, "urlopen", fail)
+    about(lambda said: said.update(data="cifar10:nowhere"))
+    refused("finetune --resume", "cifar10")
+    about(lambda said: said.update(data=None, checkpoint="torchvision:resnet18"))
+    refused("finetune --resume", "torchvision:resnet18", "does not exist")
+
+
+ODD: dict[str, Any] = {
+    "checkpoint": [None, 3, ["x"]], "out": [None, 3], "data": [3, {}], "settings": [None, [], {"target_rate": 1}], "options": [None, {"epochs": "many"}, {"epochs": 2.5}, {"lr": True}, {"workers": 10**6}],
+    "threads": [0, -1, 10**6, "1", True], "device": [None, "cuda:x", 3], "reading": [None, {}, {"arch": None}], "teacher": [3, "x.safetensors"], "tensorboard": [3], "samples": [None, {"train": 3}], "sha256": [None, 3], "else": [1],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_state_s_values_of_other_types(stopped: list[str], name: str) -> None:
+    before = STATE.read_bytes()
+    for value in ODD[name]:
+        STATE.write_bytes(before)
+        about(lambda said, value=value: said.update({name: value}))
+        refused("finetune --resume")
+
+
+@pytest.mark.parametrize("name", ["arch", "arch_arg", "input_size", "mean", "std", "leaf", "trust_pickle"])
+def test_a_state_s_way_of_reading(stopped: list[str], name: str) -> None:
+    before = STATE.read_bytes()
+    for value in (3, {}, [3], "" if name in ("arch_arg", "leaf", "trust_pickle") else ["x"], 10**400):
+        STATE.write_bytes(before)
+        about(lambda said, value=value: said["reading"].update({name: value}))
+        refused("finetune --resume", "damaged", "without --resume")
+
+
+ODD_POSITIONS: dict[str, list[Any]] = {
+    "step": ["x", -1, 10**9, None], "closed": [-1, 10**9, "x"], "sums": [None, {"loss": 1.0}, {"loss": "x"}, {"batches": 0.0, "loss": 1.0, "top1": 1.0}, {"batches": 1.0, "loss": 1.0}], "history": [None, 3, [], [{}], [{"val_top1": 1.0}], [float("nan")]],
+    "best": [7, -1, "x"], "targets": [None, {}, {"x": 1.0}, {"layer1.0": "x"}], "goal": [None, 3, {"x": "y"}], "baseline": ["x", {"x": 1}, float("inf")],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD_POSITIONS)
+def test_a_state_s_position(stopped: list[str], name: str) -> None:
+    before, log = STATE.read_bytes(), (RUN / "log.jsonl").read_bytes()
+    for value in ODD_POSITIONS[name]:
+        STATE.write_bytes(before)
+        (RUN / "log.jsonl").write_bytes(log)
+        state(lambda _, metadata, value=value: metadata.update(position=json.dumps({**json.loads(metadata["position"]), name: value})))
+        refused("finetune --resume", "state.safetensors is damaged", "without --resume")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+def test_a_state_that_is_no_file(here: Path) -> None:
+    RUN.mkdir(parents=True)
+    os.mkfifo(STATE)
+    refused("finetune --resume", "no unfinished run")
+
+
+# --- the data is another ---
+
+
+def other_npz(file: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    arrays = dict(np.load(file))
+    change(arrays)
+    np.savez(file, **arrays)
+
+
+def cut(arrays: dict[str, Any], split: str) -> None:
+    for part in ("images", "labels"):
+        arrays[f"{split}_{part}"] = arrays[f"{split}_{part}"][:-1]
+
+
+CHANGES: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "a train image less": lambda arrays: cut(arrays, "train"),
+    "a val image less": lambda arrays: cut(arrays, "val"),
+    "a pixel": lambda arrays: arrays["train_images"].__setitem__((5, 0, 0), 77),
+    "a label": lambda arrays: arrays["val_labels"].__setitem__((5, 0), 3),
+    "another order": lambda arrays: arrays.update(train_images=arrays["train_images"][::-1], train_labels=arrays["train_labels"][::-1]),
+}
+
+
+def interrupted(line: list[str]) -> list[str]:
+    with pytest.MonkeyPatch.context() as patch:
+        fail_at(patch, Loop, "_step", 2, send(signal.SIGINT))
+        done = run(*line)
+    assert done.code == 130, done.err
+    return done.last.partition("gatecli ")[2].split()
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_another_npz(here: Path, shelf: Path, change: str) -> None:
+    shutil.copy(shelf / "data.npz", "mine.npz")
+    line = command(shelf)
+    again = interrupted([word.replace(f"{shelf}/data.npz", "mine.npz") for word in line])
+    other_npz(Path("mine.npz"), CHANGES[change])
+    refused(again, "mine.npz", "has changed since the run began", "val" if "val" in change or "label" in change else "train", "without --resume")
+    shutil.copy(shelf / "data.npz", "mine.npz")
+    call(*again)
+
+
+def test_the_test_split_may_change(here: Path, shelf: Path) -> None:
+    shutil.copy(shelf / "data.npz", "mine.npz")
+    again = interrupted([word.replace(f"{shelf}/data.npz", "mine.npz") for word in command(shelf)])
+    other_npz(Path("mine.npz"), lambda arrays: cut(arrays, "test"))
+    call(*again)
+
+
+def test_another_image_folder(here: Path) -> None:
+    for split in ("train", "val"):
+        for name in ("ant", "bee"):
+            Path("images", split, name).mkdir(parents=True)
+            for number in range(4):
+                Image.new("RGB", (9, 9)).save(f"images/{split}/{name}/{number}.png")
+    save_source(Path("two.pt"), num_classes=2)
+    call("attach", "two.pt", "--method", "ind-perbatch", "--input-size", SIDE, "--out", "two.safetensors")
+    again = interrupted(["finetune", "two.safetensors", "--data", "imagefolder:images", "--epochs", "2", "--batch-size", "4"])
+    for old, new in (("train/ant/0.png", "train/ant/new.png"), ("val/bee/0.png", "val/ant/9.png")):
+        Path("images", old).rename(Path("images", new))
+        refused(again, "has changed since the run began", old.partition("/")[0])
+        Path("images", new).rename(Path("images", old))
+    Image.new("RGB", (9, 9)).save("images/train/bee/9.png")
+    refused(again, "then 8 images, now 9 images")
+    Path("images/train/bee/9.png").unlink()
+    call(*again)
+
+
+def test_a_function_s_data(here: Path, shelf: Path) -> None:
+    """Its images may be made anew each time; its labels and their count are looked at."""
+    text = "import numpy\nfrom {where} import LEFT\ndef images():\n    data = numpy.load('{shelf}/data.npz')\n    return {{name: (numpy.random.randint(0, 255, data[name + '_images'][LEFT:].shape).astype('uint8'), data[name + '_labels'][LEFT:]) for name in ('train', 'val')}}\n"
+    a_module("madeleft", "LEFT = 0\n")
+    a_module("madedata", text.format(where="madeleft", shelf=shelf))
+    again = interrupted(["finetune", "gated.safetensors", "--data", "madedata:images", "--epochs", "2", "--batch-size", "32"])
+    sys.modules["madedata"].LEFT = 10
+    refused(again, "madedata:images", "has changed since the run began")
+    sys.modules["madedata"].LEFT = 0
+    call(*again)
+
+
 # --- the library ---
 
 

@@ -1,56 +1,31 @@
-"""The command line's wiring: one Typer program, one function a command."""
+"""The console script. It imports next to nothing before Ctrl-C is taken care of; the commands are in gatecli.cli.program."""
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
-from typing import Any
+import signal
 
-import typer
+from gatecli.cli.interrupts import leave
 
-from gatecli.cli import attach, calibrate, demo, evaluate, export, finetune, gates, inspect, methods, profile, prune, run, state
-from gatecli.cli.session import command
+TYPE_CHECKING = False  # as in gatecli/__init__.py
+if TYPE_CHECKING:
+    from typing import Any
 
-app = typer.Typer(
-    name="gatecli",
-    help="Put gates into a trained image classifier, train them, and remove what never runs: smaller, really faster, with an honest table.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+    from gatecli.cli.program import COMMANDS, app
 
-COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {
-    "attach": attach.attach,
-    "finetune": finetune.finetune,
-    "calibrate": calibrate.calibrate,
-    "prune": prune.prune,
-    "profile": profile.profile,
-    "eval": evaluate.evaluate,
-    "export": export.export,
-    "run": run.run,
-    "gates": gates.gates,
-    "inspect": inspect.inspect,
-    "methods": methods.methods,
-    "log": state.log,
-    "use": state.use,
-    "demo": demo.demo,
-}
-for name, body in COMMANDS.items():
-    app.command(name)(command(body))
+__all__ = ["COMMANDS", "app", "main"]
 
 
-def _version(asked: bool) -> None:
-    if asked:
-        from gatecli import __version__
+def __getattr__(name: str) -> Any:
+    if name not in ("COMMANDS", "app"):
+        raise AttributeError(f"module `{__name__}` has no attribute `{name}`")
+    from gatecli.cli import program
 
-        print(__version__)
-        raise typer.Exit
-
-
-@app.callback()
-def _main(version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version.")) -> None:
-    pass
+    return getattr(program, name)
 
 
 def main() -> None:
     """The console script."""
-    sys.exit(app())
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else whoever started us wants it ignored
+        signal.signal(signal.SIGINT, leave)
+    from gatecli.cli.program import start
+
+    start()

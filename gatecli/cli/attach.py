@@ -23,7 +23,7 @@ def attach(
     out: Out = None,
     force: Force = False,
 ) -> dict[str, Any]:
-    """Put a method's gates into a checkpoint. Predictions stay as they are."""
+    """Put a method's gates into a checkpoint. Predictions stay as they are, unless the method says otherwise."""
     from gatecli import attaching, methods
     from gatecli.checkpoint import check_output, write
     from gatecli.costs import expected_macs, known_rates

@@ -1,6 +1,7 @@
 """gatecli calibrate"""
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
@@ -51,7 +52,7 @@ def calibrate(
     check_output(target, force, [path])
     network = session.open(path)
     if not network.methods:
-        raise TrainingError(f"{path} has no gates to calibrate: attach a method first (gatecli attach {path} --method NAME)")
+        raise TrainingError(f"{path} has no gates to calibrate: attach a method first (gatecli attach {shlex.quote(str(path))} --method NAME)")
     if network.site_exits:
         if per_gate:
             raise SettingError("--per-gate is for gates: the thresholds of exits are chosen together as it is")
@@ -67,7 +68,7 @@ def calibrate(
     write(result.network, target)
     _report(session, result)
     session.written(target)
-    session.say(f"next: gatecli prune --data {data or dataset.spec}")
+    session.say(f"next: gatecli prune --data {shlex.quote(data or dataset.spec)}")
     return _json(result, path, target)
 
 

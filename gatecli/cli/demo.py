@@ -45,7 +45,8 @@ def demo(
         profiled = _call(session, PROFILE.format(" ".join(files[1:]), 50))
     rows = [{**row, "top1": score["top1"]} for row, score in zip(profiled["rows"], scores, strict=True)]
     _print(session, rows, profiled["threads"])
-    session.say(f"\nremoved {', '.join(pruned['removed']) or 'nothing'}; the files are in {folder}/. Now yours: gatecli attach YOUR.pt --method {attached['method']}")
+    session.say("")
+    session.say(f"removed {', '.join(pruned['removed']) or 'nothing'}; the files are in {folder}/. Now yours: gatecli attach YOUR.pt --method {attached['method']}")
     return {"rows": rows, "out": str(folder / pruned["out"]), "removed": pruned["removed"], "split": "test", "threads": profiled["threads"]}
 
 
@@ -53,7 +54,8 @@ def _call(session: Session, line: str) -> dict[str, Any]:
     """Run a command as a user would, after printing it, and return its JSON."""
     from gatecli.cli.app import app
 
-    session.say(f"\n$ gatecli {line}")
+    session.say("")
+    session.say(f"$ gatecli {line}")
     common = ["--json", "--seed", str(session.seed), "--device", session.device, *(["--quiet"] if session.quiet else []), *(["--debug"] if session.debug else [])]
     if session.threads is not None:
         common += ["--threads", str(session.threads)]

@@ -9,6 +9,7 @@ import typer
 from gatecli.cli.progress import Reporter
 from gatecli.cli.render import gmacs, percent, table
 from gatecli.cli.session import BatchSize, Checkpoint, Data, Session, Workers, reads_checkpoints, remembered
+from gatecli.cli.text import show
 
 
 @reads_checkpoints
@@ -34,10 +35,10 @@ def evaluate(
     )
     if not session.json_:
         spread = "" if result.top1_std is None else f" +- {result.top1_std:.2f}"
-        print(f"{path} on {split} ({result.samples} images, {strategy}): top-1 {percent(result.top1)}{spread}, top-5 {percent(result.top5)}, {gmacs(result.macs_expected)} GMACs an image")
+        show(f"{path} on {split} ({result.samples} images, {strategy}): top-1 {percent(result.top1)}{spread}, top-5 {percent(result.top5)}, {gmacs(result.macs_expected)} GMACs an image")
         if result.macs_spread.get("std"):
             lie = {name: gmacs(value) for name, value in result.macs_spread.items()}
-            print(f"single images cost {lie['min']} to {lie['max']} GMACs, half of them {lie['p25']} to {lie['p75']}; standard deviation {lie['std']}")
+            show(f"single images cost {lie['min']} to {lie['max']} GMACs, half of them {lie['p25']} to {lie['p75']}; standard deviation {lie['std']}")
         if result.exits:
             rows = [(site, f"{100 * each.share:.1f} %", percent(each.top1_all), percent(each.top1_chosen)) for site, each in result.exits.items()]
             table(session, f"\nexits on {split}", ("<exit", "leave there", "top-1 on all images", "on those that leave"), rows)

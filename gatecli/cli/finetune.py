@@ -1,9 +1,8 @@
 """gatecli finetune"""
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+import shlex
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -11,12 +10,14 @@ import typer
 
 from gatecli.cli.progress import Reporter
 from gatecli.cli.render import gmacs
+from gatecli.cli.resuming import Begun, resumable, unfinished
 from gatecli.cli.session import Checkpoint, Data, Force, Out, Session, Set, Workers, is_function, parse_pairs, reads_checkpoints, remembered
 from gatecli.cli.workspace import RUNS, default_out
-from gatecli.errors import CheckpointError, Interrupted, SettingError, TrainingError
+from gatecli.errors import TrainingError
+from gatecli.files import check_name
 
 if TYPE_CHECKING:
-    from gatecli.training import Finetuned, Run
+    from gatecli.training import Finetuned
 
 OPTIONS = ("epochs", "lr", "batch_size", "weight_decay", "momentum", "schedule", "precision", "augment", "label_smoothing", "workers", "bn_batches", "save_every", "max_drop", "max_gmacs", "cache_features", "train", "distill", "temperature")
 
@@ -55,35 +56,32 @@ def finetune(
     """Train the gates, and the weights with them. Interrupted runs go on with --resume."""
     from gatecli import training
     from gatecli.checkpoint import check_output, write
+    from gatecli.data.fingerprint import check_same, fingerprint
     from gatecli.inputs import open_data
-    from gatecli.reading import file_sha256
     from gatecli.training.board import Board, on_board
     from gatecli.training.distill import check_teacher
     from gatecli.training.trained import trained_methods
 
-    if resume:
-        run, about = _resumed(session, context)
-    else:
-        options = {name: context.params[name] for name in OPTIONS}
-        about = _about(session, checkpoint, out, remembered(data), parse_pairs(set_), options, force)
-        about["tensorboard"] = None if tensorboard is None else str(tensorboard)
-        about |= {"teacher": None if teacher is None else str(teacher), "teacher_sha256": None if teacher is None else file_sha256(teacher)}
-        run = None
-    path, target = Path(about["checkpoint"]), Path(about["out"])
-    check_output(target, about["force"] or force, [path])
-    chosen = training.TrainOptions(**about["options"])
-    folder = tensorboard or about.get("tensorboard")  # where a log goes changes no training: a resumed run may name another
+    run, begun = unfinished(session, context, force) if resume else (None, _begun(session, context.params))
+    path, target = Path(begun.checkpoint), Path(begun.out)
+    check_output(target, force, [path])
+    chosen = training.TrainOptions(**begun.options)
+    folder = tensorboard or begun.tensorboard  # where a log goes changes no training: a resumed run may name another
+    check_name(Path(folder or ""))
     board = None if folder is None else Board(Path(folder))
     network = session.open(path)
     if not network.methods:
-        raise TrainingError(f"{path} has no gates to train: attach a method first (gatecli attach {path} --method NAME)")
-    trained_methods(network.recipe, about["settings"], chosen.methods)  # a slip in --set costs no time
-    dataset = open_data(network, about["data"], trusted=not resume or data is not None)  # a state's word is not the user's
-    taught_by = None if about.get("teacher") is None else session.open(Path(about["teacher"]))
+        raise TrainingError(f"{path} has no gates to train: attach a method first (gatecli attach {shlex.quote(str(path))} --method NAME)")
+    trained_methods(network.recipe, begun.settings, chosen.methods)  # a slip in --set costs no time
+    dataset = open_data(network, begun.data, trusted=not resume or data is not None)  # a state's word is not the user's
+    samples = fingerprint(dataset, pixels=not is_function(dataset.spec))
+    check_same(dataset, samples, begun.samples)
+    taught_by = None if begun.teacher is None else session.open(Path(begun.teacher))
     check_teacher(network, taught_by, chosen)
-    run = run or training.Run.begin(RUNS / target.name.removesuffix(".safetensors"), about)
-    with _resumable(session, about), on_board(run, board):
-        result = training.finetune(network, dataset, chosen, changes=about["settings"], run=run, progress=Reporter(session), teacher=taught_by)
+    begun = replace(begun, samples=samples)
+    run = run or training.Run.begin(RUNS / target.name.removesuffix(".safetensors"), asdict(begun))
+    with resumable(session, begun), on_board(run, board):
+        result = training.finetune(network, dataset, chosen, changes=begun.settings, run=run, progress=Reporter(session), teacher=taught_by)
         write(result.network, target)
         run.finish()
     _report(session, result, run)
@@ -92,72 +90,19 @@ def finetune(
     return _json(result, path, target)
 
 
-def _about(session: Session, checkpoint: str | None, out: Path | None, data: str | None, settings: dict[str, str], options: dict[str, Any], force: bool) -> dict[str, Any]:
-    """All that is needed to start this run again."""
+def _begun(session: Session, params: dict[str, Any]) -> Begun:
+    """All that is needed to start the run that the command line asks for again."""
     import torch
 
     from gatecli.reading import file_sha256
 
-    path = session.checkpoint(checkpoint)
-    return {
-        "checkpoint": str(path), "sha256": file_sha256(path), "out": str(out or default_out(path, "tuned")), "data": data, "settings": settings, "force": force,
-        "options": {**options, "seed": session.seed}, "threads": torch.get_num_threads(), "device": session.device, "reading": session.reading,
-    }  # fmt: skip
-
-
-def _resumed(session: Session, context: typer.Context) -> tuple[Run, dict[str, Any]]:
-    """The unfinished run and what it was started with. Raises SettingError where the command line contradicts it."""
-    import torch
-
-    from gatecli.reading import file_sha256
-    from gatecli.training import Run, TrainOptions
-    from gatecli.training.run import intact
-
-    run = Run.unfinished(RUNS)
-    about = run.about
-    with intact(run.state):
-        was = {**about["options"], **about["reading"], **{name: about[name] for name in ("checkpoint", "out", "data", "threads", "device")}, "set_": about["settings"], "teacher": about.get("teacher")}
-        files = {Path(about["checkpoint"]): about["sha256"]} | ({} if about.get("teacher") is None else {Path(about["teacher"]): about["teacher_sha256"]})
-        TrainOptions(**about["options"])
-        Path(about.get("tensorboard") or "")
-    for name, value in context.params.items():
-        source = context.get_parameter_source(name)
-        if name in was and source is not None and source.name == "COMMANDLINE":
-            given = parse_pairs(value) if name == "set_" else remembered(value) if name == "data" else value
-            if str(given) != str(was[name]):
-                option = name if name == "checkpoint" else f"--{name.strip('_').replace('_', '-')}"
-                raise SettingError(f"--resume goes on with the run's own settings: {option} was {was[name]}, not {given}; leave it out, or start a new run without --resume")
-    changed = [path for path, sha256 in files.items() if file_sha256(path) != sha256]
-    for path in changed:
-        raise CheckpointError(f"{path} is not the file that the run began with (its SHA-256 is another): put that one back, or start a new run without --resume")
-    torch.set_num_threads(about["threads"])
-    session.device, session.reading = about["device"], _trusted(session, about["reading"])
-    session.say(f"resuming {about['out']} from {run.folder}")
-    return run, about
-
-
-def _trusted(session: Session, reading: dict[str, Any]) -> dict[str, Any]:
-    """How the run read its checkpoint, less what would run code on a file's word: for that the user must ask again."""
-    from gatecli.architectures.arguments import is_callable_name
-
-    asked = {"trust_pickle"} | ({"arch"} if is_callable_name(reading["arch"] or "") else set())
-    return {**reading, **{name: session.reading[name] for name in asked}}
-
-
-@contextmanager
-def _resumable(session: Session, about: dict[str, Any]) -> Iterator[None]:
-    """Where the work is interrupted, say how to go on."""
-    from gatecli.architectures.arguments import is_callable_name
-
-    arch, data = about["reading"]["arch"] or "", about["data"] or ""
-    again = "gatecli finetune --resume" + (f" --arch {arch}" if is_callable_name(arch) else "") + (f" --data {data}" if is_function(data) else "")
-    try:
-        with session.working():
-            yield
-    except Interrupted as error:
-        raise Interrupted(f"{error}; go on with: {again}") from error
-    except KeyboardInterrupt:
-        raise Interrupted(f"stopped at once; go on from the last saved state with: {again}") from None
+    path, teacher = session.checkpoint(params["checkpoint"]), params["teacher"]
+    return Begun(
+        checkpoint=str(path), sha256=file_sha256(path), out=str(params["out"] or default_out(path, "tuned")), data=remembered(params["data"]),
+        settings=parse_pairs(params["set_"]), options={**{name: params[name] for name in OPTIONS}, "seed": session.seed}, threads=torch.get_num_threads(),
+        device=session.device, reading=session.reading, teacher=None if teacher is None else str(teacher),
+        teacher_sha256=None if teacher is None else file_sha256(teacher), tensorboard=None if params["tensorboard"] is None else str(params["tensorboard"]),
+    )  # fmt: skip
 
 
 def _report(session: Session, result: Finetuned, run: Any) -> None:

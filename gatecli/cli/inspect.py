@@ -8,6 +8,7 @@ import typer
 
 from gatecli.cli.render import MACS_FOOT, gmacs, millions, table
 from gatecli.cli.session import Checkpoint, Session, reads_checkpoints
+from gatecli.cli.text import show
 from gatecli.errors import SettingError
 
 USUAL = ("block", "layer", "exit")
@@ -33,7 +34,7 @@ def inspect(
     ]
     if not session.json_:
         arguments = "".join(f" {name}={value}" for name, value in source.arch_args.items() if name != "num_classes")
-        print(f"{path}: {source.arch}{arguments}, {source.num_classes} classes, {size[0]}x{size[1]}, {millions(network.params)} parameters, {gmacs(network.macs_dense)} GMACs")
+        show(f"{path}: {source.arch}{arguments}, {source.num_classes} classes, {size[0]}x{size[1]}, {millions(network.params)} parameters, {gmacs(network.macs_dense)} GMACs")
         shown = [s for s in sites if kind == "all" or s["kind"] == kind or (not kind and (s["kind"] in USUAL or s["method"]))]
         rows = [(s["name"], s["kind"], s["units"], f"{s['macs']:,}", s["method"] or "-") for s in shown]
         others = Counter(s["kind"] for s in sites if s not in shown)

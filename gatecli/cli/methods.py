@@ -8,6 +8,7 @@ import typer
 
 from gatecli.cli.render import table
 from gatecli.cli.session import Session
+from gatecli.cli.text import show
 
 
 def methods(session: Session, name: Annotated[Optional[str], typer.Argument(help="A method; none: all of them.")] = None) -> dict[str, Any]:
@@ -24,7 +25,8 @@ def methods(session: Session, name: Annotated[Optional[str], typer.Argument(help
     ]  # fmt: skip
     if not session.json_:
         for m in described:
-            print(f"\n{m['name']}: {m['summary']}\n  needs {m['needs']}\n  {m['paper']}")
+            for line in ("", f"{m['name']}: {m['summary']}", f"  needs {m['needs']}", f"  {m['paper']}"):
+                show(line)
             rows = [(s["name"], "none" if s["default"] is None else s["default"], s["help"]) for s in m["settings"]]
             table(session, "", ("<--set", "<default", "<meaning"), rows)
     return {"methods": described}

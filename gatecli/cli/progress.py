@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from gatecli.cli.session import Session
+from gatecli.cli.text import printable
 from gatecli.errors import Interrupted
 
 LINE_EVERY = 5.0  # seconds
@@ -33,7 +34,7 @@ class Reporter:
                 yield _Counter(self.session)
             elif sys.stderr.isatty():
                 with _bar() as bar:
-                    yield _Bar(self.session, bar, bar.add_task(label, total=total, shown=""))
+                    yield _Bar(self.session, bar, bar.add_task(printable(label), total=total, shown=""))
             else:
                 yield _Lines(self.session, label, total)
 
@@ -76,12 +77,12 @@ class _Bar(_Counter):
 
 
 def _spell(shown: dict[str, str]) -> str:
-    return "  ".join(f"{name} {text}" for name, text in shown.items())
+    return printable("  ".join(f"{name} {text}" for name, text in shown.items()))
 
 
 def _bar() -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[shown]}"))
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[shown]}", markup=False))
     return Progress(*columns, console=Console(stderr=True), transient=True)

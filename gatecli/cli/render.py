@@ -5,12 +5,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from gatecli.cli.session import Session
+from gatecli.cli.text import printable
 
 MACS_FOOT = "GMACs: convolutions and linear layers of one image; FLOPs = 2 x MACs"
 
 
 def table(session: Session, title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], foot: str = "") -> None:
-    """Print a table; columns that begin with `<` are text, the others are set to the right."""
+    """Print a table; columns that begin with `<` are text, the others are set to the right. Before a title that begins with a line end comes an empty line."""
     if session.quiet and session.json_:
         return
     from rich import box
@@ -19,14 +20,16 @@ def table(session: Session, title: str, columns: Sequence[str], rows: Iterable[S
 
     result = Table(box=box.SIMPLE_HEAD)
     for column in columns:
-        result.add_column(column.removeprefix("<"), justify="left" if column.startswith("<") else "right", overflow="fold")
+        result.add_column(printable(column.removeprefix("<")), justify="left" if column.startswith("<") else "right", overflow="fold")
     for row in rows:
-        result.add_row(*(str(cell) for cell in row))
+        result.add_row(*(printable(cell) for cell in row))
     console = Console(stderr=session.json_, markup=False, emoji=False, highlight=False)
     if not console.is_terminal:
         console.width = 160
     with console.capture() as captured:
-        for part, style in ((title, "bold"), (result, None), (foot, "italic")):
+        if title.startswith("\n"):
+            console.print()
+        for part, style in ((printable(title.removeprefix("\n")), "bold"), (result, None), (printable(foot), "italic")):
             if part:
                 console.print(part, style=style)
     print("\n".join(line.rstrip() for line in captured.get().splitlines()), file=console.file)

@@ -10,6 +10,7 @@ import typer
 from gatecli.cli.render import table
 from gatecli.cli.session import Data, Session, reads_checkpoints, remembered
 from gatecli.errors import DataError, SettingError
+from gatecli.files import check_name
 
 if TYPE_CHECKING:
     from gatecli.running import Prediction, Runner
@@ -30,6 +31,7 @@ def run(
     for name, value in (("top", top), ("repeats", repeats)):
         if not 1 <= value <= 10000:
             raise SettingError(f"expected --{name} to be between 1 and 10000, but got {value}")
+    check_name(Path(model))
     runner = running.exported(Path(model)) if model.endswith(".onnx") else _native(session, model, remembered(data))
     found = running.predict(runner, images, top, repeats)
     if not session.json_:

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gatecli.cli import workspace
-from gatecli.errors import GatecliError, Interrupted, SettingError
+from gatecli.cli import interrupts, workspace
+from gatecli.cli.text import LONGEST, one_line, tell
+from gatecli.errors import GatecliError, Interrupted, SettingError, blame
 
 if TYPE_CHECKING:
     from gatecli.checkpoint import Reading
@@ -61,7 +62,7 @@ class Session:
     def say(self, line: str) -> None:
         """A line for people, on stderr."""
         if not self.quiet:
-            print(line, file=sys.stderr, flush=True)
+            tell(line)
 
     def run(self, body: Callable[[], dict[str, Any] | None]) -> None:
         """Run a command's body: its result as JSON if asked for, its errors as one line."""
@@ -78,13 +79,8 @@ class Session:
             self._fail("interrupted; nothing was written", Interrupted.exit_code)
         except BrokenPipeError:
             raise
-        except OSError as error:
-            self._fail(f"{error.filename or 'the system'}: {error.strerror or error}", 1)
         except Exception as error:
-            text = f"{type(error).__name__}: {error}"
-            if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
-                self._fail(f"not enough memory: take smaller batches or images ({text[:160]})", 1)
-            self._fail(f"{text} (a bug in gatecli: --debug shows where)", 1)
+            self._fail(blame(error), 1)
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
@@ -92,7 +88,7 @@ class Session:
     def _fail(self, text: str, code: int) -> None:
         if self.debug:
             raise
-        print("error: " + " ".join(text.split()), file=sys.stderr, flush=True)
+        tell("error: " + one_line(text, LONGEST - len("error: ")))
         raise typer.Exit(code)
 
     def _prepare(self) -> None:
@@ -135,6 +131,8 @@ class Session:
 
     def _catch_signals(self) -> dict[int, Any]:
         def stop(number: int, frame: Any) -> None:
+            if not self.stopping and not self.busy and interrupts.importing(frame, Session.run.__code__):
+                interrupts.leave()
             if self.stopping or not self.busy:
                 raise KeyboardInterrupt
             self.stopping = True

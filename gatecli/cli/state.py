@@ -11,6 +11,7 @@ from gatecli.cli import workspace
 from gatecli.cli.render import gmacs, percent, table
 from gatecli.cli.session import Checkpoint, Session
 from gatecli.errors import CheckpointError
+from gatecli.files import check_name
 
 if TYPE_CHECKING:
     from gatecli.recipe import Recipe
@@ -49,6 +50,7 @@ def use(session: Session, checkpoint: Annotated[Path, typer.Argument(help="The c
     """Make a checkpoint the current one of this folder."""
     if not checkpoint.is_file():
         raise CheckpointError(f"{checkpoint} does not exist")
+    check_name(checkpoint)
     workspace.make_current(checkpoint)
     session.say(f"{checkpoint} is now current")
     return {"checkpoint": str(checkpoint)}

@@ -1,6 +1,7 @@
 """The working folder: which checkpoint is current, where runs are kept, and how outputs are named."""
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from gatecli.errors import CheckpointError
@@ -9,15 +10,13 @@ from gatecli.files import replacing
 FOLDER = Path(".gatecli")
 CURRENT = FOLDER / "current"
 RUNS = FOLDER / "runs"
+LONGEST = 65536  # bytes of a path
 SUFFIXES = (".safetensors", ".pth.tar", ".pt", ".pth", ".bin", ".ckpt", ".pkl", ".tar")
 
 
 def current() -> Path:
     """The current checkpoint. Raises CheckpointError where there is none, or it is gone."""
-    try:
-        name = CURRENT.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
-        name = ""
+    name = _written()
     if not name:
         raise CheckpointError("there is no current checkpoint in this folder: name one, or begin with gatecli attach CHECKPOINT --method NAME")
     if not Path(name).is_file():
@@ -25,12 +24,23 @@ def current() -> Path:
     return Path(name)
 
 
+def _written() -> str:
+    """The name in the file `current`, every character of it: a name may begin or end with a space; empty where there is none."""
+    try:
+        if not CURRENT.is_file():
+            return ""
+        with CURRENT.open("rb") as file:
+            return os.fsdecode(file.read(LONGEST).removesuffix(b"\n"))
+    except OSError:
+        return ""
+
+
 def make_current(path: Path) -> None:
     """Make `path` the current checkpoint."""
     try:
         FOLDER.mkdir(exist_ok=True)
         with replacing(CURRENT) as temporary:
-            temporary.write_text(f"{path}\n", encoding="utf-8")
+            temporary.write_bytes(os.fsencode(path) + b"\n")
     except OSError as error:
         raise CheckpointError(f"cannot write {CURRENT}: {error.strerror}") from error
 

@@ -35,7 +35,7 @@ PHASES = {"cifar": (120, 100, 50, 50), "imagenet": (30, 30, 30, 30)}  # epochs: 
 @dataclass(frozen=True)
 class GateConnectSettings(Settings):
     gate_weight_decay: float | None = setting(0.0, "weight decay of the real gates; none: that of the weights", low=0, high=1e30)
-    fan_in: int | None = setting(None, "how many branches each branch reads, K in the paper; none: half of them", low=1, high=65536, structural=True)
+    fan_in: int | None = setting(None, "how many branches each branch reads, K in the paper; none: half of them, which changes predictions; all of them: attach leaves predictions as they are", low=1, high=65536, structural=True)
     connectivity: str = setting("learned", "learned, or random for comparison: drawn once, and fixed", choices=("learned", "random"), structural=True)
     shared: str = setting("yes", "the real gates of all branches start alike, at 1/C; no: each between half and one and a half times that, drawn with `seed`", choices=("yes", "no"), structural=True)
     seed: int = setting(0, "of a random connectivity, and of real gates that start at random", low=0, high=2**31 - 1, structural=True)
@@ -212,4 +212,4 @@ def _random(count: int, fan_in: int, draw: torch.Generator) -> Tensor:
     return torch.stack([torch.zeros(count).scatter_(0, row, 1) for row in rows])
 
 
-register(GateConnect("gateconnect", "which branches of a ResNeXt feed which branches of the next module; those that nobody reads can be pruned", GateConnectSettings))
+register(GateConnect("gateconnect", "which branches of a ResNeXt feed which branches of the next module; those that nobody reads can be pruned. With fewer than all connections, as by default, attach changes predictions: finetune next", GateConnectSettings))

@@ -52,6 +52,8 @@ class BestExits(TargetRate):
 class ExitLoop(Loop):
     """Trains the exits of the method alone; the network stays as it is, to the bit."""
 
+    summed = frozenset({"loss"})
+
     def _make_teacher(self, given: Network | None) -> Teacher | None:
         """None: the network's own end teaches."""
         return None if given is None else Teacher(given)

@@ -100,6 +100,7 @@ class Price(TargetRate):
         if self.limit is not None and self.limit < self.fixed:
             raise SettingError(f"--max-gmacs {options.max_gmacs:g} is out of reach: with all {len(self.units)} gated branches off, {self.fixed / 1e9:.4g} GMACs are left")
         step = min(0.25, max(0.02, 1.6 / options.epochs))  # in half of the epochs it can come down to .2
+        self.floor: float | None = None  # known when the training begins
         self.state = {"target": 1 - step, "step": step}
 
     def begin(self, baseline: float) -> None:

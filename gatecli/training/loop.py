@@ -58,6 +58,8 @@ class Loop:
     `network` is as the training begins, `restore` comes after that. `teacher`: for distillation; none: a copy of the network.
     """
 
+    summed = frozenset({"loss", "top1"})  # of every batch
+
     def __init__(self, network: Network, data: DataSet, trained: Sequence[Trained], options: TrainOptions, run: Run | None, progress: Progress, teacher: Network | None = None) -> None:
         self.network, self.data, self.trained, self.options = network, data, trained, options
         self.method, self.settings = trained[0].method, trained[0].settings
@@ -315,15 +317,35 @@ class Loop:
         parts = {kind: {name.removeprefix(f"{kind}."): t for name, t in tensors.items() if name.startswith(f"{kind}.")} for kind in ("model", "momentum")}
         with intact(run.state):
             self.position = Position(**position)
+            if self.position.goal.keys() != self.goal.state.keys():
+                raise KeyError("goal")
             self.goal.state = self.position.goal
             self.network.load_state_dict(parts["model"])
             for name, parameter in self.network.named_parameters():
                 if name in parts["momentum"]:
                     self.optimizer.state[parameter]["momentum_buffer"] = parts["momentum"][name].view_as(parameter).to(parameter.device)
+            self._try_position()
         self.saved_step = self.position.step
         run.rewind_log(self.position.step, self.position.closed)
         if self.position.best is not None:
             self.best_tensors = run.best()
+
+    def _try_position(self) -> None:
+        """Raises what `intact` expects where the position is none of this training's: what will be read of it later is read here."""
+        at, first = self.position, self.position.closed * self.steps_per_epoch
+        numbers = [at.baseline or 0.0, at.step, at.closed, *at.sums.values(), *at.targets.values(), *at.goal.values()]
+        if not all(isinstance(number, int | float) for number in numbers):
+            raise TypeError("position without numbers")
+        if not (0 <= at.closed <= self.options.epochs and first <= at.step <= first + self.steps_per_epoch) or len(at.history) != at.closed:
+            raise ValueError(f"step {at.step}, {at.closed} epochs closed")
+        if at.best is not None and at.best not in range(at.closed):
+            raise ValueError(f"best epoch {at.best}")
+        for row in at.history:
+            _ = self._told(row), self.goal.rank(row), self.goal.reported(row)
+        if at.step > first and at.targets.keys() != self.goal.targets(at.closed).keys():
+            raise ValueError("targets of other gates")
+        if at.sums and not (at.sums["batches"] >= 1 and self.summed <= self._means().keys()):
+            raise ValueError("sums of nothing")
 
     def _diverged(self, what: str) -> str:
         kept = f"the last good state, of step {self.saved_step}, is in {self.run.folder}" if self.run is not None else "nothing was saved"

@@ -11,7 +11,7 @@ from gatecli.schedules import LEARNING_RATES
 PRECISIONS = ("fp32", "bf16")
 RANGES = {
     "epochs": (1, math.inf), "lr": (0, 1e30), "batch_size": (2, math.inf), "weight_decay": (0, 1e30), "momentum": (0, 1), "label_smoothing": (0, 1),
-    "seed": (0, 2**32 - 1), "workers": (0, math.inf), "bn_batches": (0, math.inf), "save_every": (0, math.inf),
+    "seed": (0, 2**32 - 1), "workers": (0, 1024), "bn_batches": (0, math.inf), "save_every": (0, math.inf),
     "max_drop": (0, 100), "max_gmacs": (0, math.inf), "distill": (0, 1e30), "temperature": (0.01, 1e6),
 }  # fmt: skip
 

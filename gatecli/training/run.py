@@ -13,9 +13,10 @@ from torch import Tensor
 from gatecli.checkpoint import save_tensors
 from gatecli.errors import CheckpointError, TrainingError
 from gatecli.files import replacing
+from gatecli.recipe import _finite
 
 STATE, BEST, LAST, LOG = "state.safetensors", "best.safetensors", "last.safetensors", "log.jsonl"
-FORMAT = "2"  # of the state: another one whenever what it holds changes
+FORMAT = "3"  # of the state: another one whenever what it holds changes
 
 
 class Run:
@@ -39,7 +40,7 @@ class Run:
     @classmethod
     def unfinished(cls, runs: Path) -> Run:
         """The run under `runs` whose state was saved last. Raises TrainingError if none is unfinished, CheckpointError if its state is of no use."""
-        states = sorted(runs.glob(f"*/{STATE}"), key=lambda path: path.stat().st_mtime)
+        states = sorted((path for path in runs.glob(f"*/{STATE}") if path.is_file()), key=lambda path: path.stat().st_mtime)
         if not states:
             raise TrainingError(f"there is no unfinished run to resume in {runs}")
         with intact(states[-1]), safe_open(states[-1], "pt") as file:
@@ -92,8 +93,7 @@ class Run:
 
     def finish(self) -> None:
         """The run is over: nothing is left to resume; the log, the best and the last tensors stay."""
-        for path in (self.state, *self.folder.glob(".*.tmp")):  # a kill in the middle of a save leaves its temporary file
-            path.unlink(missing_ok=True)
+        self.state.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -101,11 +101,11 @@ def intact(path: Path) -> Iterator[None]:
     """Turn what reading a damaged file brings about, into an error that names it."""
     try:
         yield
-    except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, IndexError, TypeError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(f"{path} is damaged ({' '.join(str(error).split())[:160]}): start a new run without --resume") from error
 
 
 def _read(path: Path, key: str | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     with intact(path), safe_open(path, "pt") as file:
-        position = json.loads(file.metadata()[key]) if key else {}
+        position = json.loads(file.metadata()[key], parse_float=_finite, parse_constant=_finite) if key else {}
         return {name: file.get_tensor(name) for name in file.keys()}, position  # noqa: SIM118  (no mapping)

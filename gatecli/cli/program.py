@@ -1,0 +1,114 @@
+"""The command line's wiring: one Typer program, one function a command."""
+from __future__ import annotations
+
+import copy
+import io
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import typer
+import typer.core
+
+from gatecli.cli import attach, calibrate, demo, evaluate, export, finetune, gates, inspect, methods, profile, prune, run, state
+from gatecli.cli.session import command
+from gatecli.cli.text import printable, tell
+
+MARKUP = getattr(typer.core, "HAS_RICH", True)  # whether typer reads help texts as rich's markup
+
+
+class _Plain:
+    """Help is shown as it is written, [brackets] too; an error tells what was given in printable characters."""
+
+    def format_help(self, context: Any, formatter: Any) -> None:
+        super(_Plain, _escaped(self)).format_help(context, formatter)  # type: ignore[misc]
+
+    def parse_args(self, context: Any, args: list[str]) -> list[str]:
+        try:
+            rest: list[str] = super().parse_args(context, args)  # type: ignore[misc]
+        except Exception as error:
+            if hasattr(error, "message"):
+                error.message = printable(error.message)
+            raise
+        return rest
+
+
+class PlainCommand(_Plain, typer.core.TyperCommand):
+    """A command in plain text."""
+
+
+class PlainGroup(_Plain, typer.core.TyperGroup):
+    """The program in plain text."""
+
+
+def _escaped(shown: Any) -> Any:
+    """A copy of a command, or of one of its parameters, whose help rich does not take for markup."""
+    from rich.markup import escape
+
+    shown = copy.copy(shown)
+    if MARKUP and getattr(shown, "help", None):
+        shown.help = escape(shown.help)
+    if hasattr(shown, "params"):
+        shown.params = [_escaped(each) for each in shown.params]
+    if hasattr(shown, "commands"):
+        shown.commands = {name: _escaped(each) for name, each in shown.commands.items()}
+    return shown
+
+
+app = typer.Typer(
+    cls=PlainGroup,
+    name="gatecli",
+    help="Put gates into a trained image classifier, train them, and remove what never runs: smaller, really faster, with an honest table.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {
+    "attach": attach.attach,
+    "finetune": finetune.finetune,
+    "calibrate": calibrate.calibrate,
+    "prune": prune.prune,
+    "profile": profile.profile,
+    "eval": evaluate.evaluate,
+    "export": export.export,
+    "run": run.run,
+    "gates": gates.gates,
+    "inspect": inspect.inspect,
+    "methods": methods.methods,
+    "log": state.log,
+    "use": state.use,
+    "demo": demo.demo,
+}
+for name, body in COMMANDS.items():
+    app.command(name, cls=PlainCommand)(command(body))
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from gatecli import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _main(version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version.")) -> None:
+    pass
+
+
+def start() -> None:
+    """The program, in a process of its own."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a terminal cannot show is no reason to stop
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        sys.exit(app())
+    except Exception as error:  # with --debug
+        for line in "".join(traceback.format_exception(error)).splitlines():
+            tell(line)
+        sys.exit(1)
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # the work is done: nothing is left to say

@@ -1,0 +1,31 @@
+"""Text for people. It may come out of a file, and a terminal must not obey a file: whatever is printed goes through here."""
+from __future__ import annotations
+
+import sys
+
+LONGEST = 600  # characters of an error's line
+GAP = " ... "
+
+
+def printable(text: object) -> str:
+    """`text` with all that is no visible character escaped: control characters, line ends, what turns the direction of writing, bytes of a name that is not UTF-8."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in str(text))
+
+
+def one_line(text: str, longest: int = LONGEST) -> str:
+    """`text` in one printable line of at most `longest` characters; its middle is left out, as the way out stands at the end."""
+    line = printable(" ".join(text.split()))
+    if len(line) <= longest:
+        return line
+    kept = longest - len(GAP)
+    return line[: kept - kept // 2] + GAP + line[-(kept // 2) :]
+
+
+def show(line: str) -> None:
+    """A line of a command's result, on stdout."""
+    print(printable(line))
+
+
+def tell(line: str) -> None:
+    """A line about the work, on stderr."""
+    print(printable(line), file=sys.stderr, flush=True)
