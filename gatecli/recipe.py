@@ -80,7 +80,7 @@ class Recipe:
     def from_json(cls, text: str, where: str) -> Recipe:
         """Read a recipe; `where` names the file in errors. Raises CheckpointError if it is damaged or of a newer format."""
         try:
-            raw = json.loads(text, parse_int=_whole, parse_float=_finite, parse_constant=_finite)
+            raw = parsed(text)
             if isinstance(raw, dict) and "format" not in raw and {"arch", "batch", "gates"} <= raw.keys():
                 raise CheckpointError(
                     f"{where} is a weights file that gatecli export wrote, no checkpoint: "
@@ -117,6 +117,11 @@ class Recipe:
             raise CheckpointError(f"{where} has gatecli metadata that cannot be read ({reason}): the file is damaged or not gatecli's") from error
 
 
+def parsed(text: str) -> Any:
+    """What strict JSON with numbers of 64 bits holds. Raises ValueError, or RecursionError where it is nested without end."""
+    return json.loads(text, parse_int=_whole, parse_float=_finite, parse_constant=_finite)
+
+
 def checked(record: R) -> R:
     """The dataclass instance itself, if each of its fields has the type that its annotation says. Raises TypeError."""
     for name, hint in get_type_hints(type(record)).items():
@@ -135,13 +140,12 @@ def is_a(value: Any, hint: Any) -> bool:
         return isinstance(value, dict) and all(is_a(part, kinds[1]) for part in value.values())
     if get_origin(hint) is list:
         return isinstance(value, list) and all(is_a(part, kinds[0]) for part in value)
-    return hint is Any or type(value) is (get_origin(hint) or hint)
+    return hint is Any or type(value) is (get_origin(hint) or hint) or (hint is float and type(value) is int)
 
 
-def _whole(text: str) -> int:
-    if len(text) > 19:
-        raise ValueError(f"number {text[:19]}...")
-    return int(text)
+def _whole(text: str) -> int | str:
+    """A whole number of at most 64 bits; a longer one stays text, which nothing takes for a number."""
+    return int(text) if len(text) < 19 else text
 
 
 def _finite(text: str) -> float:

@@ -40,7 +40,7 @@ def build(arch: str, args: Mapping[str, Any]) -> nn.Module:
     else:
         make = {"torchvision": _torchvision, "cifar": _cifar, "timm": _timm}[library]
         try:
-            with _counted(arch):
+            with _counted(f"{arch} with {_spell(args)}"):
                 model = make(name, args)
         except (TypeError, ValueError, RuntimeError, AssertionError, NotImplementedError, ZeroDivisionError, MemoryError) as error:
             raise ArchitectureError(f"{arch} cannot be built with {_spell(args)}: {_line(error)}") from error
@@ -93,9 +93,9 @@ def at_most(tensors: int, numbers: int) -> Iterator[None]:
         _CEILING.reset(token)
 
 
-def _counted(arch: str) -> AbstractContextManager[Any]:
+def _counted(what: str) -> AbstractContextManager[Any]:
     ceiling = _CEILING.get()
-    return nullcontext() if ceiling is None else _Counted(arch, *ceiling)
+    return nullcontext() if ceiling is None else _Counted(what, *ceiling)
 
 
 class _Counted(TorchFunctionMode):
@@ -103,9 +103,9 @@ class _Counted(TorchFunctionMode):
 
     factories = (torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn)
 
-    def __init__(self, arch: str, tensors: int, numbers: int) -> None:
+    def __init__(self, what: str, tensors: int, numbers: int) -> None:
         super().__init__()
-        self.arch, self.tensors, self.numbers = arch, tensors, numbers
+        self.what, self.tensors, self.numbers = what, tensors, numbers
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         given = kwargs or {}
@@ -118,7 +118,7 @@ class _Counted(TorchFunctionMode):
         self.tensors -= 1
         self.numbers -= math.prod(sides)
         if self.tensors < 0 or self.numbers < 0:
-            raise TooLarge(f"{self.arch} would be far larger with its arguments than the file: expected a network whose weights the file holds")
+            raise TooLarge(f"{self.what} would be far larger than the file: expected a network whose weights the file holds")
 
 
 def build_pretrained(arch: str) -> nn.Module:

@@ -79,7 +79,7 @@ def _download(where: str, kind: str, root: Path) -> Any:
 def npz(where: str, file: Path) -> dict[str, ArraySplit]:
     """The splits of a file with MedMNIST's keys. Raises DataError for a file that is none, lacks keys or holds what does not fit."""
     if not file.is_file():
-        there = "it is no regular file" if file.exists() else "there is no such file"
+        there = "it is a pipe or a device" if file.exists() and not file.is_dir() else "there is no such file"
         raise DataError(f"{where}: expected {file} to be an npz file, but {there}: check the path")
     try:
         with file.open("rb") as stream:  # np.load leaves a damaged file open
@@ -105,7 +105,7 @@ def _check_claims(members: np.lib.npyio.NpzFile, keys: list[str], stored: int) -
         raise ValueError(f"its {stored:,} bytes unpack to {unpacked:,}, more than is taken from a compressed file of that size")
     for key, entry in entries.items():
         with members.zip.open(entry) as array:
-            asked = _array_bytes(array)
+            asked = _array_bytes(array) if array.peek(6).startswith(np.lib.format.MAGIC_PREFIX) else 0
         if asked > entry.file_size:
             raise ValueError(f"its array {key} claims {asked:,} bytes, but has {entry.file_size:,}")
 
