@@ -24,7 +24,7 @@ PICKLE_BYTES = 16 * MIB  # the largest real ones, with an optimizer's state, hav
 PICKLE_STEPS = 2_000_000  # instructions, and items that they copy; 1,000 tensors take 40,000
 KEY_PARTS = 1000
 HEADER_BYTES = 16 * MIB  # 10,000 tensors take 1
-TENSORS = 20_000  # the largest networks of torchvision have 2,000
+TENSORS = 10_000  # the largest networks of torchvision have 2,000
 
 PIXELS = 64 * MIB  # a camera of 61 million pixels; PIL takes 4 bytes for each
 INPUT_SIDE = 65_536

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gatecli.data.arrays import luminance, resized
 from gatecli.data.folders import centre_crop, opened
-from gatecli.errors import CheckpointError, ExportError, first_line
+from gatecli.errors import CheckpointError, DataError, ExportError, first_line
 from gatecli.exporting.facts import KEY, Facts, facts_of
 from gatecli.exporting.onnx_file import refuse_other_files, session_of
 from gatecli.inputs import IMAGENET_MEAN, IMAGENET_STD
@@ -145,6 +145,8 @@ def prepared(file: str, facts: Mapping[str, Any]) -> Tensor:
         pixels = resized(luminance(whole) if channels == 1 else whole, size)
     if channels not in (1, 3):
         raise CheckpointError(f"expected a network that takes 1 or 3 channels, but this one takes {channels}")
+    if channels == 1 and None in (facts["mean"], facts["std"]):
+        raise DataError("the normalisation of the network's input is not known: give --mean and --std as it was trained with")
     default = (IMAGENET_MEAN, IMAGENET_STD)
     mean, std = (torch.tensor(facts[key] or fallback).view(1, -1, 1, 1) for key, fallback in zip(("mean", "std"), default, strict=True))
     result: Tensor = (pixels.float() / 255 - mean) / std

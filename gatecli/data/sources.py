@@ -105,13 +105,16 @@ def _check_claims(members: np.lib.npyio.NpzFile, keys: list[str], stored: int) -
         raise ValueError(f"its {stored:,} bytes unpack to {unpacked:,}, more than is taken from a compressed file of that size")
     for key, entry in entries.items():
         with members.zip.open(entry) as array:
-            asked = _array_bytes(array) if array.peek(6).startswith(np.lib.format.MAGIC_PREFIX) else 0
+            asked = _array_bytes(array)
         if asked > entry.file_size:
             raise ValueError(f"its array {key} claims {asked:,} bytes, but has {entry.file_size:,}")
 
 
 def _array_bytes(array: IO[bytes]) -> int:
-    """The bytes of an array by its header."""
+    """The bytes of an array by its header; 0 where np.load finds none."""
+    if array.read(6) != np.lib.format.MAGIC_PREFIX:
+        return 0
+    array.seek(0)
     version = np.lib.format.read_magic(array)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"it has an array of format version {version}")
