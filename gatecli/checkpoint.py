@@ -111,6 +111,12 @@ def _read_own(path: Path, recipe: Recipe, how: Reading) -> Network:
             f"if you trust it, say so with --arch {source.arch} (library: arch=...)"
         )
     given = recipe.input
+    height, width = given.size
+    if how.input_size is None and height * width > limits.INPUT_PIXELS:
+        raise CheckpointError(
+            f"{path.name} says that its images have {height} x {width} pixels, which are more than {limits.INPUT_PIXELS:,}: "
+            f"if they do, say so with --input-size {height}x{width}"
+        )
     spec = replace(given, size=how.input_size or given.size, mean=how.mean or given.mean, std=how.std or given.std)
     tensors = _own_tensors(path)
     numbers = sum(tensor.numel() for tensor in tensors.values())

@@ -95,14 +95,12 @@ class Recipe:
             pair = tuple(given["size"])
             if len(pair) != 2 or not all(is_a(side, int) and 0 < side <= limits.INPUT_SIDE for side in pair):
                 raise ValueError(f"input size {pair}")
-            if pair[0] * pair[1] > limits.INPUT_PIXELS:
-                raise ValueError(f"images of {pair[0]} x {pair[1]}, more than {limits.INPUT_PIXELS:,} pixels")
             if len(raw["steps"]) > limits.STEPS:
                 raise ValueError(f"more than {limits.STEPS} steps")
             channels = given["channels"]
             if not is_a(channels, int) or not 0 < channels <= 65536:
                 raise ValueError(f"input channels {channels!r}")
-            mean, std = (None if given[key] is None else tuple(float(v) for v in given[key]) for key in ("mean", "std"))
+            mean, std = (None if given[key] is None else tuple(map(_number, given[key])) for key in ("mean", "std"))
             return checked(
                 cls(
                     source=checked(Source(**raw["source"])),
@@ -145,7 +143,16 @@ def is_a(value: Any, hint: Any) -> bool:
 
 def _whole(text: str) -> int | str:
     """A whole number of at most 64 bits; a longer one stays text, which nothing takes for a number."""
-    return int(text) if len(text) < 19 else text
+    if len(text) > len(str(-(2**63))):
+        return text
+    value = int(text)
+    return value if -(2**63) <= value < 2**63 else text
+
+
+def _number(value: Any) -> float:
+    if not is_a(value, float):
+        raise ValueError(f"number {value!r}")
+    return float(value)
 
 
 def _finite(text: str) -> float:

@@ -52,7 +52,7 @@ def opened(file: str, mode: str) -> Image.Image:
     """Read an image file. Raises DataError with its name where that fails."""
     if not os.path.isfile(file):
         got = "something else, a pipe or a device" if os.path.exists(file) else "no file"
-        raise DataError(f"expected {file} to be an image file, but it is {got}: give a file")
+        raise DataError(f"expected {file} to be a readable image, but it is {got}: name an image file")
     try:
         with Image.open(file, formats=FORMATS) as image:
             _check_pixels(image)
