@@ -21,12 +21,12 @@ from __future__ import annotations
 MIB = 2**20
 
 PICKLE_BYTES = 16 * MIB  # the largest real ones, with an optimizer's state, have 1 or 2
-PICKLE_STEPS = 2_000_000  # instructions, and items that they copy; 1,000 tensors take 40,000
+PICKLE_STEPS = 1_000_000  # instructions, and items that they copy; 1,000 tensors take 60,000
 KEY_PARTS = 1000
 HEADER_BYTES = 16 * MIB  # 10,000 tensors take 1
 TENSORS = 10_000  # the largest networks of torchvision have 2,000
 
-PIXELS = 64 * MIB  # a camera of 61 million pixels; PIL takes 4 bytes for each
+PIXELS = 48 * MIB  # a camera of 50 million pixels; PIL takes 4 bytes for each
 INPUT_SIDE = 65_536
 INPUT_PIXELS = 16 * MIB  # 4096 x 4096
 

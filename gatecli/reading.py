@@ -119,6 +119,7 @@ def _read_zip(path: Path, trust_pickle: bool) -> Any:
     found = _survey(path, data, pickles=1, whole=True, trust_pickle=trust_pickle)
     if found is not None:
         _compare_records(path, found, records)
+        found.value = None  # torch makes it anew
     return _torch_load(path, trust_pickle, found, mmap=True)
 
 
