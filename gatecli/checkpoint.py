@@ -14,15 +14,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from gatecli import methods
-from gatecli.architectures.build import build, build_pretrained, build_skeleton, is_callable_name, switches
+from gatecli import limits, methods
+from gatecli.architectures.build import at_most, build, build_pretrained, build_skeleton, is_callable_name, switches
 from gatecli.architectures.identify import Found, found_for, identify
 from gatecli.errors import ArchitectureError, CheckpointError, GatecliError, SettingError
 from gatecli.files import check_name, replacing
 from gatecli.graph.rewrite import renamed
 from gatecli.network import Network
-from gatecli.reading import file_sha256, read_tensors
-from gatecli.recipe import InputSpec, Recipe, Source
+from gatecli.reading import check_sizes, file_sha256, header_fits, read_tensors
+from gatecli.recipe import InputSpec, Recipe, Source, Step
 
 KEY = "gatecli"
 
@@ -67,6 +67,8 @@ def _uncounted(network: Network) -> list[str]:
 def read_recipe(path: Path) -> Recipe | None:
     """The recipe in a gatecli checkpoint; None for any other file, readable or not."""
     check_name(path)
+    if not path.is_file() or not header_fits(path):
+        return None
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
@@ -119,10 +121,19 @@ def _read_own(path: Path, recipe: Recipe, how: Reading) -> Network:
             f"if you trust it, say so with --arch {source.arch} (library: arch=...)"
         )
     given = recipe.input
+    height, width = given.size
+    if how.input_size is None and height * width > limits.INPUT_PIXELS:
+        raise CheckpointError(
+            f"{path.name} says that its images have {height} x {width} pixels, which are more than {limits.INPUT_PIXELS:,}: "
+            f"if they do, say so with --input-size {height}x{width}"
+        )
     spec = replace(given, size=how.input_size or given.size, mean=how.mean or given.mean, std=how.std or given.std)
     tensors = _own_tensors(path)
+    numbers = sum(tensor.numel() for tensor in tensors.values())
+    ceiling = limits.network(len(tensors), numbers, pruned=any(step.op == "prune" for step in recipe.steps))
     try:
-        network, _ = _network(replace(recipe, input=spec))
+        with at_most(*ceiling):
+            network, _ = _network(replace(recipe, input=spec))
     except GatecliError as error:
         raise type(error)(f"{path.name}: {error}") from error
     except Exception as error:  # whatever a damaged recipe may bring a replay to
@@ -136,7 +147,9 @@ def _read_own(path: Path, recipe: Recipe, how: Reading) -> Network:
 def _own_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors by the names that the file has, even where all of these begin with `module.`; copies, as a mapped file may be replaced."""
     try:
-        return {name: tensor.to(torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True) for name, tensor in load_file(path).items()}
+        found = load_file(path)
+        check_sizes(found, path)
+        return {name: tensor.to(torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True) for name, tensor in found.items()}
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"{path.name} is damaged or cut off: {_line(error)}") from error
 
@@ -152,18 +165,28 @@ def _network(recipe: Recipe) -> tuple[Network, list[str]]:
     dropped = _first_parts(renamed(name, source.names) for name in module.state_dict()) - _first_parts(network.state_dict())
     for step in recipe.steps:
         if step.op == "attach":
-            method = methods.get(step.settings["method"])
-            settings = methods.recorded_settings(method, step.settings["settings"])
-            method.ready(network, settings)
-            unknown = [site for site in step.settings["sites"] if site not in network.sites]
-            if unknown:
-                raise CheckpointError(f"the recipe gates `{unknown[0]}`, which this network does not have")
-            with torch.device("meta"):  # the file's tensors fill them
-                method.attach(network, step.settings["sites"], settings)
-        elif step.op == "prune":
+            _attach(network, step)
+        elif step.op == "prune" and step.settings["plan"]:
             methods.apply_plan(network, step.settings["plan"], *(step.settings.get(name, usual) for name, usual in (("round_to", 1), ("dynamic", {}), ("wide", []))))
     notes = [f"dropped {', '.join(sorted(dropped))}: evaluation never runs it"] if dropped else []
     return network.eval(), notes
+
+
+def _attach(network: Network, step: Step) -> None:
+    """Replay one attach; each gates something new, or a file could have it done without end."""
+    sites: list[str] = step.settings["sites"]
+    method = methods.get(step.settings["method"])
+    settings = methods.recorded_settings(method, step.settings["settings"])
+    method.ready(network, settings)
+    for site in sites:
+        if site not in network.sites:
+            raise CheckpointError(f"the recipe gates `{site}`, which this network does not have")
+        if site in network.methods:
+            raise CheckpointError(f"the recipe gates `{site}` twice")
+    if not sites:
+        raise CheckpointError(f"the recipe attaches {method.name} to nothing")
+    with torch.device("meta"):  # the file's tensors fill them
+        method.attach(network, sites, settings)
 
 
 def _line(error: Exception) -> str:

@@ -4,16 +4,13 @@ What a file is is decided by its content, not by its name. Nothing in a file is 
 """
 from __future__ import annotations
 
-import argparse
 import hashlib
-import io
 import os
 import pickle
 import pickletools
-import re
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -23,16 +20,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from gatecli import limits
 from gatecli.architectures.build import current_folder_importable
 from gatecli.errors import CheckpointError
+from gatecli.survey import PASSENGERS, Odd, Survey, survey
 
 WRAPPINGS = ("state_dict", "model_state_dict", "model", "net", "state_dict_ema", "ema")  # the model itself before its average
 PREFIXES = ("module.", "_orig_mod.")
-DEEPEST = 8  # wrappings in wrappings; a pickle can hold itself
-HARMLESS = re.compile(r"torch\._utils\._rebuild_\w+|torch\.storage\.\w+|torch\.\w+Storage|collections\.\w+|argparse\.Namespace")
+DEEPEST = 8  # prefixes before prefixes
+MOST = 64  # dicts that are looked into for a state dict
 SAFETENSORS_HEADER = 100_000_000  # bytes, that format's own limit
-
-
 
 def read_tensors(path: str | os.PathLike[str], trust_pickle: bool = False) -> dict[str, Tensor]:
     """The tensors of a checkpoint by name, on the CPU, floating ones as contiguous float32; wrappings and prefixes are taken off.
@@ -48,6 +45,7 @@ def read_tensors(path: str | os.PathLike[str], trust_pickle: bool = False) -> di
     tensors = _unwrap(found)
     if tensors is None:
         raise CheckpointError(f"{path}: expected a state dict but got {_describe(found)}")
+    check_sizes(tensors, path)
     try:
         return {name: _plain(tensor) for name, tensor in _strip(tensors).items()}
     except (RuntimeError, NotImplementedError, MemoryError) as error:
@@ -86,13 +84,23 @@ def _kind(path: Path) -> str:
             return "zip"
         if path.suffix == ".safetensors" or (start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= SAFETENSORS_HEADER):
             return "safetensors"
-        file.seek(0)
-        if start.startswith(b"\x80") or _globals(file, pickles=1) is not None:
+        if start.startswith(b"\x80") or _begins_a_pickle(start + file.read(1 << 16)):
             return "pickle"
     raise CheckpointError(f"{path} is neither safetensors nor a PyTorch file: it begins with {start[:12]!r}")
 
 
+def header_fits(path: Path) -> bool:
+    """Whether a safetensors file's header is of a size that one may have; it is parsed into far more memory than it takes."""
+    with _open(path) as file:
+        return int.from_bytes(file.read(8), "little") <= limits.HEADER_BYTES
+
+
 def _read_safetensors(path: Path, _: bool) -> Any:
+    if not header_fits(path):
+        raise CheckpointError(
+            f"{path} is no readable safetensors file, it is damaged or cut off: "
+            f"its header has more than {limits.HEADER_BYTES:,} bytes"
+        )
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
@@ -100,57 +108,131 @@ def _read_safetensors(path: Path, _: bool) -> Any:
 
 
 def _read_zip(path: Path, trust_pickle: bool) -> Any:
-    damaged = f"{path} is damaged or cut off"
     try:
         with zipfile.ZipFile(path) as archive:
-            inside = {name.split("/", 1)[-1]: name for name in archive.namelist()}
-            if "constants.pkl" in inside:
-                way_out = "torch.save(torch.jit.load(FILE).state_dict(), NEW) makes one"
-                raise CheckpointError(f"{path}: expected a state dict but got a TorchScript archive: {way_out}")
-            if "data.pkl" not in inside:
-                raise CheckpointError(f"{path} is a zip archive but not a PyTorch file: it has no data.pkl")
-            for entry in archive.infolist():
-                _compare_checksum(archive, entry)
-            needed = _globals(io.BytesIO(archive.read(inside["data.pkl"])), pickles=1)
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
-        raise CheckpointError(f"{damaged}: {_line(error)}") from error
-    if needed is None:
-        raise CheckpointError(f"{damaged}: its data.pkl ends early")
-    return _torch_load(path, trust_pickle, needed, mmap=True)
+            records = _records(path, archive)
+            data = archive.read(records["data.pkl"])
+    except CheckpointError:
+        raise
+    except Exception as error:  # zipfile raises zlib.error, struct.error and whatever else it comes to
+        raise CheckpointError(f"{path} is damaged or cut off: {_line(error)}") from error
+    found = _survey(path, data, pickles=1, whole=True, trust_pickle=trust_pickle)
+    if found is not None:
+        _compare_records(path, found, records)
+        found.value = None  # torch makes it anew
+    return _torch_load(path, trust_pickle, found, mmap=True)
+
+
+def _records(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """The entries of a torch file by name, each read once to compare its checksum."""
+    entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+    records = {entry.filename.split("/", 1)[-1]: entry for entry in entries}
+    if "constants.pkl" in records:
+        way_out = "torch.save(torch.jit.load(FILE).state_dict(), NEW) makes one"
+        raise CheckpointError(f"{path}: expected a state dict but got a TorchScript archive: {way_out}")
+    if "data.pkl" not in records:
+        raise CheckpointError(f"{path} is a zip archive but not a PyTorch file: it has no data.pkl")
+    wrong = _why_not_torchs(entries, records, path.stat().st_size)
+    if wrong is not None:
+        raise CheckpointError(f"{path} is not as torch.save writes files: {wrong}: save it anew with torch.save")
+    for entry in entries:
+        _compare_checksum(archive, entry)
+    return records
+
+
+def _why_not_torchs(entries: Sequence[zipfile.ZipInfo], records: Mapping[str, zipfile.ZipInfo], size: int) -> str | None:
+    """What is wrong with the sizes in a zip archive's list, before anything is read."""
+    packed = [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
+    if packed:
+        return f"its entry {packed[0]} is compressed"
+    if len(records) < len(entries):
+        return "it has an entry twice"
+    if records["data.pkl"].file_size > limits.PICKLE_BYTES:
+        return f"its data.pkl has more than {limits.PICKLE_BYTES:,} bytes"
+    if sum(entry.file_size for entry in entries) > size:
+        return "its entries overlap"
+    return None
+
+
+def _compare_records(path: Path, found: Survey, records: Mapping[str, zipfile.ZipInfo]) -> None:
+    """Torch itself fills a storage whose entry is short with what comes behind it."""
+    for storage in found.storages.values():
+        entry = records.get(f"data/{storage.key}")
+        there = 0 if entry is None else entry.file_size
+        if there != storage.nbytes:
+            asked = f"its storage {storage.key} has {there} bytes, but {storage.nbytes} are asked for"
+            raise CheckpointError(f"{path} is damaged or cut off: {asked}")
 
 
 def _read_pickle(path: Path, trust_pickle: bool) -> Any:
     with _open(path) as file:
-        old_torch = _first_value(file) == torch.serialization.MAGIC_NUMBER
-        file.seek(0)
-        needed = _globals(file, pickles=4 if old_torch else 1)  # magic number, version, platform, the object
-    if needed is None:
-        raise CheckpointError(f"{path} is damaged or cut off: its pickle ends early")
-    if old_torch:
-        return _torch_load(path, trust_pickle, needed, mmap=False)
+        data = file.read(limits.PICKLE_BYTES + 1)
+    whole = len(data) <= limits.PICKLE_BYTES
+    if _first_value(data) == torch.serialization.MAGIC_NUMBER:
+        # magic number, version, platform, the object, and the storages' keys in the order in which they follow
+        found = _survey(path, data, pickles=5, whole=whole, trust_pickle=trust_pickle)
+        if found is not None and not found.foreign:
+            _compare_storages(path, found)
+        return _torch_load(path, trust_pickle, found, mmap=False)
     if not trust_pickle:
-        if needed:
-            raise CheckpointError(_needs_code(path, needed))
+        _survey(path, data, pickles=1, whole=whole, trust_pickle=False)
         raise CheckpointError(f"{path}: expected a state dict but got a plain pickle without tensors")
     with _open(path) as file, _trusted(path):
         return pickle.load(file)
 
 
-def _torch_load(path: Path, trust_pickle: bool, needed: list[str], mmap: bool) -> Any:
-    """`mmap` leaves an optimizer's state on the disk. `needed` are the names that the pickle refers to."""
-    if trust_pickle:
-        with _open(path) as file, _trusted(path):
-            return torch.load(file, map_location="cpu", weights_only=False)
+def _survey(path: Path, data: bytes, pickles: int, whole: bool, trust_pickle: bool) -> Survey | None:
+    """What the pickles hold; None where that is odd but trusted. Raises CheckpointError where it is neither."""
+    try:
+        found = survey(data, pickles, whole)
+    except Odd as error:
+        if trust_pickle:
+            return None
+        raise CheckpointError(f"{path} is refused: {error}: save its state_dict() anew with torch.save") from error
+    except Exception as error:  # whatever damage brings about
+        raise CheckpointError(f"{path} is damaged or cut off: its pickle cannot be read ({_line(error)})") from error
+    if found.foreign and not trust_pickle:
+        raise CheckpointError(_needs_code(path, found.foreign))
+    return found
+
+
+def _compare_storages(path: Path, found: Survey) -> None:
+    """An older file's storages follow its pickles, each behind its count of numbers; torch leaves one that is missing as memory happens to be."""
+    damaged = f"{path} is damaged or cut off"
+    if not isinstance(found.value, list) or sorted(map(str, found.value)) != sorted(found.storages):
+        raise CheckpointError(f"{damaged}: it does not have the storages that its pickle asks for")
+    place, size = found.end, path.stat().st_size
+    with _open(path) as file:
+        for storage in (found.storages[key] for key in found.value):
+            file.seek(place)
+            count = int.from_bytes(file.read(8), "little")
+            place += 8 + storage.nbytes
+            if count * storage.itemsize != storage.nbytes or place > size:
+                raise CheckpointError(f"{damaged}: its storage {storage.key} has not the {storage.nbytes} bytes that are asked for")
+
+
+def _torch_load(path: Path, trust_pickle: bool, found: Survey | None, mmap: bool) -> Any:
+    """`mmap` leaves an optimizer's state on the disk. What is trusted runs only where it has to."""
+    if found is None or found.foreign:
+        return _load_all(path)
     try:
         mmap = mmap and path.suffix != ".safetensors"  # torch goes by that suffix, and can map only what it opens itself
-        # Training scripts store their parsed options beside the weights; a Namespace is only a bag of values.
-        with _open(path) as file, warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+        passengers: list[Any] = [(stand_in, name) for name, stand_in in PASSENGERS.items()]
+        with _open(path) as file, warnings.catch_warnings(), torch.serialization.safe_globals(passengers):
             warnings.simplefilter("ignore")
             return torch.load(path if mmap else file, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(_needs_code(path, needed)) from error
+        if trust_pickle:
+            return _load_all(path)
+        way_out = "save its state_dict() with torch.save, or if you trust the file, add --trust-pickle"
+        raise CheckpointError(f"{path} is pickled in a way that torch does not read without running code: {way_out}") from error
     except Exception as error:  # whatever a damaged file may bring torch to
         raise CheckpointError(f"{path} is damaged or cut off: {_line(error)}") from error
+
+
+def _load_all(path: Path) -> Any:
+    with _open(path) as file, _trusted(path):
+        return torch.load(file, map_location="cpu", weights_only=False)
 
 
 @contextmanager
@@ -164,35 +246,26 @@ def _trusted(path: Path) -> Iterator[None]:
         raise CheckpointError(f"{path} cannot be unpickled, it is damaged or its code is missing: {_line(error)}") from error
 
 
-def _needs_code(path: Path, needed: list[str]) -> str:
-    strange = [name for name in needed if not HARMLESS.fullmatch(name)][:3]
-    what = f" ({', '.join(strange)})" if strange else ""
-    return f"{path} holds Python objects that run code when read{what}: save its state_dict() instead, or if you trust the file, add --trust-pickle"
+def _needs_code(path: Path, foreign: Sequence[str]) -> str:
+    what = ", ".join(foreign[:3])
+    return f"{path} holds Python objects that run code when read ({what}): save its state_dict() instead, or if you trust the file, add --trust-pickle"
 
 
-def _globals(file: IO[bytes], pickles: int) -> list[str] | None:
-    """The classes and functions that so many pickles in a row refer to, found without running them; None: one of them is damaged."""
-    names: dict[str, None] = {}
-    strings: list[str] = []
+def _first_value(data: bytes) -> object:
     try:
-        for _ in range(pickles):
-            for op, value, _position in pickletools.genops(file):
-                if op.name == "GLOBAL":
-                    names[str(value).replace(" ", ".")] = None
-                elif op.name == "STACK_GLOBAL":
-                    names[".".join(strings[-2:])] = None
-                elif isinstance(value, str):
-                    strings.append(value)
+        return next(value for op, value, _ in pickletools.genops(data) if op.name not in ("PROTO", "FRAME"))
     except Exception:  # pickletools raises what it likes on garbage
         return None
-    return list(names)
 
 
-def _first_value(file: IO[bytes]) -> object:
+def _begins_a_pickle(data: bytes) -> bool:
     try:
-        return next(value for op, value, _ in pickletools.genops(file) if op.name not in ("PROTO", "FRAME"))
+        survey(data, whole=False)
+    except Odd:
+        return True  # so far it is one
     except Exception:
-        return None
+        return False
+    return True
 
 
 def _compare_checksum(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
@@ -205,24 +278,38 @@ def _compare_checksum(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
             pass
 
 
-def _unwrap(found: Any, depth: int = 0) -> dict[str, Tensor] | None:
-    """The innermost state dict, or None if there are no tensors."""
+def _unwrap(found: Any, seen: set[int] | None = None) -> dict[str, Tensor] | None:
+    """The innermost state dict, or None if there are no tensors. `seen`: what was looked into, for a pickle can hold the same dict in many places, and itself."""
+    seen = set() if seen is None else seen
+    if not isinstance(found, (Mapping, nn.Module)) or id(found) in seen or len(seen) > MOST:
+        return None
+    seen.add(id(found))
     if isinstance(found, nn.Module):
         found = found.state_dict()
-    if not isinstance(found, Mapping) or depth > DEEPEST:
-        return None
     for key in WRAPPINGS:
-        if (inner := _unwrap(found.get(key), depth + 1)) is not None:
+        if (inner := _unwrap(found.get(key), seen)) is not None:
             return inner
     return {name: value for name, value in found.items() if isinstance(name, str) and isinstance(value, Tensor)} or None
 
 
 def _strip(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Take off what DataParallel and torch.compile put before every name."""
-    for prefix in PREFIXES:
-        if all(name.startswith(prefix) for name in tensors):
-            return _strip({name[len(prefix) :]: tensor for name, tensor in tensors.items()})
+    for _ in range(DEEPEST):
+        prefix = next((each for each in PREFIXES if all(name.startswith(each) for name in tensors)), None)
+        if prefix is None:
+            break
+        tensors = {name[len(prefix) :]: tensor for name, tensor in tensors.items()}
     return tensors
+
+
+def check_sizes(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raises CheckpointError where reading the tensors would take far more memory than the file has bytes: a tensor may repeat one number."""
+    if len(tensors) > limits.TENSORS:
+        raise CheckpointError(f"{path} has {len(tensors)} tensors: expected at most {limits.TENSORS:,}")
+    stored = path.stat().st_size
+    asked = sum(tensor.numel() * (4 if tensor.is_floating_point() else tensor.element_size()) for tensor in tensors.values())
+    if asked > limits.copied(stored):
+        raise CheckpointError(f"{path} has {stored:,} bytes, but tensors of {asked:,}: expected each to be stored in full, not expanded: save them with .contiguous()")
 
 
 def _plain(tensor: Tensor) -> Tensor:

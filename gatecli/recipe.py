@@ -12,6 +12,7 @@ from datetime import datetime, timezone
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
+from gatecli import limits
 from gatecli.errors import CheckpointError
 
 FORMAT = 1
@@ -79,52 +80,79 @@ class Recipe:
     def from_json(cls, text: str, where: str) -> Recipe:
         """Read a recipe; `where` names the file in errors. Raises CheckpointError if it is damaged or of a newer format."""
         try:
-            raw = json.loads(text, parse_float=_finite, parse_constant=_finite)
+            raw = parsed(text)
+            if isinstance(raw, dict) and "format" not in raw and {"arch", "batch", "gates"} <= raw.keys():
+                raise CheckpointError(
+                    f"{where} is a weights file that gatecli export wrote, no checkpoint: "
+                    "run it with the Python file beside it, or give the checkpoint that it was exported from"
+                )
             version = raw.pop("format")
-            if not _is(version, int) or version < 1:
+            if not is_a(version, int) or version < 1:
                 raise ValueError(f"format {version!r}")
             if version > FORMAT:
                 raise CheckpointError(f"{where} has format version {version}, but this gatecli reads up to {FORMAT}: upgrade gatecli (pip install -U gatecli)")
             given = raw["input"]
             pair = tuple(given["size"])
-            if len(pair) != 2 or not all(_is(side, int) and 0 < side <= 65536 for side in pair):
+            if len(pair) != 2 or not all(is_a(side, int) and 0 < side <= limits.INPUT_SIDE for side in pair):
                 raise ValueError(f"input size {pair}")
+            if len(raw["steps"]) > limits.STEPS:
+                raise ValueError(f"more than {limits.STEPS} steps")
             channels = given["channels"]
-            if not _is(channels, int) or not 0 < channels <= 65536:
+            if not is_a(channels, int) or not 0 < channels <= 65536:
                 raise ValueError(f"input channels {channels!r}")
-            mean, std = (None if given[key] is None else tuple(float(v) for v in given[key]) for key in ("mean", "std"))
-            return _checked(
+            mean, std = (None if given[key] is None else tuple(map(_number, given[key])) for key in ("mean", "std"))
+            return checked(
                 cls(
-                    source=_checked(Source(**raw["source"])),
+                    source=checked(Source(**raw["source"])),
                     input=InputSpec((pair[0], pair[1]), channels, mean, std),
-                    steps=tuple(_checked(Step(**step)) for step in raw["steps"]),
+                    steps=tuple(checked(Step(**step)) for step in raw["steps"]),
                     data=raw["data"],
                     baseline=raw["baseline"],
                 )
             )
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
-            raise CheckpointError(f"{where} has gatecli metadata that cannot be read ({error!r}): the file is damaged or not gatecli's") from error
+            reason = f"{error!r}"[:200]
+            raise CheckpointError(f"{where} has gatecli metadata that cannot be read ({reason}): the file is damaged or not gatecli's") from error
 
 
-def _checked(record: R) -> R:
+def parsed(text: str) -> Any:
+    """What strict JSON with numbers of 64 bits holds. Raises ValueError, or RecursionError where it is nested without end."""
+    return json.loads(text, parse_int=_whole, parse_float=_finite, parse_constant=_finite)
+
+
+def checked(record: R) -> R:
     """The dataclass instance itself, if each of its fields has the type that its annotation says. Raises TypeError."""
     for name, hint in get_type_hints(type(record)).items():
         value = getattr(record, name)
-        if not _is(value, hint):
+        if not is_a(value, hint):
             raise TypeError(f"{name} is {value!r}")
     return record
 
 
-def _is(value: Any, hint: Any) -> bool:
+def is_a(value: Any, hint: Any) -> bool:
     """Whether a value out of JSON is what a type says; true and false are no numbers."""
     kinds = get_args(hint)
     if isinstance(hint, UnionType):
-        return any(_is(value, kind) for kind in kinds)
+        return any(is_a(value, kind) for kind in kinds)
     if get_origin(hint) is dict:
-        return isinstance(value, dict) and all(_is(part, kinds[1]) for part in value.values())
+        return isinstance(value, dict) and all(is_a(part, kinds[1]) for part in value.values())
     if get_origin(hint) is list:
-        return isinstance(value, list) and all(_is(part, kinds[0]) for part in value)
-    return hint is Any or type(value) is (get_origin(hint) or hint)
+        return isinstance(value, list) and all(is_a(part, kinds[0]) for part in value)
+    return hint is Any or type(value) is (get_origin(hint) or hint) or (hint is float and type(value) is int)
+
+
+def _whole(text: str) -> int | str:
+    """A whole number of at most 64 bits; a longer one stays text, which nothing takes for a number."""
+    if len(text) > len(str(-(2**63))):
+        return text
+    value = int(text)
+    return value if -(2**63) <= value < 2**63 else text
+
+
+def _number(value: Any) -> float:
+    if not is_a(value, float):
+        raise ValueError(f"number {value!r}")
+    return float(value)
 
 
 def _finite(text: str) -> float:

@@ -1,7 +1,6 @@
 """run: what a network, in its own file or exported to ONNX, says of single images, where it left and what it skipped."""
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -9,13 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 
 from gatecli.data.arrays import luminance, resized
 from gatecli.data.folders import centre_crop, opened
-from gatecli.errors import CheckpointError, ExportError
-from gatecli.exporting.onnx_file import facts_of, session_of
+from gatecli.errors import CheckpointError, DataError, ExportError, first_line
+from gatecli.exporting.facts import KEY, Facts, facts_of
+from gatecli.exporting.onnx_file import refuse_other_files, session_of
 from gatecli.inputs import IMAGENET_MEAN, IMAGENET_STD
 from gatecli.network import Network
 from gatecli.probe import require_finite
@@ -33,7 +34,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Runner:
-    """A network that answers images (1, C, H, W), and what is known of it: see gatecli.exporting.onnx_file.facts_of."""
+    """A network that answers images (1, C, H, W), and what is known of it: see gatecli.exporting.facts.Facts."""
 
     answer: Callable[[Tensor], Answer]
     call: Callable[[Tensor], Any]
@@ -67,25 +68,50 @@ def native(network: Network, classes: Sequence[str] = ()) -> Runner:
         with torch.inference_mode():
             return network(image.to(network.device))
 
-    return Runner(answer, call, json.loads(facts_of(network, False, classes)["gatecli"]))
+    return Runner(answer, call, vars(facts_of(network, False, classes)))
 
 
 def exported(path: Path) -> Runner:
     """Run an ONNX file that export wrote, with ONNX Runtime. Raises ExportError where it is none, or the package is missing."""
+    refuse_other_files(path)
     session = session_of(path)
-    text = session.get_modelmeta().custom_metadata_map.get("gatecli")
+    text = session.get_modelmeta().custom_metadata_map.get(KEY)
     if text is None:
         raise ExportError(f"expected {path} to be an ONNX file that gatecli export wrote, but it does not say how its images are to be prepared")
-    facts, names = json.loads(text), [output.name for output in session.get_outputs()]
+    facts = Facts.from_json(text, str(path))
+    names = [output.name for output in session.get_outputs()]
+    if "logits" not in names:
+        raise ExportError(f"expected {path} to be an ONNX file that gatecli export wrote, but it returns {', '.join(names)}, and no logits")
+
+    def run(image: Tensor, wanted: list[str]) -> list[Any]:
+        try:
+            return list(session.run(wanted, {"images": image.numpy()}))
+        except Exception as error:  # ONNX Runtime has exceptions of its own for all that a graph may do
+            raise ExportError(f"ONNX Runtime cannot run {path}: {first_line(error)}") from error
 
     def answer(image: Tensor) -> Answer:
-        found = dict(zip(names, session.run(names, {"images": image.numpy()}), strict=True))
-        told = all(f"gate.{site}" in found for site in facts["gates"])
-        skipped = [site for site in facts["gates"] if not found[f"gate.{site}"].any()] if told else None
-        taken = int(found["exit"].reshape(-1)[0]) if "exit" in found else None if facts["exits"] else 0
-        return Answer(torch.from_numpy(found["logits"][0]), taken, skipped)
+        return _told(facts, dict(zip(names, run(image, names), strict=True)), path)
 
-    return Runner(answer, lambda image: session.run(["logits"], {"images": image.numpy()}), facts)
+    return Runner(answer, lambda image: run(image, ["logits"]), vars(facts))
+
+
+def _told(facts: Facts, found: Mapping[str, Any], path: Path) -> Answer:
+    """What an ONNX file's outputs say of one image. Raises ExportError where they are not as its facts have them."""
+    logits = numpy.asarray(found["logits"])
+    if logits.dtype != numpy.float32 or logits.shape != (1, facts.num_classes):
+        raise ExportError(f"expected {path} to return float32 logits (1, {facts.num_classes}), but got {logits.dtype} {logits.shape}: export it again")
+    told = all(f"gate.{site}" in found for site in facts.gates)
+    skipped = [site for site in facts.gates if not numpy.any(found[f"gate.{site}"])] if told else None
+    return Answer(torch.from_numpy(logits[0]), _taken(facts, found, path), skipped)
+
+
+def _taken(facts: Facts, found: Mapping[str, Any], path: Path) -> int | None:
+    if "exit" not in found:
+        return None if facts.exits else 0
+    taken = numpy.asarray(found["exit"])
+    if taken.dtype.kind not in "iu" or taken.size != 1 or not 0 <= taken.item() <= len(facts.exits):
+        raise ExportError(f"expected {path} to return the number of one of {len(facts.exits)} exits, but got {taken.dtype} {taken.shape}: export it again")
+    return int(taken.item())
 
 
 def predict(runner: Runner, files: Sequence[str], top: int = 3, repeats: int = 5) -> list[Prediction]:
@@ -121,6 +147,8 @@ def prepared(file: str, facts: Mapping[str, Any]) -> Tensor:
         pixels = resized(luminance(whole) if channels == 1 else whole, size)
     if channels not in (1, 3):
         raise CheckpointError(f"expected a network that takes 1 or 3 channels, but this one takes {channels}")
+    if channels == 1 and None in (facts["mean"], facts["std"]):
+        raise DataError("the normalisation of the network's input is not known: give --mean and --std as it was trained with")
     default = (IMAGENET_MEAN, IMAGENET_STD)
     mean, std = (torch.tensor(facts[key] or fallback).view(1, -1, 1, 1) for key, fallback in zip(("mean", "std"), default, strict=True))
     result: Tensor = (pixels.float() / 255 - mean) / std

@@ -4,11 +4,13 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import math
 import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ from gatecli.architectures.arguments import CIFAR_NETWORKS, NO_TIMM, accepted_ar
 from gatecli.architectures.surgery import EXTRAS, alter
 from gatecli.errors import ArchitectureError
 
-__all__ = ["build", "build_pretrained", "build_skeleton", "check_args", "current_folder_importable", "find_callable", "is_callable_name", "parse_arch_args", "switches"]
+__all__ = ["at_most", "build", "build_pretrained", "build_skeleton", "check_args", "current_folder_importable", "find_callable", "is_callable_name", "parse_arch_args", "switches"]
 
 
 def build(arch: str, args: Mapping[str, Any]) -> nn.Module:
@@ -38,7 +40,8 @@ def build(arch: str, args: Mapping[str, Any]) -> nn.Module:
     else:
         make = {"torchvision": _torchvision, "cifar": _cifar, "timm": _timm}[library]
         try:
-            model = make(name, args)
+            with _counted(f"{arch} with {_spell(args)}"):
+                model = make(name, args)
         except (TypeError, ValueError, RuntimeError, AssertionError, NotImplementedError, ZeroDivisionError, MemoryError) as error:
             raise ArchitectureError(f"{arch} cannot be built with {_spell(args)}: {_line(error)}") from error
     return model.eval()
@@ -53,6 +56,8 @@ def build_skeleton(arch: str, args: Mapping[str, Any]) -> nn.Module:
         try:
             with _WithoutMemory():
                 return build(arch, args)
+        except TooLarge:
+            raise
         except ArchitectureError:  # wrong arguments fail again below
             pass
     return build(arch, args)
@@ -69,6 +74,51 @@ class _WithoutMemory(TorchFunctionMode):
         if func is torch.empty and given.get("device") is None:
             given = {**given, "device": "meta"}
         return func(*args, **given)
+
+
+class TooLarge(ArchitectureError):
+    """A network asks for more than the file could hold that names it."""
+
+
+_CEILING: ContextVar[tuple[int, int] | None] = ContextVar("ceiling", default=None)
+
+
+@contextmanager
+def at_most(tensors: int, numbers: int) -> Iterator[None]:
+    """Inside, a library's network that asks for more tensors, or for more numbers in them, is refused with TooLarge before it has them."""
+    token = _CEILING.set((tensors, numbers))
+    try:
+        yield
+    finally:
+        _CEILING.reset(token)
+
+
+def _counted(what: str) -> AbstractContextManager[Any]:
+    ceiling = _CEILING.get()
+    return nullcontext() if ceiling is None else _Counted(what, *ceiling)
+
+
+class _Counted(TorchFunctionMode):
+    """Counts what is allocated while a network is built."""
+
+    factories = (torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn)
+
+    def __init__(self, what: str, tensors: int, numbers: int) -> None:
+        super().__init__()
+        self.what, self.tensors, self.numbers = what, tensors, numbers
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        given = kwargs or {}
+        if func in self.factories:
+            self._take(given.get("size", args))
+        return func(*args, **given)
+
+    def _take(self, size: Any) -> None:
+        sides = size[0] if len(size) == 1 and not isinstance(size[0], int) else size
+        self.tensors -= 1
+        self.numbers -= math.prod(sides)
+        if self.tensors < 0 or self.numbers < 0:
+            raise TooLarge(f"{self.what} would be far larger than the file: expected a network whose weights the file holds")
 
 
 def build_pretrained(arch: str) -> nn.Module:

@@ -54,7 +54,7 @@ def prune(
         "checkpoint": str(path), "out": str(target), "arch": network.recipe.source.arch, "removed": [*result.removed, *({"site": site, "units": units} for site, units in result.thinned.items())], "ungated": result.ungated, "freed": result.freed,
         "kept_dynamic": result.kept_dynamic, "stuck": result.stuck, "params_before": result.params_before, "params": result.network.params, "macs_before": result.macs_before,
         "macs_dense": result.network.macs_dense, "macs_expected": result.macs_expected, "max_logit_change": result.max_logit_change,
-        **({} if scores is None else {"top1": scores.top1, "split": "val"}),
+        "top1": None if scores is None else scores.top1, "split": None if scores is None else "val",
     }  # fmt: skip
 
 

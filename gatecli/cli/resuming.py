@@ -67,11 +67,11 @@ def unfinished(session: Session, context: typer.Context, force: bool) -> tuple[R
 
 def _believed(about: Mapping[str, Any]) -> Begun:
     """What a state says, with every value of the right type. Raises TypeError, ValueError or KeyError."""
-    from gatecli.recipe import _checked
+    from gatecli.recipe import checked
     from gatecli.training import TrainOptions
 
-    begun = _checked(Begun(**about))
-    _checked(TrainOptions(**begun.options))
+    begun = checked(Begun(**about))
+    checked(TrainOptions(**begun.options))
     if begun.reading.keys() != READING.keys():
         raise KeyError(f"reading {sorted(begun.reading)}")
     for name, value in begun.reading.items():
@@ -83,9 +83,9 @@ def _believed(about: Mapping[str, Any]) -> Begun:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    from gatecli.recipe import _is
+    from gatecli.recipe import is_a
 
-    return any(_is(value, kind) for kind in (get_args(hint) if get_origin(hint) is Union else (hint,)))
+    return any(is_a(value, kind) for kind in (get_args(hint) if get_origin(hint) is Union else (hint,)))
 
 
 def _given(context: typer.Context) -> set[str]:

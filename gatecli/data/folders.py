@@ -9,14 +9,16 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as TF
 
+from gatecli import limits
 from gatecli.data.augment import PIXELS, augmented, generator
 from gatecli.data.splits import Plan, Split
 from gatecli.errors import DataError
 
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")  # others may run programs: PIL gives PostScript to Ghostscript
 CROP = 0.875  # evaluation shows the middle 224 of 256
 
 
@@ -48,13 +50,23 @@ class FolderSplit(Split):
 
 def opened(file: str, mode: str) -> Image.Image:
     """Read an image file. Raises DataError with its name where that fails."""
+    if not os.path.isfile(file):
+        got = "something else, a pipe or a device" if os.path.exists(file) else "no file"
+        raise DataError(f"expected {file} to be a readable image, but it is {got}: name an image file")
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=FORMATS) as image:
+            _check_pixels(image)
             converted: Image.Image = image.convert(mode)
             return converted
     except Exception as error:  # PIL's decoders raise whatever they meet: OSError, SyntaxError, struct.error, ...
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"expected {file} to be a readable image, but reading it failed ({reason}): repair or remove the file") from error
+
+
+def _check_pixels(image: Image.Image) -> None:
+    """Compare what the file's header claims, before anything is decoded: a file of kilobytes may claim gigabytes."""
+    if image.width * image.height > limits.PIXELS:
+        raise ValueError(f"it claims {image.width} x {image.height} pixels, more than {limits.PIXELS:,}")
 
 
 def centre_crop(image: Image.Image, size: tuple[int, int]) -> Tensor:
@@ -111,7 +123,7 @@ def _split(where: str, folder: Path, train: Path, classes: tuple[str, ...]) -> F
     for name in sorted(set(own) ^ set(classes)):
         has, lacks = (folder, train) if name in own else (train, folder)
         raise DataError(f"{where}: class {name} is in {has} but not in {lacks}: expected the same class folders in both")
-    samples = make_dataset(folder, {name: label for label, name in enumerate(classes)}, IMG_EXTENSIONS, allow_empty=True)
+    samples = [(file, label) for label, name in enumerate(classes) for file in _images(folder / name)]
     if not samples:
         raise DataError(f"{where}: expected images ({', '.join(IMG_EXTENSIONS)}) in the class folders of {folder}, but found none: check the path")
     labels = torch.tensor([label for _, label in samples])
@@ -119,3 +131,25 @@ def _split(where: str, folder: Path, train: Path, classes: tuple[str, ...]) -> F
         if not count:
             raise DataError(f"{where}: class folder {folder / classes[label]} has no images: expected some, or the class removed from every split")
     return FolderSplit(np.array([os.fsencode(file) for file, _ in samples]), labels)
+
+
+def _images(folder: Path) -> list[str]:
+    """The image files in a folder and its folders, sorted by folder, then by name. A folder is entered once, however many links lead to it."""
+    found = []
+    seen: set[tuple[int, int]] = set()
+    _seen(str(folder), seen)
+    for root, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in sorted(folders) if not _seen(os.path.join(root, name), seen)]
+        found.append((root, [name for name in sorted(names) if name.lower().endswith(IMG_EXTENSIONS)]))
+    return [os.path.join(root, name) for root, names in sorted(found) for name in names]
+
+
+def _seen(folder: str, seen: set[tuple[int, int]]) -> bool:
+    """Whether a folder was seen before, under whatever name; from now on it was. One that is gone, or may not be looked at, counts as seen."""
+    try:
+        status = os.stat(folder)
+    except OSError:
+        return True
+    known = (status.st_dev, status.st_ino) in seen
+    seen.add((status.st_dev, status.st_ino))
+    return known

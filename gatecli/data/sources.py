@@ -4,6 +4,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import importlib
+import math
 import os
 import sys
 import tarfile
@@ -11,13 +12,14 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100
 
+from gatecli import limits
 from gatecli.data.arrays import ArraySplit, array_split
 from gatecli.errors import DataError
 
@@ -77,17 +79,48 @@ def _download(where: str, kind: str, root: Path) -> Any:
 def npz(where: str, file: Path) -> dict[str, ArraySplit]:
     """The splits of a file with MedMNIST's keys. Raises DataError for a file that is none, lacks keys or holds what does not fit."""
     if not file.is_file():
-        raise DataError(f"{where}: expected {file} to be an npz file, but there is no such file: check the path")
+        there = "it is a pipe or a device" if file.exists() and not file.is_dir() else "there is no such file"
+        raise DataError(f"{where}: expected {file} to be an npz file, but {there}: check the path")
     try:
         with file.open("rb") as stream:  # np.load leaves a damaged file open
             members = np.load(stream, allow_pickle=False)
             if not isinstance(members, np.lib.npyio.NpzFile):
                 raise ValueError("it holds a single array")
-            arrays = {key: members[key] for key in _keys(where, members)}
+            keys = _keys(where, members)
+            _check_claims(members, keys, file.stat().st_size)
+            arrays = {key: members[key] for key in keys}
     except BROKEN as error:
         raise DataError(f"{where}: expected an npz file of plain arrays, but reading it failed ({_line(error)}): save it with np.savez") from error
     names = [name for name in NAMES if f"{name}_images" in arrays]
     return {name: array_split(where, name, arrays[f"{name}_images"], arrays[f"{name}_labels"]) for name in names}
+
+
+def _check_claims(members: np.lib.npyio.NpzFile, keys: list[str], stored: int) -> None:
+    """Compare what arrays claim with what the file holds, before any is allocated. Raises ValueError."""
+    assert members.zip is not None
+    names = set(members.zip.namelist())
+    entries = {key: members.zip.getinfo(key if key in names else f"{key}.npy") for key in keys}
+    unpacked = sum(entry.file_size for entry in entries.values())
+    if unpacked > limits.unpacked(stored):
+        raise ValueError(f"its {stored:,} bytes unpack to {unpacked:,}, more than is taken from a compressed file of that size")
+    for key, entry in entries.items():
+        with members.zip.open(entry) as array:
+            asked = _array_bytes(array)
+        if asked > entry.file_size:
+            raise ValueError(f"its array {key} claims {asked:,} bytes, but has {entry.file_size:,}")
+
+
+def _array_bytes(array: IO[bytes]) -> int:
+    """The bytes of an array by its header; 0 where np.load finds none."""
+    if array.read(6) != np.lib.format.MAGIC_PREFIX:
+        return 0
+    array.seek(0)
+    version = np.lib.format.read_magic(array)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"it has an array of format version {version}")
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _order, kind = read(array)
+    return 0 if kind.hasobject else math.prod(shape) * int(kind.itemsize)  # np.load refuses objects
 
 
 def _keys(where: str, members: np.lib.npyio.NpzFile) -> list[str]:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from gatecli.errors import ExportError
-from gatecli.exporting.onnx_file import facts_of, write_onnx
+from gatecli.exporting.facts import facts_of
+from gatecli.exporting.onnx_file import write_onnx
 from gatecli.exporting.opened import decided, masked, opened
 from gatecli.exporting.pt2 import write_pt2
 from gatecli.exporting.weights import module_path, write_weights
@@ -71,7 +72,7 @@ def export(
     images = random_images(plain, 4) if images is None else images.cpu()
     parts = opened(plain)
     dynamic = parts.dynamic and not all_computed and format != "weights"
-    facts = facts_of(plain, dynamic, classes)
+    facts = facts_of(plain, dynamic, classes).to_metadata()
     with ExitStack() as stack:
         temporary, *beside = [stack.enter_context(replacing(file)) for file in files_of(out, format)]
         if format == "onnx":

@@ -1,7 +1,6 @@
 """ONNX files: plain for static networks; for dynamic ones with `If`, so that ONNX Runtime computes only what runs."""
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,13 +14,12 @@ from gatecli.exporting.conditions import Otherwise, Surgeon
 from gatecli.exporting.opened import Leave, Opened
 from gatecli.exporting.quiet import quiet, reason
 from gatecli.exporting.skips import skip_branches
-from gatecli.network import Network
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
 LOWEST, HIGHEST = 18, 25  # opsets that torch's exporter writes
-MISSING = "writing ONNX needs onnx, onnxscript and onnxruntime: pip install 'gatecli[onnx]'"
+MISSING = "ONNX files need onnx, onnxscript and onnxruntime: pip install 'gatecli[onnx]'"
 
 
 def write_onnx(parts: Opened, image: Tensor, path: Path, opset: int, facts: dict[str, str], decisions: bool) -> Callable[[Tensor], Tensor]:
@@ -51,6 +49,35 @@ def runner(path: Path) -> Callable[[Tensor], Tensor]:
     """The file's logits of images, by ONNX Runtime on the CPU."""
     session = session_of(path)
     return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+
+
+def refuse_other_files(path: Path) -> None:
+    """Raises ExportError where an ONNX file has weights in other files, which it names itself, or is none; export writes all into one."""
+    onnx = _package()
+    if not path.is_file():
+        raise ExportError(f"expected {path} to be an ONNX file, but {'it is no regular file' if path.exists() else 'there is no such file'}")
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's errors, and the system's
+        raise ExportError(f"onnx cannot read {path}: {first_line(error)}") from error
+    if _names_a_file(model):
+        raise ExportError(f"expected {path} to hold its weights itself, as gatecli export writes them, but it refers to other files: convert it with onnx.save")
+
+
+def _names_a_file(message: Any) -> bool:
+    """Whether a tensor anywhere in a message lies in another file: among the weights, in an attribute, in a branch or a function."""
+    if message.DESCRIPTOR.name == "TensorProto":
+        return bool(message.external_data) or message.data_location == message.EXTERNAL
+    return any(map(_names_a_file, _messages(message)))
+
+
+def _messages(message: Any) -> list[Any]:
+    """The messages in a message, without the numbers, which may be many."""
+    found: list[Any] = []
+    for described, value in message.ListFields():
+        if described.message_type is not None:
+            found += [value] if hasattr(value, "DESCRIPTOR") else value
+    return found
 
 
 def session_of(path: Path) -> Any:
@@ -129,13 +156,3 @@ def _leaving(surgeon: Surgeon, number: int, leave: Leave, behind: Sequence[str])
         value = torch.tensor([number]) if name == "exit" else torch.zeros(surgeon.shape_of(name))
         nodes.append(helper.make_node("Constant", [], [f"{name}/leave{number}"], value=numpy_helper.from_array(value.numpy())))
     return Otherwise(nodes, [node.output[0] for node in nodes])
-
-
-def facts_of(network: Network, single: bool, classes: Sequence[str] = ()) -> dict[str, str]:
-    """What a file says of itself under the key `gatecli`, for whoever runs it, as JSON. `single`: it takes one image at a time."""
-    source, spec, data = network.recipe.source, network.input, (network.recipe.data or {}).get("spec", "imagefolder:")
-    facts = {
-        "arch": source.arch, "num_classes": network.num_classes, "input_size": list(spec.size), "channels": spec.channels, "mean": spec.mean, "std": spec.std,
-        "classes": list(classes) or None, "batch": 1 if single else None, "crop": data.startswith("imagefolder:"), "exits": list(network.site_exits), "gates": [site for site in network.site_gates if site not in network.site_exits],
-    }  # fmt: skip
-    return {"gatecli": json.dumps(facts)}

@@ -7,6 +7,7 @@ import inspect
 import re
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from textwrap import indent
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from gatecli.errors import ExportError, first_line
+from gatecli.graph.names import is_writable
 from gatecli.graph.settle import TRAINING
 from gatecli.graph.trace import SiteTracer, remove_dead
 
@@ -52,7 +54,7 @@ def source_of(root: nn.Module, graph: fx.Graph, constants: Mapping[str, Any], ti
     Args: constants: names and values to put at the top. title: the first line, for people.
     Raises: ExportError, which names a module or an operation that torch alone does not have.
     """
-    odd = next((str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr") and not re.fullmatch(r"[\w.-]+", str(node.target))), None)
+    odd = next((str(node.target) for node in graph.nodes if node.op in ("call_module", "get_attr") and not is_writable(str(node.target))), None)
     if odd is not None:
         raise ExportError(f"the weights format cannot write a module called `{odd}`: export to pt2 or onnx")
     writer = _Writer()
@@ -135,9 +137,9 @@ class _Writer:
         if _does_nothing(module):
             return "nn.Identity()"
         with suppress(SyntaxError):  # some layers print no Python
-            for text in _spellings(module):
-                if _makes(text, module):
-                    return text
+            for spelling in _spellings(module):
+                if _makes(spelling, module):
+                    return spelling.text
         return f"{self.own_class(module, path)}()"
 
     def own_class(self, module: nn.Module, path: str) -> str:
@@ -148,7 +150,7 @@ class _Writer:
         except Exception as error:  # whatever tracing comes to
             reason = first_line(error)
             raise ExportError(f"the weights format cannot write `{path}`, a {type(module).__name__}: it is not torch's own and cannot be traced ({reason}): export to pt2 or onnx") from error
-        name = f"{type(module).__name__}At_{re.sub(r'[^0-9a-zA-Z]', '_', path)}"
+        name = re.sub(r"[^0-9a-zA-Z_]", "_", f"{type(module).__name__}At_{path}")
         self.network(name, module, graph)
         alike = next((other for other, text in self.classes.items() if other != name and text.replace(other, name) == self.classes[name]), None)
         if alike is not None:
@@ -180,32 +182,58 @@ def _tensor(root: nn.Module, path: str) -> str:
     return f'{holder}.register_buffer("{name}", {empty})'
 
 
-def _spellings(module: nn.Module) -> list[str]:
-    if not type(module).__module__.startswith("torch.nn.modules"):
+@dataclass(frozen=True)
+class _Spelling:
+    """A call that makes one of torch's layers: its text, and the literal values in it."""
+
+    text: str
+    args: list[Any]
+    kwargs: dict[str, Any]
+
+
+def _spellings(module: nn.Module) -> list[_Spelling]:
+    """Calls that may make a layer like this one, from what it prints of itself; the shortest first."""
+    layer = type(module)
+    if getattr(nn, layer.__name__, None) is not layer:
         return []
     if isinstance(module, nn.MultiheadAttention):
         bias = module.in_proj_bias is not None
-        return [f"nn.MultiheadAttention({module.embed_dim}, {module.num_heads}, bias={bias}, batch_first={module.batch_first})"]
-    call = ast.parse(f"nn.{type(module).__name__}({module.extra_repr()})", mode="eval").body
-    assert isinstance(call, ast.Call)
-    defaults = {name: each.default for name, each in inspect.signature(type(module)).parameters.items()}
+        text = f"nn.MultiheadAttention({module.embed_dim}, {module.num_heads}, bias={bias}, batch_first={module.batch_first})"
+    else:
+        text = f"nn.{layer.__name__}({module.extra_repr()})"
+    call = ast.parse(text, mode="eval").body
+    if not isinstance(call, ast.Call) or ast.unparse(call.func) != f"nn.{layer.__name__}":
+        return []
+    defaults = {name: each.default for name, each in inspect.signature(layer).parameters.items()}
     short = ast.Call(call.func, call.args, [each for each in call.keywords if not _is_default(each, defaults)])
-    return [ast.unparse(short), ast.unparse(call)]
+    try:
+        return [_spelling(each) for each in (short, call)]
+    except ValueError:  # it prints more than literals
+        return []
+
+
+def _spelling(call: ast.Call) -> _Spelling:
+    """Raises ValueError where an argument is no literal."""
+    args = [ast.literal_eval(each) for each in call.args]
+    kwargs = {str(each.arg): ast.literal_eval(each.value) for each in call.keywords if each.arg is not None}
+    if len(kwargs) < len(call.keywords):
+        raise ValueError("**")
+    return _Spelling(text=ast.unparse(call), args=args, kwargs=kwargs)
 
 
 def _is_default(given: ast.keyword, defaults: Mapping[str, Any]) -> bool:
     return isinstance(given.value, ast.Constant) and given.arg is not None and given.arg in defaults and given.value.value == defaults[given.arg]
 
 
-def _makes(text: str, module: nn.Module) -> bool:
-    """Whether the expression makes a module of the same class, with the same settings and the same tensors but for their values."""
+def _makes(spelling: _Spelling, module: nn.Module) -> bool:
+    """Whether the call makes a module of the same class, with the same settings and the same tensors but for their values."""
     try:
         with torch.device("meta"):
-            made = eval(text, {"nn": nn})  # torch's own words on its own layer
+            made = type(module)(*spelling.args, **spelling.kwargs)
     except Exception:  # not every layer prints what makes it
         return False
     shapes = [{name: (tuple(t.shape), t.dtype) for name, t in each.state_dict().items()} for each in (made, module)]
-    return type(made) is type(module) and shapes[0] == shapes[1] and repr(made) == repr(module) and _plain(made) == _plain(module)
+    return shapes[0] == shapes[1] and repr(made) == repr(module) and _plain(made) == _plain(module)
 
 
 def _plain(module: nn.Module) -> dict[str, Any]:

@@ -2,19 +2,17 @@
 from __future__ import annotations
 
 import operator
-import re
 from collections.abc import Mapping, Sequence
 
 from torch import fx, nn
 
 from gatecli.errors import ArchitectureError
+from gatecli.graph.names import is_writable
 from gatecli.graph.ops import decided_by, is_add, is_mask, is_pick, is_relu, is_shake, mask, never_negative, pick, runs_of, summands, widen
 from gatecli.graph.settle import TRAINING
 from gatecli.graph.sites import Site
 from gatecli.graph.slices import keeps_zero
 from gatecli.graph.trace import remove_dead
-
-NAME = re.compile(r"\w+(\.\w+)*")
 
 
 def place(root: nn.Module, path: str, module: nn.Module) -> None:
@@ -245,8 +243,8 @@ def rename(root: nn.Module, graph: fx.Graph, names: Mapping[str, str]) -> None:
     generated source, so nothing but names is taken: ArchitectureError.
     """
     for part, name in names.items():
-        if not NAME.fullmatch(name):
-            raise ArchitectureError(f"expected another name for `{part}`, of letters, digits, underscores and dots, but got {name!r}")
+        if not is_writable(name):
+            raise ArchitectureError(f"expected another name for `{part}`, of letters, digits, underscores and dots, and no keyword of Python, but got {name!r}")
     for node in graph.nodes:
         if node.op in ("call_module", "get_attr"):
             node.target = renamed(str(node.target), names)

@@ -16,6 +16,7 @@ import torch
 from torch import fx, nn
 
 from gatecli.errors import ArchitectureError, first_line
+from gatecli.graph.names import is_writable
 from gatecli.graph.settle import ASSIGNING, TRAINING, dropout_follows_mode, same_but_for_dropout, without_writes
 
 
@@ -42,8 +43,18 @@ class SiteTracer(fx.Tracer):
         self.failed: nn.Module | None = None  # the innermost module whose forward could not be traced
 
     def trace(self, root: nn.Module | Callable[..., Any], concrete_args: dict[str, Any] | None = None) -> fx.Graph:
-        """Trace with the first argument alone: the others keep their defaults, on which a forward may branch (`if mask is None`)."""
-        return super().trace(root, concrete_args or _defaults(root))
+        """Trace with the first argument alone: the others keep their defaults, on which a forward may branch (`if mask is None`).
+
+        Raises ArchitectureError, besides what tracing comes to, where a module or tensor has a name that cannot stand in source.
+        """
+        graph = super().trace(root, concrete_args or _defaults(root))
+        for node in graph.nodes:
+            if node.op in ("call_module", "get_attr") and not is_writable(str(node.target)):
+                raise ArchitectureError(
+                    f"the network has a part called {str(node.target)!r}, which no source can name: "
+                    "expected names of letters, digits and underscores, and no keywords of Python: rename it"
+                )
+        return graph
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:
@@ -130,6 +141,8 @@ def trace(module: nn.Module, leaves: Sequence[str] = ()) -> fx.Graph:
     tracer = SiteTracer(leaves)
     try:
         graph = tracer.trace(module)
+    except ArchitectureError:
+        raise
     except Exception as error:
         raise ArchitectureError(
             f"{type(module).__name__} cannot be traced: {_blame(error)}. Rewrite that line without control flow, len() or numpy on tensors{_leaf_advice(module, tracer.failed)}"

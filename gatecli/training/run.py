@@ -13,7 +13,7 @@ from torch import Tensor
 from gatecli.checkpoint import save_tensors
 from gatecli.errors import CheckpointError, TrainingError
 from gatecli.files import replacing
-from gatecli.recipe import _finite
+from gatecli.recipe import parsed
 
 STATE, BEST, LAST, LOG = "state.safetensors", "best.safetensors", "last.safetensors", "log.jsonl"
 FORMAT = "3"  # of the state: another one whenever what it holds changes
@@ -107,5 +107,5 @@ def intact(path: Path) -> Iterator[None]:
 
 def _read(path: Path, key: str | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     with intact(path), safe_open(path, "pt") as file:
-        position = json.loads(file.metadata()[key], parse_float=_finite, parse_constant=_finite) if key else {}
+        position = parsed(file.metadata()[key]) if key else {}
         return {name: file.get_tensor(name) for name in file.keys()}, position  # noqa: SIM118  (no mapping)

@@ -1,0 +1,107 @@
+"""What an exported file says of itself, for whoever runs it: one record, written by export and checked by run."""
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+
+from gatecli import limits
+from gatecli.errors import ExportError
+from gatecli.network import Network
+from gatecli.recipe import checked, parsed
+
+KEY = "gatecli"  # of the file's metadata
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The facts, as JSON has them.
+
+    Attributes:
+        arch: the architecture; empty where it has no name.
+        num_classes: how many logits there are.
+        input_size: height and width of the images in pixels.
+        channels: of the images.
+        mean: of values in [0, 1], one number or one a channel; None: ImageNet's.
+        std: likewise.
+        classes: their names; None: not known.
+        batch: 1 where the file takes one image at a time; None: any number.
+        crop: whether images are scaled to cover more than their size, and cut.
+        exits: their sites, in the order of their numbers.
+        gates: the other sites that decide at run time.
+    """
+
+    arch: str
+    num_classes: int
+    input_size: list[int]
+    channels: int
+    mean: list[float] | None
+    std: list[float] | None
+    classes: list[str] | None
+    batch: int | None
+    crop: bool
+    exits: list[str]
+    gates: list[str]
+
+    def to_metadata(self) -> dict[str, str]:
+        return {KEY: json.dumps(asdict(self))}
+
+    @classmethod
+    def from_json(cls, text: str, where: str) -> Facts:
+        """Read facts; `where` names the file in errors. Raises ExportError where any of them cannot be so."""
+        try:
+            raw = parsed(text)
+            if not isinstance(raw, dict):
+                raise TypeError(f"it is a {type(raw).__name__}")
+            facts = checked(cls(**{each.name: raw[each.name] for each in fields(cls)}))
+            _check(facts)
+        except KeyError as error:
+            raise ExportError(_refusal(where, f"it has no {error}")) from error
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+            reason = " ".join((str(error) or type(error).__name__).split())[:160]
+            raise ExportError(_refusal(where, reason)) from error
+        return facts
+
+
+def facts_of(network: Network, single: bool, classes: Sequence[str] = ()) -> Facts:
+    """The facts of a network. `single`: the file takes one image at a time."""
+    source, spec = network.recipe.source, network.input
+    data = (network.recipe.data or {}).get("spec", "imagefolder:")
+    exits = list(network.site_exits)
+    return Facts(
+        arch=source.arch,
+        num_classes=network.num_classes,
+        input_size=list(spec.size),
+        channels=spec.channels,
+        mean=None if spec.mean is None else list(spec.mean),
+        std=None if spec.std is None else list(spec.std),
+        classes=list(classes) or None,
+        batch=1 if single else None,
+        crop=data.startswith("imagefolder:"),
+        exits=exits,
+        gates=[site for site in network.site_gates if site not in exits],
+    )
+
+
+def _refusal(where: str, reason: str) -> str:
+    return (
+        f"expected {where} to say how its images are to be prepared, as gatecli export writes it, "
+        f"but its metadata cannot be read ({reason}): export it again"
+    )
+
+
+def _check(facts: Facts) -> None:
+    """Raises ValueError where numbers are out of their range, or do not fit each other."""
+    sides = facts.input_size
+    if len(sides) != 2 or min(sides) < 1 or sides[0] * sides[1] > limits.INPUT_PIXELS:
+        raise ValueError(f"input_size is {sides}")
+    if facts.channels not in (1, 3):
+        raise ValueError(f"channels is {facts.channels}, but image files have 1 or 3")
+    for name, values in (("mean", facts.mean), ("std", facts.std)):
+        if values is not None and len(values) not in (1, facts.channels):
+            raise ValueError(f"{name} has {len(values)} numbers for {facts.channels} channels")
+    if not all(0 < value < math.inf for value in facts.std or ()):
+        raise ValueError(f"std is {facts.std}")
+    if facts.num_classes < 1 or len(facts.classes or ()) not in (0, facts.num_classes):
+        raise ValueError(f"there are {len(facts.classes or ())} names for {facts.num_classes} classes")

@@ -1,0 +1,53 @@
+"""How much a file may ask for: every ceiling of gatecli in one place. Sizes are compared before anything is allocated.
+
+The rule: a file of N bytes costs memory and time in proportion to N. What a file claims (sizes of
+tensors, of images, of arrays, of a network) is compared with the bytes that are there.
+
+    PICKLE_BYTES, PICKLE_STEPS      data.pkl, or the pickles at the start of an older torch file
+    KEY_PARTS                       a dict's key in a pickle: values in it, tuples in tuples counted out
+    HEADER_BYTES                    the JSON header of a safetensors file
+    TENSORS                         tensors of one checkpoint
+    copied(stored)                  bytes of a checkpoint's tensors once read, for `stored` bytes in the file
+    PIXELS                          pixels of one image file
+    INPUT_SIDE, INPUT_PIXELS        images that a checkpoint says its network takes
+    unpacked(stored)                bytes of the arrays of an npz file, for `stored` bytes in it
+    STEPS                           steps of a checkpoint's recipe
+    network(tensors, numbers)       tensors and numbers of the network that a recipe builds
+
+What a user types (--arch-arg, --input-size, a data set's function) is not held to them.
+"""
+from __future__ import annotations
+
+MIB = 2**20
+
+PICKLE_BYTES = 16 * MIB  # the largest real ones, with an optimizer's state, have 1 or 2
+PICKLE_STEPS = 1_000_000  # instructions, and items that they copy; 1,000 tensors take 60,000
+KEY_PARTS = 1000
+HEADER_BYTES = 16 * MIB  # 10,000 tensors take 1
+TENSORS = 10_000  # the largest networks of torchvision have 2,000
+
+PIXELS = 48 * MIB  # a camera of 50 million pixels; PIL takes 4 bytes for each
+INPUT_SIDE = 65_536
+INPUT_PIXELS = 16 * MIB  # 4096 x 4096
+
+STEPS = 1000
+
+
+def copied(stored: int) -> int:
+    """How many bytes tensors may have once read: half precision becomes float32, and some are shared."""
+    return 4 * stored + 16 * MIB
+
+
+def unpacked(stored: int) -> int:
+    """How many bytes arrays may have once unpacked; photographs shrink to a half, drawings to a tenth."""
+    return 32 * stored + 64 * MIB
+
+
+def network(tensors: int, numbers: int, pruned: bool) -> tuple[int, int]:
+    """How many tensors and numbers a network may have to which a file with so many belongs.
+
+    It may have heads that evaluation never runs and, where the file is `pruned`, what was removed.
+    """
+    if pruned:
+        return 4 * tensors + 2000, 64 * numbers + 250_000_000
+    return 2 * tensors + 200, 2 * numbers + 50_000_000
