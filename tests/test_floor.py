@@ -25,7 +25,7 @@ def test_floors_follow_extras_and_markers() -> None:
 
 @pytest.mark.parametrize("line", ["torch", "torch<3", "torch==2.10"])
 def test_what_has_no_floor_is_named(line: str) -> None:
-    with pytest.raises(SystemExit, match="one floor .* torch"):
+    with pytest.raises(SystemExit, match=r"one floor .* torch"):
         floors([line], [])
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from commandline import SIDE, call, contents, refused, save_npz, save_source
-from hypothesis import given, settings, strategies
 from counting import counted
+from hypothesis import given, settings, strategies
 from networks import infer
 from torch import Tensor, nn
 from torch.nn import functional as F

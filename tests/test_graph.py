@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from counting import counted
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from counting import counted
 from networks import CASES, Own, branches, lively, oneblock, traced
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
