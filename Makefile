@@ -2,20 +2,26 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+FLOOR := .venv-floor
+PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test check bench
+.PHONY: demo test test-floor check bench
 
 demo: $(VENV)/.demo
 	$(BIN)/gatecli demo
 
+# at the newest versions that pip finds
 test: $(VENV)/.test
-	$(PYTEST)
+	$(BIN)/python $(PYTEST)
+
+# at the lowest ones that pyproject.toml allows
+test-floor: $(FLOOR)/.test
+	$(FLOOR)/bin/python $(PYTEST)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check gatecli tests docs
 	$(BIN)/mypy
-	$(PYTEST)
+	$(BIN)/python $(PYTEST)
 
 # QUICK=--quick for few rounds and cases
 bench: $(VENV)/.bench
@@ -25,4 +31,13 @@ bench: $(VENV)/.bench
 $(VENV)/.%: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	touch $@
+
+# tests/floor.py reads the floors from what pyproject.toml says, so that they stand there alone.
+$(FLOOR)/.test: pyproject.toml tests/floor.py
+	test -x $(FLOOR)/bin/python || $(PYTHON) -m venv $(FLOOR)
+	$(FLOOR)/bin/python -m pip install --quiet --disable-pip-version-check packaging
+	$(FLOOR)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(FLOOR)/bin/python tests/floor.py test > $(FLOOR)/floors.txt
+	$(FLOOR)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(FLOOR)/floors.txt --editable '.[test]'
 	touch $@

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 from commandline import call, refused, save_npz, save_source
+from counting import counted
 from networks import CASES, infer, masked
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 import gatecli
 from gatecli import methods
@@ -222,10 +222,10 @@ def test_forward_and_multiplications_against_loops(function: str, grouping: str,
     for image, (out, count), decided in zip(images, results, z, strict=True):
         assert torch.allclose(infer(network, image[None]), out.flatten()[None], atol=1e-4)
         assert expected_macs(network, {SITE: decided.tolist()}) == pytest.approx(stem + count)
-        if function != "fine":  # what torch itself sees being computed
-            with FlopCounterMode(display=False) as counter:
+        if function != "fine":  # what is really computed
+            with counted() as macs:
                 infer(network, image[None])
-            assert counter.get_total_flops() / 2 == stem + count
+            assert macs.total == stem + count
     assert expected_macs(network, {SITE: z.mean(0).tolist()}) == pytest.approx(stem + sum(count for _, count in results) / 3)
 
 
@@ -267,9 +267,9 @@ def test_mixed_sites_against_loops(function: str, grouping: str) -> None:
             continue
         for image, decided in zip(images, own, strict=True):
             assert torch.allclose(infer(smaller, image[None]), slow(network, image, decided)[0].flatten()[None], atol=1e-4)
-            with FlopCounterMode(display=False) as counter:  # nothing of what is decided is computed, and all that is computed is counted
+            with counted() as macs:  # nothing of what is decided is computed, and all that is computed is counted
                 infer(smaller, image[None])
-            assert counter.get_total_flops() / 2 == expected_macs(smaller, {SITE: decided[units].tolist()} if units else {})
+            assert macs.total == expected_macs(smaller, {SITE: decided[units].tolist()} if units else {})
     final = gatecli.prune(smaller, rates={SITE: [float(unit % 2) for unit in units]}, static=0.5).network if units else smaller
     gate.threshold[units] = torch.tensor([float(1 - unit % 2) for unit in units])
     assert not final.methods and torch.allclose(infer(final, images), infer(network, images), atol=1e-4)

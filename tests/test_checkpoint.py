@@ -509,7 +509,7 @@ def test_outputs_are_checked_before_any_work(file: Path, tmp_path: Path) -> None
 
 def test_importing_does_not_import_torch() -> None:
     code = "import sys, gatecli, gatecli.cli.app; dir(gatecli); sys.exit(any(name.split('.')[0] in ('torch', 'torchvision', 'numpy') for name in sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=120).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_the_public_names() -> None:

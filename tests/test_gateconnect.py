@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 from commandline import SIDE, call, contents, refused, save_npz, save_source
+from counting import counted
 from hypothesis import given, settings, strategies
 from networks import infer
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import resnet
 
 import gatecli
@@ -374,10 +374,10 @@ def test_evaluation_computes_what_the_graph_means(kind: str) -> None:
 
 
 def test_what_evaluation_multiplies_is_what_is_counted(kind: str) -> None:
-    """torch's own counter, on a run; shared weights' extra row for the shift and what is left of the stem's formula aside."""
+    """Counted in a run; shared weights' extra row for the shift and what is left of the stem's formula aside."""
     for fan_in in (1, 2):
         network = attached(kind, fan_in=fan_in, connectivity="random")
         for each in (network, gatecli.prune(network).network):
-            with FlopCounterMode(display=False) as counter:
+            with counted() as macs:
                 infer(each, images(1))
-            assert counter.get_total_flops() / 2 == pytest.approx(each.macs_dense, rel=0.12)
+            assert macs.total == pytest.approx(each.macs_dense, rel=0.12)

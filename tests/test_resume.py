@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -209,14 +209,33 @@ def test_image_files_in_workers(here: Path, monkeypatch: pytest.MonkeyPatch) -> 
 # --- kills from outside ---
 
 
+STANDS_STILL = """
+import signal, sys
+from gatecli.cli.app import app
+from gatecli.training import Run
+
+def save(run, *args, original=Run.save, left=[3]):
+    original(run, *args)
+    left[0] -= 1
+    if not left[0]:
+        print("saved", flush=True)
+        signal.pause()
+
+Run.save = save
+app()
+"""
+
+
 def test_a_killed_process(here: Path, shelf: Path, straight: Straight) -> None:
-    """A process of its own, killed once it has saved a few states; its --resume runs in another one."""
+    """A process of its own, killed from outside once it has saved a few states; its --resume runs in another one."""
     line = command(shelf, "--save-every", 0, "--threads", 1)
-    process = subprocess.Popen([sys.executable, "-m", "gatecli", *line], env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE)
-    seen = wait_for_states(process, 3)
+    process = subprocess.Popen([sys.executable, "-c", STANDS_STILL, *line], env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    told = process.stdout.readline()
     process.send_signal(signal.SIGKILL)
-    told = process.communicate()[1].decode()
-    assert process.returncode == -signal.SIGKILL and seen == 3, told
+    assert told == b"saved\n", process.communicate()[1].decode()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "LOG_EVERY", 20)  # as in that process
         found = call("finetune", "--resume")
@@ -225,50 +244,50 @@ def test_a_killed_process(here: Path, shelf: Path, straight: Straight) -> None:
     assert [json.loads(row)["step"] for row in (RUN / "log.jsonl").read_text().splitlines()] == [STEPS * (epoch + 1) for epoch in range(EPOCHS)]
 
 
-def wait_for_states(process: subprocess.Popen[bytes], count: int) -> int:
-    """Wait until the state has been replaced so many times, or the process has ended."""
-    seen: set[int] = set()
-    while len(seen) < count and process.poll() is None:
-        if STATE.exists():
-            seen.add(STATE.stat().st_ino)
-        time.sleep(0.002)
-    return len(seen)
+MOMENTS: list[tuple[Any, str]] = [(Loop, "_step"), (Loop, "validate"), (Run, "log"), (tempfile, "mkstemp"), (os, "fsync"), (Path, "chmod"), (Path, "replace"), (Path, "unlink")]
+
+
+def die_at(patch: pytest.MonkeyPatch, moment: int) -> None:
+    """Let the process kill itself, as nothing can be caught, before its `moment`th step, validation, log line or operation on a file."""
+    left = [moment]
+
+    def dying(original: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            left[0] -= 1
+            if not left[0]:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*args, **kwargs)
+
+        return wrapped
+
+    for owner, name in MOMENTS:
+        patch.setattr(owner, name, dying(getattr(owner, name)))
+
+
+def killed_at(moment: int, line: list[str]) -> bool:
+    """Run a command in a fork of this process, which has torch already; whether that was killed before it came to its end."""
+    child = os.fork()
+    if child == 0:
+        die_at(pytest.MonkeyPatch(), moment)
+        run(*line)
+        os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_killed_at_random_moments(here: Path, shelf: Path, straight: Straight) -> None:
-    """Forks of this process, which has torch already, killed after random times: while they step, validate, or write."""
+    """While they step, validate, or write; from 10 moments on, each attempt gets a step further."""
     line = command(shelf, "--save-every", 0)
     chance, kills = random.Random(1), 0
-    whole = straight(*line)[0]["seconds"]
-    for attempt in range(40):
-        child = os.fork()
-        if child == 0:
-            run(*(["finetune", "--resume"] if STATE.exists() else line))
-            os._exit(0)
-        deadline = time.monotonic() + chance.uniform(0.1, 0.6) * whole * (1 + attempt / 10)  # a busy machine may have become slower
-        while time.monotonic() < deadline and os.waitpid(child, os.WNOHANG)[0] == 0:
-            time.sleep(0.005)
-        if Path("gated.tuned.safetensors").exists():
-            stop(child)
-            break
-        kills += stop(child)
-        assert attempt < 39, "no progress between the kills"
-    assert kills >= 1
+    while killed_at(chance.randint(10, 30), ["finetune", "--resume"] if STATE.exists() else line):
+        kills += 1
+        assert kills < 40, "no progress between the kills"
+    assert kills >= 3 and Path("gated.tuned.safetensors").exists()
     folder = straight(*line)[1]
     assert same("gated.tuned.safetensors", folder / "gated.tuned.safetensors")
     assert (RUN / "log.jsonl").read_text() == (folder / RUN / "log.jsonl").read_text()
     assert (RUN / "best.safetensors").read_bytes() == (folder / RUN / "best.safetensors").read_bytes()
-
-
-def stop(child: int) -> bool:
-    """Kill a child that may have ended; whether it was still there."""
-    try:
-        os.kill(child, signal.SIGKILL)
-        return os.waitpid(child, 0)[1] != 0
-    except (ProcessLookupError, ChildProcessError):
-        return False
 
 
 # --- Ctrl-C and SIGTERM ---

@@ -47,7 +47,7 @@ class Run:
             metadata = file.metadata()
             if metadata["format"] != FORMAT:
                 raise CheckpointError(f"{states[-1]} was saved by another gatecli (its format is {metadata['format']}, not {FORMAT}): start a new run without --resume")
-            return cls(states[-1].parent, json.loads(metadata["about"]))
+            return cls(states[-1].parent, parsed(metadata["about"]))
 
     @property
     def state(self) -> Path:
