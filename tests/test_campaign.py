@@ -1,0 +1,138 @@
+"""The campaign itself: a few dozen of its cases, so that it does not rot."""
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from campaigns import campaign, files, kills, outcome, shelf, splits, worker
+from campaigns.outcome import FAILED, OTHER, REFUSED, RIGHT, Outcome
+
+CASES = 40
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short shelf: one method, nothing exported."""
+    folder = tmp_path_factory.mktemp("shelf")
+    shelf.make(folder, shelf.FEW, exports=False)
+    return folder
+
+
+def test_damaged_files_are_right_other_or_refused(store: Path, tmp_path: Path) -> None:
+    verdicts: Counter[str] = Counter()
+    for number in range(CASES):
+        if files.plan(0, number).damage in ("bomb", "huge"):  # they take their time
+            continue
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        one = worker.limited(partial(files.case, store, 0), number, folder)
+        assert one.verdict != FAILED, outcome.line(one)
+        verdicts[one.verdict] += 1
+    assert verdicts[REFUSED] > verdicts[OTHER] > 0 and verdicts[RIGHT] > 0
+
+
+def test_every_damage_changes_files(store: Path) -> None:
+    """Each of them, given some tries, makes another file of the first that it is for."""
+    for name, form in files.FORMS.items():
+        for original in sorted(store.glob(form.pattern))[:1]:
+            if original.is_dir():
+                continue
+            data = original.read_bytes()
+            for kind, damage in form.damages.items():
+                chance = files.plan(1, len(data)).chance
+                changed = any(damage(chance, data) != data for _ in range(5))
+                assert changed or kind in ("hostile", "bomb"), (name, kind)
+
+
+def test_a_network_that_differs_from_its_file_is_noticed(store: Path) -> None:
+    path = store / "tuned.ind-perbatch.safetensors"
+    tensors = files.checkpoint.load(path).state_dict()
+    assert files._unlike_file(tensors, path) == ""
+    tensors["fc.bias"] = tensors["fc.bias"] + 1
+    assert files._unlike_file(tensors, path) == "fc.bias"
+
+
+def _known(number: int) -> Outcome:
+    return Outcome(case=f"x:{number}", kind="x", verdict=FAILED)
+
+
+def _odd(number: int, folder: Path) -> worker.Trial:
+    """Cases that go wrong in ways of their own."""
+
+    def trial() -> Outcome:
+        if number == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if number == 2:
+            raise ValueError("no case")
+        kept = torch.ones(worker.MEMORY // 4 + 2**22 if number == 3 else 1)
+        return Outcome(case=f"x:{number}", kind="x", verdict=RIGHT, detail=str(len(kept)))
+
+    return trial
+
+
+def test_cases_that_die_raise_or_take_memory_are_failures_and_the_next_one_runs() -> None:
+    found = list(worker.run_all(_odd, _known, range(5), jobs=1))
+    assert [one.verdict for one in found] == [RIGHT, FAILED, FAILED, FAILED, RIGHT]
+    died, raised, memory = (one.detail for one in found[1:4])
+    assert "SIGKILL" in died and "no case" in raised and "of memory" in memory
+
+
+def _asleep(number: int, folder: Path) -> worker.Trial:
+    return partial(time.sleep, 1000)  # type: ignore[return-value]
+
+
+def test_a_case_that_hangs_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "STUCK", 0.2)
+    (found,) = worker.run_all(_asleep, _known, range(1), jobs=1)
+    assert found.verdict == FAILED and "hang" in found.detail
+
+
+def test_a_killed_command_is_whole_or_absent_and_can_be_repeated(store: Path) -> None:
+    scenario = kills.SCENARIOS["use"]
+    known = kills.undisturbed(store, scenario)
+    assert known.current == "zip.pt" and known.operations >= 3
+    planned = kills.Plan(name="use", share=0.6, at_operation=True)
+    one = kills.outcome(store, 0, planned, known)
+    assert one.kind == "use: killed at an operation"
+    assert one.verdict == RIGHT or "left over" in one.detail, one.detail
+
+
+def test_what_a_kill_breaks_is_noticed(store: Path, tmp_path: Path) -> None:
+    scenario = kills.SCENARIOS["attach"]
+    (tmp_path / ".gatecli").mkdir()
+    (tmp_path / ".gatecli" / "current").write_text("gone\n")
+    (tmp_path / "out.safetensors").write_bytes(b"half")
+    known = kills.Undisturbed(
+        outputs={"out.safetensors": "whole"}, current="out.safetensors", operations=1, seconds=1.0
+    )
+    (torn,) = kills._wrong_outputs(tmp_path, scenario, known, finished=False)
+    assert torn.startswith("after the kill out.safetensors is")
+    assert kills._wrong_current(tmp_path, known) == ["after the kill current is 'gone'"]
+
+
+def test_times_alone_do_not_make_another_checkpoint(store: Path, tmp_path: Path) -> None:
+    path, other = store / "attached.ind-perbatch.safetensors", tmp_path / "other.safetensors"
+    data = path.read_bytes()
+    year = data.index(b'\\"at\\": \\"20') + len(b'\\"at\\": \\"20')
+    other.write_bytes(data[:year] + b"99" + data[year + 2 :])
+    assert kills.fingerprint(path) == kills.fingerprint(other)
+    other.write_bytes(data[:-1] + b"x")
+    assert kills.fingerprint(path) != kills.fingerprint(other)
+
+
+def test_splits_count_misses(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {one.verdict for one in splits.outcomes(0, 60)} == {RIGHT, REFUSED}
+    monkeypatch.setattr(splits, "_missed", lambda seed, number, draw: True)
+    assert {one.verdict for one in splits.outcomes(0, 60)} == {FAILED}
+
+
+def test_the_table_and_the_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    assert campaign.main(["--files", "0", "--kills", "0", "--splits", "20"]) == 0
+    last = capsys.readouterr().out.splitlines()
+    assert last[-2].split()[:2] == ["all", "20"] and "0 failed" in last[-1]
