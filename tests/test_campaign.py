@@ -3,8 +3,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +16,7 @@ import torch
 from campaigns import campaign, files, kills, outcome, shelf, splits, worker
 from campaigns.outcome import FAILED, OTHER, REFUSED, RIGHT, Outcome
 
-CASES = 40
+CASES = 24
 
 
 @pytest.fixture(scope="module")
@@ -66,37 +69,63 @@ def _odd(number: int, folder: Path) -> worker.Trial:
     """Cases that go wrong in ways of their own."""
 
     def trial() -> Outcome:
-        if number == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
         if number == 2:
             raise ValueError("no case")
-        kept = torch.ones(worker.MEMORY // 4 + 2**22 if number == 3 else 1)
-        return Outcome(case=f"x:{number}", kind="x", verdict=RIGHT, detail=str(len(kept)))
+        if number in DEATHS:
+            os.kill(os.getpid(), DEATHS[number])
+        return Outcome(case=f"x:{number}", kind="x", verdict=RIGHT)
 
     return trial
 
 
-def test_cases_that_die_raise_or_take_memory_are_failures_and_the_next_one_runs() -> None:
-    found = list(worker.run_all(_odd, _known, range(5), jobs=1))
-    assert [one.verdict for one in found] == [RIGHT, FAILED, FAILED, FAILED, RIGHT]
-    died, raised, memory = (one.detail for one in found[1:4])
-    assert "SIGKILL" in died and "no case" in raised and "of memory" in memory
+DEATHS = {1: signal.SIGKILL, 3: signal.SIGXCPU}  # the second comes where the time is used up
+
+
+def test_cases_that_die_or_raise_are_failures_and_the_next_one_runs() -> None:
+    found = list(worker.run_all(_odd, _known, range(4), jobs=1))
+    assert [one.verdict for one in found] == [RIGHT, FAILED, FAILED, FAILED]
+    died, raised, hung = (one.detail for one in found[1:])
+    assert "SIGKILL" in died and "no case" in raised and "hang" in hung
+
+
+def test_memory_that_a_case_takes_is_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def case(number: int, folder: Path) -> worker.Trial:
+        return lambda: replace(_known(0), verdict=RIGHT, detail=str(torch.ones(2**24).sum()))
+
+    assert worker.limited(case, 0, tmp_path).verdict == RIGHT
+    monkeypatch.setattr(worker, "MEMORY", 2**20)
+    one = worker.limited(case, 0, tmp_path)
+    assert one.verdict == FAILED and "MiB of memory" in one.detail
 
 
 def _asleep(number: int, folder: Path) -> worker.Trial:
     return partial(time.sleep, 1000)  # type: ignore[return-value]
 
 
-def test_a_case_that_hangs_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "STUCK", 0.2)
+def test_a_case_that_only_waits_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "STUCK", 0)
     (found,) = worker.run_all(_asleep, _known, range(1), jobs=1)
     assert found.verdict == FAILED and "hang" in found.detail
 
 
+def test_hostile_pickles_are_hostile(tmp_path: Path) -> None:
+    """Python's own unpickler, in another process, runs most of them."""
+    code = (
+        "import pickle, sys, contextlib; from campaigns.pickles import _calls\n"
+        "for number, call in enumerate(_calls('here')):\n"
+        "    with contextlib.suppress(Exception):\n"
+        "        pickle.loads(b'\\x80\\x02' + _calls(f'{number}.canary')[number] + b'.')\n"
+    )
+    tests, ours = str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")
+    found = {**os.environ, "PYTHONPATH": os.pathsep.join([tests, ours])}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=found, check=True)
+    assert len(list(tmp_path.glob("*.canary"))) >= 15
+
+
 def test_a_killed_command_is_whole_or_absent_and_can_be_repeated(store: Path) -> None:
-    scenario = kills.SCENARIOS["use"]
-    known = kills.undisturbed(store, scenario)
-    assert known.current == "zip.pt" and known.operations >= 3
+    known = kills.Undisturbed(outputs={}, current="zip.pt", operations=9, seconds=1.0)
     planned = kills.Plan(name="use", share=0.6, at_operation=True)
     one = kills.outcome(store, 0, planned, known)
     assert one.kind == "use: killed at an operation"

@@ -1,4 +1,4 @@
-"""Damage to any file, to JSON, and to safetensors: functions of a random generator and what is to be damaged."""
+"""Damage to any file, to JSON, and to safetensors: functions of chance and of what is damaged."""
 from __future__ import annotations
 
 import json
@@ -57,7 +57,8 @@ def _near(chance: random.Random, value: Json) -> Json:
     if isinstance(value, bool) or value is None:
         return not value
     if isinstance(value, int | float):
-        return type(value)(chance.choice([value + 1, value - 1, -value, value * 1000, value * 10**9]))
+        numbers = [value + 1, value - 1, -value, value * 1000, value * 10**9]
+        return type(value)(chance.choice(numbers))
     if isinstance(value, str):
         return chance.choice([value[:-1], value + "x", value.upper(), value[::-1]])
     items = list(value.items()) if isinstance(value, dict) else list(value)
@@ -79,7 +80,7 @@ def places(value: Json) -> list[tuple[Any, Any]]:
 
 
 def mutate_json(chance: random.Random, value: Json) -> Json:
-    """A copy with one to three places changed, taken out, exchanged, or with keys that nobody knows."""
+    """A copy with one to three places changed, taken out, exchanged, or with unknown keys."""
     copied = json.loads(json.dumps(value))
     for _ in range(chance.choice([1, 1, 1, 2, 3])):
         known = places(copied)

@@ -1,8 +1,8 @@
-"""Run a gatecli command, and kill this process at the n-th file operation: python driver.py N REPORT ARGS...
+"""Run a gatecli command, and kill it at the n-th file operation: python driver.py N REPORT ARGS...
 
-N = 0 kills nothing; either way the number of operations is written to REPORT when the command is over. Operations are
-those that change files in the working folder, seen by Python's audit events, before they happen, and calls of fsync. A
-tensors' file counts twice: where it is opened, and half written.
+N = 0 kills nothing; the number of operations is written to REPORT when the command is over.
+Operations are those that change files in the working folder, seen by Python's audit events before
+they happen, and calls of fsync. A tensors' file counts twice: before it is there, and half written.
 """
 from __future__ import annotations
 

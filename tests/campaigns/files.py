@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from campaigns import bombs, damage, folders, graphs, pickles, shelf
+from campaigns import bombs, damage, folders, graphs, pickles, shelf, states
 from campaigns.commands import command
 from campaigns.outcome import FAILED, OTHER, RIGHT, Outcome
 from campaigns.worker import Trial
@@ -22,7 +22,8 @@ from gatecli.errors import GatecliError
 CANARY = "canary"
 NUMBERS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U8": "u1"}
 COMMANDS = (
-    ("inspect",), ("log",), ("gates",), ("eval", "--data", "npz:arrays.npz"), ("use",),
+    ("inspect",), ("log",), ("use",), ("run", "image.png"), ("eval", "--data", "npz:arrays.npz"),
+    ("prune", "--data", "npz:arrays.npz", "--out", "smaller.safetensors"),
 )  # fmt: skip
 RAW = {"bits": damage.flip_bits, "cut off": damage.cut_off, "rearranged": damage.rearrange}
 SAFETENSORS = {
@@ -244,6 +245,9 @@ FORMS = {
         checked=("bits", "cut off", "rearranged", "sizes"),
     ),
     "legacy": Form(pattern="legacy.pt", weight=7, damages=LEGACY, judge=judge_checkpoint),
+    "state": Form(
+        pattern="state.safetensors", weight=2, damages=states.STATE, judge=states.judge
+    ),
     "onnx": Form(pattern="*.onnx", weight=6, damages=graphs.ONNX, judge=graphs.judge),
     "npz": Form(
         pattern="arrays.npz", weight=6, damages=NPZ, judge=folders.judge_arrays,

@@ -1,4 +1,4 @@
-"""Killed commands: inputs are as they were, outputs whole or absent, and the command comes to its end the next time."""
+"""Killed commands: inputs stay, outputs are whole or absent, and the next try comes to its end."""
 from __future__ import annotations
 
 import hashlib
@@ -85,7 +85,7 @@ class Undisturbed:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Which scenario is killed, and where: at an operation's number, or after a share of its time."""
+    """Which scenario is killed, and where: at an operation, or after a share of its time."""
 
     name: str
     share: float

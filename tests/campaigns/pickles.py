@@ -112,7 +112,8 @@ def _instead(chance: random.Random, opcode: bytes) -> list[bytes]:
     integer = int(chance.choice([-1, 0, 1, 2**31 - 1, chance.randint(0, 1000)]))
     options = [b"", opcode + opcode, bytes([chance.choice(NO_ARGUMENT)])]
     options += [b"J" + integer.to_bytes(4, "little", signed=True)] * 2
-    options += [b"\x8a\x09" + b"\xff" * 8 + b"\x00", b"cbuiltins\neval\n", b"ctorch\nDoubleStorage\n"]
+    options += [b"\x8a\x09" + b"\xff" * 8 + b"\x00"]
+    options += [b"cbuiltins\neval\n", b"ctorch\nDoubleStorage\n"]
     if opcode[:1] in b"KMJ":  # integers: sizes, strides, places
         options += [opcode[:1] + chance.randbytes(len(opcode) - 1)] * 6
     if opcode[:1] in b"XU\x8c":  # texts: names, keys of records, devices

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable
 from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -17,9 +18,11 @@ from torch import Tensor
 from campaigns.commands import command
 from gatecli import checkpoint
 from gatecli.architectures.build import build
+from gatecli.training import Run
 
 SIDE = 8
-ANSWERS = "answers.safetensors"
+ANSWERS, STATE, WEIGHTS = "answers.safetensors", "state.safetensors", "export.weights.safetensors"
+GATED = "attached.ind-perbatch.safetensors"
 METHODS = ("ind-perbatch", "aig-pergate", "dgate", "early-exit", "gaternet", "cgnet")
 FEW = ("ind-perbatch",)
 SETTINGS = {"early-exit": ["--set", "width=8"]}
@@ -40,6 +43,7 @@ def make(folder: Path, methods: Iterable[str] = METHODS, exports: bool = True) -
         _plain()
         for method in methods:
             _gated(method)
+        _state()
         _data()
         if exports:
             _exports()
@@ -99,6 +103,14 @@ def _gated(method: str) -> None:
     _do("calibrate", tuned, "--data", "digits", "--max-drop", 5, "--out", calibrated)
 
 
+def _state() -> None:
+    """The state of a training that did not come to its end."""
+    with mock.patch.object(Run, "finish"):
+        _do("finetune", GATED, *TRAIN, "--save-every", 0, "--out", "out.safetensors")
+    Path(".gatecli/runs/out/state.safetensors").rename(STATE)
+    Path("out.safetensors").unlink()
+
+
 def _data() -> None:
     """A data set as arrays and one as image files."""
     chance = np.random.RandomState(0)
@@ -124,7 +136,7 @@ def _image_file(number: int, chance: np.random.RandomState) -> None:
 
 def _exports() -> None:
     size = ["--input-size", SIDE]
-    _do("export", "zip.pt", *size, "--format", "weights", "--out", "export.weights.safetensors")
+    _do("export", "zip.pt", *size, "--format", "weights", "--out", WEIGHTS)
     _do("export", "zip.pt", *size, "--format", "onnx", "--out", "plain.onnx")
     gated = "calibrated.aig-pergate.safetensors"
     _do("export", gated, "--format", "onnx", "--decisions", "--out", "gated.onnx")
@@ -132,7 +144,8 @@ def _exports() -> None:
 
 def _answers() -> None:
     files = [*Path().glob("*.safetensors"), *Path().glob("*.pt")]
-    known = {path.name: logits_of(path) for path in files if not path.name.startswith("export.")}
+    networks = [path for path in files if path.name not in (STATE, WEIGHTS)]
+    known = {path.name: logits_of(path) for path in networks}
     for path in Path().glob("*.onnx"):
         known[path.name] = probabilities(command("run", path, "image.png", "--json").out)
     save_file(known, ANSWERS)

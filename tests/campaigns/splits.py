@@ -1,7 +1,8 @@
 """The promise of `calibrate --confidence`: how often is a certified accuracy missed in truth?
 
-Samples are drawn from large populations whose accuracy is known, so the truth about chosen thresholds is known too. With
-confidence C at most a share of 1 - C of all draws may lead to thresholds that miss the target.
+Samples are drawn from large populations whose accuracy is known, so the truth about chosen
+thresholds is known too. With confidence C at most a share of 1 - C of all draws may lead to
+thresholds that miss the target.
 """
 from __future__ import annotations
 
@@ -85,7 +86,7 @@ def _missed(seed: int, number: int, draw: Draw) -> bool | None:
 
 @cache
 def population(exits: int, saturated: bool) -> Samples:
-    """Easy and hard images: a margin tells something of being right, later exits are right more often.
+    """Easy and hard images: margins tell something of being right, later exits are better.
 
     `saturated`: the surest margins are all 1, as those of a softmax in float32 are.
     """

@@ -1,4 +1,4 @@
-"""Cases in processes of their own, with limits of time and memory, that are started again when one of them dies."""
+"""Cases in processes of their own, with limits of time and memory; one that dies is replaced."""
 from __future__ import annotations
 
 import multiprocessing
@@ -22,7 +22,7 @@ from pathlib import Path
 from campaigns.outcome import FAILED, Outcome
 
 HANG = 20  # seconds of CPU that a case may take
-STUCK = 120.0  # seconds that it may take where it only waits
+STUCK = 60.0  # seconds that it may take where it only waits
 GRACE = 10.0  # seconds that a process has to end by itself
 MEMORY = 1 << 30  # bytes that a case may add to what the process holds
 ROOM = 6 << 30  # bytes of address space, so that a fault does not take the machine with it
