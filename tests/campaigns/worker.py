@@ -19,6 +19,8 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import torch
+
 from campaigns.outcome import FAILED, Outcome
 
 HANG = 20  # seconds of CPU that a case may take
@@ -135,9 +137,6 @@ def _measured(trial: Trial) -> Outcome:
 
 
 def _serve(pipe: Connection, case: Case) -> None:
-    import torch
-
-    torch.set_num_threads(1)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     address_space = _memory("VmSize") + ROOM
     resource.setrlimit(resource.RLIMIT_AS, (address_space, address_space))
@@ -147,7 +146,8 @@ def _serve(pipe: Connection, case: Case) -> None:
 
 
 def _timed(case: Case, number: int, folder: Path) -> Trial:
-    """The case, with a limit to the time of its trial."""
+    """The case, with a limit to the time of its trial, and one thread whatever the last one set."""
+    torch.set_num_threads(1)
     trial = case(number, folder)
     resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + HANG, -1))
     return trial
