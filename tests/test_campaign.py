@@ -2,10 +2,8 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -13,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from campaigns import campaign, files, kills, outcome, shelf, splits, worker
-from campaigns.outcome import FAILED, OTHER, REFUSED, RIGHT, Outcome
+from campaigns import campaign, files, kills, odd, outcome, shelf, splits, worker
+from campaigns.outcome import FAILED, OTHER, REFUSED, RIGHT
 
 CASES = 24
 
@@ -61,28 +59,8 @@ def test_a_network_that_differs_from_its_file_is_noticed(store: Path) -> None:
     assert files._unlike_file(tensors, path) == "fc.bias"
 
 
-def _known(number: int) -> Outcome:
-    return Outcome(case=f"x:{number}", kind="x", verdict=FAILED)
-
-
-def _odd(number: int, folder: Path) -> worker.Trial:
-    """Cases that go wrong in ways of their own."""
-
-    def trial() -> Outcome:
-        if number == 2:
-            raise ValueError("no case")
-        if number in DEATHS:
-            os.kill(os.getpid(), DEATHS[number])
-        return Outcome(case=f"x:{number}", kind="x", verdict=RIGHT)
-
-    return trial
-
-
-DEATHS = {1: signal.SIGKILL, 3: signal.SIGXCPU}  # the second comes where the time is used up
-
-
 def test_cases_that_die_or_raise_are_failures_and_the_next_one_runs() -> None:
-    found = list(worker.run_all(_odd, _known, range(4), jobs=1))
+    found = list(worker.run_all(odd.case, odd.label, range(4), jobs=1))
     assert [one.verdict for one in found] == [RIGHT, FAILED, FAILED, FAILED]
     died, raised, hung = (one.detail for one in found[1:])
     assert "SIGKILL" in died and "no case" in raised and "hang" in hung
@@ -92,7 +70,7 @@ def test_memory_that_a_case_takes_is_a_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def case(number: int, folder: Path) -> worker.Trial:
-        return lambda: replace(_known(0), verdict=RIGHT, detail=str(torch.ones(2**24).sum()))
+        return lambda: replace(odd.label(0), verdict=RIGHT, detail=str(torch.ones(2**24).sum()))
 
     assert worker.limited(case, 0, tmp_path).verdict == RIGHT
     monkeypatch.setattr(worker, "MEMORY", 2**20)
@@ -100,13 +78,9 @@ def test_memory_that_a_case_takes_is_a_failure(
     assert one.verdict == FAILED and "MiB of memory" in one.detail
 
 
-def _asleep(number: int, folder: Path) -> worker.Trial:
-    return partial(time.sleep, 1000)  # type: ignore[return-value]
-
-
 def test_a_case_that_only_waits_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "STUCK", 0)
-    (found,) = worker.run_all(_asleep, _known, range(1), jobs=1)
+    (found,) = worker.run_all(odd.case, odd.label, [odd.SLEEPS], jobs=1)
     assert found.verdict == FAILED and "hang" in found.detail
 
 

@@ -79,6 +79,7 @@ def label(seed: int, number: int) -> Outcome:
 
 def case(store: Path, seed: int, number: int, folder: Path) -> Trial:
     """Make a damaged file; the trial reads it."""
+    torch.set_num_threads(1)  # a state may have set another number
     planned = plan(seed, number)
     form = FORMS[planned.form]
     originals = sorted(store.glob(form.pattern))

@@ -19,8 +19,6 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-import torch
-
 from campaigns.outcome import FAILED, Outcome
 
 HANG = 20  # seconds of CPU that a case may take
@@ -146,8 +144,7 @@ def _serve(pipe: Connection, case: Case) -> None:
 
 
 def _timed(case: Case, number: int, folder: Path) -> Trial:
-    """The case, with a limit to the time of its trial, and one thread whatever the last one set."""
-    torch.set_num_threads(1)
+    """The case, with a limit to the time of its trial."""
     trial = case(number, folder)
     resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + HANG, -1))
     return trial
