@@ -72,9 +72,9 @@ def main() -> None:
     safetensors.torch.save_file = _torn(counter, safetensors.torch.save_file)
     synchronise = os.fsync
 
-    def fsync(handle: int) -> None:
+    def fsync(fd: Any) -> None:
         counter.operation()
-        synchronise(handle)
+        synchronise(fd)
 
     os.fsync = fsync
     sys.addaudithook(counter.audit)

@@ -3,10 +3,11 @@ from __future__ import annotations
 
 import random
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,7 +49,7 @@ class Form:
 
     pattern: str
     weight: int
-    damages: dict[str, damage.Damage]
+    damages: Mapping[str, Callable[[random.Random, Any], Any]]
     judge: Callable[[Path, Path], Judged]
     checked: tuple[str, ...] = ()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
@@ -51,7 +51,7 @@ def make(folder: Path, methods: Iterable[str] = METHODS, exports: bool = True) -
 
 
 @contextmanager
-def inside(folder: Path) -> Iterable[None]:
+def inside(folder: Path) -> Iterator[None]:
     """Work in a folder."""
     before = Path.cwd()
     os.chdir(folder)
@@ -114,7 +114,7 @@ def _state() -> None:
 def _data() -> None:
     """A data set as arrays and one as image files."""
     chance = np.random.RandomState(0)
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for split, count in (("train", 40), ("val", 20), ("test", 20)):
         pixels = chance.randint(0, 256, (count, SIDE, SIDE, 3)).astype(np.uint8)
         labels = (np.arange(count) % 10).astype(np.uint8)
