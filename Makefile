@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 FLOOR := .venv-floor
 PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test test-floor check bench
+.PHONY: demo test test-floor check bench campaign
 
 demo: $(VENV)/.demo
 	$(BIN)/gatecli demo
@@ -26,6 +26,10 @@ check: $(VENV)/.dev
 # QUICK=--quick for few rounds and cases
 bench: $(VENV)/.bench
 	$(BIN)/python tests/benchmarks/all.py $(QUICK)
+
+# Damaged files, killed commands, simulated splits: make campaign CAMPAIGN="--files 5000 --kills 60 --splits 2000 --seed 0"
+campaign: $(VENV)/.test
+	PYTHONPATH=tests $(BIN)/python -m campaigns $(CAMPAIGN)
 
 # One stamp for each set of extras; made anew when the dependencies change.
 $(VENV)/.%: pyproject.toml
