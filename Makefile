@@ -19,6 +19,7 @@ test-floor: $(FLOOR)/.test
 	$(FLOOR)/bin/python $(PYTEST)
 
 check: $(VENV)/.dev
+	$(BIN)/ruff format --check gatecli tests docs
 	$(BIN)/ruff check gatecli tests docs
 	$(BIN)/mypy
 	$(BIN)/python $(PYTEST)

@@ -1,10 +1,13 @@
 """gatecli: put gates into a trained image classifier, train them, and remove what never runs.
 
-Every command of the command line is a function here. Importing the package does not import torch; the first use of a name does.
+Every command of the command line is a function here. Importing the package does not import torch;
+the first use of a name does.
 """
+
 from __future__ import annotations
 
-TYPE_CHECKING = False  # typing's own would have to be imported, and Ctrl-C is taken care of only after this module
+# typing's own would have to be imported, and Ctrl-C is taken care of only after this module
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
@@ -26,14 +29,43 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
-    "GatecliError", "Network", "TrainOptions", "attach", "calibrate", "calibrate_exits", "evaluate", "export", "finetune", "fit", "force",
-    "load", "load_data", "profile", "prune", "record_gates", "write",
-]  # fmt: skip
+    "GatecliError",
+    "Network",
+    "TrainOptions",
+    "attach",
+    "calibrate",
+    "calibrate_exits",
+    "evaluate",
+    "export",
+    "finetune",
+    "fit",
+    "force",
+    "load",
+    "load_data",
+    "profile",
+    "prune",
+    "record_gates",
+    "write",
+]
 _HOMES = {
-    "GatecliError": "errors", "Network": "network", "TrainOptions": "training", "attach": "attaching", "calibrate": "calibration", "calibrate_exits": "calibration.at_exits", "evaluate": "evaluation",
-    "export": "exporting", "finetune": "training", "fit": "inputs", "force": "record", "load": "checkpoint", "load_data": "data", "profile": "profiling", "prune": "pruning", "record_gates": "record",
+    "GatecliError": "errors",
+    "Network": "network",
+    "TrainOptions": "training",
+    "attach": "attaching",
+    "calibrate": "calibration",
+    "calibrate_exits": "calibration.at_exits",
+    "evaluate": "evaluation",
+    "export": "exporting",
+    "finetune": "training",
+    "fit": "inputs",
+    "force": "record",
+    "load": "checkpoint",
+    "load_data": "data",
+    "profile": "profiling",
+    "prune": "pruning",
+    "record_gates": "record",
     "write": "checkpoint",
-}  # fmt: skip
+}
 
 
 def __getattr__(name: str) -> Any:

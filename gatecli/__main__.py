@@ -1,4 +1,5 @@
 """python -m gatecli"""
+
 from gatecli.cli.app import main
 
 if __name__ == "__main__":

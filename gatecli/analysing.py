@@ -1,7 +1,12 @@
-"""gates: what the gates of a network do on a split: always on, always off or by the image, how many are on for an image, and whether images of a class are alike.
+"""gates: what the gates of a network do on a split.
 
-The figures that "You Look Twice: GaterNet" (Chen et al. 2019) draws of its gates, for every method that has some.
+Always on, always off or by the image, how many are on for an image, and whether images of a class
+are alike.
+
+The figures that "You Look Twice: GaterNet" (Chen et al. 2019) draws of its gates, for every method
+that has some.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -22,7 +27,10 @@ BINS, COMPONENTS, FEWEST = 10, 400, 10
 
 @dataclass(frozen=True)
 class SiteUse:
-    """Of a site's units, how many were always on, always off, and which it was by the image; `rate` is their mean."""
+    """Of a site's units, how many were always on, always off, and which it was by the image.
+
+    `rate` is their mean.
+    """
 
     name: str
     kind: str
@@ -35,7 +43,9 @@ class SiteUse:
 
 @dataclass(frozen=True)
 class Use:
-    """`histogram`: of the units that depend on the image, how many are on for 0-10 %, 10-20 %, ... of the images; `per_image`: units on, least, mean, most.
+    """`histogram`: of the units that depend on the image, how many are on for 0-10 %, 10-20 %, ...
+
+    Of the images; `per_image`: units on, least, mean, most.
 
     vectors (N, units): the decisions about each image; labels (N,).
     """
@@ -47,14 +57,28 @@ class Use:
     labels: Tensor
 
 
-def analyse(network: Network, images: Iterable[tuple[Tensor, Tensor]], progress: Progress = silent, total: int | None = None) -> Use:
-    """What the gates decide about images (N, C, H, W) with labels (N,), in evaluation, nobody leaving by an exit. Raises SettingError where there are no gates."""
+def analyse(
+    network: Network,
+    images: Iterable[tuple[Tensor, Tensor]],
+    progress: Progress = silent,
+    total: int | None = None,
+) -> Use:
+    """What the gates decide about images (N, C, H, W) with labels (N,), in evaluation, nobody
+    leaving by an exit. Raises SettingError where there are no gates.
+    """
     gates = {site: gate for site, gate in network.site_gates.items() if not isinstance(gate, Exit)}
     if not gates:
-        raise SettingError("the network has no gates to look at: attach a method first (gatecli attach CHECKPOINT --method NAME)")
+        raise SettingError(
+            "the network has no gates to look at: attach a method first (gatecli attach CHECKPOINT"
+            " --method NAME)"
+        )
     decided: dict[str, list[Tensor]] = {site: [] for site in gates}
     labels = []
-    with torch.no_grad(), record_gates(network.eval()) as record, progress.task("gates", total) as task:
+    with (
+        torch.no_grad(),
+        record_gates(network.eval()) as record,
+        progress.task("gates", total) as task,
+    ):
         for x, y in images:
             record.clear()
             require_finite(network.at_exits(x.to(network.device))[1])
@@ -65,11 +89,20 @@ def analyse(network: Network, images: Iterable[tuple[Tensor, Tensor]], progress:
             task.advance()
     vectors = {site: torch.cat(seen) for site, seen in decided.items()}
     rates = torch.cat([z.double().mean(0) for z in vectors.values()])
-    every, varying = torch.cat(list(vectors.values()), 1), torch.cat([_varies(z) for z in vectors.values()])
+    every, varying = (
+        torch.cat(list(vectors.values()), 1),
+        torch.cat([_varies(z) for z in vectors.values()]),
+    )
     counts = torch.histc(rates[varying], BINS, 0, 1).long().tolist()
     on = every.double().sum(1)
     sites = [_use(network, site, z) for site, z in vectors.items()]
-    return Use(sites, counts, (on.min().item(), on.mean().item(), on.max().item()), every, torch.cat(labels))
+    return Use(
+        sites,
+        counts,
+        (on.min().item(), on.mean().item(), on.max().item()),
+        every,
+        torch.cat(labels),
+    )
 
 
 def _varies(z: Tensor) -> Tensor:
@@ -79,7 +112,15 @@ def _varies(z: Tensor) -> Tensor:
 def _use(network: Network, site: str, z: Tensor) -> SiteUse:
     varies = _varies(z)
     on, off = int((~varies & (z[0] > 0)).sum()), int((~varies & (z[0] == 0)).sum())
-    return SiteUse(site, network.sites[site].kind, z.shape[1], on, off, int(varies.sum()), z.double().mean().item())
+    return SiteUse(
+        site,
+        network.sites[site].kind,
+        z.shape[1],
+        on,
+        off,
+        int(varies.sum()),
+        z.double().mean().item(),
+    )
 
 
 def embedded(vectors: Tensor, seed: int = 0) -> Tensor:
@@ -91,7 +132,9 @@ def embedded(vectors: Tensor, seed: int = 0) -> Tensor:
         raise SettingError(f"expected at least {FEWEST} images for t-SNE, but got {len(vectors)}")
     varying = vectors[:, _varies(vectors)].float().numpy()
     if not varying.size:
-        raise SettingError("no gate depends on the image, so there is nothing that t-SNE could tell apart")
+        raise SettingError(
+            "no gate depends on the image, so there is nothing that t-SNE could tell apart"
+        )
     try:
         from sklearn.decomposition import PCA
         from sklearn.manifold import TSNE
@@ -99,4 +142,8 @@ def embedded(vectors: Tensor, seed: int = 0) -> Tensor:
         raise SettingError("t-SNE needs scikit-learn: pip install 'gatecli[report]'") from error
     components = min(COMPONENTS, *varying.shape)
     reduced = PCA(components, random_state=seed).fit_transform(varying)
-    return torch.from_numpy(TSNE(2, perplexity=min(30.0, (len(reduced) - 1) / 3), init="random", random_state=seed).fit_transform(reduced))
+    return torch.from_numpy(
+        TSNE(
+            2, perplexity=min(30.0, (len(reduced) - 1) / 3), init="random", random_state=seed
+        ).fit_transform(reduced)
+    )

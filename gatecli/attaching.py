@@ -1,4 +1,5 @@
 """attach: put a method's gates into a network without changing what it predicts."""
+
 from __future__ import annotations
 
 import copy
@@ -24,7 +25,10 @@ TOLERANCE = 1e-5  # of the largest logit: a trace that is further from its model
 
 @dataclass(frozen=True)
 class Attached:
-    """The gated network; `gates` sites and `units` in all; `max_logit_change` relative to the largest logit, on random images."""
+    """The gated network; `gates` sites and `units` in all.
+
+    `max_logit_change` relative to the largest logit, on random images.
+    """
 
     network: Network
     method: str
@@ -54,11 +58,14 @@ def attach(
         method: a name from `gatecli methods`; `settings` are its settings.
         include, exclude: patterns of site names, as `layer3.*`.
         input_size: for a plain model: height and width of its images in pixels; none: 224, 224.
-        arch, arch_args: for a plain model that shall be saved: what a file names as its architecture, and the arguments that no
+        arch, arch_args: for a plain model that shall be saved: what a file names as its
+            architecture, and the arguments that no
             tensor shows (see `gatecli inspect`).
         leaves: for a plain model: patterns of module paths that tracing keeps whole.
-        gater_network: for a method with a gater: the trained classifier that it starts from, as gatecli.load reads it.
-    Raises: SettingError; ArchitectureError where the model cannot be traced, is not of that architecture, or has nothing to gate.
+        gater_network: for a method with a gater: the trained classifier that it starts from, as
+            gatecli.load reads it.
+    Raises: SettingError; ArchitectureError where the model cannot be traced, is not of that
+    architecture, or has nothing to gate.
     """
     chosen = methods.get(method)
     parsed = methods.parse_settings(chosen, settings)
@@ -78,7 +85,13 @@ def attach(
         chosen.weights(network, gater_network)
     network.to(network.device).eval()
     change = relative_change(before, logits(network, images))
-    network.recipe = network.recipe.with_step(Step("attach", {"method": method, "settings": asdict(parsed), "sites": sites}, {"max_logit_change": change}))
+    network.recipe = network.recipe.with_step(
+        Step(
+            "attach",
+            {"method": method, "settings": asdict(parsed), "sites": sites},
+            {"max_logit_change": change},
+        )
+    )
     units = sum(network.sites[site].units for site in sites)
     return Attached(network, method, len(sites), units, network.params, change)
 
@@ -87,31 +100,61 @@ def _check_unsaid(**given: Any) -> None:
     """Raises SettingError where something is said of a Network that it knows itself."""
     for name, value in given.items():
         if value:
-            raise SettingError(f"expected `{name}` with a plain model, but a Network knows its own: leave it out")
+            raise SettingError(
+                f"expected `{name}` with a plain model, but a Network knows its own: leave it out"
+            )
 
 
-def choose_sites(network: Network, method: Method, include: Sequence[str], exclude: Sequence[str], settings: Any = None) -> list[str]:
-    """Names of the sites that the method shall gate. Raises ArchitectureError or SettingError, saying why there are none."""
+def choose_sites(
+    network: Network,
+    method: Method,
+    include: Sequence[str],
+    exclude: Sequence[str],
+    settings: Any = None,
+) -> list[str]:
+    """Names of the sites that the method shall gate.
+
+    Raises ArchitectureError or SettingError, saying why there are none.
+    """
     candidates = method.offers(network, settings)
     if not candidates:
-        raise ArchitectureError(f"{method.name} found nothing to gate in {network.recipe.source.arch or 'this network'}: it needs {method.needs}")
+        raise ArchitectureError(
+            f"{method.name} found nothing to gate in"
+            f" {network.recipe.source.arch or 'this network'}: it needs {method.needs}"
+        )
     free = [site for site in candidates if site.name not in network.methods]
     if not free:
         others = sorted({network.methods[site.name] for site in candidates})
-        raise ArchitectureError(f"{method.name} found nothing to gate: all {len(candidates)} sites carry gates already ({', '.join(others)}); prune first")
+        raise ArchitectureError(
+            f"{method.name} found nothing to gate: all {len(candidates)} sites carry gates already"
+            f" ({', '.join(others)}); prune first"
+        )
     for pattern in [*include, *exclude]:
         if not any(fnmatchcase(site.name, pattern) for site in candidates):
             raise SettingError(_unmatched(method.refused(network), pattern, candidates))
-    chosen = [s.name for s in free if (_any(s.name, include) if include else method.by_default(network, s)) and not _any(s.name, exclude)]
+    chosen = [
+        s.name
+        for s in free
+        if (_any(s.name, include) if include else method.by_default(network, s))
+        and not _any(s.name, exclude)
+    ]
     if not chosen and not include and not exclude:
-        raise ArchitectureError(f"{method.name} found nothing to gate in {network.recipe.source.arch or 'this network'} by itself: it needs {method.needs}; there are: {_few(free)}")
+        raise ArchitectureError(
+            f"{method.name} found nothing to gate in {network.recipe.source.arch or 'this network'}"
+            f" by itself: it needs {method.needs}; there are: {_few(free)}"
+        )
     if not chosen:
-        raise SettingError(f"--include and --exclude leave none of the {len(free)} sites that {method.name} can gate: {_few(free)}")
+        raise SettingError(
+            f"--include and --exclude leave none of the {len(free)} sites that {method.name} can"
+            f" gate: {_few(free)}"
+        )
     return chosen
 
 
 def _unmatched(refused: Mapping[str, str], pattern: str, candidates: Sequence[Site]) -> str:
-    why = next((f"; `{name}` {why}" for name, why in refused.items() if fnmatchcase(name, pattern)), "")
+    why = next(
+        (f"; `{name}` {why}" for name, why in refused.items() if fnmatchcase(name, pattern)), ""
+    )
     return f"pattern `{pattern}` matches none of the sites: {_few(candidates)}{why}"
 
 
@@ -124,18 +167,36 @@ def _few(sites: Sequence[Site]) -> str:
     return ", ".join(names[:6]) + (f", ... ({len(names)} in all)" if len(names) > 6 else "")
 
 
-def _traced(model: nn.Module, input_size: tuple[int, int], arch: str, arch_args: Mapping[str, Any], leaves: Sequence[str]) -> Network:
+def _traced(
+    model: nn.Module,
+    input_size: tuple[int, int],
+    arch: str,
+    arch_args: Mapping[str, Any],
+    leaves: Sequence[str],
+) -> Network:
     twin = copy.deepcopy(model).eval()
     source, spec = Source("", {}, leaves=list(leaves)), InputSpec(input_size, 0)
     if arch:
-        found = found_for(arch, arch_args, {name: tuple(tensor.shape) for name, tensor in twin.state_dict().items()})
-        source, spec = Source(arch, dict(found.args), dict(found.names), leaves=list(leaves)), InputSpec(input_size, 0, found.mean, found.std)
+        found = found_for(
+            arch,
+            arch_args,
+            {name: tuple(tensor.shape) for name, tensor in twin.state_dict().items()},
+        )
+        source, spec = (
+            Source(arch, dict(found.args), dict(found.names), leaves=list(leaves)),
+            InputSpec(input_size, 0, found.mean, found.std),
+        )
     network = Network(twin, Recipe(source, spec), leaves=leaves)
-    source = replace(source, params=network.params, macs=network.macs_dense, num_classes=network.num_classes)
+    source = replace(
+        source, params=network.params, macs=network.macs_dense, num_classes=network.num_classes
+    )
     network.recipe = Recipe(source, network.input)
     images = random_images(network)
     with in_evaluation(model):
         change = relative_change(logits(model, images), logits(network, images))
     if change > TOLERANCE:
-        raise ArchitectureError(f"the trace of {type(model).__name__} does not compute what it does: logits differ by {change:.1e} of the largest")
+        raise ArchitectureError(
+            f"the trace of {type(model).__name__} does not compute what it does: logits differ by"
+            f" {change:.1e} of the largest"
+        )
     return network

@@ -1,4 +1,5 @@
 """How long one call takes, by the clock of the device that computes."""
+
 from __future__ import annotations
 
 import time
@@ -21,8 +22,13 @@ def milliseconds(module: nn.Module, x: Tensor) -> float:
     return (time.perf_counter() - start) * 1e3
 
 
-def by_events(module: nn.Module, x: Tensor, event: Callable[..., Any], wait: Callable[[], None]) -> float:
-    """Time between two events on the device. It is idle at the first one, so what the host takes to start the work counts too."""
+def by_events(
+    module: nn.Module, x: Tensor, event: Callable[..., Any], wait: Callable[[], None]
+) -> float:
+    """Time between two events on the device.
+
+    It is idle at the first one, so what the host takes to start the work counts too.
+    """
     wait()
     start, end = event(enable_timing=True), event(enable_timing=True)
     start.record()

@@ -1,4 +1,8 @@
-"""What the demo needs before its first command: a plain network, trained and saved as a user would have it."""
+"""What the demo needs before its first command.
+
+A plain network, trained and saved as a user would have it.
+"""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -17,7 +21,9 @@ CLASSES = 10
 
 
 def train_source(path: Path, epochs: int, progress: Progress, seed: int = 0) -> None:
-    """Train a CIFAR-style ResNet-20 on scikit-learn's handwritten digits and save its state dict at `path`."""
+    """Train a CIFAR-style ResNet-20 on scikit-learn's handwritten digits and save its state dict at
+    `path`.
+    """
     data = load_data("digits")
     torch.manual_seed(seed)
     network = CifarResNet(20, CLASSES)
@@ -28,7 +34,16 @@ def train_source(path: Path, epochs: int, progress: Progress, seed: int = 0) -> 
     spec = replace(InputSpec((SIZE, SIZE)), mean=data.mean, std=data.std)
     with progress.task("training the source", total) as task:
         for epoch in range(epochs):
-            for x, y in batches(data.splits["train"], input=spec, batch_size=size, augment=data.augment, shuffle=True, seed=seed, epoch=epoch, drop_last=True):
+            for x, y in batches(
+                data.splits["train"],
+                input=spec,
+                batch_size=size,
+                augment=data.augment,
+                shuffle=True,
+                seed=seed,
+                epoch=epoch,
+                drop_last=True,
+            ):
                 loss = F.cross_entropy(network(x), y)
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]

@@ -13,15 +13,24 @@ What other libraries raise is put into words by `blame`.
 
 Texts read "expected `x` to be ... but got ...", name the file or setting, and say the way out.
 """
+
 from __future__ import annotations
 
 import errno
 import zlib
 
 MEMORY = (  # what torch and others say where there is none left
-    "out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "unable to allocate", "failed to allocate", "bad_alloc", "bad allocation",
-    "alloc_failed", "memoryallocation",
-)  # fmt: skip
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "unable to allocate",
+    "failed to allocate",
+    "bad_alloc",
+    "bad allocation",
+    "alloc_failed",
+    "memoryallocation",
+)
 
 
 class GatecliError(Exception):
@@ -62,29 +71,47 @@ class Interrupted(GatecliError):
 
 def first_line(error: BaseException) -> str:
     """What another library's error says, in one line; its name where it says nothing."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return next(
+        (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
+    )
 
 
 def blame(error: Exception) -> str:
-    """What to tell of an error that is none of gatecli's own: whose fault it is, and the way out."""
+    """What to tell of an error that is none of gatecli's own.
+
+    Whose fault it is, and the way out.
+    """
     text = f"{type(error).__name__}: {error}"
     if out_of_memory(error):
         return f"not enough memory: take smaller batches or images ({text[:160]})"
     if isinstance(error, OSError):
         return f"{error.filename or 'the system'}: {error.strerror or error}"
     if isinstance(error, zlib.error):
-        return f"a file that was read is damaged, its compressed data make no sense ({error}): replace it"
-    if isinstance(error, UnicodeEncodeError) and "surrogates" in error.reason:  # bytes of a name are surrogates in Python, which many libraries refuse
+        return (
+            f"a file that was read is damaged, its compressed data make no sense ({error}):"
+            " replace it"
+        )
+    if (
+        isinstance(error, UnicodeEncodeError) and "surrogates" in error.reason
+    ):  # bytes of a name are surrogates in Python, which many libraries refuse
         return not_utf8(error.object)
     return f"{text} (a bug in gatecli: --debug shows where)"
 
 
 def not_utf8(name: str) -> str:
     """What to tell of a name that libraries cannot open."""
-    return f"expected the names of files to be UTF-8, but got {name[:200]!a}: rename the file or its folder"
+    return (
+        f"expected the names of files to be UTF-8, but got {name[:200]!a}: rename the file or its"
+        " folder"
+    )
 
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, of the machine or of an accelerator, in whatever words."""
     said = f"{type(error).__name__} {error}".lower()
-    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM) or "outofmemory" in said or any(words in said for words in MEMORY)
+    return (
+        isinstance(error, MemoryError)
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        or "outofmemory" in said
+        or any(words in said for words in MEMORY)
+    )

@@ -1,4 +1,5 @@
 """Files that appear in full or not at all."""
+
 from __future__ import annotations
 
 import hashlib
@@ -14,12 +15,18 @@ from pathlib import Path
 
 from gatecli.errors import CheckpointError, not_utf8
 
-OURS = re.compile(r"\..*\.gatecli-([0-9a-f]{8})-([0-9]{1,9})-\w+\.tmp", re.DOTALL)  # machine, process
-FORGOTTEN = 24 * 3600.0  # seconds after which a temporary file of another machine is one of a writer that is dead
+OURS = re.compile(
+    r"\..*\.gatecli-([0-9a-f]{8})-([0-9]{1,9})-\w+\.tmp", re.DOTALL
+)  # machine, process
+FORGOTTEN = (
+    24 * 3600.0
+)  # seconds after which a temporary file of another machine is one of a writer that is dead
 
 
 def check_name(path: Path) -> None:
-    """Raises CheckpointError for a name that safetensors, torch, ONNX Runtime and TensorBoard cannot open."""
+    """Raises CheckpointError for a name that safetensors, torch, ONNX Runtime and TensorBoard
+    cannot open.
+    """
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
@@ -28,15 +35,21 @@ def check_name(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path`, to be written inside the block; flushed to the disk, it then takes the place of `path`, and its permissions and owner.
+    """A temporary file beside `path`, to be written inside the block.
 
-    Where the block fails, it is gone and `path` is as it was. What writers that were killed have left in the folder is removed. Raises CheckpointError
-    where writing fails (a full disk, say).
+    Flushed to the disk, it then takes the place of `path`, and its permissions and owner.
+
+    Where the block fails, it is gone and `path` is as it was. What writers that were killed have
+    left in the folder is removed. Raises CheckpointError where writing fails (a full disk, say).
     """
     temporary = None
     try:
         _sweep(path.parent)
-        handle, name = tempfile.mkstemp(prefix=f".{_short(path.name)}.gatecli-{_machine()}-{os.getpid()}-", suffix=".tmp", dir=path.parent)
+        handle, name = tempfile.mkstemp(
+            prefix=f".{_short(path.name)}.gatecli-{_machine()}-{os.getpid()}-",
+            suffix=".tmp",
+            dir=path.parent,
+        )
         os.close(handle)
         temporary = Path(name)
         yield temporary
@@ -52,12 +65,18 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _short(name: str) -> str:
-    """The beginning of a name, so that a temporary file's is never too long; in UTF-8, as some writers want it."""
+    """The beginning of a name, so that a temporary file's is never too long.
+
+    In UTF-8, as some writers want it.
+    """
     return os.fsencode(name)[:100].decode("utf-8", "ignore")
 
 
 def _permit(temporary: Path, path: Path) -> None:
-    """Give a file the mode, and where possible the owner, of the one that it will replace; else what a new file has here."""
+    """Give a file the mode, and where possible the owner, of the one that it will replace.
+
+    Else what a new file has here.
+    """
     try:
         before = path.stat()
     except OSError:
@@ -97,7 +116,10 @@ def _abandoned(file: Path, machine: str, process: int) -> bool:
 
 
 def _machine() -> str:
-    """Where a process number means the same process: this computer, and in a container, this one."""
+    """Where a process number means the same process.
+
+    This computer, and in a container, this one.
+    """
     try:
         space = os.readlink("/proc/self/ns/pid")
     except OSError:

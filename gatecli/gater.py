@@ -1,10 +1,12 @@
-"""The gater: a network of its own that looks at the same image and decides about all filters of the backbone at once.
+"""The gater: a network of its own that looks at the same image and decides about all filters of the
+backbone at once.
 
     f = E(x);  g' = FC2(ReLU(BN(FC1(f))))
 
-Chen, Li, Bengio, Si, "You look twice: GaterNet for dynamic filter selection in CNNs" (2019), section 3.2. E is a classifier without its
-last linear layer.
+Chen, Li, Bengio, Si, "You look twice: GaterNet for dynamic filter selection in CNNs" (2019),
+section 3.2. E is a classifier without its last linear layer.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +27,9 @@ OPENING = 2.0  # the bias that gates start with: with noise N(0, 1), P(on) = .98
 
 
 class Features(nn.Module):
-    """A classifier without its last linear layer: images (N, C, H, W) -> features (N, h); `width` is h, `channels` C, `classes` what it told apart.
+    """A classifier without its last linear layer: images (N, C, H, W) -> features (N, h).
+
+    `width` is h, `channels` C, `classes` what it told apart.
 
     Raises ArchitectureError where it does not end in a linear layer.
     """
@@ -42,7 +46,9 @@ class Features(nn.Module):
         remove_dead(graph)
         rewrite.adopt(self, source, graph)
         rewrite.rename(self, graph, names)
-        self.__dict__["run"] = compile_graph(graph)  # takes its root as an argument, so that a copy runs its own modules
+        self.__dict__["run"] = compile_graph(
+            graph
+        )  # takes its root as an argument, so that a copy runs its own modules
 
     def forward(self, x: Tensor) -> Tensor:
         features: Tensor = self.__dict__["run"](self, x)
@@ -52,12 +58,16 @@ class Features(nn.Module):
 def _head(source: nn.Module, graph: fx.Graph) -> fx.Node:
     node: fx.Node = next(node for node in graph.nodes if node.op == "output").all_input_nodes[0]
     if node.op != "call_module" or not is_plain(source.get_submodule(str(node.target)), nn.Linear):
-        raise ArchitectureError(f"expected a gater that ends in a linear layer, which makes way for the gates, but {type(source).__name__} ends in `{node.name}`")
+        raise ArchitectureError(
+            "expected a gater that ends in a linear layer, which makes way for the gates, but"
+            f" {type(source).__name__} ends in `{node.name}`"
+        )
     return node
 
 
 class Gater(nn.Module):
-    """Images (N, C, H, W) -> in evaluation the scores g' (N, c) of all gates, a gate being on where its score > 0; in training gates g, see semantic_hash.
+    """Images (N, C, H, W) -> in evaluation the scores g' (N, c) of all gates, a gate being on where
+    its score > 0; in training gates g, see semantic_hash.
 
     FC2 starts with zero weights and bias OPENING.
     """
@@ -78,12 +88,24 @@ class Gater(nn.Module):
     def keep(self, gates: Sequence[int]) -> None:
         """Let go of all other gates."""
         rows = torch.tensor(gates, device=self.fc2.weight.device)
-        self.fc2.weight, self.fc2.bias = (nn.Parameter(tensor.detach().index_select(0, rows), tensor.requires_grad) for tensor in (self.fc2.weight, self.fc2.bias))
+        self.fc2.weight, self.fc2.bias = (
+            nn.Parameter(tensor.detach().index_select(0, rows), tensor.requires_grad)
+            for tensor in (self.fc2.weight, self.fc2.bias)
+        )
         self.fc2.out_features = len(gates)
 
 
-def make_gater(arch: str, args: Mapping[str, Any], names: Mapping[str, str], bottleneck: int, gates: int, seed: int) -> Gater:
-    """An untrained gater of a known architecture, its weights drawn from `seed`; `names` as in Network.
+def make_gater(
+    arch: str,
+    args: Mapping[str, Any],
+    names: Mapping[str, str],
+    bottleneck: int,
+    gates: int,
+    seed: int,
+) -> Gater:
+    """An untrained gater of a known architecture, its weights drawn from `seed`.
+
+    `names` as in Network.
 
     Under torch.device("meta") it is without memory, to be filled from a file.
     """

@@ -1,8 +1,10 @@
 """Gates: what decides whether a site's units run, and the estimators that train such decisions.
 
-A gate's forward returns decisions z of shape (N, units), 1 = run, 0 = skip, as float tensor. In training z is sampled and carries
-a straight-through gradient; in evaluation it is decided by the gate's `strategy`.
+A gate's forward returns decisions z of shape (N, units), 1 = run, 0 = skip, as float tensor. In
+training z is sampled and carries a straight-through gradient; in evaluation it is decided by the
+gate's `strategy`.
 """
+
 from __future__ import annotations
 
 import operator
@@ -24,16 +26,20 @@ Observer = Callable[["Gate", Tensor, "Tensor | None"], None]
 def gumbel_decision(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """Sample 0/1 decisions with the straight-through Gumbel-softmax.
 
-    Args: logits (..., 2) for [off, on]. Returns (...): hard 0/1 forward, the soft sample's gradient backward.
+    Args: logits (..., 2) for [off, on]. Returns (...): hard 0/1 forward, the soft sample's gradient
+    backward.
     Source: Jang et al. 2017, as used by Herrmann et al. 2018, section 3, and Veit & Belongie 2018.
     """
     return F.gumbel_softmax(logits.float(), tau=temperature, hard=True)[..., 1]
 
 
 def semantic_hash(scores: Tensor) -> Tensor:
-    """Binarise with improved semantic hashing: scores g' (N, c) -> gates g (N, c), noisy, half of the samples real-valued.
+    """Binarise with improved semantic hashing.
 
-    g_eps = g' + N(0, 1);  g_alpha = max(0, min(1, 1.2 sigmoid(g_eps) - .1));  g_beta = [g_eps > 0], with g_alpha's gradient. Half of the
+    Scores g' (N, c) -> gates g (N, c), noisy, half of the samples real-valued.
+
+    g_eps = g' + N(0, 1);  g_alpha = max(0, min(1, 1.2 sigmoid(g_eps) - .1));  g_beta = [g_eps > 0],
+        with g_alpha's gradient. Half of the
     samples, drawn at random, have g_alpha, the others g_beta.
     Source: Kaiser & Bengio 2018, as used by Chen et al. 2019, section 3.2.2.
     """
@@ -55,7 +61,9 @@ def log_odds_of_likeliest(logits: Tensor) -> Tensor:
 
 
 class Remembered:
-    """What a function of some tensors returned, until one of them is replaced or written to: evaluation folds weights this way.
+    """What a function of some tensors returned, until one of them is replaced or written to.
+
+    Evaluation folds weights this way.
 
     Writing through `.data` leaves no trace in a tensor's version, so who remembers is `Forgetful`.
     """
@@ -72,13 +80,19 @@ class Remembered:
 
     def __call__(self, compute: Callable[[], Any], *tensors: Tensor) -> Any:
         """The result of `compute()`, which must depend on nothing but `tensors`."""
-        if torch.compiler.is_compiling():  # an export: its tensors are stand-ins, and whoever runs it folds constants
+        if (
+            torch.compiler.is_compiling()
+        ):  # an export: its tensors are stand-ins, and whoever runs it folds constants
             return compute()
         try:
             versions = [t._version for t in tensors]
         except RuntimeError:  # tensors made in inference mode have no versions
             versions = None
-        if versions is None or versions != self.versions or not all(map(operator.is_, tensors, self.tensors)):
+        if (
+            versions is None
+            or versions != self.versions
+            or not all(map(operator.is_, tensors, self.tensors))
+        ):
             with torch.no_grad():
                 self.value = compute()
             self.versions, self.tensors = versions, tensors
@@ -103,7 +117,9 @@ class Forgetful(nn.Module):
 
 
 class Gate(Forgetful):
-    """Base of all gates: subclasses give `scores(x)`, its [off, on] logits; this class decides, records and obeys `force`.
+    """Base of all gates: subclasses give `scores(x)`, its [off, on] logits.
+
+    This class decides, records and obeys `force`.
 
     Attributes:
         site: the name of the site gated. units: how many units it decides.
@@ -111,13 +127,16 @@ class Gate(Forgetful):
         data_dependent: whether decisions depend on the input.
         strategy: how evaluation decides, one of STRATEGIES.
         observer: called with (gate, decisions, log-odds) at every forward, see gatecli.record.
-        forced: decisions (units,) or (N, units) that override the gate's own, see gatecli.record.force.
+        forced: decisions (units,) or (N, units) that override the gate's own, see
+            gatecli.record.force.
         rows: which samples of the batch are here, where others have left by an exit; None: all.
         fresh_rate: the rate as attached.
-        filters: whether its units are the single filters of a convolution. apart: whether prune decides its units one by one, as those of filters.
+        filters: whether its units are the single filters of a convolution. apart: whether prune
+            decides its units one by one, as those of filters.
         undecayed: names of its parameters that weight decay leaves alone.
         theoretical: whether what it saves is no time, as no dense kernel can leave it out.
-        pads: whether it pads its input with zeros, so that a channel that is always the same is not so for it.
+        pads: whether it pads its input with zeros, so that a channel that is always the same is not
+            so for it.
     """
 
     threshold: Tensor
@@ -144,17 +163,25 @@ class Gate(Forgetful):
         raise NotImplementedError
 
     def sampled(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What training decides: z (N, units) with a gradient, and the log-odds (N, units) where there are such."""
+        """What training decides: z (N, units) with a gradient, and the log-odds (N, units) where
+        there are such.
+        """
         pair = self.scores(x)
         return gumbel_decision(pair), pair[..., 1] - pair[..., 0]
 
     def log_odds(self, x: Tensor) -> Tensor:
-        """Log-odds of running in evaluation, (N, units). Subclasses may compute it in a folded, faster way."""
+        """Log-odds of running in evaluation, (N, units).
+
+        Subclasses may compute it in a folded, faster way.
+        """
         pair = self.scores(x)
         return pair[..., 1] - pair[..., 0]
 
     def drop_inputs(self, kept: Tensor, gone: Tensor, constants: Tensor) -> None:
-        """Read the channels `kept` of the input alone; those `gone` have always had the values `constants`."""
+        """Read the channels `kept` of the input alone.
+
+        Those `gone` have always had the values `constants`.
+        """
 
     def forward(self, x: Tensor) -> Tensor:
         z, odds = self._decide(x)
@@ -169,14 +196,20 @@ class Gate(Forgetful):
             return self.sampled(x)
         if self.strategy == "always-on":
             return torch.ones(x.shape[0], self.units, device=x.device), None
-        if not torch.is_grad_enabled():  # entering no_grad takes as long as an operation, and gates are made of few of these
+        if (
+            not torch.is_grad_enabled()
+        ):  # entering no_grad takes as long as an operation, and gates are made of few of these
             return self._evaluate(x)
         with torch.no_grad():
             return self._evaluate(x)
 
     def _obeyed(self, x: Tensor) -> Tensor:
         assert self.forced is not None
-        forced = self.forced if self.rows is None or self.forced.ndim == 1 or len(self.forced) == 1 else self.forced[self.rows.to(self.forced.device)]
+        forced = (
+            self.forced
+            if self.rows is None or self.forced.ndim == 1 or len(self.forced) == 1
+            else self.forced[self.rows.to(self.forced.device)]
+        )
         return forced.to(x.device, torch.float32).expand(x.shape[0], self.units)
 
     def _evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -184,20 +217,30 @@ class Gate(Forgetful):
         if self.strategy == "stochastic":
             return torch.bernoulli(odds.sigmoid().nan_to_num(1.0)), odds
         closed = odds <= self._limit(self._least_odds, self.threshold)
-        return closed.logical_not().float(), odds  # where sums over huge values have overflowed to NaN, run
+        return (
+            closed.logical_not().float(),
+            odds,
+        )  # where sums over huge values have overflowed to NaN, run
 
     def _least_odds(self) -> Tensor:
-        """The log-odds above which units run: logit(T) is -inf at T <= 0 and +inf at T >= 1: always, and never."""
+        """The log-odds above which units run: logit(T) is -inf at T <= 0 and +inf at T >= 1.
+
+        Always, and never.
+        """
         return torch.logit(self.threshold.clamp(0, 1))
 
 
 class Exit(Gate):
-    """A classifier in the middle of the network, and whether to leave there: subclasses give `classify(x)` and `score(x, logits)`.
+    """A classifier in the middle of the network, and whether to leave there.
 
-    Its one unit runs where a sample leaves: where its score >= threshold, a score's and not P(on)'s; infinite, so that nobody leaves, until trained
-    or calibrated. Called, it returns logits (N, K) and decisions (N, 1).
+    Subclasses give `classify(x)` and `score(x, logits)`.
 
-    Attributes: positions: the dimensions of x over which the channels extend. trained: whether it has left its neutral start.
+    Its one unit runs where a sample leaves: where its score >= threshold, a score's and not
+    P(on)'s; infinite, so that nobody leaves, until trained or calibrated. Called, it returns logits
+    (N, K) and decisions (N, 1).
+
+    Attributes: positions: the dimensions of x over which the channels extend. trained: whether it
+    has left its neutral start.
     """
 
     fresh_rate = 0.0
@@ -216,7 +259,10 @@ class Exit(Gate):
         raise NotImplementedError
 
     def head(self) -> nn.Module:
-        """The classifier alone, sharing its tensors and their names: for a network in which everybody leaves here."""
+        """The classifier alone, sharing its tensors and their names.
+
+        For a network in which everybody leaves here.
+        """
         raise NotImplementedError
 
     def score(self, x: Tensor, logits: Tensor) -> Tensor:
@@ -229,12 +275,17 @@ class Exit(Gate):
         return score.clamp(max=torch.finfo(score.dtype).max)
 
     def sample(self, x: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Decisions and scores in training; nobody leaves, unless a method trains with those who do."""
+        """Decisions and scores in training.
+
+        Nobody leaves, unless a method trains with those who do.
+        """
         score = self.score(x, logits)
         return torch.zeros_like(score), score
 
     def draw(self, score: Tensor) -> Tensor:
-        """Decisions of the `stochastic` strategy, for scores that are no probabilities by the threshold."""
+        """Decisions of the `stochastic` strategy, for scores that are no probabilities by the
+        threshold.
+        """
         return (score >= self.threshold).to(score.dtype)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
@@ -253,4 +304,8 @@ class Exit(Gate):
             return self._obeyed(x)
         if self.strategy == "always-on":
             return torch.zeros_like(score)
-        return self.draw(score) if self.strategy == "stochastic" else (score >= self.threshold).to(score.dtype)
+        return (
+            self.draw(score)
+            if self.strategy == "stochastic"
+            else (score >= self.threshold).to(score.dtype)
+        )

@@ -1,4 +1,8 @@
-"""Bring a network and a data set together: class counts, normalisation, and remembering which data it was."""
+"""Bring a network and a data set together.
+
+Class counts, normalisation, and remembering which data it was.
+"""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -11,36 +15,58 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def open_data(network: Network, spec: str | None, trusted: bool = True) -> DataSet:
-    """The data set that `spec` names, or the one that the checkpoint remembers, fitted to the network, whose recipe then remembers it.
+    """The data set that `spec` names, or the one that the checkpoint remembers, fitted to the
+    network, whose recipe then remembers it.
 
-    `trusted`: whether the user has typed `spec` just now; a function that it names is called only then.
+    `trusted`: whether the user has typed `spec` just now; a function that it names is called only
+    then.
 
-    Raises: DataError where neither names one, it cannot be read, or its class count is not the network's.
+    Raises: DataError where neither names one, it cannot be read, or its class count is not the
+    network's.
     """
     remembered = network.recipe.data or {}
     if spec is None and not remembered:
-        raise DataError("expected a data set but none is named: say --data digits, cifar10:DIR, imagefolder:DIR, npz:FILE or package.module:callable")
+        raise DataError(
+            "expected a data set but none is named: say --data digits, cifar10:DIR,"
+            " imagefolder:DIR, npz:FILE or package.module:callable"
+        )
     same = spec in (None, remembered.get("spec"))
     cut = (remembered.get("val") or {}) if same else {}
-    data = load_data(remembered["spec"] if spec is None else spec, val_seed=cut.get("seed", 0), val_fraction=cut.get("fraction", 0.1), trusted=trusted and spec is not None)
+    data = load_data(
+        remembered["spec"] if spec is None else spec,
+        val_seed=cut.get("seed", 0),
+        val_fraction=cut.get("fraction", 0.1),
+        trusted=trusted and spec is not None,
+    )
     fit(network, data)
     return data
 
 
 def fit(network: Network, data: DataSet) -> None:
-    """Check the class counts, take the data set's normalisation where the network has none, and record the data set."""
+    """Check the class counts, take the data set's normalisation where the network has none, and
+    record the data set.
+    """
     check_classes(data, network.recipe.source.num_classes)
     given = network.input
     mean = given.mean or data.mean or IMAGENET_MEAN
     std = given.std or data.std or IMAGENET_STD
     for name, values in (("--mean", mean), ("--std", std)):
         if len(values) not in (1, given.channels):
-            raise SettingError(f"expected {name} to have 1 or {given.channels} numbers, but got {len(values)}")
-    network.recipe = replace(network.recipe, input=replace(given, mean=tuple(mean), std=tuple(std)), data={"spec": data.spec, "val": data.val})
+            raise SettingError(
+                f"expected {name} to have 1 or {given.channels} numbers, but got {len(values)}"
+            )
+    network.recipe = replace(
+        network.recipe,
+        input=replace(given, mean=tuple(mean), std=tuple(std)),
+        data={"spec": data.spec, "val": data.val},
+    )
 
 
 def split_of(data: DataSet, name: str) -> str:
     """The split's name if the data set has it. Raises DataError naming those that it has."""
     if name not in data.splits:
-        raise DataError(f"expected --split to be one of {', '.join(data.splits)} for {data.spec}, but got `{name}`")
+        raise DataError(
+            f"expected --split to be one of {', '.join(data.splits)} for {data.spec}, but got"
+            f" `{name}`"
+        )
     return name

@@ -1,13 +1,17 @@
-"""How much a file may ask for: every ceiling of gatecli in one place. Sizes are compared before anything is allocated.
+"""How much a file may ask for: every ceiling of gatecli in one place.
+
+Sizes are compared before anything is allocated.
 
 The rule: a file of N bytes costs memory and time in proportion to N. What a file claims (sizes of
 tensors, of images, of arrays, of a network) is compared with the bytes that are there.
 
     PICKLE_BYTES, PICKLE_STEPS      data.pkl, or the pickles at the start of an older torch file
-    KEY_PARTS                       a dict's key in a pickle: values in it, tuples in tuples counted out
+    KEY_PARTS                       a dict's key in a pickle: values in it, tuples in tuples counted
+        out
     HEADER_BYTES                    the JSON header of a safetensors file
     TENSORS                         tensors of one checkpoint
-    copied(stored)                  bytes of a checkpoint's tensors once read, for `stored` bytes in the file
+    copied(stored)                  bytes of a checkpoint's tensors once read, for `stored` bytes in
+        the file
     PIXELS                          pixels of one image file
     INPUT_SIDE, INPUT_PIXELS        images that a checkpoint says its network takes
     unpacked(stored)                bytes of the arrays of an npz file, for `stored` bytes in it
@@ -16,6 +20,7 @@ tensors, of images, of arrays, of a network) is compared with the bytes that are
 
 What a user types (--arch-arg, --input-size, a data set's function) is not held to them.
 """
+
 from __future__ import annotations
 
 MIB = 2**20
@@ -34,12 +39,18 @@ STEPS = 1000
 
 
 def copied(stored: int) -> int:
-    """How many bytes tensors may have once read: half precision becomes float32, and some are shared."""
+    """How many bytes tensors may have once read.
+
+    Half precision becomes float32, and some are shared.
+    """
     return 4 * stored + 16 * MIB
 
 
 def unpacked(stored: int) -> int:
-    """How many bytes arrays may have once unpacked; photographs shrink to a half, drawings to a tenth."""
+    """How many bytes arrays may have once unpacked.
+
+    Photographs shrink to a half, drawings to a tenth.
+    """
     return 32 * stored + 64 * MIB
 
 

@@ -1,8 +1,10 @@
 """Losses that pull the gates to a target rate. Decisions in, a scalar out.
 
-`decisions` maps a site to its gate's decisions z (N, units) in {0, 1}, with a straight-through gradient.
+`decisions` maps a site to its gate's decisions z (N, units) in {0, 1}, with a straight-through
+gradient.
 Source: Herrmann et al. 2018, sections 3.1 and S2.2.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -19,14 +21,30 @@ def batch_rate(decisions: Mapping[str, Tensor]) -> Tensor:
     return torch.cat(list(decisions.values()), 1).mean()
 
 
-def per_batch(decisions: Mapping[str, Tensor], targets: Mapping[str, float], form: str = "quadratic") -> Tensor:
-    """(t - mean of z over all gates and instances)^2, t the gates' mean target; with `const-quad`, zero where that mean is at or below t (S2.2)."""
-    return distance(batch_rate(decisions), mean_target(targets, {site: z.shape[1] for site, z in decisions.items()}), form)
+def per_batch(
+    decisions: Mapping[str, Tensor], targets: Mapping[str, float], form: str = "quadratic"
+) -> Tensor:
+    """(t - mean of z over all gates and instances)^2, t the gates' mean target.
+
+    With `const-quad`, zero where that mean is at or below t (S2.2).
+    """
+    return distance(
+        batch_rate(decisions),
+        mean_target(targets, {site: z.shape[1] for site, z in decisions.items()}),
+        form,
+    )
 
 
-def per_gate(decisions: Mapping[str, Tensor], targets: Mapping[str, float], form: str = "quadratic") -> Tensor:
-    """Mean over the gates g of (t_g - mean of z_g over the batch)^2; with `const-quad`, a gate at or below its t adds nothing."""
-    return torch.cat([distance(z.mean(0), targets[site], form) for site, z in decisions.items()]).mean()
+def per_gate(
+    decisions: Mapping[str, Tensor], targets: Mapping[str, float], form: str = "quadratic"
+) -> Tensor:
+    """Mean over the gates g of (t_g - mean of z_g over the batch)^2.
+
+    With `const-quad`, a gate at or below its t adds nothing.
+    """
+    return torch.cat(
+        [distance(z.mean(0), targets[site], form) for site, z in decisions.items()]
+    ).mean()
 
 
 def mean_target(targets: Mapping[str, float], units: Mapping[str, int]) -> float:
@@ -35,7 +53,9 @@ def mean_target(targets: Mapping[str, float], units: Mapping[str, int]) -> float
 
 
 def distance(rate: Tensor, target: float, form: str) -> Tensor:
-    """Squared distance of a rate from its target, one-sided for `const-quad`, on the other side for its mirror image."""
+    """Squared distance of a rate from its target, one-sided for `const-quad`, on the other side for
+    its mirror image.
+    """
     excess = rate - target
     if form == MIRRORED:
         return excess.clamp(max=0).square()

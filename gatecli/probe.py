@@ -1,4 +1,5 @@
 """The comparison behind every `max_logit_change`: the same random images through two networks."""
+
 from __future__ import annotations
 
 import torch
@@ -11,11 +12,15 @@ from gatecli.network import Network
 def random_images(network: Network, count: int = 2) -> Tensor:
     """The same standard-normal images every time: (count, C, H, W) on the network's device."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(count, network.input.channels, *network.input.size, generator=generator).to(network.device)
+    return torch.randn(count, network.input.channels, *network.input.size, generator=generator).to(
+        network.device
+    )
 
 
 def logits(network: nn.Module, images: Tensor) -> Tensor:
-    """What `network` computes without autograd; the same draws every time, for a network that draws even in evaluation.
+    """What `network` computes without autograd.
+
+    The same draws every time, for a network that draws even in evaluation.
 
     Raises: CheckpointError where that is not finite.
     """
@@ -27,7 +32,10 @@ def logits(network: nn.Module, images: Tensor) -> Tensor:
 
 
 def require_finite(logits: Tensor) -> None:
-    """Raises CheckpointError where images (N, ...) get logits (N, K) that are not numbers: a comparison, or an accuracy, would mean nothing."""
+    """Raises CheckpointError where images (N, ...) get logits (N, K) that are not numbers.
+
+    A comparison, or an accuracy, would mean nothing.
+    """
     odd = int((~logits.isfinite()).flatten(1).any(1).sum())
     if odd:
         raise CheckpointError(

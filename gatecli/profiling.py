@@ -1,8 +1,12 @@
-"""profile: parameters, bytes, MACs and measured latency, the source beside what was made of it, and how much of the promise came true.
+"""profile: parameters, bytes, MACs and measured latency, the source beside what was made of it, and
+how much of the promise came true.
 
-All networks are timed in one interleaved run with one number of threads, so that what else the machine does hits them alike; the
-speed-up is the ratio of medians. Accelerators are timed by their own events, from idle to done. `realised` = measured speed-up / the speed-up that the expected MACs promise.
+All networks are timed in one interleaved run with one number of threads, so that what else the
+machine does hits them alike; the speed-up is the ratio of medians. Accelerators are timed by their
+own events, from idle to done. `realised` = measured speed-up / the speed-up that the expected MACs
+promise.
 """
+
 from __future__ import annotations
 
 import statistics
@@ -24,7 +28,11 @@ from gatecli.record import force
 
 @dataclass(frozen=True)
 class Subject:
-    """A network to profile. `rates`: per unit, measured or recorded; `network` None is the source, `module` is what is timed."""
+    """A network to profile.
+
+    `rates`: per unit, measured or recorded; `network` None is the source, `module` is what is
+    timed.
+    """
 
     name: str
     module: nn.Module
@@ -47,7 +55,10 @@ class Latency:
 
 @dataclass(frozen=True)
 class Row:
-    """One checkpoint's figures; latency by batch size, speed-ups against the first row, at the first batch size and at each."""
+    """One checkpoint's figures.
+
+    Latency by batch size, speed-ups against the first row, at the first batch size and at each.
+    """
 
     name: str
     params: int
@@ -63,8 +74,12 @@ class Row:
 
 @dataclass(frozen=True)
 class SiteRow:
-    """One site of the last checkpoint: the MACs that its gate decides about (an exit's: that leaving there saves), the method that gates it, how often
-    it runs (1 where nothing gates it), what the gate, or an exit with its classifier, costs itself, and whether what it saves is theoretical: no time."""
+    """One site of the last checkpoint.
+
+    The MACs that its gate decides about (an exit's: that leaving there saves), the method that
+    gates it, how often it runs (1 where nothing gates it), what the gate, or an exit with its
+    classifier, costs itself, and whether what it saves is theoretical: no time.
+    """
 
     name: str
     kind: str
@@ -78,7 +93,10 @@ class SiteRow:
 
 @dataclass(frozen=True)
 class Profile:
-    """`decisions`: "measured" (real images) or "recorded" (drawn from recorded rates); `threads` that computed."""
+    """`decisions`: "measured" (real images) or "recorded" (drawn from recorded rates).
+
+    `threads` that computed.
+    """
 
     rows: list[Row]
     sites: list[SiteRow]
@@ -88,59 +106,129 @@ class Profile:
 
 
 def profile(
-    source: Subject, subjects: Sequence[Subject], *, batch_sizes: Sequence[int] = (1,), repeats: int = 30, images: Tensor | None = None, progress: Progress = silent
+    source: Subject,
+    subjects: Sequence[Subject],
+    *,
+    batch_sizes: Sequence[int] = (1,),
+    repeats: int = 30,
+    images: Tensor | None = None,
+    progress: Progress = silent,
 ) -> Profile:
     """Profile `subjects` against `source`.
 
-    Args: images: real ones (n, C, H, W), normalised, for real decisions; none: random images, decisions drawn from the rates.
+    Args: images: real ones (n, C, H, W), normalised, for real decisions; none: random images,
+    decisions drawn from the rates.
     Raises: SettingError for values out of range.
     """
     if repeats < 3 or not batch_sizes or min(batch_sizes) < 1:
-        raise SettingError(f"expected --repeats of at least 3 and batch sizes of at least 1, but got {repeats} and {list(batch_sizes)}")
-    inputs = {(*subject.network.input.size, subject.network.input.channels) for subject in subjects if subject.network is not None}
+        raise SettingError(
+            f"expected --repeats of at least 3 and batch sizes of at least 1, but got {repeats} and"
+            f" {list(batch_sizes)}"
+        )
+    inputs = {
+        (*subject.network.input.size, subject.network.input.channels)
+        for subject in subjects
+        if subject.network is not None
+    }
     if len(inputs) > 1:
-        raise SettingError(f"expected checkpoints that take the same images, but got {' and '.join('x'.join(map(str, each)) for each in sorted(inputs))}: profile them one by one")
+        raise SettingError(
+            "expected checkpoints that take the same images, but got"
+            f" {' and '.join('x'.join(map(str, each)) for each in sorted(inputs))}: profile them"
+            " one by one"
+        )
     for network in [subject.network for subject in subjects if subject.network is not None]:
-        logits(network, random_images(network, 1))  # milliseconds of a network that computes nothing of use would mislead
+        logits(
+            network, random_images(network, 1)
+        )  # milliseconds of a network that computes nothing of use would mislead
     everyone = [source, *subjects]
     times: dict[str, list[list[float]]] = {}
     with progress.task("timing", len(batch_sizes) * repeats) as task:
         for size in batch_sizes:
             times[str(size)] = _interleaved(everyone, size, repeats, images, task.advance)
     rows = [_row(everyone, index, times) for index in range(len(everyone))]
-    return Profile(rows, site_rows(subjects[-1]) if subjects else [], "recorded" if images is None else "measured", torch.get_num_threads(), repeats)
+    return Profile(
+        rows,
+        site_rows(subjects[-1]) if subjects else [],
+        "recorded" if images is None else "measured",
+        torch.get_num_threads(),
+        repeats,
+    )
 
 
 def site_rows(subject: Subject) -> list[SiteRow]:
     network = subject.network
     if network is None:
         return []
-    rates = {name: mean_rate(subject.rates.get(name, [0.0 if site.kind == "exit" else 1.0])) for name, site in network.sites.items()}
+    rates = {
+        name: mean_rate(subject.rates.get(name, [0.0 if site.kind == "exit" else 1.0]))
+        for name, site in network.sites.items()
+    }
     theoretical = {name for name, gate in network.site_gates.items() if gate.theoretical}
-    shown = {name: site for name, site in network.sites.items() if name in network.methods or site.kind in ("block", "layer", "exit")}  # parts of branches: only those gated
-    return [SiteRow(name, site.kind, site.units, site.macs, network.methods.get(name), rates[name], network.gate_macs(name), name in theoretical) for name, site in shown.items()]
+    shown = {
+        name: site
+        for name, site in network.sites.items()
+        if name in network.methods or site.kind in ("block", "layer", "exit")
+    }  # parts of branches: only those gated
+    return [
+        SiteRow(
+            name,
+            site.kind,
+            site.units,
+            site.macs,
+            network.methods.get(name),
+            rates[name],
+            network.gate_macs(name),
+            name in theoretical,
+        )
+        for name, site in shown.items()
+    ]
 
 
 def subject_of(name: str, network: Network, file_bytes: int, rates: Rates) -> Subject:
-    return Subject(name, network, file_bytes, network.params, network.macs_dense, expected_macs(network, rates), rates, network)
+    return Subject(
+        name,
+        network,
+        file_bytes,
+        network.params,
+        network.macs_dense,
+        expected_macs(network, rates),
+        rates,
+        network,
+    )
 
 
 def real_share(subject: Subject, size: int) -> float | None:
-    """Of the MACs that closed filters and channels promise to save, the share that a batch of `size` images does save; None where none are gated.
+    """Of the MACs that closed filters and channels promise to save, the share that a batch of
+    `size` images does save; None where none are gated.
 
-    What any image of a batch opens is computed for all of them; images are taken to decide independently of each other.
+    What any image of a batch opens is computed for all of them; images are taken to decide
+    independently of each other.
     """
     network = subject.network
     if network is None:
         return None
     gates = network.site_gates
-    alone = {site: units for site, units in subject.rates.items() if site in network.methods and network.sites[site].kind in ("filter", "conv") and not gates[site].theoretical}
+    alone = {
+        site: units
+        for site, units in subject.rates.items()
+        if site in network.methods
+        and network.sites[site].kind in ("filter", "conv")
+        and not gates[site].theoretical
+    }
     together = {site: [1 - (1 - rate) ** size for rate in units] for site, units in alone.items()}
-    promised, saved = (network.macs_dense - expected_macs(network, rates) for rates in (alone, together))
+    promised, saved = (
+        network.macs_dense - expected_macs(network, rates) for rates in (alone, together)
+    )
     return saved / promised if promised else None
 
 
-def _interleaved(subjects: Sequence[Subject], size: int, repeats: int, images: Tensor | None, tick: Callable[[], None]) -> list[list[float]]:
+def _interleaved(
+    subjects: Sequence[Subject],
+    size: int,
+    repeats: int,
+    images: Tensor | None,
+    tick: Callable[[], None],
+) -> list[list[float]]:
     draw = torch.Generator().manual_seed(0)
     times: list[list[float]] = [[] for _ in subjects]
     for repeat in range(-3, repeats):  # three rounds to warm up
@@ -160,7 +248,9 @@ def _images(subject: Subject, size: int, images: Tensor | None, draw: torch.Gene
     if images is not None:
         return images[torch.randint(len(images), (size,), generator=draw)].to(device)
     assert subject.network is not None
-    return torch.randn(size, subject.network.input.channels, *subject.network.input.size, generator=draw).to(device)
+    return torch.randn(
+        size, subject.network.input.channels, *subject.network.input.size, generator=draw
+    ).to(device)
 
 
 @contextmanager
@@ -168,29 +258,53 @@ def _drawn(subject: Subject, size: int, draw: torch.Generator | None) -> Iterato
     """Decisions for one call drawn from the subject's rates, where no real images decide."""
     with ExitStack() as stack:
         if draw is not None and subject.network is not None:
-            stack.enter_context(force(subject.network, _decisions(subject.network, subject.rates, size, draw)))
+            stack.enter_context(
+                force(subject.network, _decisions(subject.network, subject.rates, size, draw))
+            )
         yield
 
 
-def _decisions(network: Network, rates: Rates, size: int, draw: torch.Generator) -> Mapping[str, Tensor]:
-    """Rates are shares of all samples; a gate decides for those that come to it, so it is drawn from the share of these."""
+def _decisions(
+    network: Network, rates: Rates, size: int, draw: torch.Generator
+) -> Mapping[str, Tensor]:
+    """Rates are shares of all samples.
+
+    A gate decides for those that come to it, so it is drawn from the share of these.
+    """
     drawn = {}
     for site, units in rates.items():
         come = max(reach(network, site, rates), 1e-9)
-        drawn[site] = (torch.rand(size, len(units), generator=draw) < torch.tensor(units) / come).float()
+        drawn[site] = (
+            torch.rand(size, len(units), generator=draw) < torch.tensor(units) / come
+        ).float()
     return drawn
 
 
 def _row(subjects: Sequence[Subject], index: int, times: Mapping[str, list[list[float]]]) -> Row:
     subject, source = subjects[index], subjects[0]
-    speedups = {size: statistics.median(each[0]) / statistics.median(each[index]) for size, each in times.items()}
+    speedups = {
+        size: statistics.median(each[0]) / statistics.median(each[index])
+        for size, each in times.items()
+    }
     ideal = source.macs_expected / subject.macs_expected
     first = next(iter(speedups.values()))
     return Row(
-        subject.name, subject.params, subject.file_bytes, subject.macs_dense, subject.macs_expected,
-        {size: _latency(each[index]) for size, each in times.items()}, first, ideal, first / ideal, speedups,
-    )  # fmt: skip
+        subject.name,
+        subject.params,
+        subject.file_bytes,
+        subject.macs_dense,
+        subject.macs_expected,
+        {size: _latency(each[index]) for size, each in times.items()},
+        first,
+        ideal,
+        first / ideal,
+        speedups,
+    )
 
 
 def _latency(times: Sequence[float]) -> Latency:
-    return Latency(statistics.median(times), statistics.quantiles(times, n=20, method="inclusive")[-1], min(times))
+    return Latency(
+        statistics.median(times),
+        statistics.quantiles(times, n=20, method="inclusive")[-1],
+        min(times),
+    )

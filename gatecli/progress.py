@@ -1,7 +1,11 @@
-"""How long work reports on itself, without knowing who looks: the command line draws bars, a library call is silent.
+"""How long work reports on itself, without knowing who looks.
 
-A task's `advance` is also where a pending Ctrl-C or SIGTERM takes effect, so that work stops between batches, never inside one.
+The command line draws bars, a library call is silent.
+
+A task's `advance` is also where a pending Ctrl-C or SIGTERM takes effect, so that work stops
+between batches, never inside one.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -16,7 +20,10 @@ class Task(Protocol):
 
 class Progress(Protocol):
     def task(self, label: str, total: int | None) -> AbstractContextManager[Task]:
-        """Work of `total` batches begins; inside the context, call the task's `advance` after each."""
+        """Work of `total` batches begins.
+
+        Inside the context, call the task's `advance` after each.
+        """
 
     def say(self, line: str) -> None:
         """A line for people."""

@@ -1,4 +1,8 @@
-"""Look at gates and overrule them: what each one decided, for losses, calibration, pruning and profiling."""
+"""Look at gates and overrule them.
+
+What each one decided, for losses, calibration, pruning and profiling.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +23,10 @@ def gates_of(network: nn.Module) -> dict[str, Gate]:
 
 @dataclass
 class Record:
-    """What the gates decided in the forwards since the last `clear`: site -> one tensor (N, units) a forward."""
+    """What the gates decided in the forwards since the last `clear`.
+
+    Site -> one tensor (N, units) a forward.
+    """
 
     decisions: dict[str, list[Tensor]] = field(default_factory=dict)
     odds: dict[str, list[Tensor]] = field(default_factory=dict)
@@ -39,7 +46,9 @@ class Record:
 
 
 class RateMeter:
-    """Sums of decisions: an observer that keeps no tensors per sample, for passes over whole data sets; `total` is for the caller to count."""
+    """Sums of decisions: an observer that keeps no tensors per sample, for passes over whole data
+    sets; `total` is for the caller to count.
+    """
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
@@ -106,13 +115,21 @@ def force(network: nn.Module, decisions: Mapping[str, Sequence[int] | Tensor]) -
 
 def _checked(gates: Mapping[str, Gate], site: str, units: Sequence[int] | Tensor) -> Tensor:
     if site not in gates:
-        raise SettingError(f"expected a gated site but got `{site}`; gated are: {', '.join(gates) or 'none'}")
+        raise SettingError(
+            f"expected a gated site but got `{site}`; gated are: {', '.join(gates) or 'none'}"
+        )
     try:
         z = torch.as_tensor(units, dtype=torch.float32)
     except (TypeError, ValueError, RuntimeError, OverflowError):
         z = torch.full((), torch.nan)
-    if z.ndim not in (1, 2) or z.shape[-1] != gates[site].units or not bool(((z == 0) | (z == 1)).all()):
-        raise SettingError(f"expected {gates[site].units} decisions of 0 or 1 for site `{site}` but got {units}")
+    if (
+        z.ndim not in (1, 2)
+        or z.shape[-1] != gates[site].units
+        or not bool(((z == 0) | (z == 1)).all())
+    ):
+        raise SettingError(
+            f"expected {gates[site].units} decisions of 0 or 1 for site `{site}` but got {units}"
+        )
     return z
 
 
@@ -120,7 +137,9 @@ def _checked(gates: Mapping[str, Gate], site: str, units: Sequence[int] | Tensor
 def strategy(network: nn.Module, name: str) -> Iterator[None]:
     """Let evaluation decide by `name`, one of STRATEGIES, inside the block."""
     if name not in STRATEGIES:
-        raise SettingError(f"expected the strategy to be one of {', '.join(STRATEGIES)}, but got `{name}`")
+        raise SettingError(
+            f"expected the strategy to be one of {', '.join(STRATEGIES)}, but got `{name}`"
+        )
     gates = gates_of(network).values()
     before = [gate.strategy for gate in gates]
     for gate in gates:
@@ -134,7 +153,9 @@ def strategy(network: nn.Module, name: str) -> Iterator[None]:
 
 @contextmanager
 def in_evaluation(network: nn.Module) -> Iterator[None]:
-    """Put the network into evaluation mode inside the block, and back into the mode that each of its parts was in."""
+    """Put the network into evaluation mode inside the block, and back into the mode that each of
+    its parts was in.
+    """
     modes = [(part, part.training) for part in network.modules()]
     network.eval()
     try:
@@ -151,14 +172,18 @@ def at_threshold(network: nn.Module, threshold: float | None) -> Iterator[None]:
     None: each gate's own. Exits keep theirs, which are no probabilities.
     """
     gates = {site: gate for site, gate in gates_of(network).items() if not isinstance(gate, Exit)}
-    given = {} if threshold is None else {site: torch.full_like(gate.threshold, threshold) for site, gate in gates.items()}
+    given = (
+        {}
+        if threshold is None
+        else {site: torch.full_like(gate.threshold, threshold) for site, gate in gates.items()}
+    )
     with with_thresholds(network, given):
         yield
 
 
 @contextmanager
 def with_thresholds(network: nn.Module, thresholds: Mapping[str, Tensor]) -> Iterator[None]:
-    """Let the gates at the named sites decide by these thresholds, each (units,), inside the block."""
+    """Let the gates at these sites decide by these thresholds, each (units,), inside the block."""
     gates = gates_of(network)
     before = {site: gates[site].threshold for site in thresholds}
     for site, threshold in thresholds.items():

@@ -1,4 +1,5 @@
 """How the learning rate and the target rate change over the epochs. Numbers in, a number out."""
+
 from __future__ import annotations
 
 import math
@@ -10,7 +11,8 @@ MILESTONES = (0.3, 0.6, 0.9)  # of all epochs: the papers' 30, 60, 90 of 100
 def learning_rate(schedule: str, base: float, progress: float) -> float:
     """The learning rate at `progress`, the share of the training that is done, in [0, 1).
 
-    step: x0.1 at each of MILESTONES (Herrmann et al. 2018, section 4.1.1). cosine: half a cosine down to zero. constant: `base`.
+    step: x0.1 at each of MILESTONES (Herrmann et al. 2018, section 4.1.1). cosine: half a cosine
+        down to zero. constant: `base`.
     """
     if schedule == "step":
         return base * 0.1 ** sum(progress >= milestone for milestone in MILESTONES)
@@ -20,7 +22,9 @@ def learning_rate(schedule: str, base: float, progress: float) -> float:
 
 
 def annealed_target(target: float, epoch: int, start: float, step: float, every: int) -> float:
-    """The target rate in `epoch` (from 0): from `start` down by `step` every `every` epochs, never below `target`; step 0: no annealing.
+    """The target rate in `epoch` (from 0).
+
+    From `start` down by `step` every `every` epochs, never below `target`; step 0: no annealing.
 
     Source: Herrmann et al. 2018, S2.1 (typical: step .05, every 5 epochs).
     """

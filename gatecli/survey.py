@@ -1,10 +1,14 @@
-"""Look through a torch file's pickle before torch reads it: nothing in it runs, and nothing is allocated.
+"""Look through a torch file's pickle before torch reads it.
 
-Every class and function that the pickle names is answered by a stand-in of this module. What comes out are the
-storages that the pickle asks for, which are compared with those that the file has, and the names that
-`weights_only` loading would refuse. Values that gatecli has no use for (paths, dates, numpy's scalars and arrays,
-parsed options) are harmless since they are never made: torch too is given `PASSENGERS` in their place.
+Nothing in it runs, and nothing is allocated.
+
+Every class and function that the pickle names is answered by a stand-in of this module. What comes
+out are the storages that the pickle asks for, which are compared with those that the file has, and
+the names that `weights_only` loading would refuse. Values that gatecli has no use for (paths,
+dates, numpy's scalars and arrays, parsed options) are harmless since they are never made: torch too
+is given `PASSENGERS` in their place.
 """
+
 from __future__ import annotations
 
 import io
@@ -45,19 +49,35 @@ def _empty_list(*args: Any) -> list[Any]:
 
 
 # What training scripts store beside the weights, by the names under which Python pickles it.
-_NUMBERS = "bool_ bool str_ int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64"
-_KINDS = "Bool Float16 Float32 Float64 Int8 Int16 Int32 Int64 UInt8 UInt16 UInt32 UInt64 Str Bytes Object"
+_NUMBERS = (
+    "bool_ bool str_ int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64"
+)
+_KINDS = (
+    "Bool Float16 Float32 Float64 Int8 Int16 Int32 Int64 UInt8 UInt16 UInt32 UInt64 Str Bytes"
+    " Object"
+)
 _PATHS = "Path PosixPath WindowsPath PurePath PurePosixPath PureWindowsPath"
 _BUILTINS = "int float str bool list dict tuple bytes object range slice frozenset"
 _HELD = (
-    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+    *(
+        f"numpy.{core}.multiarray.{name}"
+        for core in ("core", "_core")
+        for name in ("scalar", "_reconstruct")
+    ),
     *(f"numpy.{name}" for name in ("dtype", "ndarray", *_NUMBERS.split())),
     *(f"numpy.dtypes.{name}DType" for name in _KINDS.split()),
     *(f"{module}.{name}" for module in ("pathlib", "pathlib._local") for name in _PATHS.split()),
     *(f"datetime.{name}" for name in ["datetime", "date", "time", "timedelta", "timezone"]),
     *(f"builtins.{name}" for name in _BUILTINS.split()),
-    *("argparse.Namespace", "types.SimpleNamespace", "torch.torch_version.TorchVersion", "uuid.UUID", "decimal.Decimal", "fractions.Fraction"),
-)  # fmt: skip
+    *(
+        "argparse.Namespace",
+        "types.SimpleNamespace",
+        "torch.torch_version.TorchVersion",
+        "uuid.UUID",
+        "decimal.Decimal",
+        "fractions.Fraction",
+    ),
+)
 PASSENGERS: dict[str, Callable[..., Any]] = {
     **dict.fromkeys(_HELD, Passenger),
     "collections.defaultdict": _empty_dict,
@@ -159,7 +179,10 @@ class _Source:
 
 
 class _Reader(pickle._Unpickler):
-    """Reads a pickle as plain data. Python's own reader does the rest: its memo is a dict, its lists grow as they are filled."""
+    """Reads a pickle as plain data.
+
+    Python's own reader does the rest: its memo is a dict, its lists grow as they are filled.
+    """
 
     stack: list[Any]
     append: Callable[[Any], None]
@@ -186,7 +209,12 @@ class _Reader(pickle._Unpickler):
                 return pid[1]
             raise Odd("its pickle refers to something that is no storage")
         kind, key, numbers = pid[1], pid[2], pid[4]
-        if not isinstance(kind, Named) or kind.name not in STORAGES or not isinstance(key, str) or not _is_count(numbers):
+        if (
+            not isinstance(kind, Named)
+            or kind.name not in STORAGES
+            or not isinstance(key, str)
+            or not _is_count(numbers)
+        ):
             raise Odd("its pickle asks for a storage of no known kind")
         itemsize = STORAGES[kind.name]
         asked = Storage(key, numbers * itemsize, itemsize)
@@ -199,7 +227,11 @@ class _Reader(pickle._Unpickler):
         if not view or view[0] is None:
             return whole
         _key, offset, numbers = view[0]
-        if not (_is_count(offset) and _is_count(numbers) and (offset + numbers) * whole.itemsize <= whole.nbytes):
+        if not (
+            _is_count(offset)
+            and _is_count(numbers)
+            and (offset + numbers) * whole.itemsize <= whole.nbytes
+        ):
             raise Odd(f"its pickle asks for more of storage {whole.key} than there is")
         return Storage(whole.key, numbers * whole.itemsize, whole.itemsize)
 
@@ -218,13 +250,18 @@ class _Reader(pickle._Unpickler):
         raise Odd(f"its pickle calls {what.name}, which no checkpoint needs")
 
     def check_key(self, key: Any) -> None:
-        """Odd where hashing a key would take long: tuples of the same tuples, or a number without end."""
+        """Odd where hashing a key would take long.
+
+        Tuples of the same tuples, or a number without end.
+        """
         todo, count = [key], 0
         while todo:
             part, count = todo.pop(), count + 1
             if isinstance(part, tuple):
                 todo += part[: limits.KEY_PARTS + 1]
-            if count + len(todo) > limits.KEY_PARTS or (isinstance(part, int) and part.bit_length() > 8 * limits.KEY_PARTS):
+            if count + len(todo) > limits.KEY_PARTS or (
+                isinstance(part, int) and part.bit_length() > 8 * limits.KEY_PARTS
+            ):
                 raise Odd(f"its pickle has a key of more than {limits.KEY_PARTS} parts")
         self.source.take(count)
 
@@ -256,7 +293,7 @@ class _Reader(pickle._Unpickler):
             raise Odd("its pickle gives attributes to what has none")
 
     def check_attributes(self, state: Any) -> None:
-        """Odd unless these are attributes by their names, none of which every tensor or dict has."""
+        """Odd unless these are attributes by name, none of which every tensor or dict has."""
         for part in state if isinstance(state, tuple) else (state,):
             if part is not None and not isinstance(part, dict):
                 raise Odd("its pickle gives attributes that have no names")
@@ -326,7 +363,9 @@ class _Reader(pickle._Unpickler):
 
 
 def _is_own(name: Any) -> bool:
-    return not isinstance(name, str) or hasattr(torch.nn.Parameter, name) or hasattr(OrderedDict, name)
+    return (
+        not isinstance(name, str) or hasattr(torch.nn.Parameter, name) or hasattr(OrderedDict, name)
+    )
 
 
 def _is_count(value: Any) -> bool:
@@ -381,10 +420,20 @@ def _plain(reader: _Reader, *args: Any) -> Passenger:
     return Passenger()
 
 
-def _tensor(reader: _Reader, storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> _Tensor:
-    """Odd where a tensor reaches out of its storage, which torch would make larger, with whatever lies in memory there."""
-    numbers = next((NUMBERS[arg.name] for arg in rest if isinstance(arg, Named) and arg.name in NUMBERS), None)
-    if not isinstance(storage, Storage) or not isinstance(size, (tuple, list)) or not isinstance(stride, (tuple, list)):
+def _tensor(
+    reader: _Reader, storage: Any, offset: Any, size: Any, stride: Any, *rest: Any
+) -> _Tensor:
+    """Odd where a tensor reaches out of its storage, which torch would make larger, with whatever
+    lies in memory there.
+    """
+    numbers = next(
+        (NUMBERS[arg.name] for arg in rest if isinstance(arg, Named) and arg.name in NUMBERS), None
+    )
+    if (
+        not isinstance(storage, Storage)
+        or not isinstance(size, (tuple, list))
+        or not isinstance(stride, (tuple, list))
+    ):
         raise Odd("its pickle has a tensor without a storage")
     reader.source.take(len(size))
     if len(size) != len(stride) or not all(map(_is_count, (offset, *size, *stride))):
@@ -392,7 +441,9 @@ def _tensor(reader: _Reader, storage: Any, offset: Any, size: Any, stride: Any, 
     last = offset + sum((count - 1) * step for count, step in zip(size, stride, strict=True))
     end = offset if 0 in size else last + 1
     if end * (numbers or storage.itemsize) > storage.nbytes:
-        raise Odd(f"it has a tensor of shape {tuple(size)} that takes more than its storage {storage.key}")
+        raise Odd(
+            f"it has a tensor of shape {tuple(size)} that takes more than its storage {storage.key}"
+        )
     return _Tensor()
 
 
@@ -400,7 +451,10 @@ def _quantized(reader: _Reader, storage: Any, offset: Any, size: Any, *rest: Any
     """As above; torch makes one of the full size first, whatever its strides."""
     made = _tensor(reader, storage, offset, size, *rest)
     if math.prod(size) * storage.itemsize > storage.nbytes:
-        raise Odd(f"it has a quantized tensor of shape {tuple(size)} that takes more than its storage {storage.key}")
+        raise Odd(
+            f"it has a quantized tensor of shape {tuple(size)} that takes more than its storage"
+            f" {storage.key}"
+        )
     return made
 
 
@@ -426,12 +480,37 @@ def _without_storage(reader: _Reader, *args: Any) -> _Tensor:
 
 
 _KINDS_OF_STORAGE = {
-    "Untyped": 1, "Byte": 1, "Char": 1, "Bool": 1, "Short": 2, "Half": 2, "BFloat16": 2, "Int": 4, "Float": 4, "Long": 8, "Double": 8,
-    "ComplexFloat": 8, "ComplexDouble": 16, "QUInt8": 1, "QInt8": 1, "QInt32": 4, "QUInt4x2": 1, "QUInt2x4": 1,
-}  # fmt: skip
-STORAGES = {f"{module}.{kind}Storage": size for module in ("torch", "torch.storage") for kind, size in _KINDS_OF_STORAGE.items()}
-NUMBERS = {str(kind): kind.itemsize for kind in vars(torch).values() if isinstance(kind, torch.dtype)}
-_SCHEMES = "per_tensor_affine per_tensor_symmetric per_channel_affine per_channel_symmetric per_channel_affine_float_qparams"
+    "Untyped": 1,
+    "Byte": 1,
+    "Char": 1,
+    "Bool": 1,
+    "Short": 2,
+    "Half": 2,
+    "BFloat16": 2,
+    "Int": 4,
+    "Float": 4,
+    "Long": 8,
+    "Double": 8,
+    "ComplexFloat": 8,
+    "ComplexDouble": 16,
+    "QUInt8": 1,
+    "QInt8": 1,
+    "QInt32": 4,
+    "QUInt4x2": 1,
+    "QUInt2x4": 1,
+}
+STORAGES = {
+    f"{module}.{kind}Storage": size
+    for module in ("torch", "torch.storage")
+    for kind, size in _KINDS_OF_STORAGE.items()
+}
+NUMBERS = {
+    str(kind): kind.itemsize for kind in vars(torch).values() if isinstance(kind, torch.dtype)
+}
+_SCHEMES = (
+    "per_tensor_affine per_tensor_symmetric per_channel_affine per_channel_symmetric"
+    " per_channel_affine_float_qparams"
+)
 _TENSORS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
@@ -456,4 +535,11 @@ _MAKERS: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": _ordered,
     "collections.Counter": _counter,
 }
-_KNOWN = {*_MAKERS, *PASSENGERS, *STORAGES, *NUMBERS, "torch.Tensor", *(f"torch.{name}" for name in _SCHEMES.split())}
+_KNOWN = {
+    *_MAKERS,
+    *PASSENGERS,
+    *STORAGES,
+    *NUMBERS,
+    "torch.Tensor",
+    *(f"torch.{name}" for name in _SCHEMES.split()),
+}

@@ -1,7 +1,10 @@
-"""The rate that each gate is to reach: per-gate targets as users write them, and targets that follow the network.
+"""The rate that each gate is to reach.
+
+Per-gate targets as users write them, and targets that follow the network.
 
 Source: Herrmann et al. 2018, sections 3.1 (t may differ per gate) and S2.2 (variable targets).
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,19 +14,28 @@ from gatecli.errors import SettingError
 
 VARIABLE = ("none", "moving", "exponential")
 DEFAULT = "t"  # in a list, as in the papers' own: the target rate
-FORMS = f"a number for each gate (`{DEFAULT}`: the target rate), as 1,1,.8,t, or PATTERN:NUMBER pairs, as layer1.*:1,*.0:.7"
+FORMS = (
+    f"a number for each gate (`{DEFAULT}`: the target rate), as 1,1,.8,t, or PATTERN:NUMBER pairs,"
+    " as layer1.*:1,*.0:.7"
+)
 
 
 def resolve(text: str, sites: Sequence[str]) -> dict[str, float]:
-    """What `text` says of each of `sites`, those left out that it does not mention: site -> target rate in [0, 1].
+    """What `text` says of each of `sites`, those left out that it does not mention.
 
-    Of several patterns that match a site the last one counts. Raises SettingError naming what was expected and what came.
+    Site -> target rate in [0, 1].
+
+    Of several patterns that match a site the last one counts. Raises SettingError naming what was
+    expected and what came.
     """
     parts = [part.strip() for part in text.split(",")]
     if ":" in text:
         return _by_pattern(parts, sites)
     if len(parts) != len(sites):
-        raise SettingError(f"expected setting `targets` to have {len(sites)} numbers, one for each gate, but got {len(parts)}; the gates are: {', '.join(sites)}")
+        raise SettingError(
+            f"expected setting `targets` to have {len(sites)} numbers, one for each gate, but got"
+            f" {len(parts)}; the gates are: {', '.join(sites)}"
+        )
     return {site: _rate(part) for site, part in zip(sites, parts, strict=True) if part != DEFAULT}
 
 
@@ -33,7 +45,10 @@ def _by_pattern(parts: Iterable[str], sites: Sequence[str]) -> dict[str, float]:
         pattern, _, value = part.rpartition(":")
         matching = [site for site in sites if fnmatchcase(site, pattern)]
         if not matching:
-            raise SettingError(f"expected setting `targets` to name gates, but `{pattern or part}` matches none of: {', '.join(sites)}")
+            raise SettingError(
+                f"expected setting `targets` to name gates, but `{pattern or part}` matches none"
+                f" of: {', '.join(sites)}"
+            )
         found.update(dict.fromkeys(matching, _rate(value)))
     return {site: found[site] for site in sites if site in found}
 
@@ -44,13 +59,18 @@ def _rate(text: str) -> float:
     except ValueError:
         rate = -1
     if not 0 <= rate <= 1:
-        raise SettingError(f"expected setting `targets` to be {FORMS}, with numbers between 0 and 1, but got `{text}`")
+        raise SettingError(
+            f"expected setting `targets` to be {FORMS}, with numbers between 0 and 1, but got"
+            f" `{text}`"
+        )
     return rate
 
 
 def read(text: str) -> dict[str, float]:
     """Targets by site, from the form that `written` gives. Raises SettingError."""
-    return {site: _rate(rate) for site, _, rate in (part.rpartition(":") for part in text.split(","))}
+    return {
+        site: _rate(rate) for site, _, rate in (part.rpartition(":") for part in text.split(","))
+    }
 
 
 def written(targets: Mapping[str, float]) -> str | None:
@@ -58,10 +78,13 @@ def written(targets: Mapping[str, float]) -> str | None:
     return ",".join(f"{site}:{rate:g}" for site, rate in targets.items()) or None
 
 
-def follow(kind: str, momentum: float, targets: Mapping[str, float], rates: Mapping[str, float], count: int) -> dict[str, float]:
+def follow(
+    kind: str, momentum: float, targets: Mapping[str, float], rates: Mapping[str, float], count: int
+) -> dict[str, float]:
     """The targets after a batch whose gates had these rates, the `count`-th of the epoch (from 1).
 
-    moving: the mean of the target that the epoch began with and all its batches' rates; exponential: t <- momentum t + (1 - momentum) rate.
+    moving: the mean of the target that the epoch began with and all its batches' rates;
+        exponential: t <- momentum t + (1 - momentum) rate.
     """
     share = 1 / (count + 1) if kind == "moving" else 1 - momentum
     return {site: target + share * (rates[site] - target) for site, target in targets.items()}

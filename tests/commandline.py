@@ -1,4 +1,5 @@
 """The command line in this process, and small things to try it on."""
+
 from __future__ import annotations
 
 import json
@@ -60,7 +61,10 @@ def strict(text: str) -> dict[str, Any]:
 
 
 def refused(args: str | list[object], *words: str, code: int = 1) -> str:
-    """Run a command that must fail, in one line that has the words, and leave the folder as it is; returns that line."""
+    """Run a command that must fail, in one line that has the words, and leave the folder as it is.
+
+    Returns that line.
+    """
     before = listing()
     done = run(*(args.split() if isinstance(args, str) else args))
     assert (done.code, done.out) == (code, ""), (done.code, done.out, done.err)
@@ -74,7 +78,11 @@ def refused(args: str | list[object], *words: str, code: int = 1) -> str:
 
 def listing() -> dict[str, bytes]:
     """Every file of the current folder by name, with its bytes; gatecli's own folder left out."""
-    return {str(path): path.read_bytes() for path in sorted(Path().rglob("*")) if path.is_file() and ".gatecli" not in path.parts}
+    return {
+        str(path): path.read_bytes()
+        for path in sorted(Path().rglob("*"))
+        if path.is_file() and ".gatecli" not in path.parts
+    }
 
 
 def current() -> str:
@@ -97,7 +105,10 @@ def save_npz(path: Path, train: int = 96, val: int = 40, classes: int = 10) -> P
         images = chance.randint(0, 60, (count, SIDE * SIDE))
         for place in range(5):
             images[np.arange(count), (labels * 6 + place) % (SIDE * SIDE)] += 190
-        arrays |= {f"{name}_images": images.reshape(-1, SIDE, SIDE).astype(np.uint8), f"{name}_labels": labels.astype(np.uint8)[:, None]}
+        arrays |= {
+            f"{name}_images": images.reshape(-1, SIDE, SIDE).astype(np.uint8),
+            f"{name}_labels": labels.astype(np.uint8)[:, None],
+        }
     np.savez(path, **arrays)
     return path
 
@@ -105,18 +116,31 @@ def save_npz(path: Path, train: int = 96, val: int = 40, classes: int = 10) -> P
 def contents(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """A checkpoint's tensors and its recipe."""
     with safe_open(path, "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["gatecli"])  # noqa: SIM118
+        return {name: file.get_tensor(name) for name in file.keys()}, json.loads(
+            file.metadata()["gatecli"]
+        )
 
 
 def same(ours: str | os.PathLike[str], theirs: str | os.PathLike[str]) -> bool:
-    """Whether two checkpoints hold the same tensors to the bit, and the same recipe but for the times in it."""
+    """Whether two checkpoints hold the same tensors to the bit, and the same recipe but for the
+    times in it.
+    """
     (mine, recipe), (other, second) = contents(ours), contents(theirs)
     for step in (*recipe["steps"], *second["steps"]):
         del step["at"]
-    return list(mine) == list(other) and all(torch.equal(mine[name], other[name]) for name in mine) and recipe == second
+    return (
+        list(mine) == list(other)
+        and all(torch.equal(mine[name], other[name]) for name in mine)
+        and recipe == second
+    )
 
 
-def edit(path: Path, out: Path, tensors: Callable[[dict[str, Tensor]], None] | None = None, recipe: Callable[[dict[str, Any]], None] | None = None) -> Path:
+def edit(
+    path: Path,
+    out: Path,
+    tensors: Callable[[dict[str, Tensor]], None] | None = None,
+    recipe: Callable[[dict[str, Any]], None] | None = None,
+) -> Path:
     """A copy of a checkpoint with its tensors or its recipe changed."""
     held, said = contents(path)
     for change, thing in ((tensors, held), (recipe, said)):

@@ -1,8 +1,10 @@
 """What a run multiplies, counted by formulas of our own.
 
-torch's FlopCounterMode knows some operations and passes over the others without a word, and which kernel attention comes down to
-depends on torch's version and on the machine. Here attention is made to be two products, and what may multiply and has no formula is an error.
+torch's FlopCounterMode knows some operations and passes over the others without a word, and which
+kernel attention comes down to depends on torch's version and on the machine. Here attention is made
+to be two products, and what may multiply and has no formula is an error.
 """
+
 from __future__ import annotations
 
 import math
@@ -16,8 +18,13 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-MULTIPLIES = re.compile(r"conv|mm$|mv$|dot$|matmul|linear$|bilinear|einsum|attention|attn|lstm|gru|rnn|addr$")
-HARMLESS = {"upsample_bilinear2d", "_upsample_bilinear2d_aa"}  # resized by fixed shares: not counted by anybody
+MULTIPLIES = re.compile(
+    r"conv|mm$|mv$|dot$|matmul|linear$|bilinear|einsum|attention|attn|lstm|gru|rnn|addr$"
+)
+HARMLESS = {
+    "upsample_bilinear2d",
+    "_upsample_bilinear2d_aa",
+}  # resized by fixed shares: not counted by anybody
 
 
 def _convolution(result: Tensor, image: Tensor, weight: Tensor, *rest: Any) -> int:
@@ -35,9 +42,15 @@ def _added(result: Tensor, _: Tensor, left: Tensor, *__: Any) -> int:
 
 
 FORMULAS: dict[str, Callable[..., int]] = {
-    "convolution": _convolution, "mm": _product, "bmm": _product, "mv": _product, "dot": lambda _, left, *__: left.numel(),
-    "addmm": _added, "baddbmm": _added, "addmv": _added,
-}  # fmt: skip
+    "convolution": _convolution,
+    "mm": _product,
+    "bmm": _product,
+    "mv": _product,
+    "dot": lambda _, left, *__: left.numel(),
+    "addmm": _added,
+    "baddbmm": _added,
+    "addmv": _added,
+}
 
 
 class Macs(TorchDispatchMode):

@@ -1,4 +1,5 @@
 """A virtual environment with one package, what that requires, and nothing else."""
+
 from __future__ import annotations
 
 import venv
@@ -9,7 +10,9 @@ from packaging.requirements import Requirement
 
 
 def environment(folder: Path, package: str) -> Path:
-    """Make it in `folder`, of links to what is installed here, so that it costs neither time nor a network; returns its Python."""
+    """Make it in `folder`, of links to what is installed here, so that it costs neither time nor a
+    network; returns its Python.
+    """
     venv.create(folder, symlinks=True)
     (packages,) = folder.glob("lib/python*/site-packages")
     for each in _required(package):
@@ -28,5 +31,9 @@ def _required(package: str) -> list[Distribution]:
         if name not in found:
             found[name] = distribution(name)
             required = [Requirement(line) for line in found[name].requires or ()]
-            names += [each.name for each in required if each.marker is None or each.marker.evaluate({"extra": ""})]
+            names += [
+                each.name
+                for each in required
+                if each.marker is None or each.marker.evaluate({"extra": ""})
+            ]
     return list(found.values())

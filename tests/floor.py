@@ -1,7 +1,11 @@
-"""The lowest version of each direct dependency, as pyproject.toml has it: `python tests/floor.py EXTRA...` prints them as pip's constraints.
+"""The lowest version of each direct dependency, as pyproject.toml has it.
 
-They are read from what is installed of gatecli (`pip install --no-deps --editable .`), so that floors stand in one place.
+`python tests/floor.py EXTRA...` prints them as pip's constraints.
+
+They are read from what is installed of gatecli (`pip install --no-deps --editable .`), so that
+floors stand in one place.
 """
+
 from __future__ import annotations
 
 import sys
@@ -36,7 +40,10 @@ def floor(requirement: Requirement) -> str:
     """`torch>=2.10` -> `torch==2.10`."""
     versions = [each.version for each in requirement.specifier if each.operator == ">="]
     if len(versions) != 1:
-        raise SystemExit(f"expected one floor (>=) for {requirement.name} in pyproject.toml, but got {requirement}")
+        raise SystemExit(
+            f"expected one floor (>=) for {requirement.name} in pyproject.toml, but got"
+            f" {requirement}"
+        )
     return f"{requirement.name}=={versions[0]}"
 
 

@@ -1,7 +1,11 @@
-"""Small networks for the tests: the usual ones, and what users write: other names, functional and in-place operations, odd shapes.
+"""Small networks for the tests: the usual ones, and what users write.
 
-Each function takes no argument, so that a checkpoint can name it as `networks:NAME`. `CASES` says what images each takes.
+Other names, functional and in-place operations, odd shapes.
+
+Each function takes no argument, so that a checkpoint can name it as `networks:NAME`. `CASES` says
+what images each takes.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -27,7 +31,9 @@ def cifar_pad() -> nn.Module:
 
 
 def resnet18() -> nn.Module:
-    return build("torchvision:resnet18", {"stem": "cifar", "num_classes": 10, "width_per_group": 64})
+    return build(
+        "torchvision:resnet18", {"stem": "cifar", "num_classes": 10, "width_per_group": 64}
+    )
 
 
 def bottleneck() -> nn.Module:
@@ -42,9 +48,14 @@ class Unit(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
         super().__init__()
-        self.c1, self.n1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs)
+        self.c1, self.n1 = (
+            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
         self.c2, self.n2 = nn.Conv2d(outputs, outputs, 3, 1, 1), nn.BatchNorm2d(outputs)
-        self.skip = nn.Conv2d(inputs, outputs, 1, stride) if stride != 1 or inputs != outputs else None
+        self.skip = (
+            nn.Conv2d(inputs, outputs, 1, stride) if stride != 1 or inputs != outputs else None
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.n2(self.c2(F.relu(self.n1(self.c1(x)), inplace=True)))
@@ -57,7 +68,12 @@ class Added(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(width, width, 3, 1, 1), nn.BatchNorm2d(width), nn.ReLU(inplace=True), nn.Conv2d(width, width, 3, 1, 1))
+        self.body = nn.Sequential(
+            nn.Conv2d(width, width, 3, 1, 1),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(width, width, 3, 1, 1),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.add(x, F.dropout(self.body(x), 0.3, self.training)).relu()
@@ -114,7 +130,10 @@ def preactivation() -> nn.Module:
 
 
 class Writing(nn.Module):
-    """Writes in place wherever it can: into a block's input, into its output, by name, by argument and without using the result."""
+    """Writes in place wherever it can.
+
+    Into a block's input, into its output, by name, by argument and without using the result.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -125,7 +144,9 @@ class Writing(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
-        x = x + self.convs[1](self.act(self.convs[0](self.act(x))))  # the shortcut carries what was written
+        x = x + self.convs[1](
+            self.act(self.convs[0](self.act(x)))
+        )  # the shortcut carries what was written
         x = x + self.convs[3](self.act(self.convs[2](x.relu_())))  # and here, into a block's output
         first = x
         y = x.clone()
@@ -141,12 +162,23 @@ def writing() -> nn.Module:
 
 
 class Readers(nn.Module):
-    """Every block's input is read again at the end, and some outputs are written into before: skipping must leave both alone."""
+    """Every block's input is read again at the end, and some outputs are written into before.
+
+    Skipping must leave both alone.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 8, 3, 1, 1)
-        self.blocks = nn.ModuleList(nn.Sequential(nn.Conv2d(8, 8, 3, 1, 1), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Conv2d(8, 8, 3, 1, 1)) for _ in range(4))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(8, 8, 3, 1, 1),
+                nn.BatchNorm2d(8),
+                nn.ReLU(inplace=True),
+                nn.Conv2d(8, 8, 3, 1, 1),
+            )
+            for _ in range(4)
+        )
         self.act = nn.SiLU(inplace=True)
         self.scale = nn.Parameter(torch.ones(8, 1, 1))  # one for all blocks
         self.fc = nn.Linear(40, 4)
@@ -190,8 +222,12 @@ class Tokens(nn.Module):
         super().__init__()
         self.patches = nn.Conv2d(3, 16, 8, 8)
         self.norms = nn.ModuleList(nn.LayerNorm(16) for _ in range(4))
-        self.attention = nn.ModuleList(nn.MultiheadAttention(16, 2, batch_first=True) for _ in range(2))
-        self.mlps = nn.ModuleList(nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16)) for _ in range(2))
+        self.attention = nn.ModuleList(
+            nn.MultiheadAttention(16, 2, batch_first=True) for _ in range(2)
+        )
+        self.mlps = nn.ModuleList(
+            nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 16)) for _ in range(2)
+        )
         self.fc = nn.Linear(16, 4)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -227,7 +263,11 @@ class Dense(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(3, 8, 3, 1, 1)
         self.first = nn.ModuleList(DenseLayer(8 + 4 * i, 4) for i in range(3))
-        self.norm, self.conv, self.pool = nn.BatchNorm2d(20), nn.Conv2d(20, 10, 1, bias=False), nn.AvgPool2d(2)
+        self.norm, self.conv, self.pool = (
+            nn.BatchNorm2d(20),
+            nn.Conv2d(20, 10, 1, bias=False),
+            nn.AvgPool2d(2),
+        )
         self.second = nn.ModuleList(DenseLayer(10 + 4 * i, 4) for i in range(2))
         self.last, self.fc = nn.BatchNorm2d(18), nn.Linear(18, 5)
 
@@ -238,7 +278,9 @@ class Dense(nn.Module):
         features = [self.pool(self.conv(F.relu(self.norm(torch.cat(features, 1)))))]
         for layer in self.second:
             features.append(layer(features))
-        return self.fc(F.adaptive_avg_pool2d(F.relu(self.last(torch.cat(features, 1))), 1).flatten(1))
+        return self.fc(
+            F.adaptive_avg_pool2d(F.relu(self.last(torch.cat(features, 1))), 1).flatten(1)
+        )
 
 
 def dense() -> nn.Module:
@@ -246,7 +288,10 @@ def dense() -> nn.Module:
 
 
 class PlainDense(nn.Module):
-    """As CIFAR DenseNets are written: each layer concatenates to what came; 3x3 convolutions read it, padded."""
+    """As CIFAR DenseNets are written: each layer concatenates to what came.
+
+    3x3 convolutions read it, padded.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -269,7 +314,10 @@ def plaindense() -> nn.Module:
 
 @dataclass(frozen=True)
 class Case:
-    """A network and its images: `size` (height, width), `channels`; `blocks` says how many residual branches it has."""
+    """A network and its images: `size` (height, width), `channels`.
+
+    `blocks` says how many residual branches it has.
+    """
 
     make: Callable[[], nn.Module]
     blocks: int
@@ -287,7 +335,9 @@ class Case:
             return lively(self.make(), self.images(8, seed=1))
 
     def images(self, count: int, seed: int = 0) -> Tensor:
-        return torch.randn(count, self.channels, *self.size, generator=torch.Generator().manual_seed(seed))
+        return torch.randn(
+            count, self.channels, *self.size, generator=torch.Generator().manual_seed(seed)
+        )
 
     def network(self) -> Network:
         return traced(self.build(), self.size)
@@ -318,7 +368,9 @@ def infer(network: nn.Module, x: Tensor) -> Tensor:
 
 
 def masked(network: Network, x: Tensor) -> Tensor:
-    """What the network means: every branch computed, then multiplied by its decision, with evaluation's decisions."""
+    """What the network means: every branch computed, then multiplied by its decision, with
+    evaluation's decisions.
+    """
     with torch.no_grad():
         logits: Tensor = network._masked(network, x)
         return logits
@@ -330,11 +382,15 @@ def branches(network: Network) -> dict[str, Site]:
 
 
 def traced(model: nn.Module, size: tuple[int, int] = (32, 32), **how: object) -> Network:
-    return Network(model, Recipe(Source("", {}), InputSpec(size, 0)), **how)  # type: ignore[arg-type]
+    recipe = Recipe(Source("", {}), InputSpec(size, 0))
+    return Network(model, recipe, **how)  # type: ignore[arg-type]
 
 
 def lively(model: nn.Module, images: Tensor) -> nn.Module:
-    """Give BatchNorm the statistics of `images` and weights of its own, in evaluation mode: no value is what initialisation left."""
+    """Give BatchNorm the statistics of `images` and weights of its own, in evaluation mode.
+
+    No value is what initialisation left.
+    """
     norms = [part for part in model.modules() if isinstance(part, nn.BatchNorm2d)]
     for norm in norms:
         nn.init.uniform_(norm.weight, 0.5, 1.5)

@@ -1,4 +1,5 @@
 """gatecli gates: shares, histogram, units on for an image, pictures."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -24,15 +25,30 @@ def test_counts_are_those_of_the_decisions() -> None:
     on, off, varied, *others = network.methods
     generator = torch.Generator().manual_seed(0)
     z = torch.randint(0, 2, (10, 1), generator=generator).float()
-    given = {on: torch.ones(10, 1), off: torch.zeros(10, 1), varied: z, **{site: torch.ones(10, 1) for site in others}}
+    given = {
+        on: torch.ones(10, 1),
+        off: torch.zeros(10, 1),
+        varied: z,
+        **{site: torch.ones(10, 1) for site in others},
+    }
     x, y = CASES["cifar-projection"].images(10), torch.arange(10)
     with gatecli.force(network, given):
         use = analyse(network, [(x, y)])
     found = {site.name: (site.on, site.dependent, site.off, site.rate) for site in use.sites}
-    assert found[on] == (1, 0, 0, 1.0) and found[off] == (0, 0, 1, 0.0) and found[varied] == (0, 1, 0, pytest.approx(z.mean().item()))
+    assert (
+        found[on] == (1, 0, 0, 1.0)
+        and found[off] == (0, 0, 1, 0.0)
+        and found[varied] == (0, 1, 0, pytest.approx(z.mean().item()))
+    )
     assert sum(use.histogram) == 1 and use.histogram[min(9, int(10 * z.mean().item()))] == 1
-    assert use.per_image == (len(others) + 1, pytest.approx(len(others) + 1 + z.mean().item()), len(others) + 2)
-    assert torch.equal(use.vectors, torch.cat(list(given.values()), 1)) and torch.equal(use.labels, y)
+    assert use.per_image == (
+        len(others) + 1,
+        pytest.approx(len(others) + 1 + z.mean().item()),
+        len(others) + 2,
+    )
+    assert torch.equal(use.vectors, torch.cat(list(given.values()), 1)) and torch.equal(
+        use.labels, y
+    )
 
 
 def test_embedding_and_what_it_refuses() -> None:
@@ -55,14 +71,36 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused("gates", "expected a data set")
     refused("gates --data npz:data.npz --images 0", "--images to be at least 1")
     refused("gates --data npz:data.npz --plot p --picture gif", "one of png, svg")
-    found = call("gates", "--data", "npz:data.npz", "--images", 17, "--plot", "pictures", "--picture", "svg")
-    assert found["images"] == 17 and all(Path(file).stat().st_size > 1000 for file in found["files"]) and len(found["files"]) >= 2
+    found = call(
+        "gates", "--data", "npz:data.npz", "--images", 17, "--plot", "pictures", "--picture", "svg"
+    )
+    assert (
+        found["images"] == 17
+        and all(Path(file).stat().st_size > 1000 for file in found["files"])
+        and len(found["files"]) >= 2
+    )
     assert "units on for an image" in run("gates", "--data", "npz:data.npz").out
 
 
 def test_connections_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     save_source(Path("x.pt"), "cifar:resnext20_8x4d")
-    call("attach", "x.pt", "--method", "gateconnect", "--set", "fan_in=1", "--set", "connectivity=random", "--input-size", SIDE)
+    call(
+        "attach",
+        "x.pt",
+        "--method",
+        "gateconnect",
+        "--set",
+        "fan_in=1",
+        "--set",
+        "connectivity=random",
+        "--input-size",
+        SIDE,
+    )
     found = call("gates", "--plot", "pictures")
-    assert {Path(file).stem for file in found["files"]} == {"shares", "per-image", "connections", "branches"}
+    assert {Path(file).stem for file in found["files"]} == {
+        "shares",
+        "per-image",
+        "connections",
+        "branches",
+    }

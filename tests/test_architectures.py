@@ -1,4 +1,5 @@
 """Building networks by name, and finding them from their tensors."""
+
 from __future__ import annotations
 
 import builtins
@@ -11,7 +12,15 @@ import pytest
 import torch
 from torch import nn
 
-from gatecli.architectures.build import build, build_pretrained, build_skeleton, check_args, is_callable_name, parse_arch_args, switches
+from gatecli.architectures.build import (
+    build,
+    build_pretrained,
+    build_skeleton,
+    check_args,
+    is_callable_name,
+    parse_arch_args,
+    switches,
+)
 from gatecli.architectures.generate import listed
 from gatecli.architectures.identify import found_for, identify, spell
 from gatecli.architectures.rows import Row, make_row, pack, table, unpack
@@ -23,7 +32,10 @@ Shapes = dict[str, tuple[int, ...]]
 
 def shapes_of(arch: str, args: Mapping[str, Any]) -> Shapes:
     """Every tensor of the built network, BatchNorm's counters too; takes no memory."""
-    return {name: tuple(tensor.shape) for name, tensor in build_skeleton(arch, args).state_dict().items()}
+    return {
+        name: tuple(tensor.shape)
+        for name, tensor in build_skeleton(arch, args).state_dict().items()
+    }
 
 
 def respell(shapes: Shapes, **names: str) -> Shapes:
@@ -50,7 +62,10 @@ def no_download(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def user_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A user's module in the current folder; returns its name, a new one each time because imports are remembered."""
+    """A user's module in the current folder.
+
+    Returns its name, a new one each time because imports are remembered.
+    """
     name = f"user_{tmp_path.name.replace('-', '_')}"
     (tmp_path / f"{name}.py").write_text(
         "from torch import nn\n"
@@ -82,7 +97,11 @@ def test_every_row_is_found_from_its_tensors(arch: str, args: dict[str, Any]) ->
 def test_three_channels_are_not_mentioned_and_bring_the_official_input() -> None:
     found = identify(shapes_of("torchvision:resnet18", {}))
     assert found.args == {"num_classes": 1000}
-    assert (found.input_size, found.mean, found.std) == (224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert (found.input_size, found.mean, found.std) == (
+        224,
+        (0.485, 0.456, 0.406),
+        (0.229, 0.224, 0.225),
+    )
     assert found.notes == ()
     small = identify(shapes_of("cifar:resnet20", {}))
     assert (small.input_size, small.mean, small.std) == (32, None, None)
@@ -91,7 +110,9 @@ def test_three_channels_are_not_mentioned_and_bring_the_official_input() -> None
 def test_every_torchvision_classifier_is_in_the_table() -> None:
     from torchvision import models
 
-    assert {f"torchvision:{name}" for name in models.list_models(module=models)} <= {row.arch for row in table()}
+    assert {f"torchvision:{name}" for name in models.list_models(module=models)} <= {
+        row.arch for row in table()
+    }
 
 
 def test_rows_are_distinct() -> None:
@@ -101,7 +122,11 @@ def test_rows_are_distinct() -> None:
 
 @pytest.mark.parametrize(
     ("arch", "args"),
-    [("torchvision:resnext50_32x4d", {}), ("torchvision:resnet18", {"stem": "cifar"}), ("cifar:resnet56", {"shortcut": "pad"})],
+    [
+        ("torchvision:resnext50_32x4d", {}),
+        ("torchvision:resnet18", {"stem": "cifar"}),
+        ("cifar:resnet56", {"shortcut": "pad"}),
+    ],
 )
 def test_the_shipped_table_is_what_would_be_generated(arch: str, args: dict[str, Any]) -> None:
     assert make_row(arch, args) in table()
@@ -125,9 +150,16 @@ def test_other_torchvision_networks_fit_the_table() -> None:
 
 
 def test_kuangliu_spelling() -> None:
-    theirs = respell(shapes_of("torchvision:resnet18", {"stem": "cifar", "num_classes": 10}), downsample="shortcut", fc="linear")
+    theirs = respell(
+        shapes_of("torchvision:resnet18", {"stem": "cifar", "num_classes": 10}),
+        downsample="shortcut",
+        fc="linear",
+    )
     found = identify(theirs)
-    assert (found.arch, found.args) == ("torchvision:resnet18", {"stem": "cifar", "num_classes": 10})
+    assert (found.arch, found.args) == (
+        "torchvision:resnet18",
+        {"stem": "cifar", "num_classes": 10},
+    )
     assert found.names == {"downsample": "shortcut", "fc": "linear"}
     assert respell(shapes_of(found.arch, found.args), **found.names) == theirs
     assert len(found.notes) == 1 and "maxpool=true" in found.notes[0]
@@ -135,7 +167,11 @@ def test_kuangliu_spelling() -> None:
 
 def test_akamaster_spelling() -> None:
     found = identify(respell(shapes_of("cifar:resnet110", {"shortcut": "pad"}), fc="linear"))
-    assert (found.arch, found.args, found.names) == ("cifar:resnet110", {"shortcut": "pad", "num_classes": 10}, {"fc": "linear"})
+    assert (found.arch, found.args, found.names) == (
+        "cifar:resnet110",
+        {"shortcut": "pad", "num_classes": 10},
+        {"fc": "linear"},
+    )
     assert len(found.notes) == 1 and "pad=end" in found.notes[0]
 
 
@@ -146,14 +182,27 @@ def test_classifier_for_fc_and_bottleneck_note() -> None:
 
 
 def test_counters_may_be_missing() -> None:
-    shapes = {name: shape for name, shape in shapes_of("cifar:resnet20", {}).items() if not name.endswith("num_batches_tracked")}
+    shapes = {
+        name: shape
+        for name, shape in shapes_of("cifar:resnet20", {}).items()
+        if not name.endswith("num_batches_tracked")
+    }
     assert identify(shapes).arch == "cifar:resnet20"
 
 
 def test_a_near_miss_names_the_nearest_and_the_first_difference() -> None:
-    shapes = respell({**shapes_of("torchvision:resnet18", {"num_classes": 10}), "layer1.0.conv2.weight": (64, 64, 5, 5)}, fc="linear")
+    shapes = respell(
+        {
+            **shapes_of("torchvision:resnet18", {"num_classes": 10}),
+            "layer1.0.conv2.weight": (64, 64, 5, 5),
+        },
+        fc="linear",
+    )
     text = error(identify, shapes)
-    assert "torchvision:resnet18 (1 tensor differs, first `layer1.0.conv2.weight`: expected (64, 64, 3, 3) but got (64, 64, 5, 5))" in text
+    assert (
+        "torchvision:resnet18 (1 tensor differs, first `layer1.0.conv2.weight`: expected (64, 64,"
+        " 3, 3) but got (64, 64, 5, 5))" in text
+    )
     assert text.count("first `") == 3
     assert "--arch torchvision:NAME" in text and "--arch package.module:callable" in text
 
@@ -163,7 +212,10 @@ def test_a_near_miss_names_the_nearest_and_the_first_difference() -> None:
     [
         ({"fc.bias": None}, "`fc.bias`: expected (N,) but got no such tensor"),
         ({"head.weight": (3, 4)}, "`head.weight`: expected no such tensor but got (3, 4)"),
-        ({"fc.bias": (11,)}, "`fc.bias`: expected (N,) but got (11,)"),  # not fc.weight's class count
+        (
+            {"fc.bias": (11,)},
+            "`fc.bias`: expected (N,) but got (11,)",
+        ),  # not fc.weight's class count
     ],
 )
 def test_one_tensor_more_less_or_odd(change: dict[str, Any], expected: str) -> None:
@@ -187,7 +239,9 @@ def test_several_that_fit_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_finding_does_not_build(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = shapes_of("torchvision:resnet152", {})
-    monkeypatch.setattr("gatecli.architectures.rows.build_skeleton", lambda *_: pytest.fail("a network was built"))
+    monkeypatch.setattr(
+        "gatecli.architectures.rows.build_skeleton", lambda *_: pytest.fail("a network was built")
+    )
     table.cache_clear()
     assert identify(shapes).arch == "torchvision:resnet152"
 
@@ -197,7 +251,9 @@ def test_image_size_of_a_vit() -> None:
     found = identify(shapes)
     assert (found.args, found.input_size) == ({"image_size": 96, "num_classes": 3}, 96)
     assert found_for("torchvision:vit_b_32", {"image_size": 96}, shapes) == found
-    assert "(1, 17, 768) but got (1, 10, 768)" in error(found_for, "torchvision:vit_b_32", {"image_size": 128}, shapes)
+    assert "(1, 17, 768) but got (1, 10, 768)" in error(
+        found_for, "torchvision:vit_b_32", {"image_size": 128}, shapes
+    )
 
 
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
@@ -208,15 +264,24 @@ def test_auxiliary_heads(name: str) -> None:
             assert found.args == {**args, "num_classes": 1000}
             assert "transform_input=true" in found.notes[0]
     assert found_for(f"torchvision:{name}", {"transform_input": True}, shapes).notes == ()
-    assert "AuxLogits" in error(found_for, "torchvision:inception_v3", {"aux_logits": True}, shapes) or name == "googlenet"
+    assert (
+        "AuxLogits" in error(found_for, "torchvision:inception_v3", {"aux_logits": True}, shapes)
+        or name == "googlenet"
+    )
 
 
 def test_old_densenet_spelling() -> None:
     new = shapes_of("torchvision:densenet121", {})
-    theirs = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", name): shape for name, shape in new.items()}
+    theirs = {
+        re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", name): shape
+        for name, shape in new.items()
+    }
     assert "features.denseblock1.denselayer1.norm.1.weight" in theirs
     found = identify(theirs)
-    assert (found.arch, found.names) == ("torchvision:densenet121", {"norm1": "norm.1", "norm2": "norm.2", "conv1": "conv.1", "conv2": "conv.2"})
+    assert (found.arch, found.names) == (
+        "torchvision:densenet121",
+        {"norm1": "norm.1", "norm2": "norm.2", "conv1": "conv.1", "conv2": "conv.2"},
+    )
     assert respell(new, **found.names) == theirs
     assert identify(new).names == {}
 
@@ -228,13 +293,24 @@ def test_preactivation_resnets() -> None:
         shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         assert sum(name.endswith("downsample.0.weight") for name in shapes) == projections
         assert identify(shapes).args == {**args, "num_classes": 10}
-    assert [shapes[f"layer{group}.1.conv3.weight"][:2] for group in (1, 2, 3)] == [(16, 4), (128, 32), (256, 64)]
+    assert [shapes[f"layer{group}.1.conv3.weight"][:2] for group in (1, 2, 3)] == [
+        (16, 4),
+        (128, 32),
+        (256, 64),
+    ]
     notes = identify(shapes).notes
     assert len(notes) == 2 and "stride_on=conv1" in notes[0] and "project=activation" in notes[1]
-    assert found_for("cifar:preresnet164", {"stride_on": "conv1", "project": "activation"}, shapes).notes == ()
+    assert (
+        found_for(
+            "cifar:preresnet164", {"stride_on": "conv1", "project": "activation"}, shapes
+        ).notes
+        == ()
+    )
 
 
-@pytest.mark.parametrize("args", [{}, {"narrow": True}, {"stride_on": "conv1"}, {"project": "activation"}])
+@pytest.mark.parametrize(
+    "args", [{}, {"narrow": True}, {"stride_on": "conv1"}, {"project": "activation"}]
+)
 def test_preactivation_resnets_against_slow_arithmetic(args: dict[str, Any]) -> None:
     torch.manual_seed(0)
     model: Any = build("cifar:preresnet56", args)
@@ -243,7 +319,9 @@ def test_preactivation_resnets_against_slow_arithmetic(args: dict[str, Any]) -> 
     middle = torch.relu(block.bn3(block.conv2(torch.relu(block.bn2(block.conv1(active))))))
     short = block.downsample(active if "project" in args else x)
     assert torch.equal(block(x), block.conv3(middle) + short) and short.shape == (2, 128, 4, 4)
-    assert (block.conv1.stride, block.conv2.stride) == (((2, 2), (1, 1)) if "stride_on" in args else ((1, 1), (2, 2)))
+    assert (block.conv1.stride, block.conv2.stride) == (
+        ((2, 2), (1, 1)) if "stride_on" in args else ((1, 1), (2, 2))
+    )
 
 
 # --- a named architecture ---
@@ -251,10 +329,16 @@ def test_preactivation_resnets_against_slow_arithmetic(args: dict[str, Any]) -> 
 
 def test_named_architecture_takes_counts_from_the_tensors() -> None:
     given = {"stem": "cifar", "maxpool": True, "stem_stride": 2}
-    found = found_for("torchvision:resnet18", given, shapes_of("torchvision:resnet18", {"stem": "cifar", "num_classes": 4}))
+    found = found_for(
+        "torchvision:resnet18",
+        given,
+        shapes_of("torchvision:resnet18", {"stem": "cifar", "num_classes": 4}),
+    )
     assert found.args == {**given, "num_classes": 4}
     assert (found.input_size, found.notes) == (32, ())
-    found = found_for("cifar:resnet20", {}, respell(shapes_of("cifar:resnet20", {"channels": 1}), fc="linear"))
+    found = found_for(
+        "cifar:resnet20", {}, respell(shapes_of("cifar:resnet20", {"channels": 1}), fc="linear")
+    )
     assert (found.args, found.names) == ({"num_classes": 10, "channels": 1}, {"fc": "linear"})
 
 
@@ -263,14 +347,21 @@ def test_named_architecture_outside_the_table() -> None:
     found = found_for("torchvision:efficientnet_b1", {}, shapes)
     assert (found.args, found.input_size, found.names) == ({"num_classes": 5}, 240, {})
     wide = {"width_per_group": 32}
-    assert found_for("torchvision:resnet50", wide, shapes_of("torchvision:resnet50", wide)).args == {**wide, "num_classes": 1000}
+    assert found_for(
+        "torchvision:resnet50", wide, shapes_of("torchvision:resnet50", wide)
+    ).args == {**wide, "num_classes": 1000}
 
 
 def test_named_architecture_that_does_not_fit() -> None:
     shapes = shapes_of("torchvision:resnet18", {})
     text = error(found_for, "torchvision:resnet50", {}, shapes)
-    assert "torchvision:resnet50" in text and "`layer1.0.conv1.weight`: expected (64, 64, 1, 1) but got (64, 64, 3, 3)" in text
-    assert "`fc.weight`: expected (5, 512) but got (1000, 512)" in error(found_for, "torchvision:resnet18", {"num_classes": 5}, shapes)
+    assert (
+        "torchvision:resnet50" in text
+        and "`layer1.0.conv1.weight`: expected (64, 64, 1, 1) but got (64, 64, 3, 3)" in text
+    )
+    assert "`fc.weight`: expected (5, 512) but got (1000, 512)" in error(
+        found_for, "torchvision:resnet18", {"num_classes": 5}, shapes
+    )
     assert "nope" in error(found_for, "torchvision:nope", {}, shapes)
 
 
@@ -280,10 +371,18 @@ def test_callable(user_code: str) -> None:
     assert (found.args, found.input_size, found.names) == ({"num_classes": 10}, 224, {})
     assert "--input-size" in found.notes[0]
     assert found_for(f"{user_code}:usual", {}, shapes).args == {}
-    assert found_for(f"{user_code}:usual", {}, {"1.weight": (7, 8), "1.bias": (7,)}).args == {"num_classes": 7}
-    assert found_for(f"{user_code}:Nets.small", {"width": 6}, {"weight": (3, 6), "bias": (3,)}).args == {"width": 6}
-    assert "num_classes=N" in error(found_for, f"{user_code}:wide", {}, {"weight": (20, 8), "bias": (20,)})
-    assert "`weight`: expected (3, 4) but got (3, 5)" in error(found_for, f"{user_code}:fixed", {}, {"weight": (3, 5), "bias": (3,)})
+    assert found_for(f"{user_code}:usual", {}, {"1.weight": (7, 8), "1.bias": (7,)}).args == {
+        "num_classes": 7
+    }
+    assert found_for(
+        f"{user_code}:Nets.small", {"width": 6}, {"weight": (3, 6), "bias": (3,)}
+    ).args == {"width": 6}
+    assert "num_classes=N" in error(
+        found_for, f"{user_code}:wide", {}, {"weight": (20, 8), "bias": (20,)}
+    )
+    assert "`weight`: expected (3, 4) but got (3, 5)" in error(
+        found_for, f"{user_code}:fixed", {}, {"weight": (3, 5), "bias": (3,)}
+    )
 
 
 @pytest.mark.parametrize(
@@ -318,20 +417,34 @@ def test_checking_a_callables_arguments_imports_nothing() -> None:
 
 
 def test_build_is_in_evaluation_mode_and_counts_are_kept() -> None:
-    model = build("cifar:resnet20", {"num_classes": 7, "channels": 1, "shortcut": "pad", "pad": "end"})
+    model = build(
+        "cifar:resnet20", {"num_classes": 7, "channels": 1, "shortcut": "pad", "pad": "end"}
+    )
     assert not model.training
     assert model(torch.zeros(2, 1, 32, 32)).shape == (2, 7)
 
 
 def test_resnet_surgery() -> None:
     with torch.device("meta"):
-        model: Any = build("torchvision:resnet50", {"stem": "cifar", "in_channels": 1, "stride_on": "conv1"})
-        pooled: Any = build("torchvision:resnet18", {"stem": "cifar", "maxpool": True, "stem_stride": 2})
+        model: Any = build(
+            "torchvision:resnet50", {"stem": "cifar", "in_channels": 1, "stride_on": "conv1"}
+        )
+        pooled: Any = build(
+            "torchvision:resnet18", {"stem": "cifar", "maxpool": True, "stem_stride": 2}
+        )
         unpooled: Any = build("torchvision:resnet18", {"maxpool": False})
     conv = model.conv1
-    assert (conv.in_channels, conv.kernel_size, conv.stride, conv.padding, conv.bias) == (1, (3, 3), (1, 1), (1, 1), None)
+    assert (conv.in_channels, conv.kernel_size, conv.stride, conv.padding, conv.bias) == (
+        1,
+        (3, 3),
+        (1, 1),
+        (1, 1),
+        None,
+    )
     assert isinstance(model.maxpool, nn.Identity)
-    assert [(block.conv1.stride, block.conv2.stride) for block in (model.layer1[0], model.layer2[0])] == [((1, 1), (1, 1)), ((2, 2), (1, 1))]
+    assert [
+        (block.conv1.stride, block.conv2.stride) for block in (model.layer1[0], model.layer2[0])
+    ] == [((1, 1), (1, 1)), ((2, 2), (1, 1))]
     assert isinstance(pooled.maxpool, nn.MaxPool2d) and pooled.conv1.stride == (2, 2)
     assert isinstance(unpooled.maxpool, nn.Identity) and unpooled.conv1.kernel_size == (7, 7)
     assert not model.training and not any(part.training for part in model.modules())
@@ -355,8 +468,16 @@ def test_surgery_keeps_the_meaning() -> None:
         ("torchvision:resnet18", {"pretrained": True}, "`pretrained` is refused"),
         ("timm_like.module:net", {"pretrained_cfg": "x"}, "`pretrained_cfg` is refused"),
         ("torchvision:resnet18", {"progress": False}, "`progress` is refused"),
-        ("torchvision:resnet18", {"depth": 3}, "no argument `depth`: it takes num_classes, in_channels, stem"),
-        ("torchvision:resnet18", {"num_classes": 0}, "`num_classes` of torchvision:resnet18 to be an integer from 1 to 10000000 but got 0"),
+        (
+            "torchvision:resnet18",
+            {"depth": 3},
+            "no argument `depth`: it takes num_classes, in_channels, stem",
+        ),
+        (
+            "torchvision:resnet18",
+            {"num_classes": 0},
+            "`num_classes` of torchvision:resnet18 to be an integer from 1 to 10000000 but got 0",
+        ),
         ("torchvision:resnet18", {"num_classes": 10_000_001}, "num_classes"),
         ("torchvision:resnet18", {"num_classes": True}, "but got True"),
         ("torchvision:resnet18", {"num_classes": "ten"}, "but got 'ten'"),
@@ -387,14 +508,24 @@ def test_timm_missing(monkeypatch: pytest.MonkeyPatch) -> None:
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without_timm)
-    for call in (lambda: build("timm:resnet50", {}), lambda: build_pretrained("timm:resnet50"), lambda: found_for("timm:resnet50", {}, {})):
+    for call in (
+        lambda: build("timm:resnet50", {}),
+        lambda: build_pretrained("timm:resnet50"),
+        lambda: found_for("timm:resnet50", {}, {}),
+    ):
         assert "pip install 'gatecli[timm]'" in error(call)
 
 
 def test_timm() -> None:
     pytest.importorskip("timm")
-    found = found_for("timm:repvgg_a0", {}, shapes_of("timm:repvgg_a0", {"num_classes": 7, "in_chans": 1}))
-    assert (found.args, found.input_size, found.mean) == ({"num_classes": 7, "in_chans": 1}, 224, None)
+    found = found_for(
+        "timm:repvgg_a0", {}, shapes_of("timm:repvgg_a0", {"num_classes": 7, "in_chans": 1})
+    )
+    assert (found.args, found.input_size, found.mean) == (
+        {"num_classes": 7, "in_chans": 1},
+        224,
+        None,
+    )
     assert "hf-hub" in error(build, "timm:hf-hub:someone/something", {})  # would be fetched
     assert "pretrained" in error(build, "timm:resnet18", {"pretrained": True})
 
@@ -422,14 +553,35 @@ def test_what_a_pretrained_network_says_of_itself() -> None:
 
 def test_is_callable_name() -> None:
     assert is_callable_name("my.package:net")
-    assert not any(map(is_callable_name, ("torchvision:resnet50", "cifar:resnet20", "timm:resnet50", "resnet50")))
+    assert not any(
+        map(
+            is_callable_name,
+            ("torchvision:resnet50", "cifar:resnet20", "timm:resnet50", "resnet50"),
+        )
+    )
 
 
 def test_parse_arch_args() -> None:
-    pairs = ["num_classes=10", "dropout=0.5", "maxpool=true", "flag=False", "stem=cifar", "low=-3", "note=a=b", "odd=inf"]
+    pairs = [
+        "num_classes=10",
+        "dropout=0.5",
+        "maxpool=true",
+        "flag=False",
+        "stem=cifar",
+        "low=-3",
+        "note=a=b",
+        "odd=inf",
+    ]
     assert parse_arch_args(pairs) == {
-        "num_classes": 10, "dropout": 0.5, "maxpool": True, "flag": False, "stem": "cifar", "low": -3, "note": "a=b", "odd": "inf",
-    }  # fmt: skip
+        "num_classes": 10,
+        "dropout": 0.5,
+        "maxpool": True,
+        "flag": False,
+        "stem": "cifar",
+        "low": -3,
+        "note": "a=b",
+        "odd": "inf",
+    }
 
 
 @pytest.mark.parametrize("pair", ["stem", "=3", "stem=", "a b=3", ""])

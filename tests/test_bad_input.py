@@ -1,4 +1,8 @@
-"""Whatever is wrong with what the user gives: one line that names it, exit code 1, no code of others run, nothing left behind."""
+"""Whatever is wrong with what the user gives.
+
+One line that names it, exit code 1, no code of others run, nothing left behind.
+"""
+
 from __future__ import annotations
 
 import errno
@@ -17,7 +21,18 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from commandline import SIDE, call, contents, current, edit, listing, refused, run, save_npz, save_source
+from commandline import (
+    SIDE,
+    call,
+    contents,
+    current,
+    edit,
+    listing,
+    refused,
+    run,
+    save_npz,
+    save_source,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -42,7 +57,16 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_source(folder / "r20.pt")
         save_npz(folder / "data.npz")
         call("attach", "r20.pt", *ATTACH.split(), "--out", "ind.safetensors")
-        call("attach", "r20.pt", "--method", "aig-perbatch", "--input-size", SIDE, "--out", "aig.safetensors")
+        call(
+            "attach",
+            "r20.pt",
+            "--method",
+            "aig-perbatch",
+            "--input-size",
+            SIDE,
+            "--out",
+            "aig.safetensors",
+        )
         call("prune", "ind.safetensors", "--out", "pruned.safetensors")
     shutil.rmtree(folder / ".gatecli")
     return folder
@@ -89,17 +113,40 @@ def flipped(data: bytes, position: int) -> bytes:
     return data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :]
 
 
-BROKEN = "empty.safetensors text.pt text.safetensors length.safetensors header.safetensors data.safetensors longer.safetensors json.safetensors cut.pt flipped.pt"
+BROKEN = (
+    "empty.safetensors text.pt text.safetensors length.safetensors header.safetensors"
+    " data.safetensors longer.safetensors json.safetensors cut.pt flipped.pt"
+)
 
 
 @pytest.mark.parametrize("name", BROKEN.split())
 def test_damaged_files(here: Path, name: str) -> None:
     damaged(name)
-    for command in (f"inspect {name}", f"attach {name} {ATTACH}", f"prune {name}", f"profile {name}", f"eval {name} --data digits", f"finetune {name} --data digits", f"calibrate {name} --target-acc 10 --data digits"):
+    for command in (
+        f"inspect {name}",
+        f"attach {name} {ATTACH}",
+        f"prune {name}",
+        f"profile {name}",
+        f"eval {name} --data digits",
+        f"finetune {name} --data digits",
+        f"calibrate {name} --target-acc 10 --data digits",
+    ):
         refused(command, name)
 
 
-@pytest.mark.parametrize("command", ["inspect", "attach --method ind-perbatch", "prune", "finetune --data digits", "eval --data digits", "profile", "log", "use"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "inspect",
+        "attach --method ind-perbatch",
+        "prune",
+        "finetune --data digits",
+        "eval --data digits",
+        "profile",
+        "log",
+        "use",
+    ],
+)
 def test_missing_file_and_folder(here: Path, command: str) -> None:
     refused(f"{command} nofile.pt", "nofile.pt", "does not exist")
     Path("folder.pt").mkdir()
@@ -112,14 +159,19 @@ HEADER_FLIPS = 25
 def test_flipped_bits_in_the_header_never_surprise(here: Path) -> None:
     """A flip there gives an error, or a name, number or setting that is as valid as the old one.
 
-    Flips in the tensors' bytes are another valid number each: safetensors has no checksum, and scripts may write tensors of their
-    own under the same recipe, so gatecli adds none. What it can see is a number that is not finite, below.
+    Flips in the tensors' bytes are another valid number each: safetensors has no checksum, and
+    scripts may write tensors of their own under the same recipe, so gatecli adds none. What it can
+    see is a number that is not finite, below.
     """
     good = Path("ind.safetensors").read_bytes()
     header = 8 + struct.unpack("<Q", good[:8])[0]
     chance = np.random.RandomState(0)
     recipe = good.index(b'"gatecli"')
-    places = [*range(8), *chance.randint(8, header, HEADER_FLIPS), *chance.randint(recipe, recipe + 2000, HEADER_FLIPS)]
+    places = [
+        *range(8),
+        *chance.randint(8, header, HEADER_FLIPS),
+        *chance.randint(recipe, recipe + 2000, HEADER_FLIPS),
+    ]
     failed = 0
     for place in places:
         data = bytearray(good)
@@ -129,18 +181,39 @@ def test_flipped_bits_in_the_header_never_surprise(here: Path) -> None:
             checkpoint.read(Path("flip.safetensors"))
         except GatecliError as error:
             failed += 1
-            assert "flip.safetensors" in str(error), (place, bytes(good[place - 20 : place + 20]), error)
+            assert "flip.safetensors" in str(error), (
+                place,
+                bytes(good[place - 20 : place + 20]),
+                error,
+            )
     assert failed > len(places) / 2
 
 
 @given(st.data())
 @settings(max_examples=15, deadline=None)
-def test_hostile_recipes_never_surprise(shelf: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
-    """Any value of a recipe replaced by any other: it is read or refused, by gatecli and not by what it stumbles over."""
+def test_hostile_recipes_never_surprise(
+    shelf: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """Any value of a recipe replaced by any other.
+
+    It is read or refused, by gatecli and not by what it stumbles over.
+    """
     tensors, recipe = contents(shelf / "pruned.safetensors")
     spots = list(walk(recipe))
     owner, key = data.draw(st.sampled_from(spots))
-    owner[key] = data.draw(st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text(max_size=5), st.just([]), st.just({}), st.just([{}]), st.just({"a": [1]})))
+    owner[key] = data.draw(
+        st.one_of(
+            st.none(),
+            st.booleans(),
+            st.integers(),
+            st.floats(allow_nan=False, allow_infinity=False),
+            st.text(max_size=5),
+            st.just([]),
+            st.just({}),
+            st.just([{}]),
+            st.just({"a": [1]}),
+        )
+    )
     path = tmp_path_factory.mktemp("hostile") / "hostile.safetensors"
     save_file(tensors, path, {"gatecli": json.dumps(recipe)})
     told = run("log", path)
@@ -152,7 +225,13 @@ def test_hostile_recipes_never_surprise(shelf: Path, tmp_path_factory: pytest.Te
 
 
 def walk(value: Any) -> Iterator[tuple[Any, Any]]:
-    for key, part in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+    for key, part in (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    ):
         yield value, key
         yield from walk(part)
 
@@ -171,7 +250,14 @@ def test_pickles_do_not_run(here: Path, form: str) -> None:
         if form == "plain pickle":
             pickle.dump(Evil(), file)
         else:
-            torch.save({"torch.save": Evil(), "in a state dict": {**torch.load("r20.pt"), "x": Evil()}, "whole module": torch.nn.Linear(2, 2)}[form], file)
+            torch.save(
+                {
+                    "torch.save": Evil(),
+                    "in a state dict": {**torch.load("r20.pt"), "x": Evil()},
+                    "whole module": torch.nn.Linear(2, 2),
+                }[form],
+                file,
+            )
     for command in ("inspect evil.pt", f"attach evil.pt {ATTACH}", "eval evil.pt --data digits"):
         refused(command, "evil.pt", "--trust-pickle")
     assert not Path("pwned").exists()
@@ -185,15 +271,34 @@ def test_a_pickle_runs_where_it_is_trusted(here: Path) -> None:
 
 
 def a_module(name: str, text: str) -> None:
-    Path(f"{name}.py").write_text(f"import pathlib\npathlib.Path('imported_{name}').mkdir()\n{text}")
+    Path(f"{name}.py").write_text(
+        f"import pathlib\npathlib.Path('imported_{name}').mkdir()\n{text}"
+    )
     sys.modules.pop(name, None)
 
 
 def test_a_file_that_names_a_callable(here: Path) -> None:
-    a_module("theirs", "from gatecli.architectures.cifar import CifarResNet\ndef net():\n    return CifarResNet(20)\n")
-    edit(Path("ind.safetensors"), Path("named.safetensors"), recipe=lambda recipe: recipe["source"].update(arch="theirs:net", arch_args={}))
-    for command in ("inspect", "prune", "profile", "finetune --data digits", "eval --data digits", f"attach {ATTACH}"):
-        refused(f"{command} named.safetensors", "named.safetensors", "theirs:net", "--arch theirs:net")
+    a_module(
+        "theirs",
+        "from gatecli.architectures.cifar import CifarResNet\ndef net():\n    return"
+        " CifarResNet(20)\n",
+    )
+    edit(
+        Path("ind.safetensors"),
+        Path("named.safetensors"),
+        recipe=lambda recipe: recipe["source"].update(arch="theirs:net", arch_args={}),
+    )
+    for command in (
+        "inspect",
+        "prune",
+        "profile",
+        "finetune --data digits",
+        "eval --data digits",
+        f"attach {ATTACH}",
+    ):
+        refused(
+            f"{command} named.safetensors", "named.safetensors", "theirs:net", "--arch theirs:net"
+        )
     assert not Path("imported_theirs").exists()
     assert call("inspect", "named.safetensors", "--arch", "theirs:net")["arch"] == "theirs:net"
     assert Path("imported_theirs").exists()
@@ -201,7 +306,11 @@ def test_a_file_that_names_a_callable(here: Path) -> None:
 
 def test_a_file_that_names_a_function_for_its_data(here: Path) -> None:
     a_module("makers", "def images():\n    raise RuntimeError('I ran')\n")
-    edit(Path("aig.safetensors"), Path("named.safetensors"), recipe=lambda recipe: recipe.update(data={"spec": "makers:images", "val": None}))
+    edit(
+        Path("aig.safetensors"),
+        Path("named.safetensors"),
+        recipe=lambda recipe: recipe.update(data={"spec": "makers:images", "val": None}),
+    )
     for command in ("prune", "finetune", "eval", "calibrate --target-acc 10"):
         refused(f"{command} named.safetensors", "makers:images", "--data")
     assert not Path("imported_makers").exists()
@@ -213,8 +322,21 @@ def test_a_file_that_names_a_function_for_its_data(here: Path) -> None:
 
 
 def test_newer_format(here: Path) -> None:
-    edit(Path("ind.safetensors"), Path("new.safetensors"), recipe=lambda recipe: recipe.update(format=99))
-    for command in ("inspect", "prune", "profile", "log", "finetune --data digits", "eval --data digits", "calibrate --target-acc 10 --data digits", f"attach {ATTACH}"):
+    edit(
+        Path("ind.safetensors"),
+        Path("new.safetensors"),
+        recipe=lambda recipe: recipe.update(format=99),
+    )
+    for command in (
+        "inspect",
+        "prune",
+        "profile",
+        "log",
+        "finetune --data digits",
+        "eval --data digits",
+        "calibrate --target-acc 10 --data digits",
+        f"attach {ATTACH}",
+    ):
         refused(f"{command} new.safetensors", "new.safetensors", "99", "upgrade gatecli")
 
 
@@ -232,9 +354,18 @@ RECIPES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "unknown setting": (steps(settings={"nope": 1}), "nope"),
     "setting out of range": (steps(settings={"target_rate": 7}), "target_rate"),
     "a site less": (lambda recipe: recipe["steps"][0]["settings"]["sites"].pop(), "gates."),
-    "unknown architecture": (lambda recipe: recipe["source"].update(arch="torchvision:nope"), "nope"),
-    "another architecture": (lambda recipe: recipe["source"].update(arch="cifar:resnet32"), "layer"),
-    "architecture arguments": (lambda recipe: recipe["source"].update(arch_args={"weights": "DEFAULT"}), "weights"),
+    "unknown architecture": (
+        lambda recipe: recipe["source"].update(arch="torchvision:nope"),
+        "nope",
+    ),
+    "another architecture": (
+        lambda recipe: recipe["source"].update(arch="cifar:resnet32"),
+        "layer",
+    ),
+    "architecture arguments": (
+        lambda recipe: recipe["source"].update(arch_args={"weights": "DEFAULT"}),
+        "weights",
+    ),
     "no steps": (lambda recipe: recipe.pop("steps"), "steps"),
     "format is a word": (lambda recipe: recipe.update(format="one"), "damaged"),
     "huge images": (lambda recipe: recipe["input"].update(size=[10**9, 10**9]), "input size"),
@@ -249,16 +380,30 @@ def test_recipes_that_cannot_be_followed(here: Path, what: str) -> None:
 
 
 def test_a_plan_for_a_site_that_is_not_gated(here: Path) -> None:
-    edit(Path("pruned.safetensors"), Path("odd.safetensors"), recipe=lambda recipe: recipe["steps"][1]["settings"].update(plan={"layer9.9": []}))
+    edit(
+        Path("pruned.safetensors"),
+        Path("odd.safetensors"),
+        recipe=lambda recipe: recipe["steps"][1]["settings"].update(plan={"layer9.9": []}),
+    )
     refused("inspect odd.safetensors", "odd.safetensors", "layer9.9")
 
 
 def test_tensors_that_do_not_match_the_recipe(here: Path) -> None:
-    edit(Path("ind.safetensors"), Path("less.safetensors"), tensors=lambda held: held.pop("fc.bias"))
+    edit(
+        Path("ind.safetensors"), Path("less.safetensors"), tensors=lambda held: held.pop("fc.bias")
+    )
     refused("inspect less.safetensors", "less.safetensors", "fc.bias")
-    edit(Path("ind.safetensors"), Path("more.safetensors"), tensors=lambda held: held.update(extra=torch.zeros(2)))
+    edit(
+        Path("ind.safetensors"),
+        Path("more.safetensors"),
+        tensors=lambda held: held.update(extra=torch.zeros(2)),
+    )
     refused("inspect more.safetensors", "more.safetensors", "extra")
-    edit(Path("ind.safetensors"), Path("odd.safetensors"), tensors=lambda held: held.update({"fc.bias": torch.zeros(3)}))
+    edit(
+        Path("ind.safetensors"),
+        Path("odd.safetensors"),
+        tensors=lambda held: held.update({"fc.bias": torch.zeros(3)}),
+    )
     refused("inspect odd.safetensors", "odd.safetensors", "fc.bias", "(3,)")
 
 
@@ -288,7 +433,10 @@ ARCHES = {
     "--arch cifar:resnet20 --arch-arg depth=3": ["depth"],
     "--arch cifar:resnet20 --arch-arg num_classes": ["--arch-arg", "num_classes"],
     "--arch cifar:resnet20 --arch-arg num_classes=many": ["num_classes", "many"],
-    "--arch cifar:resnet20 --arch-arg num_classes=10 --arch-arg num_classes=11": ["num_classes", "twice"],
+    "--arch cifar:resnet20 --arch-arg num_classes=10 --arch-arg num_classes=11": [
+        "num_classes",
+        "twice",
+    ],
     "--arch-arg weights=DEFAULT": ["weights"],
 }
 
@@ -299,7 +447,12 @@ def test_wrong_architectures(here: Path, options: str) -> None:
 
 
 def test_an_own_checkpoint_has_its_architecture(here: Path) -> None:
-    refused("inspect ind.safetensors --arch torchvision:resnet18", "ind.safetensors", "cifar:resnet20", "torchvision:resnet18")
+    refused(
+        "inspect ind.safetensors --arch torchvision:resnet18",
+        "ind.safetensors",
+        "cifar:resnet20",
+        "torchvision:resnet18",
+    )
 
 
 def test_names_without_weights(here: Path) -> None:
@@ -313,15 +466,39 @@ def test_input_sizes(here: Path, size: str) -> None:
 
 
 def test_a_network_that_does_not_take_such_images(here: Path) -> None:
-    a_module("fixed", "from torch import nn\ndef net():\n    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 14 * 14, 10))\n")
-    torch.save(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(4 * 14 * 14, 10)).state_dict(), "fixed.pt")
+    a_module(
+        "fixed",
+        "from torch import nn\ndef net():\n    return nn.Sequential(nn.Conv2d(3, 4, 3),"
+        " nn.Flatten(), nn.Linear(4 * 14 * 14, 10))\n",
+    )
+    torch.save(
+        torch.nn.Sequential(
+            torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(4 * 14 * 14, 10)
+        ).state_dict(),
+        "fixed.pt",
+    )
     refused("inspect fixed.pt --arch fixed:net --input-size 32", "3 x 32 x 32", "--input-size")
-    assert call("inspect", "fixed.pt", "--arch", "fixed:net", "--input-size", 16)["num_classes"] == 10
+    assert (
+        call("inspect", "fixed.pt", "--arch", "fixed:net", "--input-size", 16)["num_classes"] == 10
+    )
 
 
-@pytest.mark.parametrize(("option", "value"), [("--mean", "a,b"), ("--mean", "nan"), ("--std", "0"), ("--std", "1,-1,1"), ("--std", "inf"), ("--mean", ""), ("--mean", "1,2")])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--mean", "a,b"),
+        ("--mean", "nan"),
+        ("--std", "0"),
+        ("--std", "1,-1,1"),
+        ("--std", "inf"),
+        ("--mean", ""),
+        ("--mean", "1,2"),
+    ],
+)
 def test_normalisation(here: Path, option: str, value: str) -> None:
-    refused(["eval", "r20.pt", "--data", "npz:data.npz", "--input-size", SIDE, option, value], option)
+    refused(
+        ["eval", "r20.pt", "--data", "npz:data.npz", "--input-size", SIDE, option, value], option
+    )
 
 
 # --- methods and their settings ---
@@ -350,7 +527,10 @@ SETTINGS = {
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_settings(here: Path, setting: str) -> None:
-    refused(f"attach r20.pt --method aig-perbatch --input-size {SIDE} --set {setting}", *SETTINGS[setting])
+    refused(
+        f"attach r20.pt --method aig-perbatch --input-size {SIDE} --set {setting}",
+        *SETTINGS[setting],
+    )
 
 
 @pytest.mark.parametrize("setting", ["nope=1", "target_rate=7", "loss_weight=inf", "target_rate"])
@@ -364,12 +544,34 @@ def test_a_setting_that_shapes_the_gates_stays(here: Path) -> None:
 
 
 def test_nothing_to_gate(here: Path) -> None:
-    torch.save(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(4, 10)).state_dict(), "chain.pt")
-    Path("chain.py").write_text("from torch import nn\ndef net():\n    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))\n")
+    torch.save(
+        torch.nn.Sequential(
+            torch.nn.Conv2d(3, 4, 3),
+            torch.nn.AdaptiveAvgPool2d(1),
+            torch.nn.Flatten(),
+            torch.nn.Linear(4, 10),
+        ).state_dict(),
+        "chain.pt",
+    )
+    Path("chain.py").write_text(
+        "from torch import nn\ndef net():\n    return nn.Sequential(nn.Conv2d(3, 4, 3),"
+        " nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))\n"
+    )
     save_source(Path("squeezenet.pt"), "torchvision:squeezenet1_1", num_classes=5)
     for name in ("aig-perbatch", "ind-perbatch"):
-        refused(f"attach chain.pt --arch chain:net --input-size 16 --method {name}", name, "chain:net", "residual")
-        refused(f"attach squeezenet.pt --arch torchvision:squeezenet1_1 --input-size 32 --method {name}", name, "squeezenet1_1", "residual")
+        refused(
+            f"attach chain.pt --arch chain:net --input-size 16 --method {name}",
+            name,
+            "chain:net",
+            "residual",
+        )
+        refused(
+            "attach squeezenet.pt --arch torchvision:squeezenet1_1 --input-size 32 --method"
+            f" {name}",
+            name,
+            "squeezenet1_1",
+            "residual",
+        )
 
 
 def test_methods_and_sites(here: Path) -> None:
@@ -401,7 +603,9 @@ def a_folder(change: str) -> None:
         for name in ("ant", "bee"):
             Path("images", split, name).mkdir(parents=True)
             for number in range(3):
-                Image.new("RGB", (9, 9), (number * 50, 0, 0)).save(f"images/{split}/{name}/{number}.png")
+                Image.new("RGB", (9, 9), (number * 50, 0, 0)).save(
+                    f"images/{split}/{name}/{number}.png"
+                )
     if change == "corrupt":
         Path("images/train/bee/1.png").write_bytes(Path("images/train/bee/1.png").read_bytes()[:40])
     elif change == "corrupt in val":
@@ -416,7 +620,13 @@ def a_folder(change: str) -> None:
             file.rename(file.with_suffix(".txt"))
 
 
-FOLDERS = {"corrupt": "images/train/bee/1.png", "corrupt in val": "images/val/ant/1.png", "no class": "bee", "empty class": "images/train/bee", "no images": "images"}
+FOLDERS = {
+    "corrupt": "images/train/bee/1.png",
+    "corrupt in val": "images/val/ant/1.png",
+    "no class": "bee",
+    "empty class": "images/train/bee",
+    "no images": "images",
+}
 
 
 @pytest.mark.parametrize("what", FOLDERS)
@@ -424,7 +634,10 @@ def test_image_folders(here: Path, what: str) -> None:
     a_folder(what)
     save_source(Path("two.pt"), num_classes=2)
     call("attach", "two.pt", *ATTACH.split(), "--out", "two.safetensors")
-    refused("finetune two.safetensors --data imagefolder:images --batch-size 4 --epochs 1", FOLDERS[what])
+    refused(
+        "finetune two.safetensors --data imagefolder:images --batch-size 4 --epochs 1",
+        FOLDERS[what],
+    )
     assert current() == "two.safetensors"
 
 
@@ -433,27 +646,52 @@ def test_a_corrupt_image_in_a_worker(here: Path, split: str) -> None:
     a_folder("corrupt")
     save_source(Path("two.pt"), num_classes=2)
     if split == "train":
-        refused("eval two.pt --data imagefolder:images --split train --input-size 8 --workers 1", "images/train/bee/1.png")
+        refused(
+            "eval two.pt --data imagefolder:images --split train --input-size 8 --workers 1",
+            "images/train/bee/1.png",
+        )
     else:
-        assert run("eval", "two.pt", "--data", "imagefolder:images", "--input-size", 8, "--workers", 1).code == 0
+        assert (
+            run(
+                "eval", "two.pt", "--data", "imagefolder:images", "--input-size", 8, "--workers", 1
+            ).code
+            == 0
+        )
 
 
 def test_folders_and_files_of_data(here: Path) -> None:
     Path("empty").mkdir()
     np.savez("keys.npz", train_images=np.zeros((4, 8, 8), np.uint8), labels=np.zeros(4, np.uint8))
     np.savez("objects.npz", train_images=np.array([None, 1]), train_labels=np.zeros(2, np.uint8))
-    np.savez("counts.npz", train_images=np.zeros((4, 8, 8), np.uint8), train_labels=np.zeros(3, np.uint8))
+    np.savez(
+        "counts.npz", train_images=np.zeros((4, 8, 8), np.uint8), train_labels=np.zeros(3, np.uint8)
+    )
     np.savez("floats.npz", train_images=np.zeros((4, 8, 8)), train_labels=np.zeros(4, np.uint8))
     np.save("array.npy", np.zeros(3))
     Path("cut.npz").write_bytes(Path("data.npz").read_bytes()[:3000])
     Path("flip.npz").write_bytes(flipped(Path("data.npz").read_bytes(), 3000))
     a_module("broken", "def images():\n    return 3\n")
     for spec, words in {
-        "imagefolder:empty": ["empty"], "imagefolder:nowhere": ["nowhere"], "npz:nofile.npz": ["nofile.npz"], "npz:r20.pt": ["r20.pt", "train_images"], "npz:empty": ["empty"],
-        "npz:keys.npz": ["keys.npz", "train_labels"], "npz:objects.npz": ["objects.npz"], "npz:counts.npz": ["counts.npz", "labels"], "npz:floats.npz": ["floats.npz", "uint8"],
-        "npz:array.npy": ["array.npy"], "npz:cut.npz": ["cut.npz"], "npz:flip.npz": ["flip.npz"], "nope": ["nope", "digits"], "npz:": ["npz:"], "cifar10": ["cifar10"], "": ["--data"],
-        "nosuch:images": ["nosuch"], "broken:nothing": ["broken", "nothing"], "broken:images": ["broken:images", "train"],
-    }.items():  # fmt: skip
+        "imagefolder:empty": ["empty"],
+        "imagefolder:nowhere": ["nowhere"],
+        "npz:nofile.npz": ["nofile.npz"],
+        "npz:r20.pt": ["r20.pt", "train_images"],
+        "npz:empty": ["empty"],
+        "npz:keys.npz": ["keys.npz", "train_labels"],
+        "npz:objects.npz": ["objects.npz"],
+        "npz:counts.npz": ["counts.npz", "labels"],
+        "npz:floats.npz": ["floats.npz", "uint8"],
+        "npz:array.npy": ["array.npy"],
+        "npz:cut.npz": ["cut.npz"],
+        "npz:flip.npz": ["flip.npz"],
+        "nope": ["nope", "digits"],
+        "npz:": ["npz:"],
+        "cifar10": ["cifar10"],
+        "": ["--data"],
+        "nosuch:images": ["nosuch"],
+        "broken:nothing": ["broken", "nothing"],
+        "broken:images": ["broken:images", "train"],
+    }.items():
         refused(["eval", "r20.pt", "--input-size", SIDE, "--data", spec], *words)
 
 
@@ -464,7 +702,18 @@ def test_no_data_named(here: Path) -> None:
 
 def test_data_that_is_gone(here: Path) -> None:
     shutil.copy("data.npz", "mine.npz")
-    call("finetune", "ind.safetensors", "--data", "npz:mine.npz", "--epochs", 1, "--batch-size", 48, "--out", "tuned.safetensors")
+    call(
+        "finetune",
+        "ind.safetensors",
+        "--data",
+        "npz:mine.npz",
+        "--epochs",
+        1,
+        "--batch-size",
+        48,
+        "--out",
+        "tuned.safetensors",
+    )
     Path("mine.npz").unlink()
     for command in ("eval", "finetune"):
         refused(command, "mine.npz")
@@ -473,7 +722,12 @@ def test_data_that_is_gone(here: Path) -> None:
 def test_other_class_counts(here: Path) -> None:
     save_source(Path("seven.pt"), num_classes=7)
     call("attach", "seven.pt", *ATTACH.split(), "--out", "seven.safetensors")
-    for command in ("eval seven.pt --input-size 8", "eval seven.safetensors", "finetune seven.safetensors", "profile seven.safetensors"):
+    for command in (
+        "eval seven.pt --input-size 8",
+        "eval seven.safetensors",
+        "finetune seven.safetensors",
+        "profile seven.safetensors",
+    ):
         refused(f"{command} --data npz:data.npz", "data.npz", "10 classes", "7")
 
 
@@ -486,11 +740,27 @@ def test_choices(here: Path) -> None:
 
 def test_one_training_image(here: Path) -> None:
     with np.load("data.npz") as data:
-        np.savez("one.npz", **{name: array[:1] if name.startswith("train") else array for name, array in data.items()})
-        np.savez("single.npz", **{name: np.zeros_like(array[:1]) if "label" in name else array[:1] for name, array in data.items()})
+        np.savez(
+            "one.npz",
+            **{
+                name: array[:1] if name.startswith("train") else array
+                for name, array in data.items()
+            },
+        )
+        np.savez(
+            "single.npz",
+            **{
+                name: np.zeros_like(array[:1]) if "label" in name else array[:1]
+                for name, array in data.items()
+            },
+        )
     save_source(Path("one.pt"), num_classes=1)
     call("attach", "one.pt", *ATTACH.split(), "--out", "one.safetensors")
-    refused("finetune one.safetensors --data npz:single.npz --epochs 1", "single.npz", "2 training images")
+    refused(
+        "finetune one.safetensors --data npz:single.npz --epochs 1",
+        "single.npz",
+        "2 training images",
+    )
     refused("finetune ind.safetensors --data npz:one.npz --epochs 1", "one.npz")
 
 
@@ -499,7 +769,9 @@ def test_one_training_image(here: Path) -> None:
 WRITERS = {
     f"attach r20.pt {ATTACH}": "r20.ind-perbatch.safetensors",
     "prune ind.safetensors": "ind.pruned.safetensors",
-    "finetune ind.safetensors --data npz:data.npz --epochs 1 --batch-size 48": "ind.tuned.safetensors",
+    "finetune ind.safetensors --data npz:data.npz --epochs 1 --batch-size 48": (
+        "ind.tuned.safetensors"
+    ),
 }
 
 
@@ -521,7 +793,9 @@ def test_where_an_output_cannot_go(here: Path, command: str) -> None:
 
 
 @pytest.mark.parametrize("command", WRITERS)
-def test_a_folder_that_is_not_writable(here: Path, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+def test_a_folder_that_is_not_writable(
+    here: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
     Path("locked").mkdir(0o500)
     if os.geteuid() == 0:  # root may write everywhere but on a read-only disk
         monkeypatch.setattr(checkpoint.os, "access", lambda path, mode: str(path) != "locked")
@@ -534,7 +808,9 @@ def full(*args: Any, **kwargs: Any) -> None:
 
 @pytest.mark.parametrize("command", WRITERS)
 @pytest.mark.parametrize("stage", ["writing", "flushing"])
-def test_the_disk_is_full(here: Path, monkeypatch: pytest.MonkeyPatch, command: str, stage: str) -> None:
+def test_the_disk_is_full(
+    here: Path, monkeypatch: pytest.MonkeyPatch, command: str, stage: str
+) -> None:
     if stage == "flushing":
         monkeypatch.setattr(gatecli.files.os, "fsync", full)
     else:
@@ -546,13 +822,19 @@ def test_the_disk_is_full(here: Path, monkeypatch: pytest.MonkeyPatch, command: 
 
 def partly(tensors: Any, path: Path, metadata: Any) -> None:
     Path(path).write_bytes(b"the first bytes")
-    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    raise SafetensorError(
+        "Error while serializing: I/O error: No space left on device (os error 28)"
+    )
 
 
 @pytest.mark.parametrize("good", [1, 3])
-def test_the_disk_is_full_in_the_middle_of_a_training(here: Path, monkeypatch: pytest.MonkeyPatch, good: int) -> None:
+def test_the_disk_is_full_in_the_middle_of_a_training(
+    here: Path, monkeypatch: pytest.MonkeyPatch, good: int
+) -> None:
     """The state saved before stays, and the training goes on from it once there is room."""
-    command = "finetune ind.safetensors --data npz:data.npz --epochs 2 --batch-size 48 --save-every 0"
+    command = (
+        "finetune ind.safetensors --data npz:data.npz --epochs 2 --batch-size 48 --save-every 0"
+    )
     saves: list[Path] = []
 
     def some(tensors: Any, path: Path, metadata: Any) -> None:
@@ -565,7 +847,10 @@ def test_the_disk_is_full_in_the_middle_of_a_training(here: Path, monkeypatch: p
     monkeypatch.setattr(checkpoint, "save_file", save_file)
     call("finetune", "--resume")
     call(*command.split(), "--out", "straight.safetensors")
-    assert all(torch.equal(tensor, contents("straight.safetensors")[0][name]) for name, tensor in contents("ind.tuned.safetensors")[0].items())
+    assert all(
+        torch.equal(tensor, contents("straight.safetensors")[0][name])
+        for name, tensor in contents("ind.tuned.safetensors")[0].items()
+    )
 
 
 def test_the_log_cannot_be_written(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -576,7 +861,11 @@ def test_the_log_cannot_be_written(here: Path, monkeypatch: pytest.MonkeyPatch) 
         return full() if self.name == "log.jsonl" else opened(self, mode, *rest, **named)
 
     monkeypatch.setattr(Path, "open", refuse)
-    refused("finetune ind.safetensors --data npz:data.npz --epochs 1 --batch-size 48", "log.jsonl", "No space left")
+    refused(
+        "finetune ind.safetensors --data npz:data.npz --epochs 1 --batch-size 48",
+        "log.jsonl",
+        "No space left",
+    )
 
 
 def test_the_run_folder_cannot_be_made(here: Path) -> None:
@@ -589,7 +878,19 @@ def test_the_run_folder_cannot_be_made(here: Path) -> None:
 # --- the current checkpoint ---
 
 
-@pytest.mark.parametrize("command", ["inspect", "attach --method ind-perbatch", "prune", "profile", "log", "finetune --data digits", "eval --data digits", "calibrate --target-acc 10"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "inspect",
+        "attach --method ind-perbatch",
+        "prune",
+        "profile",
+        "log",
+        "finetune --data digits",
+        "eval --data digits",
+        "calibrate --target-acc 10",
+    ],
+)
 def test_no_current_checkpoint(here: Path, command: str) -> None:
     refused(command, "current")
     Path(".gatecli").mkdir()
@@ -622,8 +923,29 @@ def test_log_of_what_is_none(here: Path) -> None:
 # --- numbers ---
 
 
-@pytest.mark.parametrize("device", ["tpu", "cpu:1", "cuda:x", "cuda:-1", "", "mps", "cuda:99", *([] if GPU else ["cuda", "cuda:0"])])
-@pytest.mark.parametrize("command", ["profile r20.pt", "eval r20.pt --data digits", f"attach r20.pt {ATTACH}", "finetune ind.safetensors --data digits", "prune ind.safetensors"])
+@pytest.mark.parametrize(
+    "device",
+    [
+        "tpu",
+        "cpu:1",
+        "cuda:x",
+        "cuda:-1",
+        "",
+        "mps",
+        "cuda:99",
+        *([] if GPU else ["cuda", "cuda:0"]),
+    ],
+)
+@pytest.mark.parametrize(
+    "command",
+    [
+        "profile r20.pt",
+        "eval r20.pt --data digits",
+        f"attach r20.pt {ATTACH}",
+        "finetune ind.safetensors --data digits",
+        "prune ind.safetensors",
+    ],
+)
 def test_devices(here: Path, command: str, device: str) -> None:
     if device == "mps" and torch.backends.mps.is_available():
         pytest.skip("there is one")
@@ -648,43 +970,90 @@ NUMBERS = {
 }
 
 
-@pytest.mark.parametrize(("option", "value"), [(option, value) for option, values in NUMBERS.items() for value in values])
+@pytest.mark.parametrize(
+    ("option", "value"), [(option, value) for option, values in NUMBERS.items() for value in values]
+)
 def test_options_of_finetune(here: Path, option: str, value: str) -> None:
     refused(["finetune", "ind.safetensors", "--data", "npz:data.npz", option, value], option)
     assert not Path(".gatecli").exists()
 
 
-@pytest.mark.parametrize("options", ["--batch-size 0", "--batch-size -1", "--workers -1", "--threads 0", "--seed -1"])
+@pytest.mark.parametrize(
+    "options", ["--batch-size 0", "--batch-size -1", "--workers -1", "--threads 0", "--seed -1"]
+)
 def test_options_of_eval(here: Path, options: str) -> None:
     name = options.split()[0].removeprefix("--")
-    assert re.search(name.replace("-", "[-_]"), refused(f"eval r20.pt --data npz:data.npz --input-size {SIDE} {options}"))
+    assert re.search(
+        name.replace("-", "[-_]"),
+        refused(f"eval r20.pt --data npz:data.npz --input-size {SIDE} {options}"),
+    )
 
 
-@pytest.mark.parametrize("options", ["--batch 0", "--batch -1", "--batch x", "--batch 1,,2", "--batch 1.5", "--repeats 2", "--repeats -1"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--batch 0",
+        "--batch -1",
+        "--batch x",
+        "--batch 1,,2",
+        "--batch 1.5",
+        "--repeats 2",
+        "--repeats -1",
+    ],
+)
 def test_options_of_profile(here: Path, options: str) -> None:
     refused(f"profile ind.safetensors {options}", options.split()[0])
     refused(["profile", "ind.safetensors", "--batch", ""], "--batch")
 
 
-@pytest.mark.parametrize("options", ["--threshold nan", "--threshold inf", "--collapse nan", "--collapse -.1", "--collapse .6", "--static nan", "--static 2", "--static -1"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--threshold nan",
+        "--threshold inf",
+        "--collapse nan",
+        "--collapse -.1",
+        "--collapse .6",
+        "--static nan",
+        "--static 2",
+        "--static -1",
+    ],
+)
 def test_options_of_prune(here: Path, options: str) -> None:
     refused(f"prune ind.safetensors {options}", options.split()[0])
 
 
 def test_profiles_of_different_images(here: Path) -> None:
-    call("attach", "r20.pt", "--method", "ind-perbatch", "--input-size", 16, "--out", "large.safetensors")
+    call(
+        "attach",
+        "r20.pt",
+        "--method",
+        "ind-perbatch",
+        "--input-size",
+        16,
+        "--out",
+        "large.safetensors",
+    )
     refused("profile ind.safetensors large.safetensors", "8x8", "16x16")
 
 
 @pytest.mark.parametrize("lr", ["1e10", "1e30"])
 def test_a_training_that_diverges(here: Path, lr: str) -> None:
     """The step is named, and the last good state is where the message says."""
-    line = refused(f"finetune ind.safetensors --data npz:data.npz --epochs 3 --batch-size 32 --lr {lr}", "step", "--lr", ".gatecli/runs/ind.tuned")
-    told = re.search(r"stopped at step (\d+): .*last good state, of step (\d+), is in (\S+)\. ", line)
+    line = refused(
+        f"finetune ind.safetensors --data npz:data.npz --epochs 3 --batch-size 32 --lr {lr}",
+        "step",
+        "--lr",
+        ".gatecli/runs/ind.tuned",
+    )
+    told = re.search(
+        r"stopped at step (\d+): .*last good state, of step (\d+), is in (\S+)\. ", line
+    )
     assert told is not None and int(told[1]) > int(told[2]), line
     with safetensors.safe_open(Path(told[3], "state.safetensors"), "pt") as file:
         assert json.loads(file.metadata()["position"])["step"] == int(told[2])
-        assert all(bool(file.get_tensor(name).isfinite().all()) for name in file.keys())  # noqa: SIM118
+        tensors = [file.get_tensor(name) for name in file.keys()]
+    assert all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
 def test_memory_that_is_not_there(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -701,7 +1070,16 @@ def test_memory_that_is_not_there(here: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_usage_errors_exit_2(here: Path) -> None:
     before = listing()
-    for args in ("attach --nope", "nope", "inspect a b", "finetune --epochs x", "finetune --lr fast", "use", "prune --threshold high", "profile --repeats many"):
+    for args in (
+        "attach --nope",
+        "nope",
+        "inspect a b",
+        "finetune --epochs x",
+        "finetune --lr fast",
+        "use",
+        "prune --threshold high",
+        "profile --repeats many",
+    ):
         done = run(*args.split())
         assert (done.code, done.out) == (2, "") and "Traceback" not in done.err, args
     assert listing() == before
@@ -719,7 +1097,11 @@ def test_debug_shows_where(here: Path) -> None:
 def test_a_bug_is_one_line_too(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gatecli.checkpoint.read", lambda *_: 1 / 0)
     done = run("inspect", "r20.pt")
-    assert done.code == 1 and done.last.startswith("error: ZeroDivisionError") and "--debug" in done.last
+    assert (
+        done.code == 1
+        and done.last.startswith("error: ZeroDivisionError")
+        and "--debug" in done.last
+    )
 
 
 def test_errors_leave_stdout_to_json(here: Path) -> None:

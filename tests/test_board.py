@@ -1,4 +1,5 @@
 """finetune --tensorboard: what the log says, as TensorBoard reads it."""
+
 from __future__ import annotations
 
 import json
@@ -23,7 +24,16 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         save_source(Path("r20.pt"))
         save_npz(Path("data.npz"), train=32 * STEPS)
-        call("attach", "r20.pt", "--method", "aig-perbatch", "--input-size", SIDE, "--out", "gated.safetensors")
+        call(
+            "attach",
+            "r20.pt",
+            "--method",
+            "aig-perbatch",
+            "--input-size",
+            SIDE,
+            "--out",
+            "gated.safetensors",
+        )
     return folder
 
 
@@ -38,9 +48,14 @@ def here(tmp_path: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     """tag -> (step, value), in the order of the steps."""
-    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator").EventAccumulator(str(folder))
+    events = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator"
+    ).EventAccumulator(str(folder))
     events.Reload()
-    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    return {
+        tag: [(event.step, event.value) for event in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+    }
 
 
 def logged(path: Path) -> dict[str, list[tuple[int, float]]]:
@@ -58,11 +73,24 @@ def logged(path: Path) -> dict[str, list[tuple[int, float]]]:
 
 def test_scalars_are_those_of_the_log(here: Path) -> None:
     pytest.importorskip("tensorboard")
-    call("finetune", "gated.safetensors", "--data", "npz:data.npz", *OPTIONS, "--tensorboard", "logs/one")
+    call(
+        "finetune",
+        "gated.safetensors",
+        "--data",
+        "npz:data.npz",
+        *OPTIONS,
+        "--tensorboard",
+        "logs/one",
+    )
     found = scalars(Path("logs/one"))
     assert found == logged(Path(".gatecli/runs/gated.tuned/log.jsonl"))
-    assert [step for step, _ in found["train/loss"]] == list(range(1, 2 * STEPS + 1)) and [step for step, _ in found["val/top1"]] == [STEPS, 2 * STEPS]
-    assert set(board.SCALARS.values()) < set(found) and sum(tag.startswith("rate/") for tag in found) == 9
+    assert [step for step, _ in found["train/loss"]] == list(range(1, 2 * STEPS + 1)) and [
+        step for step, _ in found["val/top1"]
+    ] == [STEPS, 2 * STEPS]
+    assert (
+        set(board.SCALARS.values()) < set(found)
+        and sum(tag.startswith("rate/") for tag in found) == 9
+    )
 
 
 def test_a_resumed_run_goes_on_with_the_steps(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +106,18 @@ def test_a_resumed_run_goes_on_with_the_steps(here: Path, monkeypatch: pytest.Mo
 
     with monkeypatch.context() as patch:
         patch.setattr(loop.Loop, "_add", stop)
-        assert run("finetune", "gated.safetensors", "--data", "npz:data.npz", *OPTIONS, "--tensorboard", "logs").code == 1
+        assert (
+            run(
+                "finetune",
+                "gated.safetensors",
+                "--data",
+                "npz:data.npz",
+                *OPTIONS,
+                "--tensorboard",
+                "logs",
+            ).code
+            == 1
+        )
     assert [step for step, _ in scalars(Path("logs"))["train/loss"]] == [*range(1, STEPS + 2)]
     call("finetune", "--resume")
     assert scalars(Path("logs")) == logged(Path(".gatecli/runs/gated.tuned/log.jsonl"))
@@ -89,16 +128,42 @@ def test_without_tensorboard(here: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         raise ModuleNotFoundError("No module named 'tensorboard'")
 
     monkeypatch.setattr(board, "import_module", missing)
-    refused(["finetune", "gated.safetensors", "--data", "npz:data.npz", "--tensorboard", "logs"], "tensorboard", "pip install 'gatecli[report]'")
+    refused(
+        ["finetune", "gated.safetensors", "--data", "npz:data.npz", "--tensorboard", "logs"],
+        "tensorboard",
+        "pip install 'gatecli[report]'",
+    )
     assert not Path("logs").exists() and not Path(".gatecli/runs").exists()
 
 
 def test_a_folder_that_cannot_be(here: Path) -> None:
     pytest.importorskip("tensorboard")
-    refused(["finetune", "gated.safetensors", "--data", "npz:data.npz", *OPTIONS, "--tensorboard", "data.npz"], "data.npz")
+    refused(
+        [
+            "finetune",
+            "gated.safetensors",
+            "--data",
+            "npz:data.npz",
+            *OPTIONS,
+            "--tensorboard",
+            "data.npz",
+        ],
+        "data.npz",
+    )
     assert "data.npz" in listing()
 
 
 def test_training_needs_no_tensorboard(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(board, "import_module", lambda name: pytest.fail(f"{name} was imported"))
-    call("finetune", "gated.safetensors", "--data", "npz:data.npz", "--epochs", 1, "--batch-size", 32, "--bn-batches", 0)
+    call(
+        "finetune",
+        "gated.safetensors",
+        "--data",
+        "npz:data.npz",
+        "--epochs",
+        1,
+        "--batch-size",
+        32,
+        "--bn-batches",
+        0,
+    )

@@ -1,4 +1,8 @@
-"""calibrate: against brute force over many thresholds, on every kind of gate; what it writes, what prune makes of it, what it refuses."""
+"""calibrate: against brute force over many thresholds, on every kind of gate.
+
+What it writes, what prune makes of it, what it refuses.
+"""
+
 from __future__ import annotations
 
 import itertools
@@ -9,7 +13,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commandline import SIDE, call, contents, current, edit, listing, refused, run, save_npz, save_source
+from commandline import (
+    SIDE,
+    call,
+    contents,
+    current,
+    edit,
+    listing,
+    refused,
+    run,
+    save_npz,
+    save_source,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import CASES
@@ -35,7 +50,12 @@ SIZE = (8, 8)
 def gated(kind: str, seed: int, case: str = "own") -> Network:
     """A network of random weights whose gates have all kinds of P(on)."""
     torch.manual_seed(seed)
-    network = gatecli.attach(CASES[case].build(), "aig-perbatch" if kind == "aig" else "ind-perbatch", input_size=SIZE, exclude=["units.1"] if kind == "mixed" else []).network
+    network = gatecli.attach(
+        CASES[case].build(),
+        "aig-perbatch" if kind == "aig" else "ind-perbatch",
+        input_size=SIZE,
+        exclude=["units.1"] if kind == "mixed" else [],
+    ).network
     if kind == "mixed":
         network = gatecli.attach(network, "aig-perbatch").network
     for gate in network.site_gates.values():
@@ -49,20 +69,37 @@ def gated(kind: str, seed: int, case: str = "own") -> Network:
 
 
 def labelled(network: Network, path: Path, seed: int, count: int = 30) -> DataSet:
-    """Noise whose labels are mostly what the network with all gates open says, so that skipping costs accuracy."""
+    """Noise whose labels are mostly what the network with all gates open says, so that skipping
+    costs accuracy.
+    """
     chance = np.random.RandomState(seed)
     images = chance.randint(0, 256, (count, *SIZE, 3)).astype(np.uint8)
     classes = network.recipe.source.num_classes
 
     def save(labels: np.ndarray) -> DataSet:
         labels[:classes] = np.arange(classes)
-        np.savez(path, **{f"{split}_{what}": array for split in ("train", "val", "test") for what, array in (("images", images), ("labels", labels.astype(np.uint8)[:, None]))})
+        np.savez(
+            path,
+            **{
+                f"{split}_{what}": array
+                for split in ("train", "val", "test")
+                for what, array in (
+                    ("images", images),
+                    ("labels", labels.astype(np.uint8)[:, None]),
+                )
+            },
+        )
         return load_data(f"npz:{path}")
 
     data = save(chance.randint(0, classes, count))
     gatecli.fit(network, data)
     with strategy(network, "always-on"), torch.no_grad():
-        said = torch.cat([network(x).argmax(1) for x, _ in batches(data.splits["val"], input=network.input, batch_size=64)]).numpy()
+        said = torch.cat(
+            [
+                network(x).argmax(1)
+                for x, _ in batches(data.splits["val"], input=network.input, batch_size=64)
+            ]
+        ).numpy()
     return save(np.where(chance.rand(count) < 0.8, said, chance.randint(0, classes, count)))
 
 
@@ -73,7 +110,14 @@ def measured(network: Network, data: DataSet) -> tuple[float, float]:
 
 
 def sweep(network: Network, data: DataSet) -> list[tuple[float, float]]:
-    taus = sorted({0.0, 0.5, *torch.linspace(0, 0.999, 50).tolist(), *torch.sigmoid(torch.linspace(-9, 9, 70)).tolist()})
+    taus = sorted(
+        {
+            0.0,
+            0.5,
+            *torch.linspace(0, 0.999, 50).tolist(),
+            *torch.sigmoid(torch.linspace(-9, 9, 70)).tolist(),
+        }
+    )
     found = []
     for tau in taus:
         with at_threshold(network, tau):
@@ -93,7 +137,11 @@ def test_brute_force_finds_nothing_cheaper(tmp_path: Path, kind: str, seed: int)
         best = min(macs for top1, macs in everything if top1 >= target)
         assert found.macs_expected <= best * (1 + 1e-6), (kind, seed, target)
         top1, macs = measured(found.network, data)
-        assert top1 >= target and top1 == pytest.approx(found.top1) and macs == pytest.approx(found.macs_expected)
+        assert (
+            top1 >= target
+            and top1 == pytest.approx(found.top1)
+            and macs == pytest.approx(found.macs_expected)
+        )
         is_pareto(found)
     with strategy(network, "always-on"):
         assert found.baseline_top1 == pytest.approx(measured(network, data)[0])
@@ -101,8 +149,12 @@ def test_brute_force_finds_nothing_cheaper(tmp_path: Path, kind: str, seed: int)
 
 def is_pareto(found: Calibrated) -> None:
     points = found.frontier
-    assert [p.macs for p in points] == sorted({p.macs for p in points}) and [p.top1 for p in points] == sorted({p.top1 for p in points})
-    assert [p for p in points if p.thresholds == found.thresholds] == [Point(found.thresholds, found.top1, found.macs_expected, found.rates)]
+    assert [p.macs for p in points] == sorted({p.macs for p in points}) and [
+        p.top1 for p in points
+    ] == sorted({p.top1 for p in points})
+    assert [p for p in points if p.thresholds == found.thresholds] == [
+        Point(found.thresholds, found.top1, found.macs_expected, found.rates)
+    ]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -117,18 +169,25 @@ def test_every_point_of_the_frontier_is_true(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["aig", "mixed"])
 def test_few_passes_come_near(tmp_path: Path, kind: str) -> None:
-    """With the passes that are made unless more are asked for: the target holds, at little more than the least MACs."""
+    """With the passes that are made unless more are asked for.
+
+    The target holds, at little more than the least MACs.
+    """
     excess = []
     for seed in range(2):
         network = gated(kind, seed + 10)
         data = labelled(network, tmp_path / "data.npz", seed)
-        found, best = (calibrate(network, data, target_acc=50, refine=passes) for passes in (12, EXACT))
+        found, best = (
+            calibrate(network, data, target_acc=50, refine=passes) for passes in (12, EXACT)
+        )
         assert measured(found.network, data)[0] >= 50
         excess.append(found.macs_expected / best.macs_expected - 1)
     assert min(excess) >= -1e-9 and max(excess) < 0.05, excess
 
 
-def test_data_independent_gates_cost_a_pass_a_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_independent_gates_cost_a_pass_a_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     network = gated("ind", 1)
     data = labelled(network, tmp_path / "data.npz", 1)
     passes = counted(monkeypatch)
@@ -140,7 +199,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[None]:
     passes: list[None] = []
     whole = Measure.observe
 
-    def observe(self: Measure, thresholds: dict[str, list[float]]) -> tuple[Point, dict[str, Tensor]]:
+    def observe(
+        self: Measure, thresholds: dict[str, list[float]]
+    ) -> tuple[Point, dict[str, Tensor]]:
         passes.append(None)
         return whole(self, thresholds)
 
@@ -164,9 +225,14 @@ def test_gate_by_gate_is_no_worse(tmp_path: Path, kind: str) -> None:
     for seed in (2, 5):
         network = gated(kind, seed)
         data = labelled(network, tmp_path / "data.npz", seed)
-        for target in [point.top1 for point in calibrate(network, data, target_acc=0).frontier[1:4]]:
+        for target in [
+            point.top1 for point in calibrate(network, data, target_acc=0).frontier[1:4]
+        ]:
             found = calibrate(network, data, target_acc=target, per_gate=True)
-            assert found.macs_expected <= found.single.macs and measured(found.network, data)[0] >= target
+            assert (
+                found.macs_expected <= found.single.macs
+                and measured(found.network, data)[0] >= target
+            )
             is_pareto(found)
             gains.append(found.single.macs - found.macs_expected)
     assert max(gains) > 0
@@ -178,7 +244,13 @@ def test_gate_by_gate_lies_between_all_subsets_and_one_threshold(tmp_path: Path)
     found = calibrate(network, data, target_acc=50, per_gate=True)
     reached = []
     for bits in range(2 ** len(network.methods)):
-        set_thresholds(network, {site: [0.0 if bits >> index & 1 else 1.0] for index, site in enumerate(network.methods)})
+        set_thresholds(
+            network,
+            {
+                site: [0.0 if bits >> index & 1 else 1.0]
+                for index, site in enumerate(network.methods)
+            },
+        )
         top1, macs = measured(network, data)
         if top1 >= 50:
             reached.append(macs)
@@ -189,12 +261,26 @@ def test_the_input_stays(tmp_path: Path) -> None:
     network = gated("mixed", 4)
     data = labelled(network, tmp_path / "data.npz", 4)
     network.train()
-    before, recipe = {name: tensor.clone() for name, tensor in network.state_dict().items()}, network.recipe
+    before, recipe = (
+        {name: tensor.clone() for name, tensor in network.state_dict().items()},
+        network.recipe,
+    )
     found = calibrate(network, data, target_acc=30, per_gate=True)
     after = network.state_dict()
-    assert all(torch.equal(before[name], after[name]) for name in before) and network.recipe == recipe and network.training
-    assert all(gate.observer is None and gate.strategy == "threshold" for gate in (*network.site_gates.values(), *found.network.site_gates.values()))
-    changed = [name for name, tensor in found.network.state_dict().items() if not torch.equal(tensor, before[name])]
+    assert (
+        all(torch.equal(before[name], after[name]) for name in before)
+        and network.recipe == recipe
+        and network.training
+    )
+    assert all(
+        gate.observer is None and gate.strategy == "threshold"
+        for gate in (*network.site_gates.values(), *found.network.site_gates.values())
+    )
+    changed = [
+        name
+        for name, tensor in found.network.state_dict().items()
+        if not torch.equal(tensor, before[name])
+    ]
     assert changed and all(name.endswith(".threshold") for name in changed)
 
 
@@ -204,7 +290,10 @@ def test_the_step_tells_the_rates(tmp_path: Path) -> None:
     found = calibrate(network, data, target_acc=40)
     step = found.network.recipe.steps[-1]
     assert (step.op, step.settings["target_acc"], step.results["split"]) == ("calibrate", 40, "val")
-    assert known_rates(found.network) == found.rates and expected_macs(found.network, known_rates(found.network)) == found.macs_expected
+    assert (
+        known_rates(found.network) == found.rates
+        and expected_macs(found.network, known_rates(found.network)) == found.macs_expected
+    )
     assert found.network.recipe.baseline == {"top1": found.baseline_top1, "split": "val"}
 
 
@@ -219,7 +308,9 @@ def test_interrupted_between_batches(tmp_path: Path) -> None:
     before = {site: gate.threshold.clone() for site, gate in network.site_gates.items()}
     with pytest.raises(Interrupted):
         calibrate(network, data, target_acc=40, progress=Stop())
-    assert all(torch.equal(gate.threshold, before[site]) for site, gate in network.site_gates.items())
+    assert all(
+        torch.equal(gate.threshold, before[site]) for site, gate in network.site_gates.items()
+    )
 
 
 def test_progress_never_exceeds_what_was_announced(tmp_path: Path) -> None:
@@ -237,7 +328,11 @@ def test_progress_never_exceeds_what_was_announced(tmp_path: Path) -> None:
             tasks[-1][0] += 1
 
     calibrate(network, data, target_acc=40, per_gate=True, batch_size=16, progress=Counting())
-    assert len(tasks) >= 4 and all(0 < done <= total for done, total in tasks[:2]) and all(done <= total for done, total in tasks)
+    assert (
+        len(tasks) >= 4
+        and all(0 < done <= total for done, total in tasks[:2])
+        and all(done <= total for done, total in tasks)
+    )
 
 
 # --- the parts ---
@@ -262,22 +357,44 @@ def wanted(odds: Tensor) -> list[list[bool]]:
 
 
 def test_cuts_without_values() -> None:
-    assert len(uniform.cuts(torch.empty(0))) == 0 == len(uniform.cuts(torch.tensor([torch.nan, torch.inf])))
-    assert uniform.thin(torch.empty(0), 5) == [] and uniform.thin(torch.arange(5.0), 1) == [0] and uniform.thin(torch.arange(5.0), 3) == [0, 2, 4]
+    assert (
+        len(uniform.cuts(torch.empty(0)))
+        == 0
+        == len(uniform.cuts(torch.tensor([torch.nan, torch.inf])))
+    )
+    assert (
+        uniform.thin(torch.empty(0), 5) == []
+        and uniform.thin(torch.arange(5.0), 1) == [0]
+        and uniform.thin(torch.arange(5.0), 3) == [0, 2, 4]
+    )
 
 
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12), st.integers(0, 5))
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12),
+    st.integers(0, 5),
+)
 @settings(max_examples=60, deadline=None)
 def test_choose_and_pareto(figures: list[tuple[int, int]], target: int) -> None:
-    points = [Point({"a": [float(index)]}, top1, macs, {}) for index, (top1, macs) in enumerate(figures)]
+    points = [
+        Point({"a": [float(index)]}, top1, macs, {}) for index, (top1, macs) in enumerate(figures)
+    ]
     kept, best = pareto(points), choose(points, target)
-    assert {(p.top1, p.macs) for p in kept} == {(t, m) for t, m in figures if not any(a >= t and b <= m and (a, b) != (t, m) for a, b in figures)}
+    assert {(p.top1, p.macs) for p in kept} == {
+        (t, m)
+        for t, m in figures
+        if not any(a >= t and b <= m and (a, b) != (t, m) for a, b in figures)
+    }
     assert (best is None) == all(top1 < target for top1, _ in figures)
     assert best is None or best in kept
 
 
 def test_values_of_sites() -> None:
-    assert site_values({"a": [0.5], "b": [0.25, 0.25], "c": [0.25, math.inf], "d": [math.nan]}) == {"a": 0.5, "b": 0.25, "c": [0.25, None], "d": None}
+    assert site_values({"a": [0.5], "b": [0.25, 0.25], "c": [0.25, math.inf], "d": [math.nan]}) == {
+        "a": 0.5,
+        "b": 0.25,
+        "c": [0.25, None],
+        "d": None,
+    }
 
 
 # --- the command ---
@@ -292,7 +409,17 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_source(Path("r20.pt"))
         save_npz(Path("data.npz"))
         for method in ("ind", "aig"):
-            call("attach", "r20.pt", "--method", f"{method}-perbatch", "--input-size", SIDE, "--out", "plain.safetensors", "--force")
+            call(
+                "attach",
+                "r20.pt",
+                "--method",
+                f"{method}-perbatch",
+                "--input-size",
+                SIDE,
+                "--out",
+                "plain.safetensors",
+                "--force",
+            )
             edit(Path("plain.safetensors"), Path(f"{method}.safetensors"), tensors=spread)
         Path("plain.safetensors").unlink()
     return folder
@@ -315,33 +442,82 @@ def here(tmp_path: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 KEYS = {
-    "checkpoint", "out", "arch", "split", "thresholds", "top1", "baseline_top1", "target_top1", "params", "macs_dense", "macs_expected", "rates", "per_gate", "frontier", "seconds",
-}  # fmt: skip
+    "checkpoint",
+    "out",
+    "arch",
+    "split",
+    "thresholds",
+    "top1",
+    "baseline_top1",
+    "target_top1",
+    "params",
+    "macs_dense",
+    "macs_expected",
+    "rates",
+    "per_gate",
+    "frontier",
+    "seconds",
+}
 
 
 def test_keys_are_those_of_the_document() -> None:
     text = (Path(__file__).parent.parent / "docs/json.md").read_text()
     row = next(line for line in text.splitlines() if line.startswith("| `calibrate` |"))
-    told = set(re.findall(r"`(\w+)`", re.sub(r"\{[^}]*\}|\([^)]*\)|\[[^]]*\]", "", row))) - {"calibrate"}
+    told = set(re.findall(r"`(\w+)`", re.sub(r"\{[^}]*\}|\([^)]*\)|\[[^]]*\]", "", row))) - {
+        "calibrate"
+    }
     assert told | {"checkpoint", "arch", "params", "macs_dense", "seconds"} == KEYS
 
 
 @pytest.mark.parametrize("method", ["ind", "aig"])
 def test_command(here: Path, method: str) -> None:
     before = listing()
-    found = call("calibrate", f"{method}.safetensors", "--target-acc", 10, "--data", "npz:data.npz", "--refine", 2)
-    assert set(found) == KEYS and found["out"] == f"{method}.calibrated.safetensors" == current() and found["split"] == "val"
+    found = call(
+        "calibrate",
+        f"{method}.safetensors",
+        "--target-acc",
+        10,
+        "--data",
+        "npz:data.npz",
+        "--refine",
+        2,
+    )
+    assert (
+        set(found) == KEYS
+        and found["out"] == f"{method}.calibrated.safetensors" == current()
+        and found["split"] == "val"
+    )
     after = listing()
-    assert {name: after[name] for name in before} == before and after.keys() - before.keys() == {found["out"]}
-    assert found["top1"] >= found["target_top1"] == 10 and 0 < found["macs_expected"] <= found["macs_dense"]
-    assert [set(point) for point in found["frontier"]] == [{"thresholds", "top1", "macs"}] * len(found["frontier"])
-    chosen = {"thresholds": found["thresholds"], "top1": found["top1"], "macs": found["macs_expected"]}
+    assert {name: after[name] for name in before} == before and after.keys() - before.keys() == {
+        found["out"]
+    }
+    assert (
+        found["top1"] >= found["target_top1"] == 10
+        and 0 < found["macs_expected"] <= found["macs_dense"]
+    )
+    assert [set(point) for point in found["frontier"]] == [{"thresholds", "top1", "macs"}] * len(
+        found["frontier"]
+    )
+    chosen = {
+        "thresholds": found["thresholds"],
+        "top1": found["top1"],
+        "macs": found["macs_expected"],
+    }
     assert chosen in found["frontier"]
     tensors, recipe = contents(found["out"])
-    assert {site: tensors[f"gates.{site}.threshold"].tolist() for site in found["thresholds"]} == {site: [value] for site, value in found["thresholds"].items()}
-    assert recipe["steps"][-1]["op"] == "calibrate" and recipe["steps"][-1]["results"]["thresholds"] == found["thresholds"]
+    assert {site: tensors[f"gates.{site}.threshold"].tolist() for site in found["thresholds"]} == {
+        site: [value] for site, value in found["thresholds"].items()
+    }
+    assert (
+        recipe["steps"][-1]["op"] == "calibrate"
+        and recipe["steps"][-1]["results"]["thresholds"] == found["thresholds"]
+    )
     again = call("eval")
-    assert again["checkpoint"] == found["out"] and again["top1"] == pytest.approx(found["top1"]) and again["macs_expected"] == pytest.approx(found["macs_expected"])
+    assert (
+        again["checkpoint"] == found["out"]
+        and again["top1"] == pytest.approx(found["top1"])
+        and again["macs_expected"] == pytest.approx(found["macs_expected"])
+    )
     assert again["rates"] == pytest.approx(found["rates"])
     assert call("inspect")["macs_expected"] == pytest.approx(found["macs_expected"])
 
@@ -349,48 +525,119 @@ def test_command(here: Path, method: str) -> None:
 def test_prune_takes_the_calibrated_thresholds(here: Path) -> None:
     found = call("calibrate", "ind.safetensors", "--target-acc", 10, "--data", "npz:data.npz")
     pruned = call("prune")
-    assert pruned["removed"] == [site for site, rate in found["rates"].items() if rate == 0] and pruned["removed"]
+    assert (
+        pruned["removed"] == [site for site, rate in found["rates"].items() if rate == 0]
+        and pruned["removed"]
+    )
     assert pruned["macs_dense"] == found["macs_expected"] and pruned["kept_dynamic"] == []
     assert call("eval")["top1"] == pytest.approx(found["top1"])
-    assert pruned["removed"] != call("prune", "ind.safetensors", "--out", "half.safetensors")["removed"]
+    assert (
+        pruned["removed"]
+        != call("prune", "ind.safetensors", "--out", "half.safetensors")["removed"]
+    )
 
 
 def test_table_for_people(here: Path) -> None:
-    done = run("calibrate", "aig.safetensors", "--target-acc", 10, "--data", "npz:data.npz", "--per-gate", "--refine", 2)
+    done = run(
+        "calibrate",
+        "aig.safetensors",
+        "--target-acc",
+        10,
+        "--data",
+        "npz:data.npz",
+        "--per-gate",
+        "--refine",
+        2,
+    )
     assert done.code == 0, done.err
-    assert "frontier on val" in done.out and sum(line.lstrip().startswith("*") and "chosen" not in line for line in done.out.splitlines()) == 1
-    assert "heuristic" in done.err and "next: gatecli prune --data npz:" in done.err and "wrote aig.calibrated.safetensors" in done.err
+    assert (
+        "frontier on val" in done.out
+        and sum(
+            line.lstrip().startswith("*") and "chosen" not in line for line in done.out.splitlines()
+        )
+        == 1
+    )
+    assert (
+        "heuristic" in done.err
+        and "next: gatecli prune --data npz:" in done.err
+        and "wrote aig.calibrated.safetensors" in done.err
+    )
 
 
 def test_out_of_reach(here: Path) -> None:
-    line = refused("calibrate ind.safetensors --target-acc 99 --data npz:data.npz", "99", "highest top-1", "GMACs", "val")
+    line = refused(
+        "calibrate ind.safetensors --target-acc 99 --data npz:data.npz",
+        "99",
+        "highest top-1",
+        "GMACs",
+        "val",
+    )
     reachable = float(line.partition("highest top-1 is ")[2].partition(",")[0])
-    assert call("calibrate", "ind.safetensors", "--target-acc", reachable, "--data", "npz:data.npz")["top1"] >= reachable
+    assert (
+        call("calibrate", "ind.safetensors", "--target-acc", reachable, "--data", "npz:data.npz")[
+            "top1"
+        ]
+        >= reachable
+    )
 
 
 @pytest.mark.parametrize("drop", [0, 5, 100])
 def test_points_below_all_gates_open(here: Path, drop: float) -> None:
     found = call("calibrate", "ind.safetensors", "--max-drop", drop, "--data", "npz:data.npz")
     assert found["target_top1"] == pytest.approx(max(0.0, found["baseline_top1"] - drop))
-    asked = call("calibrate", "ind.safetensors", "--target-acc", found["target_top1"], "--data", "npz:data.npz", "--force")
-    assert {name: asked[name] for name in ("thresholds", "top1", "macs_expected")} == {name: found[name] for name in ("thresholds", "top1", "macs_expected")}
+    asked = call(
+        "calibrate",
+        "ind.safetensors",
+        "--target-acc",
+        found["target_top1"],
+        "--data",
+        "npz:data.npz",
+        "--force",
+    )
+    assert {name: asked[name] for name in ("thresholds", "top1", "macs_expected")} == {
+        name: found[name] for name in ("thresholds", "top1", "macs_expected")
+    }
 
 
 @pytest.mark.parametrize("target", ["120", "-1", "nan", "inf"])
 def test_targets_that_are_none(here: Path, target: str) -> None:
-    refused(["calibrate", "ind.safetensors", "--target-acc", target, "--data", "npz:data.npz"], "--target-acc", "between 0 and 100", target)
+    refused(
+        ["calibrate", "ind.safetensors", "--target-acc", target, "--data", "npz:data.npz"],
+        "--target-acc",
+        "between 0 and 100",
+        target,
+    )
 
 
 def test_bad_input(here: Path) -> None:
     refused("calibrate ind.safetensors --target-acc 10", "--data")
     refused("calibrate --target-acc 10", "no current checkpoint")
-    refused(f"calibrate r20.pt --target-acc 10 --data npz:data.npz --input-size {SIDE}", "r20.pt", "no gates", "attach")
-    refused("calibrate ind.safetensors --target-acc 10 --data npz:data.npz --out ind.safetensors", "never overwrites")
-    refused("calibrate ind.safetensors --target-acc 10 --data npz:data.npz --out data.npz", "data.npz", "--force")
-    refused("calibrate ind.safetensors --target-acc 10 --data npz:data.npz --refine -1", "refine", "-1")
+    refused(
+        f"calibrate r20.pt --target-acc 10 --data npz:data.npz --input-size {SIDE}",
+        "r20.pt",
+        "no gates",
+        "attach",
+    )
+    refused(
+        "calibrate ind.safetensors --target-acc 10 --data npz:data.npz --out ind.safetensors",
+        "never overwrites",
+    )
+    refused(
+        "calibrate ind.safetensors --target-acc 10 --data npz:data.npz --out data.npz",
+        "data.npz",
+        "--force",
+    )
+    refused(
+        "calibrate ind.safetensors --target-acc 10 --data npz:data.npz --refine -1", "refine", "-1"
+    )
     refused("calibrate ind.safetensors --target-acc 10 --data npz:data.npz --batch-size 0", "0")
     refused("calibrate ind.safetensors", "--target-acc", "--max-drop", "neither")
-    refused("calibrate ind.safetensors --target-acc 10 --max-drop 1", "--target-acc", "--max-drop", "both")
+    refused(
+        "calibrate ind.safetensors --target-acc 10 --max-drop 1",
+        "--target-acc",
+        "--max-drop",
+        "both",
+    )
     refused("calibrate ind.safetensors --max-drop 101", "--max-drop", "101")
     refused("calibrate ind.safetensors --max-gmacs 1", "--target-acc or --max-drop", "for exits")
     assert run("calibrate", "ind.safetensors", "--target-acc", "much").code == 2

@@ -1,4 +1,5 @@
 """The campaign itself: a few dozen of its cases, so that it does not rot."""
+
 from __future__ import annotations
 
 import os

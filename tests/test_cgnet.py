@@ -1,4 +1,7 @@
-"""Channel gating: its formulas against numbers worked out by hand and slow loops, its costs against counted multiplications, its bad input."""
+"""Channel gating: its formulas against numbers worked out by hand and slow loops, its costs against
+counted multiplications, its bad input.
+"""
+
 from __future__ import annotations
 
 import itertools
@@ -31,27 +34,54 @@ every_function = pytest.mark.parametrize("function", FUNCTIONS)
 
 
 class Pair(nn.Module):
-    """A stem, the convolution that tests look at, and its BatchNorm; what this gives is all that the classes see."""
+    """A stem, the convolution that tests look at, and its BatchNorm.
+
+    What this gives is all that the classes see.
+    """
 
     def __init__(self, channels: int, kernel: int, bias: bool = False) -> None:
         super().__init__()
         self.stem = nn.Conv2d(channels, channels, 1, bias=False)
-        self.conv, self.norm = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, bias=bias), nn.BatchNorm2d(channels, eps=0)
+        self.conv, self.norm = (
+            nn.Conv2d(channels, channels, kernel, padding=kernel // 2, bias=bias),
+            nn.BatchNorm2d(channels, eps=0),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.conv(self.stem(x))).flatten(1)
 
 
-def pair(function: str, channels: int = 2, kernel: int = 1, size: tuple[int, int] = (1, 2), bias: bool = False, **settings: Any) -> Network:
-    """The stem lets images through; weights and statistics are small whole numbers; the gate has left its neutral start."""
+def pair(
+    function: str,
+    channels: int = 2,
+    kernel: int = 1,
+    size: tuple[int, int] = (1, 2),
+    bias: bool = False,
+    **settings: Any,
+) -> Network:
+    """The stem lets images through; weights and statistics are small whole numbers.
+
+    The gate has left its neutral start.
+    """
     torch.manual_seed(0)
     model = Pair(channels, kernel, bias).eval()
     with torch.no_grad():
         model.stem.weight.copy_(torch.eye(channels)[..., None, None])
-        for tensor in [*model.norm.parameters(), *model.norm.buffers(), *model.conv.parameters()][:-1 if bias else None]:
+        for tensor in [*model.norm.parameters(), *model.norm.buffers(), *model.conv.parameters()][
+            : -1 if bias else None
+        ]:
             if tensor.is_floating_point():
-                tensor.copy_(torch.randint(1, 4, tensor.shape).float() * (1 if tensor is model.norm.running_var else torch.randint(0, 2, tensor.shape) * 2 - 1))
-    network = gatecli.attach(model, "cgnet", input_size=size, include=[SITE], gate=function, **settings).network
+                tensor.copy_(
+                    torch.randint(1, 4, tensor.shape).float()
+                    * (
+                        1
+                        if tensor is model.norm.running_var
+                        else torch.randint(0, 2, tensor.shape) * 2 - 1
+                    )
+                )
+    network = gatecli.attach(
+        model, "cgnet", input_size=size, include=[SITE], gate=function, **settings
+    ).network
     gate = gate_of(network)
     gate.neutral.fill_(False)
     gate.norm.eps = 0
@@ -64,17 +94,28 @@ def gate_of(network: Network) -> Any:
 
 # --- by hand ---
 
-X = torch.tensor([[[[1.0, -2.0]], [[3.0, 5.0]]]])  # one image, channels (1, -2) and (3, 5), two positions
+X = torch.tensor(
+    [[[[1.0, -2.0]], [[3.0, 5.0]]]]
+)  # one image, channels (1, -2) and (3, 5), two positions
 W = torch.tensor([[1.0, 10.0], [2.0, 20.0]])
-# without grouping the base path reads channel 0 alone:  Yp = [[1, -2], [2, -4]],  W x = [[31, 48], [62, 96]]
+# without grouping the base path reads channel 0 alone:  Yp = [[1, -2], [2, -4]],  W x = [[31, 48],
+# [62, 96]]
 OPENED = torch.tensor([[[[31.0, 48.0]], [[62.0, 96.0]]]])
 CLOSED = torch.tensor([[[[1.0, -2.0]], [[2.0, -4.0]]]]) * 100  # BN1 of these tests: times 100
 
 
-def by_hand(function: str, delta: list[float], fc: list[list[float]] | None = None) -> tuple[Network, Tensor]:
-    """A network whose norms do nothing (BN1: times 100) with these thresholds, and what it gives for X."""
+def by_hand(
+    function: str, delta: list[float], fc: list[list[float]] | None = None
+) -> tuple[Network, Tensor]:
+    """A network whose norms do nothing (BN1: times 100) with these thresholds, and what it gives
+    for X.
+    """
     network = pair(function, eta=0.5, grouping="no")
-    conv, norm, gate = network.get_submodule("conv"), network.get_submodule("norm"), gate_of(network)
+    conv, norm, gate = (
+        network.get_submodule("conv"),
+        network.get_submodule("norm"),
+        gate_of(network),
+    )
     with torch.no_grad():
         conv.weight.copy_(W[..., None, None])  # type: ignore[operator, union-attr]
         for each, scale in ((norm, 1.0), (getattr(gate, "base", None), 100.0)):
@@ -89,7 +130,11 @@ def by_hand(function: str, delta: list[float], fc: list[list[float]] | None = No
 
 
 def test_fine_by_hand() -> None:
-    """Yp > Delta = (0, -3): open at channel 0's first position (1 > 0) and channel 1's first (2 > -3); -2 and -4 stay closed."""
+    """Yp > Delta = (0, -3).
+
+    Open at channel 0's first position (1 > 0) and channel 1's first (2 > -3); -2 and -4 stay
+    closed.
+    """
     network, out = by_hand("fine", [0.0, -3.0])
     assert torch.equal(out, torch.tensor([[[[31.0, -200.0]], [[62.0, -400.0]]]]))
     with gatecli.record_gates(network) as record:
@@ -98,26 +143,38 @@ def test_fine_by_hand() -> None:
 
 
 def test_coarse_by_hand() -> None:
-    """Means of Yp over positions: (-.5, -1) against (-.6, 0): channel 0 opens, channel 1 does not."""
+    """Means of Yp over positions: (-.5, -1) against (-.6, 0).
+
+    Channel 0 opens, channel 1 does not.
+    """
     _, out = by_hand("coarse", [-0.6, 0.0])
     assert torch.equal(out, torch.cat([OPENED[:, :1], CLOSED[:, 1:]], 1))
 
 
 def test_fc_by_hand() -> None:
-    """Mean |x| of the channels: (1.5, 4); times [[2, 0], [0, -1]]: (3, -4), against (3.5, -5): channel 1 opens, channel 0 does not."""
+    """Mean |x| of the channels: (1.5, 4).
+
+    Times [[2, 0], [0, -1]]: (3, -4), against (3.5, -5): channel 1 opens, channel 0 does not.
+    """
     _, out = by_hand("fc", [3.5, -5.0], [[2.0, 0.0], [0.0, -1.0]])
     assert torch.equal(out, torch.cat([CLOSED[:, :1], OPENED[:, 1:]], 1))
 
 
 @pytest.mark.parametrize("delta, expected", [(3.9, OPENED), (4.1, CLOSED / 100)])
 def test_l1_by_hand(delta: float, expected: Tensor) -> None:
-    """Input channel 0 is the base path; channel 1's mean |x| = 4 decides whether it is computed with; there is no BN1."""
+    """Input channel 0 is the base path.
+
+    Channel 1's mean |x| = 4 decides whether it is computed with; there is no BN1.
+    """
     _, out = by_hand("l1", [delta])
     assert torch.equal(out, expected)
 
 
 def test_the_gates_gradient() -> None:
-    """d z / d Yp = eps s (1 - s), s = sigmoid(eps (Yp - Delta)), at most eps / 4; d z / d Delta is its negative; z itself is hard."""
+    """d z / d Yp = eps s (1 - s), s = sigmoid(eps (Yp - Delta)), at most eps / 4.
+
+    D z / d Delta is its negative; z itself is hard.
+    """
     network = pair("fine", eta=0.5, grouping="no", eps=3.0)
     gate = gate_of(network).train()
     gate.norm.eval()
@@ -130,7 +187,11 @@ def test_the_gates_gradient() -> None:
     s = torch.sigmoid(3 * torch.tensor([-1.1, 0.1, 0.0, 2.0]))
     slope = 3 * s * (1 - s)
     assert x.grad is not None
-    assert torch.allclose(x.grad.flatten(), slope) and torch.allclose(gate.delta.grad, -slope.reshape(2, 2).sum(1)) and slope.max() <= 3 / 4
+    assert (
+        torch.allclose(x.grad.flatten(), slope)
+        and torch.allclose(gate.delta.grad, -slope.reshape(2, 2).sum(1))
+        and slope.max() <= 3 / 4
+    )
     odds = torch.zeros(1, requires_grad=True)
     smoothed(odds).backward()
     assert odds.grad is not None and odds.grad.item() == 0.25
@@ -141,7 +202,8 @@ def test_the_gates_gradient() -> None:
 
 @torch.no_grad()
 def slow(network: Network, image: Tensor, decided: Tensor | None = None) -> tuple[Tensor, int]:
-    """What a gated `pair` means for one image (C, H, W), and how many multiplications that takes, by loops over single numbers.
+    """What a gated `pair` means for one image (C, H, W), and how many multiplications that takes,
+    by loops over single numbers.
 
     Written from the paper and the settings alone. decided: the gate's decisions, forced; (units,).
     """
@@ -151,9 +213,16 @@ def slow(network: Network, image: Tensor, decided: Tensor | None = None) -> tupl
     gate = gate_of(network)
     channels, height, width = image.shape
     parts, side = round(1 / settings.eta), conv.kernel_size[0]
-    order = sorted(range(channels), key=lambda c: (c % parts, c)) if settings.shuffle == "yes" else list(range(channels))
+    order = (
+        sorted(range(channels), key=lambda c: (c % parts, c))
+        if settings.shuffle == "yes"
+        else list(range(channels))
+    )
     grouped, size = settings.grouping == "yes" and settings.gate != "l1", channels // parts
-    base = [set(order[(o // size) * size : (o // size + 1) * size] if grouped else order[:size]) for o in range(channels)]
+    base = [
+        set(order[(o // size) * size : (o // size + 1) * size] if grouped else order[:size])
+        for o in range(channels)
+    ]
     count = 0
 
     def total(o: int, i: int, j: int, inputs: set[int]) -> float:
@@ -173,39 +242,67 @@ def slow(network: Network, image: Tensor, decided: Tensor | None = None) -> tupl
 
     everything = set(range(channels))
     places = list(itertools.product(range(height), range(width)))
-    mean_size = [sum(abs(float(image[c, i, j])) for i, j in places) / len(places) for c in range(channels)]
+    mean_size = [
+        sum(abs(float(image[c, i, j])) for i, j in places) / len(places) for c in range(channels)
+    ]
     out = torch.empty(channels, height, width)
     if settings.gate == "l1":
         gated = sorted(everything - base[0])
-        open_ = {c for u, c in enumerate(gated) if (decided[u] > 0 if decided is not None else normed(mean_size[c], gate.norm, u) > float(gate.delta[u]))}
+        open_ = {
+            c
+            for u, c in enumerate(gated)
+            if (
+                decided[u] > 0
+                if decided is not None
+                else normed(mean_size[c], gate.norm, u) > float(gate.delta[u])
+            )
+        }
         for o, (i, j) in itertools.product(range(channels), places):
-            out[o, i, j] = normed(total(o, i, j, base[o] | open_) + (0 if conv.bias is None else float(conv.bias[o])), norm, o)
+            out[o, i, j] = normed(
+                total(o, i, j, base[o] | open_) + (0 if conv.bias is None else float(conv.bias[o])),
+                norm,
+                o,
+            )
         return out, count
     for o in range(channels):
         yp = {place: total(o, *place, base[o]) for place in places}
         if settings.gate == "fc":
             count += channels
-            said = normed(sum(float(gate.weight[o, c]) * mean_size[c] for c in range(channels)), gate.norm, o)
+            said = normed(
+                sum(float(gate.weight[o, c]) * mean_size[c] for c in range(channels)), gate.norm, o
+            )
         elif settings.gate == "coarse":
             said = normed(sum(yp.values()) / len(places), gate.norm, o)
         for place in places:
             value = normed(yp[place], gate.norm, o) if settings.gate == "fine" else said
             if decided[o] > 0 if decided is not None else value > float(gate.delta[o]):
-                full = (total(o, *place, everything) if grouped else yp[place] + total(o, *place, everything - base[o])) + (0 if conv.bias is None else float(conv.bias[o]))
+                full = (
+                    total(o, *place, everything)
+                    if grouped
+                    else yp[place] + total(o, *place, everything - base[o])
+                ) + (0 if conv.bias is None else float(conv.bias[o]))
                 out[o][place] = normed(full, norm, o)
             else:
                 out[o][place] = normed(yp[place], gate.base, o)
     return out, count
 
 
-@pytest.mark.parametrize("grouping, shuffle", [("no", "no"), ("yes", "no"), ("yes", "yes"), ("no", "yes")])
+@pytest.mark.parametrize(
+    "grouping, shuffle", [("no", "no"), ("yes", "no"), ("yes", "yes"), ("no", "yes")]
+)
 @every_function
-def test_forward_and_multiplications_against_loops(function: str, grouping: str, shuffle: str) -> None:
-    """The masked graph, the skipping one at batch 1 and in a batch, and the MACs that are reported, for mixed decisions."""
+def test_forward_and_multiplications_against_loops(
+    function: str, grouping: str, shuffle: str
+) -> None:
+    """The masked graph, the skipping one at batch 1 and in a batch, and the MACs that are reported,
+    for mixed decisions.
+    """
     network = pair(function, 4, 3, (3, 3), bias=True, eta="1/2", grouping=grouping, shuffle=shuffle)
     gate = gate_of(network)
     images = torch.randint(-3, 4, (3, 4, 3, 3), generator=torch.Generator().manual_seed(1)).float()
-    with gatecli.record_gates(network) as record:  # thresholds between what the images say, so that decisions differ
+    with gatecli.record_gates(
+        network
+    ) as record:  # thresholds between what the images say, so that decisions differ
         gate.delta.data.zero_()
         infer(network, images)
     said = record.odds[SITE][0] / gate.slope
@@ -217,7 +314,9 @@ def test_forward_and_multiplications_against_loops(function: str, grouping: str,
         mine = infer(network, images)
     z = record.latest()[SITE]
     assert 0 < z.mean() < 1
-    assert torch.allclose(mine, expected, atol=1e-4) and torch.allclose(masked(network, images), expected, atol=1e-4)
+    assert torch.allclose(mine, expected, atol=1e-4) and torch.allclose(
+        masked(network, images), expected, atol=1e-4
+    )
     stem = 4 * 4 * 9
     for image, (out, count), decided in zip(images, results, z, strict=True):
         assert torch.allclose(infer(network, image[None]), out.flatten()[None], atol=1e-4)
@@ -226,7 +325,9 @@ def test_forward_and_multiplications_against_loops(function: str, grouping: str,
             with counted() as macs:
                 infer(network, image[None])
             assert macs.total == stem + count
-    assert expected_macs(network, {SITE: z.mean(0).tolist()}) == pytest.approx(stem + sum(count for _, count in results) / 3)
+    assert expected_macs(network, {SITE: z.mean(0).tolist()}) == pytest.approx(
+        stem + sum(count for _, count in results) / 3
+    )
 
 
 @every_function
@@ -235,17 +336,28 @@ def test_pruned_against_loops(function: str) -> None:
     image = torch.randint(-3, 4, (4, 3, 3), generator=torch.Generator().manual_seed(1)).float()
     for units in ([0, 1, 1, 0], [0] * 4, [1] * 4, [1, 0, 0, 0]):
         decided = units[: gate_of(network).units]
-        smaller = gatecli.prune(network, rates={SITE: [float(unit) for unit in decided]}, static=0.5).network
+        smaller = gatecli.prune(
+            network, rates={SITE: [float(unit) for unit in decided]}, static=0.5
+        ).network
         out, count = slow(network, image, torch.tensor(decided))
         assert torch.allclose(infer(smaller, image[None]), out.flatten()[None], atol=1e-4)
         assert smaller.macs_dense == 4 * 4 * 9 + count - (16 if function == "fc" else 0)
 
 
-@pytest.mark.parametrize("function, grouping", [*((function, "no") for function in FUNCTIONS), ("coarse", "yes"), ("fc", "yes")])
+@pytest.mark.parametrize(
+    "function, grouping",
+    [*((function, "no") for function in FUNCTIONS), ("coarse", "yes"), ("fc", "yes")],
+)
 def test_mixed_sites_against_loops(function: str, grouping: str) -> None:
-    """Some channels open for good, some closed for good, the others still the gate's: pruned three times, and in the end decided for all."""
+    """Some channels open for good, some closed for good, the others still the gate's.
+
+    Pruned three times, and in the end decided for all.
+    """
     network = pair(function, 8, 3, (3, 3), bias=True, eta="1/2", grouping=grouping)
-    gate, images = gate_of(network), torch.randint(-3, 4, (4, 8, 3, 3), generator=torch.Generator().manual_seed(1)).float()
+    gate, images = (
+        gate_of(network),
+        torch.randint(-3, 4, (4, 8, 3, 3), generator=torch.Generator().manual_seed(1)).float(),
+    )
     gate.delta.data.zero_()
     with gatecli.record_gates(network) as record:
         infer(network, images)
@@ -255,24 +367,48 @@ def test_mixed_sites_against_loops(function: str, grouping: str) -> None:
         infer(network, images)
     own, smaller, units = record.latest()[SITE].clone(), network, list(range(gate.units))
     for opened, closed in (([0], [2]), ([3], []), ([], [1])):
-        rates = {SITE: [1.0 if unit in opened else 0.0 if unit in closed else 0.5 for unit in units]}
+        rates = {
+            SITE: [1.0 if unit in opened else 0.0 if unit in closed else 0.5 for unit in units]
+        }
         done = gatecli.prune(smaller, rates=rates)
         own[:, opened], own[:, closed] = 1.0, 0.0
         gate.threshold[opened], gate.threshold[closed] = 0.0, 1.0
-        assert done.max_logit_change <= 1e-5 and done.network.params < smaller.params and done.kept_dynamic == ([SITE] if len(units) > len(opened + closed) else [])
+        assert (
+            done.max_logit_change <= 1e-5
+            and done.network.params < smaller.params
+            and done.kept_dynamic == ([SITE] if len(units) > len(opened + closed) else [])
+        )
         smaller, units = done.network, [unit for unit in units if unit not in opened + closed]
         mine = infer(smaller, images)
-        assert torch.allclose(mine, infer(network, images), atol=1e-4) and torch.allclose(masked(smaller, images), mine, atol=1e-4)
+        assert torch.allclose(mine, infer(network, images), atol=1e-4) and torch.allclose(
+            masked(smaller, images), mine, atol=1e-4
+        )
         if function == "fine":
             continue
         for image, decided in zip(images, own, strict=True):
-            assert torch.allclose(infer(smaller, image[None]), slow(network, image, decided)[0].flatten()[None], atol=1e-4)
-            with counted() as macs:  # nothing of what is decided is computed, and all that is computed is counted
+            assert torch.allclose(
+                infer(smaller, image[None]),
+                slow(network, image, decided)[0].flatten()[None],
+                atol=1e-4,
+            )
+            with (
+                counted() as macs
+            ):  # nothing of what is decided is computed, and all that is computed is counted
                 infer(smaller, image[None])
-            assert macs.total == expected_macs(smaller, {SITE: decided[units].tolist()} if units else {})
-    final = gatecli.prune(smaller, rates={SITE: [float(unit % 2) for unit in units]}, static=0.5).network if units else smaller
+            assert macs.total == expected_macs(
+                smaller, {SITE: decided[units].tolist()} if units else {}
+            )
+    final = (
+        gatecli.prune(
+            smaller, rates={SITE: [float(unit % 2) for unit in units]}, static=0.5
+        ).network
+        if units
+        else smaller
+    )
     gate.threshold[units] = torch.tensor([float(1 - unit % 2) for unit in units])
-    assert not final.methods and torch.allclose(infer(final, images), infer(network, images), atol=1e-4)
+    assert not final.methods and torch.allclose(
+        infer(final, images), infer(network, images), atol=1e-4
+    )
 
 
 # --- on whole networks ---
@@ -281,17 +417,30 @@ def test_mixed_sites_against_loops(function: str, grouping: str) -> None:
 def trained(name: str, function: str, **settings: Any) -> Network:
     """A gated network that a few steps have taken out of its neutral start."""
     case = CASES[name]
-    network = gatecli.attach(case.build(), "cgnet", input_size=case.size, arch=case.arch, gate=function, **settings).network.train()
+    network = gatecli.attach(
+        case.build(), "cgnet", input_size=case.size, arch=case.arch, gate=function, **settings
+    ).network.train()
     optimizer = torch.optim.SGD(network.parameters(), 1e-3)
     for seed in range(3):
         optimizer.zero_grad()
-        F.cross_entropy(network(case.images(6, seed)), torch.arange(6) % network.num_classes).backward()
+        F.cross_entropy(
+            network(case.images(6, seed)), torch.arange(6) % network.num_classes
+        ).backward()
         optimizer.step()
     return network.eval()
 
 
-@pytest.mark.parametrize("function, name, grouping", [*((function, "own", "no") for function in FUNCTIONS), ("coarse", "cifar-projection", "yes"), ("fc", "own", "yes")])
-def test_skips_prunes_saves_and_loads(function: str, name: str, grouping: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "function, name, grouping",
+    [
+        *((function, "own", "no") for function in FUNCTIONS),
+        ("coarse", "cifar-projection", "yes"),
+        ("fc", "own", "yes"),
+    ],
+)
+def test_skips_prunes_saves_and_loads(
+    function: str, name: str, grouping: str, tmp_path: Path
+) -> None:
     case, network = CASES[name], trained(name, function, grouping=grouping, shuffle="yes")
     x = case.images(5)
     assert not any(bool(gate.neutral) for gate in network.site_gates.values())
@@ -299,37 +448,76 @@ def test_skips_prunes_saves_and_loads(function: str, name: str, grouping: str, t
         assert relative_change(masked(network, images), infer(network, images)) <= 1e-5
     draw = torch.Generator().manual_seed(0)
     first, second, *_ = sites = list(network.methods)
-    rates = {site: (torch.rand(network.site_gates[site].units, generator=draw) > 0.5).float().tolist() for site in sites}
+    rates = {
+        site: (torch.rand(network.site_gates[site].units, generator=draw) > 0.5).float().tolist()
+        for site in sites
+    }
     rates |= {first: [0.0] * len(rates[first]), second: [1.0] * len(rates[second])}
     pruned = gatecli.prune(network, rates=rates, static=0.5)
     assert pruned.max_logit_change <= 1e-5 and not pruned.network.methods
-    assert pruned.removed == [first] and pruned.ungated == [second] and set(pruned.thinned) == set(sites[2:])
+    assert (
+        pruned.removed == [first]
+        and pruned.ungated == [second]
+        and set(pruned.thinned) == set(sites[2:])
+    )
     assert second in pruned.network.sites and first not in pruned.network.sites
-    overhead = sum(network.costs[node.name].macs for node in network.graph.nodes if str(node.target).startswith("gates."))
-    paths = {str(node.args[1]).removesuffix("_weight"): network.costs[node.name].macs for node in network.graph.nodes if node.target is base_path}
-    overhead += sum(paths.get(site.replace(".", "_").removesuffix("_channels"), 0) * sum(units) / len(units) for site, units in rates.items())  # in groups: open channels, too
-    assert pruned.network.macs_dense == pytest.approx(expected_macs(network, rates) - overhead) and pruned.network.params < network.params
-    mixed = gatecli.prune(network, rates={site: [0.0, 1.0, *[0.5] * (len(units) - 2)] for site, units in rates.items()})
-    assert mixed.max_logit_change <= 1e-5 and mixed.freed == {site: [1] for site in sites} and mixed.thinned == {site: [0] for site in sites} and mixed.network.params < network.params
+    overhead = sum(
+        network.costs[node.name].macs
+        for node in network.graph.nodes
+        if str(node.target).startswith("gates.")
+    )
+    paths = {
+        str(node.args[1]).removesuffix("_weight"): network.costs[node.name].macs
+        for node in network.graph.nodes
+        if node.target is base_path
+    }
+    overhead += sum(
+        paths.get(site.replace(".", "_").removesuffix("_channels"), 0) * sum(units) / len(units)
+        for site, units in rates.items()
+    )  # in groups: open channels, too
+    assert (
+        pruned.network.macs_dense == pytest.approx(expected_macs(network, rates) - overhead)
+        and pruned.network.params < network.params
+    )
+    mixed = gatecli.prune(
+        network,
+        rates={site: [0.0, 1.0, *[0.5] * (len(units) - 2)] for site, units in rates.items()},
+    )
+    assert (
+        mixed.max_logit_change <= 1e-5
+        and mixed.freed == {site: [1] for site in sites}
+        and mixed.thinned == {site: [0] for site in sites}
+        and mixed.network.params < network.params
+    )
     for each in (network, pruned.network, mixed.network):
         path = tmp_path / str(id(each))
         gatecli.write(each, path)
         loaded = gatecli.load(path, arch=case.arch)
-        assert torch.equal(infer(loaded, x), infer(each, x)) and loaded.sites == each.sites and loaded.macs_dense == each.macs_dense
+        assert (
+            torch.equal(infer(loaded, x), infer(each, x))
+            and loaded.sites == each.sites
+            and loaded.macs_dense == each.macs_dense
+        )
 
 
 @every_function
 def test_neutral_until_the_first_training_step(function: str) -> None:
-    """Every gate is open for every finite input and at every threshold below 1, and nothing but training in earnest changes that."""
+    """Every gate is open for every finite input and at every threshold below 1, and nothing but
+    training in earnest changes that.
+    """
     case = CASES["cifar-projection"]
     source = case.build()
-    network = gatecli.attach(source, "cgnet", input_size=case.size, gate=function, start=0.5).network
+    network = gatecli.attach(
+        source, "cgnet", input_size=case.size, gate=function, start=0.5
+    ).network
     for scale in (1e-20, 1.0, 1e12):
         x = case.images(3) * scale
         with gatecli.record_gates(network) as record:
             assert relative_change(infer(source, x), infer(network, x)) <= 1e-5
         assert all(bool((z == 1).all()) for z in record.latest().values())
-    with gatecli.force(network.train(), {site: [1] * gate.units for site, gate in network.site_gates.items()}):
+    with gatecli.force(
+        network.train(), {site: [1] * gate.units for site, gate in network.site_gates.items()}
+    ):
         infer(network, x)
     assert all(bool(gate.neutral) for gate in network.site_gates.values())
     network(case.images(4))
@@ -344,11 +532,20 @@ def test_what_is_gated() -> None:
     """All 3x3 convolutions behind the stem; 1x1 ones where they are named."""
     case = CASES["bottleneck"]
     network = gatecli.attach(case.network(), "cgnet").network
-    assert list(network.methods) == [f"layer{n}.{i}.conv2.channels" for n, i in ((1, 0), (1, 1), (2, 0), (3, 0), (4, 0))]
-    named = gatecli.attach(case.network(), "cgnet", include=["layer1.*"], exclude=["*downsample*"]).network
-    assert list(named.methods) == [f"layer1.{i}.conv{n}.channels" for i in (0, 1) for n in (1, 2, 3)]
+    assert list(network.methods) == [
+        f"layer{n}.{i}.conv2.channels" for n, i in ((1, 0), (1, 1), (2, 0), (3, 0), (4, 0))
+    ]
+    named = gatecli.attach(
+        case.network(), "cgnet", include=["layer1.*"], exclude=["*downsample*"]
+    ).network
+    assert list(named.methods) == [
+        f"layer1.{i}.conv{n}.channels" for i in (0, 1) for n in (1, 2, 3)
+    ]
     sites = case.network().sites
-    assert sites["layer1.1.conv2.channels"].units == 8 and sites["layer1.1.conv2.channels"].macs == 8 * 8 * 9 * 64
+    assert (
+        sites["layer1.1.conv2.channels"].units == 8
+        and sites["layer1.1.conv2.channels"].macs == 8 * 8 * 9 * 64
+    )
     gated = network.sites["layer1.1.conv2.channels"]
     assert gated.macs == 8 * 6 * 9 * 64 and gated.unit_macs == 6 * 9 * 64
 
@@ -357,8 +554,14 @@ def test_the_base_path() -> None:
     def channels(count: int, **how: Any) -> tuple[tuple[int, ...], int]:
         return base_channels(count, CGNetSettings(eta=0.25, **how))
 
-    assert channels(8, grouping="no") == ((0, 1), 1) and channels(8, grouping="no", shuffle="yes") == ((0, 4), 1)
-    assert channels(8) == ((0, 1), 1) and channels(8, grouping="yes") == (tuple(range(8)), 4) and channels(8, grouping="yes", shuffle="yes") == ((0, 4, 1, 5, 2, 6, 3, 7), 4)
+    assert channels(8, grouping="no") == ((0, 1), 1) and channels(
+        8, grouping="no", shuffle="yes"
+    ) == ((0, 4), 1)
+    assert (
+        channels(8) == ((0, 1), 1)
+        and channels(8, grouping="yes") == (tuple(range(8)), 4)
+        and channels(8, grouping="yes", shuffle="yes") == ((0, 4, 1, 5, 2, 6, 3, 7), 4)
+    )
     assert channels(8, gate="l1") == ((0, 1), 1)
     assert base_channels(8, CGNetSettings(eta=0.375, grouping="no")) == ((0, 1, 2), 1)
 
@@ -369,22 +572,42 @@ def test_the_loss_draws_thresholds_to_the_target() -> None:
     network = gatecli.attach(CASES["own"].network(), "cgnet").network
     gates = list(network.site_gates.values())
     penalty = method.penalty(gates, settings)
-    assert isinstance(penalty, Tensor) and penalty.item() == pytest.approx(0.1 * 4 * sum(gate.units for gate in gates))
+    assert isinstance(penalty, Tensor) and penalty.item() == pytest.approx(
+        0.1 * 4 * sum(gate.units for gate in gates)
+    )
     penalty.backward()  # type: ignore[no-untyped-call]
-    assert all(torch.allclose(gate.delta.grad, torch.tensor(-0.4)) for gate in gates if isinstance(gate, ChannelGate))
+    assert all(
+        torch.allclose(gate.delta.grad, torch.tensor(-0.4))
+        for gate in gates
+        if isinstance(gate, ChannelGate)
+    )
 
 
 def test_training_says_no_rate_and_keeps_the_last_epoch() -> None:
     network, method = gatecli.attach(CASES["own"].network(), "cgnet").network, methods.get("cgnet")
     trained = [Trained(method, method.settings())]
     goal = goal_of(network, trained, TrainOptions(epochs=3))
-    row = {"epoch": 1, "val_top1": 99.0, "achieved_rate": 0.9, "achieved": {"cgnet": 0.9}, "macs_expected": 1e6, "target_rate": None}
-    assert goal.rank(row) is None and goal.reported(row) is None and goal.meets(row) and goal.chosen(None).startswith("last: epoch 3")
+    row = {
+        "epoch": 1,
+        "val_top1": 99.0,
+        "achieved_rate": 0.9,
+        "achieved": {"cgnet": 0.9},
+        "macs_expected": 1e6,
+        "target_rate": None,
+    }
+    assert (
+        goal.rank(row) is None
+        and goal.reported(row) is None
+        and goal.meets(row)
+        and goal.chosen(None).startswith("last: epoch 3")
+    )
     with pytest.raises(SettingError, match="cgnet are trained"):
         goal_of(network, trained, TrainOptions(max_drop=1.0))
     decayed, free = trained[0].groups(network, TrainOptions(epochs=1))
     gates = list(network.site_gates.values())
-    assert free["weight_decay"] == 0 and {id(p) for p in free["params"]} == {id(gate.delta) for gate in gates}
+    assert free["weight_decay"] == 0 and {id(p) for p in free["params"]} == {
+        id(gate.delta) for gate in gates
+    }
     assert decayed["weight_decay"] == 1e-4 and len(decayed["params"]) == 2 * len(gates)
 
 
@@ -402,7 +625,13 @@ def test_gates_in_gated_branches_are_refused() -> None:
 
 
 def test_eta_must_divide(tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match=r"`eta` to divide the 8 input and 8 output channels of `units.0.c1.channels` into equal groups, but got 0.333333;") as caught:
+    with pytest.raises(
+        SettingError,
+        match=(
+            r"`eta` to divide the 8 input and 8 output channels of `units.0.c1.channels` into equal"
+            r" groups, but got 0.333333;"
+        ),
+    ) as caught:
         gatecli.attach(CASES["own"].network(), "cgnet", eta="1/3", grouping="yes")
     assert "nearest that divides all is 1/4" in str(caught.value)
     with pytest.raises(SettingError, match="nearest that divides all is 1/4"):
@@ -415,9 +644,14 @@ def test_convolutions_that_are_refused_say_why() -> None:
     from torchvision.models.resnet import Bottleneck, ResNet
 
     grouped = ResNet(Bottleneck, [1, 1, 1, 1], num_classes=4, groups=4, width_per_group=4).eval()
-    network = gatecli.attach(grouped, "cgnet", input_size=(32, 32), include=["layer1.0.conv1.*"]).network
+    network = gatecli.attach(
+        grouped, "cgnet", input_size=(32, 32), include=["layer1.0.conv1.*"]
+    ).network
     assert list(network.methods) == ["layer1.0.conv1.channels"]
-    for pattern, why in (("layer1.0.conv2.*", "`layer1.0.conv2.channels` convolves in 4 groups"), ("conv1.channels", "reads the image")):
+    for pattern, why in (
+        ("layer1.0.conv2.*", "`layer1.0.conv2.channels` convolves in 4 groups"),
+        ("conv1.channels", "reads the image"),
+    ):
         with pytest.raises(SettingError, match=why):
             gatecli.attach(network, "cgnet", include=[pattern])
     with pytest.raises(SettingError, match=r"`units.2.body.3.channels` has no BatchNorm behind it"):
@@ -434,10 +668,30 @@ def test_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.chdir(tmp_path)
     save_source(Path("r20.pt"))
     found = call("attach", "r20.pt", "--method", "cgnet", "--set", "eta=1/4", "--set", "gate=fine")
-    assert (found["gates"], found["units"]) == (18, 6 * 16 + 6 * 32 + 6 * 64) and found["max_logit_change"] <= 1e-6
+    assert (found["gates"], found["units"]) == (18, 6 * 16 + 6 * 32 + 6 * 64) and found[
+        "max_logit_change"
+    ] <= 1e-6
     refused("attach r20.pt --method cgnet --set eta=1/3 --out other.safetensors", "5/16")
-    refused("attach r20.pt --method cgnet --set eta=1/0 --out other.safetensors", "`eta` to be a number")
+    refused(
+        "attach r20.pt --method cgnet --set eta=1/0 --out other.safetensors", "`eta` to be a number"
+    )
     save_npz(Path("data.npz"))
-    tuned = call("finetune", "--data", "npz:data.npz", "--epochs", 1, "--batch-size", 32, "--set", "target=0.5", "--set", "loss_weight=0.1")
-    assert tuned["target_rate"] is None and 0 < tuned["achieved_rate"] < 1 and tuned["macs_expected"] < tuned["macs_dense"]
+    tuned = call(
+        "finetune",
+        "--data",
+        "npz:data.npz",
+        "--epochs",
+        1,
+        "--batch-size",
+        32,
+        "--set",
+        "target=0.5",
+        "--set",
+        "loss_weight=0.1",
+    )
+    assert (
+        tuned["target_rate"] is None
+        and 0 < tuned["achieved_rate"] < 1
+        and tuned["macs_expected"] < tuned["macs_dense"]
+    )
     assert tuned["chosen"].startswith("last: epoch 1")

@@ -1,4 +1,7 @@
-"""The checkpoint file: what it says of itself, what is refused, and that a file appears in full or not at all."""
+"""The checkpoint file: what it says of itself, what is refused, and that a file appears in full or
+not at all.
+"""
+
 from __future__ import annotations
 
 import errno
@@ -43,11 +46,16 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A gated checkpoint of a library's network, which loads without being asked for the architecture."""
+    """A gated checkpoint of a library's network, which loads without being asked for the
+    architecture.
+    """
     folder = tmp_path_factory.mktemp("resnet")
     torch.save(build("cifar:resnet20", {"num_classes": 5}).state_dict(), folder / "plain.pt")
     network, _ = read(folder / "plain.pt")
-    gatecli.write(gatecli.attach(network, "ind-perbatch", include=["layer1.*"]).network, folder / "gated.safetensors")
+    gatecli.write(
+        gatecli.attach(network, "ind-perbatch", include=["layer1.*"]).network,
+        folder / "gated.safetensors",
+    )
     return folder / "gated.safetensors"
 
 
@@ -59,8 +67,15 @@ def recipe_of(path: Path) -> dict[str, Any]:
         return document
 
 
-def rewrite(path: Path, to: Path, change: Callable[[dict[str, Any]], object] | None = None, tensors: Callable[[dict[str, Tensor]], object] | None = None) -> Path:
-    """A copy of a checkpoint with its recipe or its tensors changed, as somebody might who means harm."""
+def rewrite(
+    path: Path,
+    to: Path,
+    change: Callable[[dict[str, Any]], object] | None = None,
+    tensors: Callable[[dict[str, Tensor]], object] | None = None,
+) -> Path:
+    """A copy of a checkpoint with its recipe or its tensors changed, as somebody might who means
+    harm.
+    """
     document, held = recipe_of(path), load_file(path)
     if change is not None:
         change(document)
@@ -80,22 +95,47 @@ def refused(path: Path, arch: str | None = ARCH) -> str:
 
 # --- the recipe ---
 
-SCALARS = st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8)
-JSON = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=6)
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**60), 2**60)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=8)
+)
+JSON = st.recursive(
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
 OBJECTS = st.dictionaries(st.text(max_size=6), JSON, max_size=3)
 SIDES = st.integers(1, 65536)
 STATISTICS = st.none() | st.lists(st.floats(0.01, 10), min_size=1, max_size=4).map(tuple)
 RECIPES = st.builds(
     Recipe,
     source=st.builds(
-        Source, arch=st.text(), arch_args=OBJECTS, names=st.dictionaries(st.text(), st.text(), max_size=2), file=st.text(), sha256=st.text(), file_bytes=st.integers(0, 2**50),
-        params=st.integers(0, 2**50), macs=st.integers(0, 2**50), num_classes=st.integers(0, 2**20), leaves=st.lists(st.text(), max_size=2),
+        Source,
+        arch=st.text(),
+        arch_args=OBJECTS,
+        names=st.dictionaries(st.text(), st.text(), max_size=2),
+        file=st.text(),
+        sha256=st.text(),
+        file_bytes=st.integers(0, 2**50),
+        params=st.integers(0, 2**50),
+        macs=st.integers(0, 2**50),
+        num_classes=st.integers(0, 2**20),
+        leaves=st.lists(st.text(), max_size=2),
     ),
-    input=st.builds(InputSpec, size=st.tuples(SIDES, SIDES), channels=SIDES, mean=STATISTICS, std=STATISTICS),
-    steps=st.lists(st.builds(Step, op=st.text(), settings=OBJECTS, results=OBJECTS, at=st.text()), max_size=3).map(tuple),
+    input=st.builds(
+        InputSpec, size=st.tuples(SIDES, SIDES), channels=SIDES, mean=STATISTICS, std=STATISTICS
+    ),
+    steps=st.lists(
+        st.builds(Step, op=st.text(), settings=OBJECTS, results=OBJECTS, at=st.text()), max_size=3
+    ).map(tuple),
     data=st.none() | OBJECTS,
     baseline=st.none() | OBJECTS,
-)  # fmt: skip
+)
 
 
 @settings(deadline=None, max_examples=50)
@@ -108,34 +148,74 @@ def test_a_recipe_survives_json(recipe: Recipe) -> None:
 
 def test_json_is_strict() -> None:
     assert finite(1.5) == 1.5 and finite(float("inf")) is None and finite(float("nan")) is None
-    recipe = Recipe(Source("a:b", {}), InputSpec((8, 8)), (Step("finetune", {}, {"loss": float("inf")}),))
+    recipe = Recipe(
+        Source("a:b", {}), InputSpec((8, 8)), (Step("finetune", {}, {"loss": float("inf")}),)
+    )
     with pytest.raises(ValueError):
         recipe.to_json()
 
 
 def test_a_file_says_where_it_came_from(resnet: Path) -> None:
     recipe, plain = read_recipe(resnet), resnet.parent / "plain.pt"
-    assert recipe is not None and read_recipe(plain) is None and read_recipe(resnet.parent / "nothing") is None and read_recipe(resnet.parent) is None
+    assert (
+        recipe is not None
+        and read_recipe(plain) is None
+        and read_recipe(resnet.parent / "nothing") is None
+        and read_recipe(resnet.parent) is None
+    )
     source = recipe.source
-    assert (source.arch, source.arch_args, source.file, source.num_classes) == ("cifar:resnet20", {"num_classes": 5}, "plain.pt", 5)
-    assert source.file_bytes == plain.stat().st_size and len(source.sha256) == 64 and source.params == 272_474 - 5 * 65
-    convolution, first, projection = 16 * 16 * 9 * 32 * 32, 16 * 32 * 9 * 16 * 16, 16 * 32 * 16 * 16  # each stage halves the pixels and doubles the channels
-    assert source.macs == 3 * 16 * 9 * 32 * 32 + 6 * convolution + 2 * (first + 5 * convolution + projection) + 64 * 5
+    assert (source.arch, source.arch_args, source.file, source.num_classes) == (
+        "cifar:resnet20",
+        {"num_classes": 5},
+        "plain.pt",
+        5,
+    )
+    assert (
+        source.file_bytes == plain.stat().st_size
+        and len(source.sha256) == 64
+        and source.params == 272_474 - 5 * 65
+    )
+    convolution, first, projection = (
+        16 * 16 * 9 * 32 * 32,
+        16 * 32 * 9 * 16 * 16,
+        16 * 32 * 16 * 16,
+    )  # each stage halves the pixels and doubles the channels
+    assert (
+        source.macs
+        == 3 * 16 * 9 * 32 * 32
+        + 6 * convolution
+        + 2 * (first + 5 * convolution + projection)
+        + 64 * 5
+    )
     assert recipe.input == InputSpec((32, 32)) and [step.op for step in recipe.steps] == ["attach"]
-    assert recipe.steps[0].settings["sites"] == ["layer1.0", "layer1.1", "layer1.2"] and recipe.steps[0].at.endswith("+00:00")
-    assert recipe.with_step(Step("prune", {})).last("attach", "prune") == Step("prune", {}, at=recipe.with_step(Step("prune", {})).steps[-1].at)
+    assert recipe.steps[0].settings["sites"] == [
+        "layer1.0",
+        "layer1.1",
+        "layer1.2",
+    ] and recipe.steps[0].at.endswith("+00:00")
+    assert recipe.with_step(Step("prune", {})).last("attach", "prune") == Step(
+        "prune", {}, at=recipe.with_step(Step("prune", {})).steps[-1].at
+    )
 
 
 def test_data_independent_gates_are_stored_off_on(resnet: Path) -> None:
     tensors = load_file(resnet)
-    assert tensors["gates.layer1.0.logits"].tolist() == [[pytest.approx(0.1), 4.0]] and tensors["gates.layer1.0.threshold"].tolist() == [0.5]
+    assert tensors["gates.layer1.0.logits"].tolist() == [[pytest.approx(0.1), 4.0]] and tensors[
+        "gates.layer1.0.threshold"
+    ].tolist() == [0.5]
 
 
 def test_loading_gives_what_was_written(resnet: Path) -> None:
     network = gatecli.load(str(resnet))
-    assert isinstance(network, Network) and not network.training and list(network.methods) == ["layer1.0", "layer1.1", "layer1.2"]
+    assert (
+        isinstance(network, Network)
+        and not network.training
+        and list(network.methods) == ["layer1.0", "layer1.1", "layer1.2"]
+    )
     held = load_file(resnet)
-    assert set(network.state_dict()) == set(held) and all(torch.equal(tensor, held[name]) for name, tensor in network.state_dict().items())
+    assert set(network.state_dict()) == set(held) and all(
+        torch.equal(tensor, held[name]) for name, tensor in network.state_dict().items()
+    )
     assert not any(tensor.is_meta for tensor in [*network.parameters(), *network.buffers()])
 
 
@@ -166,16 +246,31 @@ def test_other_versions_are_refused(file: Path, tmp_path: Path, version: object)
 
 
 def test_an_unknown_method_is_refused_by_name(file: Path, tmp_path: Path) -> None:
-    text = refused(rewrite(file, tmp_path / "x", lambda document: document["steps"][0]["settings"].update(method="os.system")))
+    text = refused(
+        rewrite(
+            file,
+            tmp_path / "x",
+            lambda document: document["steps"][0]["settings"].update(method="os.system"),
+        )
+    )
     assert "`os.system`" in text and "aig-perbatch" in text and "x:" in text
 
 
-def test_a_callable_is_not_imported_on_the_file_s_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_callable_is_not_imported_on_the_file_s_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     name = f"user_{tmp_path.name.replace('-', '_')}"
-    (tmp_path / f"{name}.py").write_text(f"import pathlib\npathlib.Path({str(tmp_path / 'mark')!r}).touch()\nfrom networks import oneblock as make\n")
+    (tmp_path / f"{name}.py").write_text(
+        f"import pathlib\npathlib.Path({str(tmp_path / 'mark')!r}).touch()\nfrom networks import"
+        " oneblock as make\n"
+    )
     monkeypatch.chdir(tmp_path)
     gatecli.write(gated(), tmp_path / "mine")
-    theirs = rewrite(tmp_path / "mine", tmp_path / "theirs", lambda document: document["source"].update(arch=f"{name}:make"))
+    theirs = rewrite(
+        tmp_path / "mine",
+        tmp_path / "theirs",
+        lambda document: document["source"].update(arch=f"{name}:make"),
+    )
     text = refused(theirs, arch=None)
     assert f"{name}:make" in text and "--arch" in text and "arch=" in text
     assert f"{name}:make" in refused(theirs, arch=ARCH) and ARCH in refused(theirs, arch=ARCH)
@@ -183,38 +278,100 @@ def test_a_callable_is_not_imported_on_the_file_s_word(tmp_path: Path, monkeypat
     assert gatecli.load(theirs, arch=f"{name}:make").methods and (tmp_path / "mark").exists()
 
 
-@pytest.mark.parametrize("args", [{"weights": "DEFAULT"}, {"pretrained": True}, {"progress": True}, {"weights_backbone": "DEFAULT"}])
-def test_nothing_in_a_file_causes_a_download(resnet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "args",
+    [
+        {"weights": "DEFAULT"},
+        {"pretrained": True},
+        {"progress": True},
+        {"weights_backbone": "DEFAULT"},
+    ],
+)
+def test_nothing_in_a_file_causes_a_download(
+    resnet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: dict[str, Any]
+) -> None:
     def download(*_: object, **__: object) -> None:
         raise AssertionError("a download")
 
-    for place in ("torch.hub.load_state_dict_from_url", "torch.hub.download_url_to_file", "urllib.request.urlopen"):
+    for place in (
+        "torch.hub.load_state_dict_from_url",
+        "torch.hub.download_url_to_file",
+        "urllib.request.urlopen",
+    ):
         monkeypatch.setattr(place, download)
     for arch in ("torchvision:resnet18", "cifar:resnet20"):
-        text = refused(rewrite(resnet, tmp_path / "x", lambda document, arch=arch: document["source"].update(arch=arch, arch_args=args)), arch=None)
+        text = refused(
+            rewrite(
+                resnet,
+                tmp_path / "x",
+                lambda document, arch=arch: document["source"].update(arch=arch, arch_args=args),
+            ),
+            arch=None,
+        )
         assert next(iter(args)) in text
 
 
-@pytest.mark.parametrize("name", ['a", 0) or __import__("os").abort() or ("', "a b", "a..b", "", "a)"])
-def test_names_end_up_in_generated_source_so_only_names_are_taken(resnet: Path, tmp_path: Path, name: str) -> None:
-    changed = rewrite(resnet, tmp_path / "x.safetensors", lambda document: document["source"].update(names={"conv1": name}))
+@pytest.mark.parametrize(
+    "name", ['a", 0) or __import__("os").abort() or ("', "a b", "a..b", "", "a)"]
+)
+def test_names_end_up_in_generated_source_so_only_names_are_taken(
+    resnet: Path, tmp_path: Path, name: str
+) -> None:
+    changed = rewrite(
+        resnet,
+        tmp_path / "x.safetensors",
+        lambda document: document["source"].update(names={"conv1": name}),
+    )
     assert "expected another name for `conv1`" in refused(changed, arch=None)
 
 
-@pytest.mark.parametrize("arch", ["timm:hf-hub:someone/model", "torchvision:", "resnet18", "", "torchvision:no_such_net", ":", "a:b:c", "cifar:resnet20:x", "http://x.y/z"])
+@pytest.mark.parametrize(
+    "arch",
+    [
+        "timm:hf-hub:someone/model",
+        "torchvision:",
+        "resnet18",
+        "",
+        "torchvision:no_such_net",
+        ":",
+        "a:b:c",
+        "cifar:resnet20:x",
+        "http://x.y/z",
+    ],
+)
 def test_odd_architectures_are_refused(resnet: Path, tmp_path: Path, arch: str) -> None:
-    refused(rewrite(resnet, tmp_path / "x", lambda document: document["source"].update(arch=arch)), arch=None)
+    refused(
+        rewrite(resnet, tmp_path / "x", lambda document: document["source"].update(arch=arch)),
+        arch=None,
+    )
 
 
-@pytest.mark.parametrize("count", [10**9, 10_000_000, 2**63, 10**300, 0, -3, 5.0, "5", None, True, [5], {"n": 5}])
-def test_absurd_class_counts_are_refused_before_any_memory_is_taken(resnet: Path, tmp_path: Path, count: object) -> None:
-    text = refused(rewrite(resnet, tmp_path / "x", lambda document: document["source"]["arch_args"].update(num_classes=count)), arch=None)
+@pytest.mark.parametrize(
+    "count", [10**9, 10_000_000, 2**63, 10**300, 0, -3, 5.0, "5", None, True, [5], {"n": 5}]
+)
+def test_absurd_class_counts_are_refused_before_any_memory_is_taken(
+    resnet: Path, tmp_path: Path, count: object
+) -> None:
+    text = refused(
+        rewrite(
+            resnet,
+            tmp_path / "x",
+            lambda document: document["source"]["arch_args"].update(num_classes=count),
+        ),
+        arch=None,
+    )
     assert "num_classes" in text or "fc.weight" in text or "fc.bias" in text
 
 
 @pytest.mark.parametrize("hidden", [0, -1, 10**4, 10**12, 10**400, 16.5, "x", None, True, [16]])
 def test_absurd_settings_are_refused(file: Path, tmp_path: Path, hidden: object) -> None:
-    text = refused(rewrite(file, tmp_path / "x", lambda document: document["steps"][0]["settings"]["settings"].update(hidden=hidden)))
+    text = refused(
+        rewrite(
+            file,
+            tmp_path / "x",
+            lambda document: document["steps"][0]["settings"]["settings"].update(hidden=hidden),
+        )
+    )
     assert "hidden" in text
 
 
@@ -225,10 +382,24 @@ TAMPERED: dict[str, Callable[[dict[str, Any]], object]] = {
     "a site twice": lambda d: d["steps"][0]["settings"].update(sites=["add", "add"]),
     "attached twice": lambda d: d["steps"].append(d["steps"][0]),
     "unknown setting": lambda d: d["steps"][0]["settings"]["settings"].update(evil=1),
-    "prune of an unknown site": lambda d: d["steps"].append({**d["steps"][0], "op": "prune", "settings": {"plan": {"nowhere": []}}}),
-    "prune of an ungated site": lambda d: d["steps"].insert(0, {**d["steps"][0], "op": "prune", "settings": {"plan": {"add": []}}}),
-    "prune without a plan": lambda d: d["steps"].append({**d["steps"][0], "op": "prune", "settings": {}}),
-    "prune of everything": lambda d: d["steps"].append({**d["steps"][0], "op": "prune", "settings": {"plan": {"add": []}}}),
+    "prune of an unknown site": (
+        lambda d: d["steps"].append(
+            {**d["steps"][0], "op": "prune", "settings": {"plan": {"nowhere": []}}}
+        )
+    ),
+    "prune of an ungated site": (
+        lambda d: d["steps"].insert(
+            0, {**d["steps"][0], "op": "prune", "settings": {"plan": {"add": []}}}
+        )
+    ),
+    "prune without a plan": (
+        lambda d: d["steps"].append({**d["steps"][0], "op": "prune", "settings": {}})
+    ),
+    "prune of everything": (
+        lambda d: d["steps"].append(
+            {**d["steps"][0], "op": "prune", "settings": {"plan": {"add": []}}}
+        )
+    ),
     "no steps": lambda d: d.update(steps=[]),
     "steps as an object": lambda d: d.update(steps={}),
     "a step as text": lambda d: d["steps"].append("attach"),
@@ -258,16 +429,46 @@ def test_tampered_recipes_are_refused(file: Path, tmp_path: Path, kind: str) -> 
     refused(rewrite(file, tmp_path / "x", TAMPERED[kind]))
 
 
-@pytest.mark.parametrize("text", ["", "null", "[]", "5", "{", '{"format": NaN}', '{"format": 1}', "[" * 100_000, '{"format":' + "[" * 100_000, "\ud800".encode("utf-8", "replace").decode()])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "null",
+        "[]",
+        "5",
+        "{",
+        '{"format": NaN}',
+        '{"format": 1}',
+        "[" * 100_000,
+        '{"format":' + "[" * 100_000,
+        "\ud800".encode("utf-8", "replace").decode(),
+    ],
+)
 def test_what_is_no_recipe_is_refused(file: Path, tmp_path: Path, text: str) -> None:
     save_file(load_file(file), tmp_path / "x", {KEY: text})
     refused(tmp_path / "x")
 
 
-ODD = JSON | st.sampled_from([10**30, -(10**30), 10**400, "x" * 1000, float("inf"), float("-inf"), float("nan"), 1e308, [[[[[]]]]], "../../etc/passwd", "os:system"])
+ODD = JSON | st.sampled_from(
+    [
+        10**30,
+        -(10**30),
+        10**400,
+        "x" * 1000,
+        float("inf"),
+        float("-inf"),
+        float("nan"),
+        1e308,
+        [[[[[]]]]],
+        "../../etc/passwd",
+        "os:system",
+    ]
+)
 
 
-@settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data())
 def test_any_change_to_a_recipe_loads_or_gives_one_error(file: Path, data: st.DataObject) -> None:
     def change(document: dict[str, Any]) -> None:
@@ -299,14 +500,32 @@ def test_any_change_to_a_recipe_loads_or_gives_one_error(file: Path, data: st.Da
 BROKEN: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
     "missing": (lambda t: t.pop("one.weight"), "lacks `one.weight`"),
     "a missing gate": (lambda t: t.pop("gates.add.threshold"), "lacks `gates.add.threshold`"),
-    "a missing counter": (lambda t: t.pop("gates.add.norm.num_batches_tracked"), "lacks `gates.add.norm.num_batches_tracked`"),
+    "a missing counter": (
+        lambda t: t.pop("gates.add.norm.num_batches_tracked"),
+        "lacks `gates.add.norm.num_batches_tracked`",
+    ),
     "extra": (lambda t: t.update(evil=torch.zeros(1)), "has `evil` too much"),
-    "misshaped": (lambda t: t.update({"fc.weight": torch.zeros(4, 4)}), r"`fc.weight`.*\(4, 4\).*\(4, 3\)"),
+    "misshaped": (
+        lambda t: t.update({"fc.weight": torch.zeros(4, 4)}),
+        r"`fc.weight`.*\(4, 4\).*\(4, 3\)",
+    ),
     "of a shape that broadcasts": (lambda t: t.update({"fc.bias": torch.zeros(1)}), "`fc.bias`"),
-    "whole numbers": (lambda t: t.update({"fc.weight": torch.zeros(4, 3, dtype=torch.int64)}), "`fc.weight`"),
-    "truth values": (lambda t: t.update({"fc.weight": torch.zeros(4, 3, dtype=torch.bool)}), "`fc.weight`"),
-    "complex numbers": (lambda t: t.update({"fc.weight": torch.zeros(4, 3, dtype=torch.complex64)}), "`fc.weight`"),
-    "a counter with a fraction": (lambda t: t.update({"gates.add.norm.num_batches_tracked": torch.tensor(0.5)}), "num_batches_tracked"),
+    "whole numbers": (
+        lambda t: t.update({"fc.weight": torch.zeros(4, 3, dtype=torch.int64)}),
+        "`fc.weight`",
+    ),
+    "truth values": (
+        lambda t: t.update({"fc.weight": torch.zeros(4, 3, dtype=torch.bool)}),
+        "`fc.weight`",
+    ),
+    "complex numbers": (
+        lambda t: t.update({"fc.weight": torch.zeros(4, 3, dtype=torch.complex64)}),
+        "`fc.weight`",
+    ),
+    "a counter with a fraction": (
+        lambda t: t.update({"gates.add.norm.num_batches_tracked": torch.tensor(0.5)}),
+        "num_batches_tracked",
+    ),
     "none": (lambda t: t.clear(), "lacks"),
 }
 
@@ -357,24 +576,45 @@ class Wrapped(nn.Module):
 
 def test_names_that_look_like_a_prefix_stay(tmp_path: Path) -> None:
     arch = f"{__name__}:Wrapped"
-    network = gatecli.prune(gatecli.attach(Wrapped(), "ind-perbatch", input_size=(8, 8), arch=arch).network).network
+    network = gatecli.prune(
+        gatecli.attach(Wrapped(), "ind-perbatch", input_size=(8, 8), arch=arch).network
+    ).network
     gatecli.write(network, tmp_path / "x")
-    assert list(gatecli.load(tmp_path / "x", arch=arch).state_dict()) == list(network.state_dict()) == list(Wrapped().state_dict())
+    assert (
+        list(gatecli.load(tmp_path / "x", arch=arch).state_dict())
+        == list(network.state_dict())
+        == list(Wrapped().state_dict())
+    )
 
 
 # --- plain checkpoints ---
 
 
-def plain(path: Path, spell: Callable[[str], str] = lambda name: name, keep: Callable[[str], bool] = lambda name: True) -> dict[str, Tensor]:
-    state = {spell(name): tensor for name, tensor in CASES["cifar-projection"].build().state_dict().items() if keep(name)}
+def plain(
+    path: Path,
+    spell: Callable[[str], str] = lambda name: name,
+    keep: Callable[[str], bool] = lambda name: True,
+) -> dict[str, Tensor]:
+    state = {
+        spell(name): tensor
+        for name, tensor in CASES["cifar-projection"].build().state_dict().items()
+        if keep(name)
+    }
     torch.save(state, path)
     return state
 
 
 def test_spellings_are_kept(tmp_path: Path) -> None:
-    state = plain(tmp_path / "x.pt", lambda name: name.replace("downsample", "shortcut").replace("fc.", "linear."))
+    state = plain(
+        tmp_path / "x.pt",
+        lambda name: name.replace("downsample", "shortcut").replace("fc.", "linear."),
+    )
     network, _ = read(tmp_path / "x.pt")
-    assert set(network.state_dict()) == set(state) and any("shortcut" in name for name in state) and "linear.weight" in state
+    assert (
+        set(network.state_dict()) == set(state)
+        and any("shortcut" in name for name in state)
+        and "linear.weight" in state
+    )
     result = gatecli.attach(network, "ind-perbatch").network
     assert set(state) < set(result.state_dict())
     with torch.no_grad():
@@ -385,9 +625,15 @@ def test_spellings_are_kept(tmp_path: Path) -> None:
     for each in (result, pruned):
         gatecli.write(each, tmp_path / "y")
         loaded, held = gatecli.load(tmp_path / "y"), load_file(tmp_path / "y")
-        assert list(loaded.state_dict()) == list(each.state_dict()) and set(held) == set(each.state_dict())
-        assert all(torch.equal(held[name], state[name]) for name in held if not name.startswith("gates."))
-    assert any("shortcut" in name for name in pruned.state_dict()) and set(pruned.state_dict()) < set(state)
+        assert list(loaded.state_dict()) == list(each.state_dict()) and set(held) == set(
+            each.state_dict()
+        )
+        assert all(
+            torch.equal(held[name], state[name]) for name in held if not name.startswith("gates.")
+        )
+    assert any("shortcut" in name for name in pruned.state_dict()) and set(
+        pruned.state_dict()
+    ) < set(state)
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
@@ -422,7 +668,9 @@ def test_what_the_user_says_of_images_is_recorded(tmp_path: Path) -> None:
     network, _ = read(tmp_path / "x.pt", Reading(input_size=(24, 40), mean=(0.5,), std=(0.25,)))
     assert network.input == InputSpec((24, 40), 3, (0.5,), (0.25,))
     small, _ = read(tmp_path / "x.pt")
-    assert network.recipe.source.macs > small.recipe.source.macs * 0.9 and small.input == InputSpec((32, 32))
+    assert network.recipe.source.macs > small.recipe.source.macs * 0.9 and small.input == InputSpec(
+        (32, 32)
+    )
     gatecli.write(gatecli.attach(network, "ind-perbatch").network, tmp_path / "y")
     assert gatecli.load(tmp_path / "y").input == network.input
     assert gatecli.load(tmp_path / "y", input_size=(16, 16)).input.size == (16, 16)
@@ -435,10 +683,16 @@ def listing(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("place", ["gatecli.checkpoint.save_file", "os.fsync", "pathlib.Path.replace"])
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    "place", ["gatecli.checkpoint.save_file", "os.fsync", "pathlib.Path.replace"]
+)
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()]
+)
 @pytest.mark.parametrize("there", [False, True])
-def test_a_failing_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, error: BaseException, there: bool) -> None:
+def test_a_failing_save_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, error: BaseException, there: bool
+) -> None:
     network, out = gated(), tmp_path / "x.safetensors"
     if there:
         out.write_bytes(b"before")
@@ -449,10 +703,14 @@ def test_a_failing_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
         raise error
 
     monkeypatch.setattr(place, fail)
-    with pytest.raises(CheckpointError if isinstance(error, OSError) else KeyboardInterrupt) as caught:
+    with pytest.raises(
+        CheckpointError if isinstance(error, OSError) else KeyboardInterrupt
+    ) as caught:
         gatecli.write(network, out)
     monkeypatch.undo()
-    assert isinstance(error, KeyboardInterrupt) or (str(out) in str(caught.value) and "No space left" in str(caught.value))
+    assert isinstance(error, KeyboardInterrupt) or (
+        str(out) in str(caught.value) and "No space left" in str(caught.value)
+    )
     assert listing(tmp_path) == ({"x.safetensors": b"before"} if there else {})
     gatecli.write(network, out)
     assert list(listing(tmp_path)) == ["x.safetensors"] and gatecli.load(out, arch=ARCH).methods
@@ -508,12 +766,17 @@ def test_outputs_are_checked_before_any_work(file: Path, tmp_path: Path) -> None
 
 
 def test_importing_does_not_import_torch() -> None:
-    code = "import sys, gatecli, gatecli.cli.app; dir(gatecli); sys.exit(any(name.split('.')[0] in ('torch', 'torchvision', 'numpy') for name in sys.modules))"
+    code = (
+        "import sys, gatecli, gatecli.cli.app; dir(gatecli); sys.exit(any(name.split('.')[0] in"
+        " ('torch', 'torchvision', 'numpy') for name in sys.modules))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_the_public_names() -> None:
-    assert sorted(gatecli.__all__) == sorted(set(gatecli.__all__)) and set(gatecli.__all__) <= set(dir(gatecli))
+    assert sorted(gatecli.__all__) == sorted(set(gatecli.__all__)) and set(gatecli.__all__) <= set(
+        dir(gatecli)
+    )
     for name in gatecli.__all__:
         assert getattr(gatecli, name).__module__.startswith("gatecli."), name
     with pytest.raises(AttributeError, match="no_such_name"):

@@ -1,4 +1,8 @@
-"""DenseNets-BC and Shake-Shake networks for CIFAR: what they compute, and what gates and prune make of them."""
+"""DenseNets-BC and Shake-Shake networks for CIFAR.
+
+What they compute, and what gates and prune make of them.
+"""
+
 from __future__ import annotations
 
 import functools
@@ -37,7 +41,10 @@ def traced(kind: str) -> Network:
 
 
 def test_shake_against_the_formula() -> None:
-    a, b = (torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(seed)).requires_grad_() for seed in (1, 2))
+    a, b = (
+        torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+        for seed in (1, 2)
+    )
     torch.manual_seed(7)
     alpha, beta = torch.rand(3, 1, 1, 1), torch.rand(3, 1, 1, 1)
     torch.manual_seed(7)
@@ -47,7 +54,9 @@ def test_shake_against_the_formula() -> None:
         assert torch.allclose(mixed[image], expected, atol=1e-6)
     mixed.sum().backward()  # type: ignore[no-untyped-call]
     assert a.grad is not None and b.grad is not None
-    assert torch.allclose(a.grad, beta.expand_as(a)) and torch.allclose(b.grad, (1 - beta).expand_as(b))
+    assert torch.allclose(a.grad, beta.expand_as(a)) and torch.allclose(
+        b.grad, (1 - beta).expand_as(b)
+    )
     assert torch.allclose(shake(a, b, False), torch.stack([a, b]).mean(0))
 
 
@@ -84,10 +93,20 @@ def test_a_pixel_further_in_the_second_half_of_the_shortcut() -> None:
         seen = shortcut(x)
         for y in range(2):
             for column in range(2):
-                first = shortcut.conv1(x[:, :, 2 * y : 2 * y + 1, 2 * column : 2 * column + 1])[0, :, 0, 0]  # type: ignore[operator]
+                first = shortcut.conv1(x[:, :, 2 * y : 2 * y + 1, 2 * column : 2 * column + 1])[
+                    0, :, 0, 0
+                ]  # type: ignore[operator]
                 inside = 2 * y + 1 < 4 and 2 * column + 1 < 4
-                second = shortcut.conv2(x[:, :, 2 * y + 1 : 2 * y + 2, 2 * column + 1 : 2 * column + 2])[0, :, 0, 0] if inside else torch.zeros(64)  # type: ignore[operator]
-                assert torch.allclose(seen[0, :, y, column], torch.cat([first, second]) / (1 + 1e-5) ** 0.5, atol=1e-5)
+                second = (
+                    shortcut.conv2(x[:, :, 2 * y + 1 : 2 * y + 2, 2 * column + 1 : 2 * column + 2])[
+                        0, :, 0, 0
+                    ]
+                    if inside
+                    else torch.zeros(64)
+                )  # type: ignore[operator]
+                assert torch.allclose(
+                    seen[0, :, y, column], torch.cat([first, second]) / (1 + 1e-5) ** 0.5, atol=1e-5
+                )
 
 
 def gated(kind: str) -> Network:
@@ -96,11 +115,18 @@ def gated(kind: str) -> Network:
 
 def test_every_way_of_a_shake_shake_network_is_gated() -> None:
     network = gated("shakeshake")
-    assert list(network.methods) == [f"layer{stage}.{unit}.way{way}.conv2.filters" for stage in (1, 2, 3) for unit in range(4) for way in (1, 2)]
+    assert list(network.methods) == [
+        f"layer{stage}.{unit}.way{way}.conv2.filters"
+        for stage in (1, 2, 3)
+        for unit in range(4)
+        for way in (1, 2)
+    ]
 
 
 def test_layers_of_a_densenet_are_gated_but_for_the_first_of_a_block() -> None:
-    assert list(gated("densenet").methods) == [f"dense{block}.1.conv2.filters" for block in (1, 2, 3)]
+    assert list(gated("densenet").methods) == [
+        f"dense{block}.1.conv2.filters" for block in (1, 2, 3)
+    ]
 
 
 @pytest.mark.parametrize("ways", [(1,), (2,), (1, 2)])
@@ -113,14 +139,19 @@ def test_ways_that_never_run_are_taken_out(ways: tuple[int, ...]) -> None:
     result = gatecli.prune(network, rates=rates)
     assert result.removed == sorted(gone) and not result.stuck and result.max_logit_change < 1e-5
     left = result.network.state_dict()
-    assert not any(name.startswith(site.removesuffix("conv2.filters")) for name in left for site in gone)
+    assert not any(
+        name.startswith(site.removesuffix("conv2.filters")) for name in left for site in gone
+    )
     with torch.no_grad():
         result.network.train()(images())  # the mean's other half goes on without it
 
 
 def test_filters_of_ways_go_one_by_one() -> None:
     network = gated("shakeshake")
-    rates = {site: [0.0, 1.0, 0.5, *[1.0] * (gate.units - 3)] for site, gate in network.site_gates.items()}
+    rates = {
+        site: [0.0, 1.0, 0.5, *[1.0] * (gate.units - 3)]
+        for site, gate in network.site_gates.items()
+    }
     result = gatecli.prune(network, rates=rates)
     assert result.max_logit_change < 1e-5 and set(result.thinned) == set(network.methods)
     assert result.network.get_submodule("layer1.0.way1.conv2").out_channels == 3

@@ -1,4 +1,5 @@
 """The clock: an accelerator is timed by its own events, a CPU by the host's."""
+
 from __future__ import annotations
 
 from contextlib import nullcontext
@@ -56,13 +57,17 @@ class Image:
 
 
 @pytest.mark.parametrize("kind", ["cuda", "mps"])
-def test_an_accelerator_is_timed_by_its_own_events(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+def test_an_accelerator_is_timed_by_its_own_events(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
     device = Device()
     home = torch.cuda if kind == "cuda" else torch.mps.event
     monkeypatch.setattr(home, "Event", device.event)
     monkeypatch.setattr(torch.cuda if kind == "cuda" else torch.mps, "synchronize", device.wait)
     monkeypatch.setattr(torch.cuda, "device", lambda which: nullcontext())
-    monkeypatch.setattr(clock.time, "perf_counter", lambda: pytest.fail("the host's clock was read"))
+    monkeypatch.setattr(
+        clock.time, "perf_counter", lambda: pytest.fail("the host's clock was read")
+    )
     assert clock.milliseconds(Work(device), Image(kind)) == 12.5  # type: ignore[arg-type]
     assert device.asked == ["wait", "record", "work", "record", "synchronize"]
 
@@ -75,7 +80,9 @@ def test_a_cpu_is_timed_by_the_host_s_clock(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.gpu
 def test_events_of_a_real_gpu() -> None:
-    """A call that keeps the device busy for long takes long, though the host returns from it at once."""
+    """A call that keeps the device busy for long takes long, though the host returns from it at
+    once.
+    """
     cycles = 100_000_000
 
     class Busy(nn.Module):

@@ -1,4 +1,8 @@
-"""What every method owes, on every small network: METHODS.md's four promises and the design's contract, found by the registry."""
+"""What every method owes, on every small network.
+
+METHODS.md's four promises and the design's contract, found by the registry.
+"""
+
 from __future__ import annotations
 
 import copy
@@ -30,10 +34,20 @@ from gatecli.recipe import Step
 
 LIMIT = 1e-5  # of the largest logit
 OURS = ("gates.", "exits.", "gater.")
-SHIFTED = ("reduce.bias",)  # a bias before a BatchNorm, which takes every shift away: its gradient is zero in truth
+SHIFTED = (
+    "reduce.bias",
+)  # a bias before a BatchNorm, which takes every shift away: its gradient is zero in truth
 DROPS = ("dense", "own", "own-gray-oblong")  # cases with dropout
 Decisions = dict[str, list[int]]
-LARGE, SMALL = ("bottleneck", "cifar-pad-gray", "cifar-projection", "resnet18"), ("own-gray-oblong", "preactivation", "readers", "tokens")
+LARGE, SMALL = (
+    ("bottleneck", "cifar-pad-gray", "cifar-projection", "resnet18"),
+    (
+        "own-gray-oblong",
+        "preactivation",
+        "readers",
+        "tokens",
+    ),
+)
 every = pytest.mark.parametrize("name", sorted(CASES))
 small = pytest.mark.parametrize("name", SMALL)  # for tests that take their time
 
@@ -47,7 +61,9 @@ def source_of(name: str) -> nn.Module:
 def attached(method: str, name: str) -> Attached | ArchitectureError:
     case = CASES[name]
     try:
-        return gatecli.attach(source_of(name), method, input_size=case.size, arch=case.arch if name in SMALL else "")
+        return gatecli.attach(
+            source_of(name), method, input_size=case.size, arch=case.arch if name in SMALL else ""
+        )
     except ArchitectureError as error:
         if "found nothing to gate" not in str(error):
             raise
@@ -59,7 +75,13 @@ def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(params=[name for name in methods.names() if not isinstance(methods.get(name), (ExitMethod, GateConnect))])  # these: test_exits.py, test_gateconnect.py
+@pytest.fixture(
+    params=[
+        name
+        for name in methods.names()
+        if not isinstance(methods.get(name), (ExitMethod, GateConnect))
+    ]
+)  # these: test_exits.py, test_gateconnect.py
 def method(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -89,9 +111,14 @@ def close(a: Tensor, b: Tensor) -> bool:
 
 
 def draw(network: Network, seed: int, closed: float = 0.5) -> Decisions:
-    """Random decisions of which at least one is 0 and, where there are two or more, at least one is 1."""
+    """Random decisions of which at least one is 0 and, where there are two or more, at least one is
+    1.
+    """
     generator = torch.Generator().manual_seed(seed)
-    drawn = {site: (torch.rand(gate.units, generator=generator) >= closed).int().tolist() for site, gate in network.site_gates.items()}
+    drawn = {
+        site: (torch.rand(gate.units, generator=generator) >= closed).int().tolist()
+        for site, gate in network.site_gates.items()
+    }
     first, *others = drawn
     drawn[first][0] = 0
     if others:
@@ -102,14 +129,20 @@ def draw(network: Network, seed: int, closed: float = 0.5) -> Decisions:
 def rows(network: Network, count: int, seed: int) -> dict[str, Tensor]:
     """Random decisions of each sample of a batch, mixed at every site."""
     generator = torch.Generator().manual_seed(seed)
-    drawn = {site: torch.randint(0, 2, (count, gate.units), generator=generator).float() for site, gate in network.site_gates.items()}
+    drawn = {
+        site: torch.randint(0, 2, (count, gate.units), generator=generator).float()
+        for site, gate in network.site_gates.items()
+    }
     for z in drawn.values():
         z[0], z[1] = 1, 0
     return drawn
 
 
 def decide(network: Network, decisions: Mapping[str, Sequence[int]]) -> None:
-    """Make the gates decide so by themselves: logits where a gate has them, else thresholds that are always or never passed."""
+    """Make the gates decide so by themselves.
+
+    Logits where a gate has them, else thresholds that are always or never passed.
+    """
     for site, units in decisions.items():
         gate, wanted = network.site_gates[site], torch.tensor(units, dtype=torch.float32)
         with torch.no_grad():
@@ -120,13 +153,29 @@ def decide(network: Network, decisions: Mapping[str, Sequence[int]]) -> None:
 
 
 def prune_to(network: Network, decisions: Decisions) -> Pruned:
-    """Prune to these decisions in the way a user would: data-independent gates by what they say, the others by rates."""
-    decide(network, {site: units for site, units in decisions.items() if not network.site_gates[site].data_dependent})
-    return gatecli.prune(network, rates={site: [float(unit) for unit in units] for site, units in decisions.items()}, static=0.5)
+    """Prune to these decisions in the way a user would.
+
+    Data-independent gates by what they say, the others by rates.
+    """
+    decide(
+        network,
+        {
+            site: units
+            for site, units in decisions.items()
+            if not network.site_gates[site].data_dependent
+        },
+    )
+    return gatecli.prune(
+        network,
+        rates={site: [float(unit) for unit in units] for site, units in decisions.items()},
+        static=0.5,
+    )
 
 
 def perturb(network: Network) -> None:
-    """Leave the neutral start, whose last layers of zeros let no gradient through to the layers before."""
+    """Leave the neutral start, whose last layers of zeros let no gradient through to the layers
+    before.
+    """
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for gate in network.site_gates.values():
@@ -137,18 +186,29 @@ def perturb(network: Network) -> None:
 def branch_layers(network: Network, site: str) -> list[nn.Module]:
     """The modules with weights that a branch consists of."""
     nodes = set(network.sites[site].branch)
-    calls = [network.get_submodule(str(node.target)) for node in network.graph.nodes if node.name in nodes and node.op == "call_module"]
+    calls = [
+        network.get_submodule(str(node.target))
+        for node in network.graph.nodes
+        if node.name in nodes and node.op == "call_module"
+    ]
     return [module for module in calls if any(True for _ in module.parameters())]
 
 
 @contextmanager
 def watched(network: Network) -> Iterator[dict[str, list[int]]]:
-    """How many samples each call of each branch's first layer with weights saw: site -> one number a call."""
+    """How many samples each call of each branch's first layer with weights saw.
+
+    Site -> one number a call.
+    """
     seen: dict[str, list[int]] = {site: [] for site in network.methods}
     handles = []
     for site in seen:
         for layer in branch_layers(network, site):
-            handles.append(layer.register_forward_pre_hook(lambda _, args, site=site: seen[site].append(args[0].shape[0])))
+            handles.append(
+                layer.register_forward_pre_hook(
+                    lambda _, args, site=site: seen[site].append(args[0].shape[0])
+                )
+            )
     yield seen
     for handle in handles:
         handle.remove()
@@ -165,7 +225,10 @@ def test_every_method_gates_some_network_and_names_itself_where_it_cannot(method
     results = [attached(method, name) for name in CASES]
     errors = [str(result) for result in results if isinstance(result, ArchitectureError)]
     assert len(errors) < len(results)
-    assert all(method in error and methods.get(method).needs in error and "\n" not in error for error in errors)
+    assert all(
+        method in error and methods.get(method).needs in error and "\n" not in error
+        for error in errors
+    )
 
 
 @every
@@ -199,14 +262,20 @@ def test_layer_gates_take_every_block(case: Case, original: Network, method: str
 def test_attach_leaves_the_source_alone(method: str, name: str, case: Case) -> None:
     source = case.build().train()
     before = {key: tensor.clone() for key, tensor in source.state_dict().items()}
-    parts = [(path, type(part), part.training, getattr(part, "inplace", None)) for path, part in source.named_modules()]
+    parts = [
+        (path, type(part), part.training, getattr(part, "inplace", None))
+        for path, part in source.named_modules()
+    ]
     if isinstance(attached(method, name), ArchitectureError):
         pytest.skip("nothing to gate")
     result = gatecli.attach(source, method, input_size=case.size)
     with torch.no_grad():
         for parameter in result.network.parameters():
             parameter.zero_()
-    assert parts == [(path, type(part), part.training, getattr(part, "inplace", None)) for path, part in source.named_modules()]
+    assert parts == [
+        (path, type(part), part.training, getattr(part, "inplace", None))
+        for path, part in source.named_modules()
+    ]
     assert list(before) == list(source.state_dict())
     assert all(torch.equal(tensor, before[key]) for key, tensor in source.state_dict().items())
 
@@ -224,7 +293,11 @@ def test_attach_twice_is_refused_and_patterns_choose(gated: Network, method: str
     with pytest.raises(ArchitectureError, match=method):
         gatecli.attach(gated, method)
     first, *others = gated.methods
-    fewer = gatecli.prune(gated, rates={site: [1.0] * gate.units for site, gate in gated.site_gates.items()}, static=0.5).network
+    fewer = gatecli.prune(
+        gated,
+        rates={site: [1.0] * gate.units for site, gate in gated.site_gates.items()},
+        static=0.5,
+    ).network
     again = gatecli.attach(fewer, method, include=[first])
     assert list(again.network.methods) == [first]
     if others:
@@ -242,20 +315,30 @@ def test_the_loss_reaches_every_gate_parameter(gated: Network, method: str, case
     x, labels = case.images(8), torch.arange(8) % gated.num_classes
     torch.manual_seed(0)
     with gatecli.record_gates(gated.train()) as record:
-        loss = F.cross_entropy(gated(x), labels) + chosen.loss(record.latest(), chosen.settings(), chosen.targets(chosen.settings(), gated.methods, 0))
+        loss = F.cross_entropy(gated(x), labels) + chosen.loss(
+            record.latest(), chosen.settings(), chosen.targets(chosen.settings(), gated.methods, 0)
+        )
     loss.backward()  # type: ignore[no-untyped-call]
     assert set(record.latest()) == set(gated.methods)
     for site, gate in gated.site_gates.items():
         for part, parameter in gate.named_parameters():
-            assert parameter.grad is not None and bool(parameter.grad.isfinite().all()), f"{site} {part}"
+            assert parameter.grad is not None and bool(parameter.grad.isfinite().all()), (
+                f"{site} {part}"
+            )
             assert part in SHIFTED or float(parameter.grad.abs().max()) > 1e-9, f"{site} {part}"
 
 
 def test_training_runs_the_masked_graph(gated: Network, case: Case) -> None:
-    """Every branch is computed for every sample, whatever the gates say: a skipped sample still counts in BatchNorm's statistics."""
+    """Every branch is computed for every sample, whatever the gates say.
+
+    A skipped sample still counts in BatchNorm's statistics.
+    """
     x = case.images(4)
     twin = gated.copy().train()
-    with watched(gated.train()) as seen, gatecli.force(gated, {site: [0] * gate.units for site, gate in gated.site_gates.items()}):
+    with (
+        watched(gated.train()) as seen,
+        gatecli.force(gated, {site: [0] * gate.units for site, gate in gated.site_gates.items()}),
+    ):
         torch.manual_seed(0)
         infer(gated, x)
     assert all(calls and set(calls) == {4} for calls in seen.values())
@@ -263,8 +346,16 @@ def test_training_runs_the_masked_graph(gated: Network, case: Case) -> None:
         torch.manual_seed(0)
         infer(twin, x)
     first = branch_layers(gated, next(iter(gated.methods)))
-    statistics = [norm.running_mean for norm in first if isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None]
-    expected = [norm.running_mean for norm in branch_layers(twin, next(iter(twin.methods))) if isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None]
+    statistics = [
+        norm.running_mean
+        for norm in first
+        if isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None
+    ]
+    expected = [
+        norm.running_mean
+        for norm in branch_layers(twin, next(iter(twin.methods)))
+        if isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None
+    ]
     assert all(torch.equal(a, b) for a, b in zip(statistics, expected, strict=True))
 
 
@@ -280,11 +371,16 @@ def test_with_open_gates_training_is_the_source_s(gated: Network, name: str, cas
     torch.manual_seed(0)
     assert close(infer(source, x.clone()), mine)
     state = gated.state_dict()
-    assert all(torch.allclose(tensor, state[key], rtol=1e-5, atol=1e-6) for key, tensor in source.state_dict().items())
+    assert all(
+        torch.allclose(tensor, state[key], rtol=1e-5, atol=1e-6)
+        for key, tensor in source.state_dict().items()
+    )
 
 
 @small
-def test_training_samples_gates_and_evaluation_does_not(gated: Network, method: str, case: Case) -> None:
+def test_training_samples_gates_and_evaluation_does_not(
+    gated: Network, method: str, case: Case
+) -> None:
     if not methods.get(method).samples:
         pytest.skip("its training draws no decisions")
     perturb(gated)
@@ -308,9 +404,16 @@ def test_save_and_load_are_exact(gated: Network, case: Case, tmp_path: Path) -> 
     loaded = gatecli.load(tmp_path / "net.safetensors", arch=case.arch)
     before, after = gated.state_dict(), loaded.state_dict()
     assert list(before) == list(after)
-    assert all(tensor.dtype == after[key].dtype and bytes(tensor.numpy()) == bytes(after[key].numpy()) for key, tensor in before.items())
+    assert all(
+        tensor.dtype == after[key].dtype and bytes(tensor.numpy()) == bytes(after[key].numpy())
+        for key, tensor in before.items()
+    )
     assert loaded.recipe == gated.recipe and not loaded.training
-    assert loaded.methods == gated.methods and loaded.sites == gated.sites and loaded.macs_dense == gated.macs_dense
+    assert (
+        loaded.methods == gated.methods
+        and loaded.sites == gated.sites
+        and loaded.macs_dense == gated.macs_dense
+    )
     x = case.images(3)
     assert torch.equal(infer(gated, x), infer(loaded, x))
 
@@ -324,14 +427,29 @@ def test_prune_keeps_what_the_gates_decided(gated: Network, case: Case, tmp_path
     result = prune_to(gated, decisions)
     smaller, x = result.network, case.images(4)
     with gatecli.force(gated, decisions):
-        assert close(infer(gated, x), infer(smaller, x)) and close(masked(gated, x), infer(smaller, x))
-    assert result.max_logit_change <= LIMIT and result.kept_dynamic == list(result.stuck) == list(smaller.methods)
-    assert result.removed == [site for site, units in decisions.items() if not any(units) and site not in result.stuck]
-    assert not any(key.startswith("gates.") and not key.startswith(halves(gated, decisions)) for key in smaller.state_dict()) or result.stuck
+        assert close(infer(gated, x), infer(smaller, x)) and close(
+            masked(gated, x), infer(smaller, x)
+        )
+    assert result.max_logit_change <= LIMIT and result.kept_dynamic == list(result.stuck) == list(
+        smaller.methods
+    )
+    assert result.removed == [
+        site for site, units in decisions.items() if not any(units) and site not in result.stuck
+    ]
+    assert (
+        not any(
+            key.startswith("gates.") and not key.startswith(halves(gated, decisions))
+            for key in smaller.state_dict()
+        )
+        or result.stuck
+    )
     assert only_biases_are_new(smaller, gated)
     if result.stuck:  # their branches, and gates that say so, stay
         return
-    assert smaller.params < gated.params == result.params_before and smaller.macs_dense < gated.macs_dense == result.macs_before
+    assert (
+        smaller.params < gated.params == result.params_before
+        and smaller.macs_dense < gated.macs_dense == result.macs_before
+    )
     assert result.macs_expected == smaller.macs_dense
     for network, file in ((gated, "before"), (smaller, "after")):
         save_tensors(network.state_dict(), tmp_path / file, {})
@@ -340,39 +458,75 @@ def test_prune_keeps_what_the_gates_decided(gated: Network, case: Case, tmp_path
 
 def halves(network: Network, decisions: Decisions) -> tuple[str, ...]:
     """Where the tensors are of convolutions some of whose channels keep their base path alone."""
-    return tuple(f"gates.{site.removesuffix('.channels')}.closed." for site, units in decisions.items() if network.sites[site].kind == "conv" and len({*units}) > 1)
+    return tuple(
+        f"gates.{site.removesuffix('.channels')}.closed."
+        for site, units in decisions.items()
+        if network.sites[site].kind == "conv" and len({*units}) > 1
+    )
 
 
 def only_biases_are_new(smaller: Network, gated: Network) -> bool:
-    """Fewer tensors, all of names that were there; or biases beside weights that were, which removed layers of a dense block leave, or what `halves` says."""
+    """Fewer tensors, all of names that were there.
+
+    Or biases beside weights that were, which removed layers of a dense block leave, or what
+    `halves` says.
+    """
     before, after = gated.state_dict(), smaller.state_dict()
     new = {key for key in set(after) - set(before) if ".closed." not in key}
     dense = any(site.kind == "layer" for site in gated.sites.values())
-    return len(after) - len(new) < len(before) and all(key.endswith(".bias") and key.replace(".bias", ".weight") in before and dense for key in new)
+    return len(after) - len(new) < len(before) and all(
+        key.endswith(".bias") and key.replace(".bias", ".weight") in before and dense for key in new
+    )
 
 
 def test_prune_leaves_its_input_alone(gated: Network) -> None:
     decisions = draw(gated, 0)
-    decide(gated, {site: units for site, units in decisions.items() if not gated.site_gates[site].data_dependent})
-    before, graph = {key: tensor.clone() for key, tensor in gated.state_dict().items()}, str(gated.graph)
+    decide(
+        gated,
+        {
+            site: units
+            for site, units in decisions.items()
+            if not gated.site_gates[site].data_dependent
+        },
+    )
+    before, graph = (
+        {key: tensor.clone() for key, tensor in gated.state_dict().items()},
+        str(gated.graph),
+    )
     gated.train()
-    gatecli.prune(gated, rates={site: [float(unit) for unit in units] for site, units in decisions.items()}, static=0.5)
-    assert all(torch.equal(tensor, before[key]) for key, tensor in gated.state_dict().items()) and list(before) == list(gated.state_dict())
+    gatecli.prune(
+        gated,
+        rates={site: [float(unit) for unit in units] for site, units in decisions.items()},
+        static=0.5,
+    )
+    assert all(
+        torch.equal(tensor, before[key]) for key, tensor in gated.state_dict().items()
+    ) and list(before) == list(gated.state_dict())
     assert str(gated.graph) == graph and all(part.training for part in gated.modules())
-    assert [step.op for step in gated.recipe.steps] == ["attach"] and all(gate.forced is None for gate in gated.site_gates.values())
+    assert [step.op for step in gated.recipe.steps] == ["attach"] and all(
+        gate.forced is None for gate in gated.site_gates.values()
+    )
 
 
 @pytest.mark.parametrize("kept", [0, 1])
 def test_prune_everything_and_nothing(gated: Network, name: str, case: Case, kept: int) -> None:
-    smaller = prune_to(gated, {site: [kept] * gate.units for site, gate in gated.site_gates.items()}).network
+    smaller = prune_to(
+        gated, {site: [kept] * gate.units for site, gate in gated.site_gates.items()}
+    ).network
     x = case.images(3)
-    with gatecli.force(gated, {site: [kept] * gate.units for site, gate in gated.site_gates.items()}):
+    with gatecli.force(
+        gated, {site: [kept] * gate.units for site, gate in gated.site_gates.items()}
+    ):
         assert close(infer(gated, x), infer(smaller, x))
     if kept:
         assert close(infer(source_of(name), x.clone()), infer(smaller, x))
-        assert list(smaller.state_dict()) == [key for key in gated.state_dict() if key in source_of(name).state_dict()]
+        assert list(smaller.state_dict()) == [
+            key for key in gated.state_dict() if key in source_of(name).state_dict()
+        ]
     if smaller.methods:
-        assert name == "plaindense" and list(smaller.methods) == list(gated.methods)[:-1]  # padded convolutions read them
+        assert (
+            name == "plaindense" and list(smaller.methods) == list(gated.methods)[:-1]
+        )  # padded convolutions read them
         return
     assert not any(key.startswith(OURS) for key in smaller.state_dict())
     with pytest.raises(SettingError, match="attach"):
@@ -381,17 +535,29 @@ def test_prune_everything_and_nothing(gated: Network, name: str, case: Case, kep
 
 @small
 def test_prune_attach_prune_again(gated: Network, method: str, case: Case, tmp_path: Path) -> None:
-    """Two rounds of attach and prune, saved and loaded in between; undecided gates stay and go on deciding."""
+    """Two rounds of attach and prune, saved and loaded in between.
+
+    Undecided gates stay and go on deciding.
+    """
     sites = list(gated.methods)
     if len(sites) < 3:
         pytest.skip("needs three sites")
     x = case.images(4)
-    once = prune_to(gated, {site: [int(index != 1)] * gated.site_gates[site].units for index, site in enumerate(sites)}).network
+    once = prune_to(
+        gated,
+        {
+            site: [int(index != 1)] * gated.site_gates[site].units
+            for index, site in enumerate(sites)
+        },
+    ).network
     assert sites[1] not in once.sites
     twice = gatecli.attach(once, method).network
     assert list(twice.methods) == [site for site in sites if site != sites[1]]
     assert close(infer(once, x), infer(twice, x))
-    decisions = {site: [int(index != 0)] * gate.units for index, (site, gate) in enumerate(twice.site_gates.items())}
+    decisions = {
+        site: [int(index != 0)] * gate.units
+        for index, (site, gate) in enumerate(twice.site_gates.items())
+    }
     last = prune_to(twice, decisions).network
     with gatecli.force(twice, decisions):
         assert close(infer(twice, x), infer(last, x))
@@ -420,7 +586,9 @@ def test_undecided_data_dependent_gates_stay(gated: Network, case: Case) -> None
     drawn = {site: z for site, z in rows(gated, 4, seed=2).items() if site in result.kept_dynamic}
     with gatecli.force(gated, {**pruned_away, **drawn}), gatecli.force(result.network, drawn):
         assert close(infer(gated, x), infer(result.network, x))
-    again = gatecli.prune(result.network, rates={site: [0.0] * len(units) for site, units in rates.items()})
+    again = gatecli.prune(
+        result.network, rates={site: [0.0] * len(units) for site, units in rates.items()}
+    )
     assert again.removed == result.kept_dynamic and not again.network.methods
 
 
@@ -490,7 +658,9 @@ def test_thresholds_at_the_ends_and_beyond(gated: Network, case: Case) -> None:
         with gatecli.record_gates(gated) as record:
             mine = infer(gated, x)
         assert all(bool((z == runs).all()) for z in record.latest().values())
-        with gatecli.force(gated, {site: [runs] * gate.units for site, gate in gated.site_gates.items()}):
+        with gatecli.force(
+            gated, {site: [runs] * gate.units for site, gate in gated.site_gates.items()}
+        ):
             assert torch.equal(infer(gated, x), mine)
 
 
@@ -498,8 +668,15 @@ def test_thresholds_at_the_ends_and_beyond(gated: Network, case: Case) -> None:
 def test_prune_at_thresholds_at_the_ends_and_beyond(gated: Network) -> None:
     if any(gate.data_dependent for gate in gated.site_gates.values()):
         pytest.skip("its gates depend on the image")
-    assert not gatecli.prune(gated, threshold=0.0).removed and not gatecli.prune(gated, threshold=-1.0).removed
-    assert len(gatecli.prune(gated, threshold=1.0).removed) == len(gatecli.prune(gated, threshold=2.0).removed) == len(gated.methods)
+    assert (
+        not gatecli.prune(gated, threshold=0.0).removed
+        and not gatecli.prune(gated, threshold=-1.0).removed
+    )
+    assert (
+        len(gatecli.prune(gated, threshold=1.0).removed)
+        == len(gatecli.prune(gated, threshold=2.0).removed)
+        == len(gated.methods)
+    )
     for wrong in (math.inf, math.nan):
         with pytest.raises(SettingError, match="--threshold"):
             gatecli.prune(gated, threshold=wrong)
@@ -512,7 +689,9 @@ def test_channels_last_gives_the_same_and_stays(gated: Network, case: Case, coun
     gated.to(memory_format=torch.channels_last)
     formats = []
     handles = [
-        part.register_forward_pre_hook(lambda _, args: formats.append(args[0].is_contiguous(memory_format=torch.channels_last)))
+        part.register_forward_pre_hook(
+            lambda _, args: formats.append(args[0].is_contiguous(memory_format=torch.channels_last))
+        )
         for part in gated.modules()
         if isinstance(part, (nn.BatchNorm2d, nn.Conv2d))
     ]
@@ -530,7 +709,9 @@ def test_channels_last_gives_the_same_and_stays(gated: Network, case: Case, coun
 
 
 def test_autograd_in_evaluation(gated: Network, case: Case) -> None:
-    """Gradients of weights and image through the skipping graph are those of the masked one, and nothing is written into."""
+    """Gradients of weights and image through the skipping graph are those of the masked one, and
+    nothing is written into.
+    """
     z = rows(gated, 4, seed=6)
 
     def gradients(call: Any) -> list[Tensor]:
@@ -538,7 +719,11 @@ def test_autograd_in_evaluation(gated: Network, case: Case) -> None:
         before = x.detach().clone()
         with gatecli.force(gated, z):
             call(x).square().sum().backward()
-        found = {name: parameter.grad for name, parameter in gated.named_parameters() if parameter.grad is not None}
+        found = {
+            name: parameter.grad
+            for name, parameter in gated.named_parameters()
+            if parameter.grad is not None
+        }
         gated.zero_grad()
         assert torch.equal(x.detach(), before) and x.grad is not None
         return [x.grad, *(grad for name, grad in found.items() if bool(grad.any()))]
@@ -576,17 +761,34 @@ def test_inference_mode(original: Network, case: Case) -> None:
 def test_force_refuses_what_is_no_decision(original: Network) -> None:
     site, gate = next(iter(original.site_gates.items()))
     good: list[Any] = [1] * gate.units
-    for wrong in ({"no.such.site": good}, {site: [*good, 1]}, {site: []}, {site: 1}, {site: [0.5] * gate.units}, {site: [2] * gate.units},
-                  {site: [-1] * gate.units}, {site: [float("nan")] * gate.units}, {site: ["on"] * gate.units}, {site: None},
-                  {site: torch.ones(2, gate.units + 1)}, {site: torch.ones(2, 2, gate.units)}):  # fmt: skip
+    for wrong in (
+        {"no.such.site": good},
+        {site: [*good, 1]},
+        {site: []},
+        {site: 1},
+        {site: [0.5] * gate.units},
+        {site: [2] * gate.units},
+        {site: [-1] * gate.units},
+        {site: [float("nan")] * gate.units},
+        {site: ["on"] * gate.units},
+        {site: None},
+        {site: torch.ones(2, gate.units + 1)},
+        {site: torch.ones(2, 2, gate.units)},
+    ):
         with pytest.raises(SettingError), gatecli.force(original, wrong):
             pass
         assert gate.forced is None
 
 
 def test_force_nests_and_ends(original: Network, case: Case) -> None:
-    x, opened = case.images(2), {site: [1] * gate.units for site, gate in original.site_gates.items()}
-    plain, closed = infer(original, x), {site: [0] * gate.units for site, gate in original.site_gates.items()}
+    x, opened = (
+        case.images(2),
+        {site: [1] * gate.units for site, gate in original.site_gates.items()},
+    )
+    plain, closed = (
+        infer(original, x),
+        {site: [0] * gate.units for site, gate in original.site_gates.items()},
+    )
     with gatecli.force(original, closed):
         outer = infer(original, x)
         with gatecli.force(original, opened):
@@ -614,7 +816,11 @@ def test_a_deep_copy_is_independent(gated: Network, case: Case) -> None:
     twin.recipe = twin.recipe.with_step(Step("prune", {}))
     surgery.remove_branches(twin, [list(twin.methods)[-1]])
     twin.recompile()
-    assert torch.equal(infer(gated, x), before) and len(gated.methods) == len(twin.methods) + 1 and len(gated.recipe.steps) == 1
+    assert (
+        torch.equal(infer(gated, x), before)
+        and len(gated.methods) == len(twin.methods) + 1
+        and len(gated.recipe.steps) == 1
+    )
     with gatecli.force(gated, {site: [0] * gate.units for site, gate in gated.site_gates.items()}):
         assert all(gate.forced is None for gate in twin.site_gates.values())
 

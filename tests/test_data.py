@@ -1,4 +1,5 @@
 """Data sets and batches, on made data: no network, no files but those in tmp_path."""
+
 from __future__ import annotations
 
 import builtins
@@ -21,7 +22,18 @@ from torchvision import transforms
 from torchvision.datasets import CIFAR10
 
 import gatecli.data as public
-from gatecli.data import AUGMENTS, Split, arrays, batches, check_classes, load_data, sources, spec, splits, steps
+from gatecli.data import (
+    AUGMENTS,
+    Split,
+    arrays,
+    batches,
+    check_classes,
+    load_data,
+    sources,
+    spec,
+    splits,
+    steps,
+)
 from gatecli.data.augment import PIXELS, crop_flip, generator, shift
 from gatecli.data.folders import centre_crop, random_crop
 from gatecli.errors import DataError, SettingError
@@ -32,14 +44,23 @@ COLOUR = InputSpec((16, 16), 3, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
 Arrays = dict[str, Any]
 
 
-def made(count: int = 40, classes: int = 4, side: int = 8, colour: bool = False, seed: int = 0) -> tuple[Any, Any]:
+def made(
+    count: int = 40, classes: int = 4, side: int = 8, colour: bool = False, seed: int = 0
+) -> tuple[Any, Any]:
     chance = np.random.RandomState(seed)
     shape = (count, side, side, 3) if colour else (count, side, side)
-    return chance.randint(0, 256, shape).astype(np.uint8), (np.arange(count) % classes).astype(np.uint8)[:, None]
+    return (
+        chance.randint(0, 256, shape).astype(np.uint8),
+        (np.arange(count) % classes).astype(np.uint8)[:, None],
+    )
 
 
 def keys(**parts: tuple[Any, Any]) -> Arrays:
-    return {f"{name}_{what}": array for name, pair in parts.items() for what, array in zip(("images", "labels"), pair, strict=True)}
+    return {
+        f"{name}_{what}": array
+        for name, pair in parts.items()
+        for what, array in zip(("images", "labels"), pair, strict=True)
+    }
 
 
 @pytest.fixture
@@ -59,7 +80,9 @@ def folder(tmp_path: Path) -> Path:
         for label, kind in enumerate(("ant", "bee", "cat")):
             (tmp_path / name / kind).mkdir(parents=True)
             for number in range(count):
-                pixels = chance.randint(0, 256, (20 + 3 * number, 30 - 4 * number, 3)).astype(np.uint8)
+                pixels = chance.randint(0, 256, (20 + 3 * number, 30 - 4 * number, 3)).astype(
+                    np.uint8
+                )
                 image = Image.fromarray(pixels).convert(("RGB", "L", "RGBA")[label])
                 image.save(tmp_path / name / kind / f"{number}.png")
     return tmp_path
@@ -70,7 +93,9 @@ def walk(split: Split, **settings: Any) -> list[tuple[Tensor, Tensor]]:
 
 
 def same(ours: list[tuple[Tensor, Tensor]], theirs: list[tuple[Tensor, Tensor]]) -> bool:
-    return len(ours) == len(theirs) and all(torch.equal(a, c) and torch.equal(b, d) for (a, b), (c, d) in zip(ours, theirs, strict=True))
+    return len(ours) == len(theirs) and all(
+        torch.equal(a, c) and torch.equal(b, d) for (a, b), (c, d) in zip(ours, theirs, strict=True)
+    )
 
 
 def refused(spec: str, *parts: str, **settings: Any) -> None:
@@ -92,7 +117,11 @@ def test_public_names() -> None:
 def test_digits_are_fixed_and_balanced() -> None:
     pytest.importorskip("sklearn")
     data = load_data("digits")
-    assert {name: len(split) for name, split in data.splits.items()} == {"train": 1169, "val": 269, "test": 359}
+    assert {name: len(split) for name, split in data.splits.items()} == {
+        "train": 1169,
+        "val": 269,
+        "test": 359,
+    }
     assert data.classes == tuple("0123456789") and data.augment == "shift" and data.val is None
     for split in data.splits.values():
         counts = torch.bincount(split.labels)
@@ -107,10 +136,19 @@ def test_npz_with_all_splits(npz: Callable[..., str]) -> None:
     train, val, test = made(40), made(12, seed=1), made(8, seed=2)
     given = npz(keys(train=train, val=val, test=test))
     data = load_data(given)
-    assert data.spec == given and data.classes == ("0", "1", "2", "3") and data.augment == "shift" and data.val is None
-    assert data.mean == pytest.approx(((train[0] / 255).mean(),), abs=1e-12) and data.std == pytest.approx(((train[0] / 255).std(),), abs=1e-12)
+    assert (
+        data.spec == given
+        and data.classes == ("0", "1", "2", "3")
+        and data.augment == "shift"
+        and data.val is None
+    )
+    assert data.mean == pytest.approx(
+        ((train[0] / 255).mean(),), abs=1e-12
+    ) and data.std == pytest.approx(((train[0] / 255).std(),), abs=1e-12)
     x, y = walk(data.splits["test"], batch_size=8)[0]
-    expected = torch.from_numpy(test[0]).float().div(255).sub(0.5).div(0.25)[:, None].expand(-1, 3, -1, -1)
+    expected = (
+        torch.from_numpy(test[0]).float().div(255).sub(0.5).div(0.25)[:, None].expand(-1, 3, -1, -1)
+    )
     assert torch.equal(x, expected) and x.is_contiguous() and x.dtype == torch.float32
     assert y.tolist() == test[1].ravel().tolist() and y.dtype == torch.int64
 
@@ -130,18 +168,38 @@ def test_val_is_cut_from_train_by_class(npz: Callable[..., str]) -> None:
 
     def held(**settings: Any) -> list[int]:
         split = load_data(given, **settings).splits["val"]
-        return [int(v) for x, _ in walk(split, input=InputSpec((8, 8), 1, (0.0,), (1 / 255,))) for v in x[:, 0, 0, 0].round()]
+        return [
+            int(v)
+            for x, _ in walk(split, input=InputSpec((8, 8), 1, (0.0,), (1 / 255,)))
+            for v in x[:, 0, 0, 0].round()
+        ]
 
     data = load_data(given)
     assert data.val == {"from": "train", "fraction": 0.1, "seed": 0} and "test" not in data.splits
-    assert torch.bincount(data.splits["val"].labels).tolist() == [7, 3]  # the only image of class 2 stays
+    assert torch.bincount(data.splits["val"].labels).tolist() == [
+        7,
+        3,
+    ]  # the only image of class 2 stays
     assert torch.bincount(data.splits["train"].labels).tolist() == [63, 26, 1]
     assert held() == held() != held(val_seed=1)
-    assert held() == [7, 22, 26, 27, 30, 48, 51, 77, 79, 88], "a recorded seed must cut the same split for ever"
+    assert held() == [
+        7,
+        22,
+        26,
+        27,
+        30,
+        48,
+        51,
+        77,
+        79,
+        88,
+    ], "a recorded seed must cut the same split for ever"
     assert len(held(val_fraction=0.5)) == 35 + 14
 
 
-def test_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cifar(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     roots = []
 
     class Made:
@@ -154,26 +212,52 @@ def test_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
             if root.name == "bare" and (root, True) not in roots:
                 raise RuntimeError("Dataset not found or corrupted.")
             if root.name == "offline":
-                raise urllib.error.URLError("no\nnetwork") if download else RuntimeError("Dataset not found")
+                raise (
+                    urllib.error.URLError("no\nnetwork")
+                    if download
+                    else RuntimeError("Dataset not found")
+                )
             self.data, self.targets = made(20, 2, 32, colour=True)[0], [0, 1] * 10
 
     monkeypatch.setitem(sources.CIFARS, "cifar10", Made)
     data = load_data(f"cifar10:{tmp_path / CIFAR10.base_folder}")
     assert roots == [(tmp_path, False)] * 2
-    assert data.classes == ("plane", "car") and data.augment == "crop-flip" and data.mean is not None and round(data.mean[0], 3) == 0.491
-    assert {name: len(split) for name, split in data.splits.items()} == {"train": 18, "val": 2, "test": 20}
+    assert (
+        data.classes == ("plane", "car")
+        and data.augment == "crop-flip"
+        and data.mean is not None
+        and round(data.mean[0], 3) == 0.491
+    )
+    assert {name: len(split) for name, split in data.splits.items()} == {
+        "train": 18,
+        "val": 2,
+        "test": 20,
+    }
     capsys.readouterr()
-    refused(f"cifar10:{tmp_path / 'bare'}", str(tmp_path / "bare"), "pass --data cifar10:")  # a file must not cause a download
+    refused(
+        f"cifar10:{tmp_path / 'bare'}", str(tmp_path / "bare"), "pass --data cifar10:"
+    )  # a file must not cause a download
     load_data(f"cifar10:{tmp_path / 'bare'}", trusted=True)
-    assert roots[-2:] == [(tmp_path / "bare", True), (tmp_path / "bare", False)] and capsys.readouterr().out.count("verified") == 3
-    refused(f"cifar10:{tmp_path / 'offline'}", str(tmp_path / "offline"), "downloading it failed", "no network", trusted=True)
+    assert (
+        roots[-2:] == [(tmp_path / "bare", True), (tmp_path / "bare", False)]
+        and capsys.readouterr().out.count("verified") == 3
+    )
+    refused(
+        f"cifar10:{tmp_path / 'offline'}",
+        str(tmp_path / "offline"),
+        "downloading it failed",
+        "no network",
+        trusted=True,
+    )
 
 
 def test_cifar_that_is_not_there(tmp_path: Path) -> None:
     refused(f"cifar100:{tmp_path}", str(tmp_path), "cifar100 is not in")
 
 
-def test_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_function(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "my_data.py").write_text(
         "import numpy as np\n"
         "print('hello')\n"
@@ -192,7 +276,11 @@ def test_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert "my_data" not in sys.modules
     before = list(sys.path)
     data = load_data("my_data:good", trusted=True)
-    assert sorted(data.splits) == ["test", "train", "val"] and data.classes == ("0", "1") and sys.path == before
+    assert (
+        sorted(data.splits) == ["test", "train", "val"]
+        and data.classes == ("0", "1")
+        and sys.path == before
+    )
     assert capsys.readouterr().out == ""
     refused("my_data:bad", "ValueError: one two", trusted=True)
     refused("my_data:other", "'train'", "'training'", trusted=True)
@@ -205,13 +293,26 @@ def test_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 def test_image_folder(folder: Path) -> None:
     data = load_data(f"imagefolder:{folder}")
-    assert data.classes == ("ant", "bee", "cat") and data.mean is None and data.std is None and data.augment == "imagenet" and data.val is None
-    assert sorted(data.splits) == ["train", "val"] and data.splits["train"].labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert (
+        data.classes == ("ant", "bee", "cat")
+        and data.mean is None
+        and data.std is None
+        and data.augment == "imagenet"
+        and data.val is None
+    )
+    assert (
+        sorted(data.splits) == ["train", "val"]
+        and data.splits["train"].labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    )
     (x, y), (last, _) = walk(data.splits["train"], input=COLOUR)
     assert x.shape == (7, 3, 16, 16) and last.shape[0] == 5 and y.tolist() == [0] * 4 + [1] * 3
     normalise = transforms.Normalize(COLOUR.mean, COLOUR.std)
-    reference = transforms.Compose([transforms.Resize(18), transforms.CenterCrop(16), transforms.ToTensor(), normalise])
-    assert torch.allclose(x[1], reference(Image.open(folder / "train" / "ant" / "1.png")), atol=1e-6)
+    reference = transforms.Compose(
+        [transforms.Resize(18), transforms.CenterCrop(16), transforms.ToTensor(), normalise]
+    )
+    assert torch.allclose(
+        x[1], reference(Image.open(folder / "train" / "ant" / "1.png")), atol=1e-6
+    )
     grey = walk(data.splits["train"], input=InputSpec((16, 16), 1, (0.5,), (0.5,)), augment="shift")
     assert grey[0][0].shape == (7, 1, 16, 16)
 
@@ -219,7 +320,11 @@ def test_image_folder(folder: Path) -> None:
 def test_image_folder_with_test_and_without_val(folder: Path) -> None:
     (folder / "val").rename(folder / "test")
     data = load_data(f"imagefolder:{folder}", val_fraction=0.5)
-    assert {name: len(split) for name, split in data.splits.items()} == {"train": 6, "test": 6, "val": 6}
+    assert {name: len(split) for name, split in data.splits.items()} == {
+        "train": 6,
+        "test": 6,
+        "val": 6,
+    }
     assert data.val == {"from": "train", "fraction": 0.5, "seed": 0}
     flat = load_data(f"imagefolder:{folder / 'train'}")
     assert flat.classes == data.classes and sorted(flat.splits) == ["train", "val"]
@@ -236,9 +341,17 @@ def test_unlabelled_test_images_are_no_split(folder: Path) -> None:
 
 @pytest.mark.parametrize("augment", ["none", "shift", "crop-flip"])
 @pytest.mark.parametrize("drop_last", [False, True])
-def test_array_batches_depend_on_seeds_alone(npz: Callable[..., str], augment: str, drop_last: bool) -> None:
+def test_array_batches_depend_on_seeds_alone(
+    npz: Callable[..., str], augment: str, drop_last: bool
+) -> None:
     split = load_data(npz(keys(train=made(), val=made()))).splits["train"]
-    settings: Arrays = {"augment": augment, "shuffle": True, "seed": 3, "epoch": 2, "drop_last": drop_last}
+    settings: Arrays = {
+        "augment": augment,
+        "shuffle": True,
+        "seed": 3,
+        "epoch": 2,
+        "drop_last": drop_last,
+    }
     torch.manual_seed(0)
     before = torch.get_rng_state()
     whole = walk(split, **settings)
@@ -254,7 +367,10 @@ def test_array_batches_depend_on_seeds_alone(npz: Callable[..., str], augment: s
 
 def test_shuffle_is_a_permutation(npz: Callable[..., str]) -> None:
     split = load_data(npz(keys(train=made(), val=made()))).splits["train"]
-    plain, shuffled = (torch.cat([x for x, _ in walk(split, shuffle=shuffle)]).flatten(1) for shuffle in (False, True))
+    plain, shuffled = (
+        torch.cat([x for x, _ in walk(split, shuffle=shuffle)]).flatten(1)
+        for shuffle in (False, True)
+    )
     assert not torch.equal(plain, shuffled)
     assert sorted(plain.tolist()) == sorted(shuffled.tolist())
 
@@ -263,7 +379,13 @@ def test_shuffle_is_a_permutation(npz: Callable[..., str]) -> None:
 @pytest.mark.parametrize("augment", ["shift", "crop-flip", "imagenet"])
 def test_folder_batches_depend_on_seeds_alone(folder: Path, augment: str) -> None:
     split = load_data(f"imagefolder:{folder}").splits["train"]
-    settings: Arrays = {"input": COLOUR, "augment": augment, "shuffle": True, "seed": 3, "batch_size": 5}
+    settings: Arrays = {
+        "input": COLOUR,
+        "augment": augment,
+        "shuffle": True,
+        "seed": 3,
+        "batch_size": 5,
+    }
     torch.manual_seed(0)
     before = torch.get_rng_state()
     whole = walk(split, **settings)
@@ -273,7 +395,9 @@ def test_folder_batches_depend_on_seeds_alone(folder: Path, augment: str) -> Non
         assert same(walk(split, workers=2, start=2, **settings), whole[2:])
     assert torch.equal(before, torch.get_rng_state())
     assert not same(walk(split, epoch=1, **settings), whole)
-    one_by_one = walk(split, **{**settings, "batch_size": 1})  # a sample's draw does not depend on its batch
+    one_by_one = walk(
+        split, **{**settings, "batch_size": 1}
+    )  # a sample's draw does not depend on its batch
     assert torch.equal(torch.cat([x for x, _ in one_by_one]), torch.cat([x for x, _ in whole]))
 
 
@@ -285,13 +409,24 @@ def test_resizing_grey_and_luminance(npz: Callable[..., str]) -> None:
     expected = np.stack([np.asarray(Image.fromarray(image).convert("L")) for image in images])
     assert np.array_equal(grey[:, 0].round().numpy(), expected)
     resized = walk(split, input=InputSpec((5, 6), 3, (0.0,), (1 / 255,)), batch_size=12)[0][0]
-    pil = np.stack([np.asarray(Image.fromarray(image).resize((6, 5), Image.Resampling.BILINEAR)) for image in images]).transpose(0, 3, 1, 2)
+    pil = np.stack(
+        [
+            np.asarray(Image.fromarray(image).resize((6, 5), Image.Resampling.BILINEAR))
+            for image in images
+        ]
+    ).transpose(0, 3, 1, 2)
     assert resized.shape == (12, 3, 5, 6) and np.abs(resized.numpy() - pil).max() <= 1.01
 
 
-def test_too_large_to_keep_resized_gives_the_same(npz: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_large_to_keep_resized_gives_the_same(
+    npz: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     given = npz(keys(train=made(), val=made()))
-    settings: Arrays = {"input": InputSpec((12, 10), 3, (0.5,), (0.5,)), "augment": "crop-flip", "shuffle": True}
+    settings: Arrays = {
+        "input": InputSpec((12, 10), 3, (0.5,), (0.5,)),
+        "augment": "crop-flip",
+        "shuffle": True,
+    }
     kept = walk(load_data(given).splits["train"], **settings)
     monkeypatch.setattr(arrays, "KEEP_BYTES", 0)
     monkeypatch.setattr(arrays, "CHUNK", 3)
@@ -299,20 +434,28 @@ def test_too_large_to_keep_resized_gives_the_same(npz: Callable[..., str], monke
 
 
 def test_shift_against_a_slow_reference() -> None:
-    images = torch.randint(256, (6, 2, 32, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.randint(
+        256, (6, 2, 32, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     draw = generator(PIXELS, 1, 2, 3)
-    dy, dx = (torch.randint(2 * reach + 1, (6, 1), generator=draw).flatten() - reach for reach in (2, 1))
+    dy, dx = (
+        torch.randint(2 * reach + 1, (6, 1), generator=draw).flatten() - reach for reach in (2, 1)
+    )
     assert dy.abs().max() == 2 and dx.abs().max() == 1
     expected = torch.empty_like(images)
     for n in range(6):
         for row in range(32):
             for column in range(16):
-                expected[n, :, row, column] = images[n, :, min(max(row + int(dy[n]), 0), 31), min(max(column + int(dx[n]), 0), 15)]
+                expected[n, :, row, column] = images[
+                    n, :, min(max(row + int(dy[n]), 0), 31), min(max(column + int(dx[n]), 0), 15)
+                ]
     assert torch.equal(shift(images, generator(PIXELS, 1, 2, 3)), expected)
 
 
 def test_crop_flip_against_a_slow_reference() -> None:
-    images = torch.randint(1, 256, (8, 3, 16, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.randint(
+        1, 256, (8, 3, 16, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     draw = generator(PIXELS, 1, 2, 3)
     top, left = (torch.randint(2 * pad + 1, (8, 1), generator=draw).flatten() for pad in (2, 4))
     mirrored = torch.randint(2, (8, 1), generator=draw).flatten().bool()
@@ -332,14 +475,27 @@ def test_shift_reaches_every_place_and_small_images_move() -> None:
 
 
 def test_generators_differ_in_every_number() -> None:
-    numbers = [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1), (0, 2**32, 0, 0), (0, -1, 0, 0)]
-    assert len({int(torch.randint(2**62, (1,), generator=generator(*four))) for four in numbers}) == len(numbers)
+    numbers = [
+        (0, 0, 0, 0),
+        (1, 0, 0, 0),
+        (0, 1, 0, 0),
+        (0, 0, 1, 0),
+        (0, 0, 0, 1),
+        (0, 2**32, 0, 0),
+        (0, -1, 0, 0),
+    ]
+    assert len(
+        {int(torch.randint(2**62, (1,), generator=generator(*four))) for four in numbers}
+    ) == len(numbers)
 
 
 def test_random_crop_is_torchvisions() -> None:
     image = Image.fromarray(made(1, side=40, colour=True)[0][0])
     draws = [random_crop(image, (16, 12), generator(PIXELS, 0, 0, index)) for index in range(8)]
-    assert all(draw.shape == (3, 16, 12) for draw in draws) and len({tuple(draw.flatten().tolist()) for draw in draws}) == 8
+    assert (
+        all(draw.shape == (3, 16, 12) for draw in draws)
+        and len({tuple(draw.flatten().tolist()) for draw in draws}) == 8
+    )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.set_state(generator(PIXELS, 0, 0, 3).get_state())
         crop = transforms.RandomResizedCrop((16, 12))(image)
@@ -352,15 +508,24 @@ def test_random_crop_is_torchvisions() -> None:
 def test_centre_crop_covers_its_size(size: tuple[int, int], shape: tuple[int, int]) -> None:
     white = Image.fromarray(np.full((*shape, 3), 255, np.uint8))
     crop = centre_crop(white, size)
-    assert crop.shape == (3, *size) and crop.min() == 255  # center_crop would pad with black what the image does not cover
+    assert (
+        crop.shape == (3, *size) and crop.min() == 255
+    )  # center_crop would pad with black what the image does not cover
 
 
 # ---- errors
 
 
-@pytest.mark.parametrize("given", ["", "digit", "npz", "npz:", "imagenet:/data", "my module:make", "digits:7", "cifar10"])
+@pytest.mark.parametrize(
+    "given", ["", "digit", "npz", "npz:", "imagenet:/data", "my module:make", "digits:7", "cifar10"]
+)
 def test_unknown_spec(given: str) -> None:
-    refused(given, "digits, cifar10:DIR, cifar100:DIR, imagefolder:DIR, npz:FILE, package", repr(given), trusted=True)
+    refused(
+        given,
+        "digits, cifar10:DIR, cifar100:DIR, imagefolder:DIR, npz:FILE, package",
+        repr(given),
+        trusted=True,
+    )
 
 
 def test_missing_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -401,10 +566,20 @@ def test_files_that_are_no_npz(tmp_path: Path) -> None:
 
 def test_npz_keys(npz: Callable[..., str]) -> None:
     images, labels = made()
-    refused(npz({"x": images, "train_labels": labels}), "data.npz", "expected the keys train_images,", "has x, train_labels")
+    refused(
+        npz({"x": images, "train_labels": labels}),
+        "data.npz",
+        "expected the keys train_images,",
+        "has x, train_labels",
+    )
     refused(npz({"x": images}), "train_images, train_labels")
-    refused(npz({**keys(train=(images, labels)), "val_images": images}), "expected the keys val_labels,")
-    refused(npz({**keys(train=(images, labels)), "test_labels": labels}), "expected the keys test_images,")
+    refused(
+        npz({**keys(train=(images, labels)), "val_images": images}), "expected the keys val_labels,"
+    )
+    refused(
+        npz({**keys(train=(images, labels)), "test_labels": labels}),
+        "expected the keys test_images,",
+    )
 
 
 LABELS: list[tuple[Any, str]] = [
@@ -441,9 +616,18 @@ def test_splits_that_do_not_fit(npz: Callable[..., str]) -> None:
     empty = np.zeros((0, 8, 8), np.uint8), np.zeros(0, int)
     refused(npz(keys(train=made(), val=empty)), "data.npz", "the val split has no samples")
     refused(npz(keys(train=empty)), "the train split has no samples")
-    refused(npz(keys(train=made(), val=made(classes=5))), "expected the val labels to be from 0 to 3", "got 4")
+    refused(
+        npz(keys(train=made(), val=made(classes=5))),
+        "expected the val labels to be from 0 to 3",
+        "got 4",
+    )
     refused(npz(keys(train=made(4))), "has no val split")
-    settings: list[Arrays] = [{"val_fraction": 0.0}, {"val_fraction": 1.5}, {"val_fraction": "a"}, {"val_seed": "b"}]
+    settings: list[Arrays] = [
+        {"val_fraction": 0.0},
+        {"val_fraction": 1.5},
+        {"val_fraction": "a"},
+        {"val_seed": "b"},
+    ]
     for wrong in settings:
         refused(npz(keys(train=made())), "`val_fraction` to be between 0 and 1", **wrong)
 
@@ -480,8 +664,17 @@ def test_corrupt_image(folder: Path, workers: int) -> None:
         assert str(file) in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("error", [RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), EOFError(), ConnectionResetError(104, "reset")])
-def test_a_worker_that_dies(folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"),
+        EOFError(),
+        ConnectionResetError(104, "reset"),
+    ],
+)
+def test_a_worker_that_dies(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     def dying(*args: Any, **settings: Any) -> Iterator[Any]:
         raise error
         yield
@@ -503,7 +696,11 @@ def test_batches_refuse_on_the_call(npz: Callable[..., str], folder: Path) -> No
         (split, {"input": InputSpec((8, 8), 3, (0.5, 0.5), (0.5,))}, "1 or 3 values"),
         (split, {"input": InputSpec((8, 8), 3, (0.5,), (0.0,))}, "`std` above 0"),
         (split, {"input": InputSpec((8, 8), 3, (float("nan"),), (1.0,))}, "`mean` to be finite"),
-        (colour, {"input": InputSpec((8, 8), 4, (0.5,), (0.5,))}, "3 channels, but the network takes 4"),
+        (
+            colour,
+            {"input": InputSpec((8, 8), 4, (0.5,), (0.5,))},
+            "3 channels, but the network takes 4",
+        ),
         (files, {"input": InputSpec((8, 8), 4, (0.5,), (0.5,))}, "the network takes 4"),
     ]
     for given, settings, text in cases:

@@ -1,4 +1,7 @@
-"""The skipping form computes what the masked form means, whatever else reads a block's input and whichever gates are open."""
+"""The skipping form computes what the masked form means, whatever else reads a block's input and
+whichever gates are open.
+"""
+
 from __future__ import annotations
 
 import torch
@@ -18,7 +21,10 @@ Line = tuple[str, int, int]
 
 
 class Program(nn.Module):
-    """A network from lines (what, first, second): each reads two of the values before it and appends another one."""
+    """A network from lines (what, first, second).
+
+    Each reads two of the values before it and appends another one.
+    """
 
     def __init__(self, lines: list[Line]) -> None:
         super().__init__()
@@ -31,7 +37,17 @@ class Program(nn.Module):
         values = [self.stem(x)]
         for conv, (what, first, second) in zip(self.convs, self.lines, strict=True):
             a, b = values[first % len(values)], values[second % len(values)]
-            values.append({"block": self.block, "apart": self.apart, "relu": self.relu, "view": self.view, "sum": self.sum, "scale": self.scale, "conv": self.conv}[what](conv, a, b))
+            values.append(
+                {
+                    "block": self.block,
+                    "apart": self.apart,
+                    "relu": self.relu,
+                    "view": self.view,
+                    "sum": self.sum,
+                    "scale": self.scale,
+                    "conv": self.conv,
+                }[what](conv, a, b)
+            )
         return self.head(torch.stack([value.mean((2, 3)) for value in values]).sum(0))
 
     def block(self, conv: nn.Module, a: Tensor, b: Tensor) -> Tensor:
@@ -57,7 +73,11 @@ class Program(nn.Module):
         return a * 0.5
 
 
-LINES = st.tuples(st.sampled_from(["block", "apart", "conv", "conv", "relu", "view", "sum", "sum", "scale"]), st.integers(0, 9), st.integers(0, 9))
+LINES = st.tuples(
+    st.sampled_from(["block", "apart", "conv", "conv", "relu", "view", "sum", "sum", "scale"]),
+    st.integers(0, 9),
+    st.integers(0, 9),
+)
 
 
 @given(st.lists(LINES, min_size=2, max_size=9), st.integers(0, 2**16), st.sampled_from([1, 3]))
@@ -81,7 +101,12 @@ class Siblings(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.one, self.two, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), nn.Linear(8, 3)
+        self.stem, self.one, self.two, self.head = (
+            nn.Conv2d(3, 4, 1),
+            nn.Conv2d(4, 4, 1),
+            nn.Conv2d(4, 4, 1),
+            nn.Linear(8, 3),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
@@ -92,10 +117,16 @@ class Siblings(nn.Module):
 
 
 def test_a_closed_block_s_output_is_not_written_into() -> None:
-    """The second addition returns its very input where its gate is closed; the first, which runs later, must not write there."""
+    """The second addition returns its very input where its gate is closed.
+
+    The first, which runs later, must not write there.
+    """
     gated = gatecli.attach(traced(Siblings(), (5, 5)), "ind-perbatch").network
     images = torch.randn(3, 3, 5, 5)
-    with torch.no_grad(), gatecli.force(gated, {"one": torch.tensor([[1.0], [0.0], [1.0]]), "two": [0]}):
+    with (
+        torch.no_grad(),
+        gatecli.force(gated, {"one": torch.tensor([[1.0], [0.0], [1.0]]), "two": [0]}),
+    ):
         torch.testing.assert_close(gated(images), compile_graph(gated.graph)(gated, images))
 
 
@@ -105,7 +136,9 @@ class Deep(nn.Module):
     def __init__(self, depth: int) -> None:
         super().__init__()
         self.stem, self.head = nn.Conv2d(3, 4, 1), nn.Linear(4, 3)
-        self.blocks = nn.ModuleList(nn.Sequential(nn.Conv2d(4, 4, 1), nn.GELU(), nn.Conv2d(4, 4, 1)) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(4, 4, 1), nn.GELU(), nn.Conv2d(4, 4, 1)) for _ in range(depth)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)

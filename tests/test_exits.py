@@ -1,4 +1,7 @@
-"""Early exits: where they stand, who leaves, what that saves, how they are trained, calibrated and pruned."""
+"""Early exits: where they stand, who leaves, what that saves, how they are trained, calibrated and
+pruned.
+"""
+
 from __future__ import annotations
 
 import itertools
@@ -36,10 +39,16 @@ LIMIT = 1e-5
 # --- where ---
 
 STAGES = {
-    "resnet50": [(256, 16), (512, 8), (1024, 4)], "densenet121": [(256, 16), (512, 8), (1024, 4)], "mobilenet_v2": [(24, 16), (32, 8), (96, 4)],
-    "efficientnet_b0": [(24, 16), (40, 8), (112, 4)], "convnext_tiny": [(96, 16), (192, 8), (384, 4)], "regnet_y_400mf": [(48, 16), (104, 8), (208, 4)], 
-    "vgg11": [(64, 64), (128, 32), (256, 16), (512, 8)], "googlenet": [(192, 16), (480, 8), (832, 4)], "squeezenet1_1": [(128, 15), (256, 7)],
-}  # fmt: skip
+    "resnet50": [(256, 16), (512, 8), (1024, 4)],
+    "densenet121": [(256, 16), (512, 8), (1024, 4)],
+    "mobilenet_v2": [(24, 16), (32, 8), (96, 4)],
+    "efficientnet_b0": [(24, 16), (40, 8), (112, 4)],
+    "convnext_tiny": [(96, 16), (192, 8), (384, 4)],
+    "regnet_y_400mf": [(48, 16), (104, 8), (208, 4)],
+    "vgg11": [(64, 64), (128, 32), (256, 16), (512, 8)],
+    "googlenet": [(192, 16), (480, 8), (832, 4)],
+    "squeezenet1_1": [(128, 15), (256, 7)],
+}
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -54,12 +63,22 @@ def test_exits_stand_at_the_ends_of_stages(name: str) -> None:
 
 def test_exits_after_sites_that_the_user_names() -> None:
     network = CASES["tokens"].network()
-    assert not any(site.kind == "exit" for site in network.sites.values())  # one size from beginning to end
+    assert not any(
+        site.kind == "exit" for site in network.sites.values()
+    )  # one size from beginning to end
     first, second, *_ = network.sites
     gated = gatecli.attach(network, "dgate", after=f"{second}").network
     assert list(gated.site_exits) == ["exit1"] and gated.sites["exit1"].channels == 16
-    assert relative_change(infer(network, CASES["tokens"].images(2)), infer(gated, CASES["tokens"].images(2))) <= LIMIT
-    with pytest.raises(SettingError, match=r"expected setting `after` to name sites .*but got `nowhere`; there are: "):
+    assert (
+        relative_change(
+            infer(network, CASES["tokens"].images(2)), infer(gated, CASES["tokens"].images(2))
+        )
+        <= LIMIT
+    )
+    with pytest.raises(
+        SettingError,
+        match=r"expected setting `after` to name sites .*but got `nowhere`; there are: ",
+    ):
         gatecli.attach(network, "dgate", after="nowhere")
     with pytest.raises(gatecli.GatecliError, match=r"dgate found nothing to gate .*after=SITE"):
         gatecli.attach(network, "dgate")
@@ -82,7 +101,11 @@ def test_an_exit_before_anything_with_weights_is_refused() -> None:
     class Pooled(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.pool, self.conv, self.fc = nn.AvgPool2d(2), nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 4)
+            self.pool, self.conv, self.fc = (
+                nn.AvgPool2d(2),
+                nn.Conv2d(3, 8, 3, padding=1),
+                nn.Linear(8, 4),
+            )
 
         def forward(self, x: Tensor) -> Tensor:
             out: Tensor = self.fc(self.conv(self.pool(x)).mean((2, 3)))
@@ -96,20 +119,30 @@ def test_an_exit_before_anything_with_weights_is_refused() -> None:
 
 def test_a_file_knows_where_its_exits_stand(tmp_path: Path) -> None:
     case = CASES["cifar-projection"]
-    network = gatecli.attach(case.build(), "dgate", input_size=case.size, arch="cifar:resnet20", after="layer1.1,layer2.0,layer3.0,layer3.1").network
+    network = gatecli.attach(
+        case.build(),
+        "dgate",
+        input_size=case.size,
+        arch="cifar:resnet20",
+        after="layer1.1,layer2.0,layer3.0,layer3.1",
+    ).network
     with torch.no_grad():
         for exit_ in network.site_exits.values():
             nn.init.normal_(exit_.get_submodule("linear").weight)  # type: ignore[arg-type]
             exit_.threshold.fill_(1.0)
     gatecli.write(network, tmp_path / "n.safetensors")
     loaded = gatecli.load(tmp_path / "n.safetensors")
-    assert loaded.sites == network.sites and torch.equal(infer(loaded, case.images(4)), infer(network, case.images(4)))
+    assert loaded.sites == network.sites and torch.equal(
+        infer(loaded, case.images(4)), infer(network, case.images(4))
+    )
 
 
 # --- who leaves ---
 
 
-@pytest.fixture(scope="module", params=["cifar-projection", "bottleneck", "dense", "own-gray-oblong"])
+@pytest.fixture(
+    scope="module", params=["cifar-projection", "bottleneck", "dense", "own-gray-oblong"]
+)
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -118,7 +151,9 @@ def name(request: pytest.FixtureRequest) -> str:
 def stacked(name: str) -> Network:
     """Exits with random weights, and layer gates beside them."""
     torch.manual_seed(0)
-    network = gatecli.attach(gatecli.attach(CASES[name].network(), "dgate").network, "aig-perbatch").network
+    network = gatecli.attach(
+        gatecli.attach(CASES[name].network(), "dgate").network, "aig-perbatch"
+    ).network
     for exit_ in network.site_exits.values():
         nn.init.normal_(exit_.get_submodule("linear").weight)  # type: ignore[arg-type]
     return network
@@ -126,19 +161,27 @@ def stacked(name: str) -> Network:
 
 def draw(network: Network, count: int, seed: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return {site: torch.randint(0, 2, (count, 1), generator=generator).float() for site in network.methods}
+    return {
+        site: torch.randint(0, 2, (count, 1), generator=generator).float()
+        for site in network.methods
+    }
 
 
 def test_nobody_leaves_at_first(name: str, stacked: Network) -> None:
     x = CASES[name].images(5)
     found, taken = stacked(x, return_exits=True)
-    assert relative_change(infer(CASES[name].build(), x), found.detach()) <= LIMIT and taken.tolist() == [len(stacked.site_exits)] * 5
+    assert (
+        relative_change(infer(CASES[name].build(), x), found.detach()) <= LIMIT
+        and taken.tolist() == [len(stacked.site_exits)] * 5
+    )
     assert stacked.params > CASES[name].network().params
 
 
 @pytest.mark.parametrize("count", [1, 2, 7])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_leaving_means_what_the_graph_means(name: str, stacked: Network, count: int, seed: int) -> None:
+def test_leaving_means_what_the_graph_means(
+    name: str, stacked: Network, count: int, seed: int
+) -> None:
     x, decisions = CASES[name].images(count), draw(stacked, count, seed)
     with gatecli.force(stacked, decisions), torch.no_grad():
         wanted = compile_graph(stacked.graph)(stacked, x)
@@ -147,25 +190,45 @@ def test_leaving_means_what_the_graph_means(name: str, stacked: Network, count: 
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(layout, wanted, rtol=1e-4, atol=1e-4)
     exits = [decisions[site].reshape(-1).tolist() for site in stacked.site_exits]
-    assert taken.tolist() == [next((e for e, z in enumerate(exits) if z[i]), len(exits)) for i in range(count)]
+    assert taken.tolist() == [
+        next((e for e, z in enumerate(exits) if z[i]), len(exits)) for i in range(count)
+    ]
     assert all(gate.rows is None for gate in stacked.site_gates.values())
 
 
 def test_what_lies_behind_is_computed_only_for_those_who_stay() -> None:
     network = gatecli.attach(CASES["cifar-projection"].network(), "dgate").network
     seen: list[int] = []
-    network.get_submodule("layer3.2.conv2").register_forward_hook(lambda m, args, out: seen.append(len(args[0])))
-    network.get_submodule("layer2.2.conv2").register_forward_hook(lambda m, args, out: seen.append(len(args[0])))
+    network.get_submodule("layer3.2.conv2").register_forward_hook(
+        lambda m, args, out: seen.append(len(args[0]))
+    )
+    network.get_submodule("layer2.2.conv2").register_forward_hook(
+        lambda m, args, out: seen.append(len(args[0]))
+    )
     x = CASES["cifar-projection"].images(4)
-    for first, second, calls in (([0, 0, 0, 0], [0, 0, 0, 0], [4, 4]), ([1, 0, 0, 0], [0, 1, 0, 0], [3, 2]), ([1, 1, 0, 0], [1, 1, 1, 1], [2]), ([1, 1, 1, 1], [0, 0, 0, 0], [])):
+    for first, second, calls in (
+        ([0, 0, 0, 0], [0, 0, 0, 0], [4, 4]),
+        ([1, 0, 0, 0], [0, 1, 0, 0], [3, 2]),
+        ([1, 1, 0, 0], [1, 1, 1, 1], [2]),
+        ([1, 1, 1, 1], [0, 0, 0, 0], []),
+    ):
         seen.clear()
-        with gatecli.force(network, {"exit1": torch.tensor(first)[:, None].float(), "exit2": torch.tensor(second)[:, None].float()}):
+        with gatecli.force(
+            network,
+            {
+                "exit1": torch.tensor(first)[:, None].float(),
+                "exit2": torch.tensor(second)[:, None].float(),
+            },
+        ):
             infer(network, x)
         assert seen == calls
 
 
 def test_rates_are_shares_of_all_and_macs_add_up(name: str, stacked: Network) -> None:
-    """Against each image's own cost: everything up to where it leaves, less the branches that were closed on the way."""
+    """Against each image's own cost.
+
+    Everything up to where it leaves, less the branches that were closed on the way.
+    """
     count, decisions = 11, draw(stacked, 11, 5)
     with gatecli.force(stacked, decisions):
         seen = predict(stacked, [(CASES[name].images(count), torch.zeros(count))])
@@ -178,7 +241,9 @@ def test_rates_are_shares_of_all_and_macs_add_up(name: str, stacked: Network) ->
         assert seen.rates[site] == [pytest.approx((taken == number).double().mean().item())]
     for site, z in layers.items():
         before = stacked.before(site)
-        here = torch.tensor([not any(taken[i] == exits.index(each) for each in before) for i in range(count)])
+        here = torch.tensor(
+            [not any(taken[i] == exits.index(each) for each in before) for i in range(count)]
+        )
         assert seen.rates[site] == [pytest.approx((z.reshape(-1) * here).double().mean().item())]
         assert reach(stacked, site, seen.rates) == pytest.approx(here.double().mean().item())
 
@@ -196,14 +261,23 @@ def test_nan_scores_never_leave() -> None:
 def test_hinge_against_a_loop() -> None:
     generator = torch.Generator().manual_seed(0)
     margins, labels = torch.randn(5, 4, generator=generator) * 2, torch.tensor([0, 3, 1, 1, 2])
-    wanted = sum(max(0.0, 1 - (1 if k == labels[i] else -1) * margins[i, k].item()) for i in range(5) for k in range(4)) / 20
+    wanted = (
+        sum(
+            max(0.0, 1 - (1 if k == labels[i] else -1) * margins[i, k].item())
+            for i in range(5)
+            for k in range(4)
+        )
+        / 20
+    )
     assert hinge(margins, labels).item() == pytest.approx(wanted)
     free = margins.clone().requires_grad_()
     hinge(free, labels).backward()  # type: ignore[no-untyped-call]
     for i in range(5):
         for k in range(4):
             sign = 1 if k == labels[i] else -1
-            assert free.grad is not None and free.grad[i, k].item() == pytest.approx(-sign / 20 if sign * margins[i, k] < 1 else 0.0)
+            assert free.grad is not None and free.grad[i, k].item() == pytest.approx(
+                -sign / 20 if sign * margins[i, k] < 1 else 0.0
+            )
 
 
 @pytest.fixture
@@ -225,12 +299,26 @@ def test_the_network_stays_to_the_bit_and_each_exit_is_trained_alone(here: Path)
     attach()
     both = call("finetune", *TUNE, "--epochs", 3, "--cache-features")
     before, after = contents("r20.dgate.safetensors")[0], contents(both["out"])[0]
-    assert all(torch.equal(after[name], before[name]) == (not name.endswith(("linear.weight", "linear.bias"))) for name in before)
+    assert all(
+        torch.equal(after[name], before[name])
+        == (not name.endswith(("linear.weight", "linear.bias")))
+        for name in before
+    )
     attach("--include", "exit2", "--out", "one.safetensors")
     call("finetune", *TUNE, "--epochs", 3, "--cache-features", "--out", "alone.safetensors")
-    assert torch.equal(contents("alone.safetensors")[0]["exits.exit2.linear.weight"], after["exits.exit2.linear.weight"])
-    assert both["top1"] == both["baseline_top1"] and both["rates"] == {"exit1": 0.0, "exit2": 0.0} and both["target_rate"] is None
-    assert set(both["history"][0]["exits"]) == {"exit1", "exit2"} and both["history"][-1]["train_loss"] < both["history"][0]["train_loss"] < 2
+    assert torch.equal(
+        contents("alone.safetensors")[0]["exits.exit2.linear.weight"],
+        after["exits.exit2.linear.weight"],
+    )
+    assert (
+        both["top1"] == both["baseline_top1"]
+        and both["rates"] == {"exit1": 0.0, "exit2": 0.0}
+        and both["target_rate"] is None
+    )
+    assert (
+        set(both["history"][0]["exits"]) == {"exit1", "exit2"}
+        and both["history"][-1]["train_loss"] < both["history"][0]["train_loss"] < 2
+    )
 
 
 def test_a_cache_changes_nothing_but_the_time(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,7 +329,16 @@ def test_a_cache_changes_nothing_but_the_time(here: Path, monkeypatch: pytest.Mo
     call("finetune", *TUNE, "--epochs", 2, "--augment", "none", "--out", "slow.safetensors")
     slow = sum(passes)
     passes.clear()
-    call("finetune", "r20.dgate.safetensors", *TUNE, "--epochs", 2, "--cache-features", "--out", "fast.safetensors")
+    call(
+        "finetune",
+        "r20.dgate.safetensors",
+        *TUNE,
+        "--epochs",
+        2,
+        "--cache-features",
+        "--out",
+        "fast.safetensors",
+    )
     assert sum(passes) == 96 + 80 and slow == 2 * (96 + 80)
     one, other = contents("slow.safetensors")[0], contents("fast.safetensors")[0]
     for name in one:
@@ -251,7 +348,16 @@ def test_a_cache_changes_nothing_but_the_time(here: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("cached", [True, False])
 def test_a_stopped_run_goes_on(here: Path, monkeypatch: pytest.MonkeyPatch, cached: bool) -> None:
     attach()
-    line = ["finetune", "r20.dgate.safetensors", *TUNE, "--epochs", 3, "--save-every", 0, *(["--cache-features"] if cached else [])]
+    line = [
+        "finetune",
+        "r20.dgate.safetensors",
+        *TUNE,
+        "--epochs",
+        3,
+        "--save-every",
+        0,
+        *(["--cache-features"] if cached else []),
+    ]
     call(*line, "--out", "straight.safetensors")
     fit, steps = ExitLoop._fit, [0]
 
@@ -279,15 +385,26 @@ def trained(here: Path) -> Path:
 
 
 def test_what_calibrate_promises_is_what_the_network_does(trained: Path) -> None:
-    for asked in (["--target-acc", 12], ["--max-drop", 2], ["--max-gmacs", 0.0018], ["--target-acc", 20]):
+    for asked in (
+        ["--target-acc", 12],
+        ["--max-drop", 2],
+        ["--max-gmacs", 0.0018],
+        ["--target-acc", 20],
+    ):
         done = run("calibrate", "trained.safetensors", *asked, "--out", "c.safetensors", "--force")
         if done.code:
             assert "out of reach" in done.last
             continue
-        found = call("calibrate", "trained.safetensors", *asked, "--out", "c.safetensors", "--force")
+        found = call(
+            "calibrate", "trained.safetensors", *asked, "--out", "c.safetensors", "--force"
+        )
         measured = call("eval", "c.safetensors", "--split", "val")
-        assert measured["top1"] == pytest.approx(found["top1"]) and measured["macs_expected"] == pytest.approx(found["macs_expected"])
-        assert [measured["rates"][site] for site in found["thresholds"]] == pytest.approx(found["shares"][:-1])
+        assert measured["top1"] == pytest.approx(found["top1"]) and measured[
+            "macs_expected"
+        ] == pytest.approx(found["macs_expected"])
+        assert [measured["rates"][site] for site in found["thresholds"]] == pytest.approx(
+            found["shares"][:-1]
+        )
         front = [(point["macs"], point["top1"]) for point in found["frontier"]]
         assert front == sorted(front) and all(a[1] < b[1] for a, b in itertools.pairwise(front))
         assert found["target_top1"] is None or found["top1"] >= found["target_top1"] - 1e-9
@@ -300,44 +417,100 @@ def test_moving_along_the_frontier_needs_no_data(trained: Path) -> None:
     middle = found["frontier"][len(found["frontier"]) // 2]
     (trained / "data.npz").unlink()
     again = call("calibrate", "c.safetensors", "--reuse", "--target-acc", middle["top1"])
-    assert again["out"] == "c.calibrated.safetensors" and again["macs_expected"] == middle["macs"] and again["thresholds"] == middle["thresholds"]
+    assert (
+        again["out"] == "c.calibrated.safetensors"
+        and again["macs_expected"] == middle["macs"]
+        and again["thresholds"] == middle["thresholds"]
+    )
     third = call("calibrate", "--reuse", "--max-gmacs", middle["macs"] / 1e9)
     assert third["top1"] == middle["top1"]
     network = gatecli.load("c.safetensors")
     point = network.set_operating_point(max_gmacs=middle["macs"] / 1e9)
     limits = {site: exit_.threshold.item() for site, exit_ in network.site_exits.items()}
     assert limits == pytest.approx(point["thresholds"]) and point["top1"] == middle["top1"]
-    refused("calibrate c.safetensors --reuse --target-acc 99.99 --out x.safetensors", "no recorded point reaches 99.99")
-    refused("calibrate c.safetensors --reuse --max-gmacs 1e-9 --out x.safetensors", "no recorded point costs at most")
-    refused("calibrate c.safetensors --reuse --max-drop 1 --out x.safetensors", "--target-acc, --max-gmacs or --max-ms alone")
-    refused("calibrate c.safetensors --reuse --max-ms 1 --out x.safetensors", "holds no milliseconds")
-    refused("calibrate trained.safetensors --reuse --target-acc 5 --out x.safetensors", "no frontier is recorded")
+    refused(
+        "calibrate c.safetensors --reuse --target-acc 99.99 --out x.safetensors",
+        "no recorded point reaches 99.99",
+    )
+    refused(
+        "calibrate c.safetensors --reuse --max-gmacs 1e-9 --out x.safetensors",
+        "no recorded point costs at most",
+    )
+    refused(
+        "calibrate c.safetensors --reuse --max-drop 1 --out x.safetensors",
+        "--target-acc, --max-gmacs or --max-ms alone",
+    )
+    refused(
+        "calibrate c.safetensors --reuse --max-ms 1 --out x.safetensors", "holds no milliseconds"
+    )
+    refused(
+        "calibrate trained.safetensors --reuse --target-acc 5 --out x.safetensors",
+        "no frontier is recorded",
+    )
 
 
 def test_milliseconds_as_the_price(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network, data = gatecli.load("trained.safetensors"), gatecli.load_data("npz:data.npz")
-    clock = iter(itertools.cycle([3.0, 5.0, 4.0]))  # a disturbed clock: to leave nowhere cannot be quicker than at the last exit
-    monkeypatch.setattr("gatecli.calibration.latency.milliseconds", lambda module, image: [float(image.shape[0]), module(image) * 0, next(clock)][2])
+    clock = iter(
+        itertools.cycle([3.0, 5.0, 4.0])
+    )  # a disturbed clock: to leave nowhere cannot be quicker than at the last exit
+    monkeypatch.setattr(
+        "gatecli.calibration.latency.milliseconds",
+        lambda module, image: [float(image.shape[0]), module(image) * 0, next(clock)][2],
+    )
     seen, _ = gather(network, data, 256, 0, silent)
     found = gatecli.calibrate_exits(network, data, max_ms=4.5, cost="latency")
     assert found.times == [3.0, 5.0, 5.0]
-    limits = [[-math.inf, *sorted(set(column.tolist())), math.inf] for column in seen.margins.unbind(1)]
-    every = [measure(Samples.of(seen.margins, seen.correct, torch.tensor(found.times)), pair) for pair in itertools.product(*limits)]
+    limits = [
+        [-math.inf, *sorted(set(column.tolist())), math.inf] for column in seen.margins.unbind(1)
+    ]
+    every = [
+        measure(Samples.of(seen.margins, seen.correct, torch.tensor(found.times)), pair)
+        for pair in itertools.product(*limits)
+    ]
     assert found.point.top1 == max(point.top1 for point in every if point.cost <= 4.5)
-    assert found.point.cost == pytest.approx(measure(seen, found.point.thresholds).cost)  # MACs, as everywhere
+    assert found.point.cost == pytest.approx(
+        measure(seen, found.point.thresholds).cost
+    )  # MACs, as everywhere
     assert all(0 < point.cost <= network.macs_dense for point in found.frontier)
 
 
 def test_latency_is_measured_kept_and_reused(trained: Path) -> None:
-    found = call("calibrate", "trained.safetensors", "--target-acc", 5, "--cost", "latency", "--out", "c.safetensors")
-    assert len(found["leaving_ms"]) == 3 and found["leaving_ms"] == sorted(found["leaving_ms"]) and found["leaving_ms"][0] > 0
+    found = call(
+        "calibrate",
+        "trained.safetensors",
+        "--target-acc",
+        5,
+        "--cost",
+        "latency",
+        "--out",
+        "c.safetensors",
+    )
+    assert (
+        len(found["leaving_ms"]) == 3
+        and found["leaving_ms"] == sorted(found["leaving_ms"])
+        and found["leaving_ms"][0] > 0
+    )
     for point in found["frontier"]:
-        assert point["ms"] == pytest.approx(sum(share * ms for share, ms in zip(point["shares"], found["leaving_ms"], strict=True)))
+        assert point["ms"] == pytest.approx(
+            sum(share * ms for share, ms in zip(point["shares"], found["leaving_ms"], strict=True))
+        )
     middle = found["frontier"][len(found["frontier"]) // 2]
     again = call("calibrate", "c.safetensors", "--reuse", "--max-ms", middle["ms"])
     assert again["ms"] == middle["ms"] and again["top1"] == middle["top1"]
-    done = run("calibrate", "trained.safetensors", "--target-acc", 5, "--cost", "latency", "--out", "d.safetensors")
-    assert "of single images, on this machine" in " ".join(done.out.split()) and " ms of " in done.err
+    done = run(
+        "calibrate",
+        "trained.safetensors",
+        "--target-acc",
+        5,
+        "--cost",
+        "latency",
+        "--out",
+        "d.safetensors",
+    )
+    assert (
+        "of single images, on this machine" in " ".join(done.out.split()) and " ms of " in done.err
+    )
 
 
 def test_the_library_has_both(here: Path) -> None:
@@ -350,30 +523,83 @@ def test_the_library_has_both(here: Path) -> None:
         for exit_ in network.site_exits.values():
             nn.init.normal_(exit_.get_submodule("linear").weight)  # type: ignore[arg-type]
     found = gatecli.calibrate_exits(network, data, max_drop=100)
-    assert found.point == found.frontier[0] and found.target_top1 == pytest.approx(found.baseline_top1 - 100) and found.gap == 0
+    assert (
+        found.point == found.frontier[0]
+        and found.target_top1 == pytest.approx(found.baseline_top1 - 100)
+        and found.gap == 0
+    )
 
 
 def test_val_may_lack_a_class_and_calibrate_may_come_twice(trained: Path) -> None:
     arrays = dict(np.load("data.npz"))
     kept = arrays["val_labels"].reshape(-1) != 3
-    np.savez("less.npz", **{**arrays, "val_images": arrays["val_images"][kept], "val_labels": arrays["val_labels"][kept]})
-    first = call("calibrate", "trained.safetensors", "--data", "npz:less.npz", "--target-acc", 5, "--out", "a.safetensors")
-    second = call("calibrate", "a.safetensors", "--data", "npz:less.npz", "--target-acc", 5, "--out", "b.safetensors")
-    assert second["thresholds"] == first["thresholds"] and second["frontier"] == first["frontier"] and second["top1"] >= 5
+    np.savez(
+        "less.npz",
+        **{
+            **arrays,
+            "val_images": arrays["val_images"][kept],
+            "val_labels": arrays["val_labels"][kept],
+        },
+    )
+    first = call(
+        "calibrate",
+        "trained.safetensors",
+        "--data",
+        "npz:less.npz",
+        "--target-acc",
+        5,
+        "--out",
+        "a.safetensors",
+    )
+    second = call(
+        "calibrate",
+        "a.safetensors",
+        "--data",
+        "npz:less.npz",
+        "--target-acc",
+        5,
+        "--out",
+        "b.safetensors",
+    )
+    assert (
+        second["thresholds"] == first["thresholds"]
+        and second["frontier"] == first["frontier"]
+        and second["top1"] >= 5
+    )
 
 
 def test_confidence_costs(trained: Path) -> None:
-    done = run("calibrate", "trained.safetensors", "--target-acc", 3, "--confidence", 0.9, "--out", "c.safetensors")
-    assert done.code == 0 and "certified: top-1 of at least 3.00 on unseen data with probability 0.9" in done.err
-    refused("calibrate trained.safetensors --target-acc 99 --confidence 0.9 --out x.safetensors", "no thresholds can be certified to reach 99 percent")
-    refused("calibrate trained.safetensors --max-gmacs 1 --confidence 0.9 --out x.safetensors", "--confidence is about an accuracy")
+    done = run(
+        "calibrate",
+        "trained.safetensors",
+        "--target-acc",
+        3,
+        "--confidence",
+        0.9,
+        "--out",
+        "c.safetensors",
+    )
+    assert (
+        done.code == 0
+        and "certified: top-1 of at least 3.00 on unseen data with probability 0.9" in done.err
+    )
+    refused(
+        "calibrate trained.safetensors --target-acc 99 --confidence 0.9 --out x.safetensors",
+        "no thresholds can be certified to reach 99 percent",
+    )
+    refused(
+        "calibrate trained.safetensors --max-gmacs 1 --confidence 0.9 --out x.safetensors",
+        "--confidence is about an accuracy",
+    )
 
 
 def test_bad_calibrations(here: Path) -> None:
     attach()
     untrained = "calibrate r20.dgate.safetensors --data npz:data.npz --out x.safetensors"
     refused(f"{untrained} --target-acc 10", "have not been trained yet")
-    refused(untrained, "expected one of --target-acc, --max-drop, --max-gmacs, --max-ms, but got none")
+    refused(
+        untrained, "expected one of --target-acc, --max-drop, --max-gmacs, --max-ms, but got none"
+    )
     refused(f"{untrained} --max-ms 5", "add --cost latency")
     refused(f"{untrained} --max-gmacs 1 --cost latency", "expected --max-ms")
     refused(f"{untrained} --target-acc 10 --cost joules", "one of macs, latency, but got `joules`")
@@ -381,16 +607,29 @@ def test_bad_calibrations(here: Path) -> None:
     refused(f"{untrained} --target-acc 101", "between 0 and 100")
     refused(f"{untrained} --target-acc .947", "in percent, but got 0.947: was 94.7 meant?")
     refused(f"{untrained} --max-drop nan", "--max-drop to be between 0 and 100")
-    refused("finetune r20.dgate.safetensors --data npz:data.npz --max-drop 1", "exits are set to an accuracy or a cost with gatecli calibrate")
-    refused("finetune r20.dgate.safetensors --data npz:data.npz --cache-features --augment shift", "goes without augmentation")
+    refused(
+        "finetune r20.dgate.safetensors --data npz:data.npz --max-drop 1",
+        "exits are set to an accuracy or a cost with gatecli calibrate",
+    )
+    refused(
+        "finetune r20.dgate.safetensors --data npz:data.npz --cache-features --augment shift",
+        "goes without augmentation",
+    )
     call("attach", "r20.pt", "--method", "ind-perbatch", "--input-size", SIDE)
-    refused("finetune r20.ind-perbatch.safetensors --data npz:data.npz --cache-features", "--cache-features is for exits")
-    refused("calibrate r20.ind-perbatch.safetensors --data npz:data.npz --max-gmacs 1", "are for exits")
+    refused(
+        "finetune r20.ind-perbatch.safetensors --data npz:data.npz --cache-features",
+        "--cache-features is for exits",
+    )
+    refused(
+        "calibrate r20.ind-perbatch.safetensors --data npz:data.npz --max-gmacs 1", "are for exits"
+    )
     with pytest.raises(TrainingError, match="no exits"):
         from gatecli.calibration.at_exits import calibrate_exits
         from gatecli.data import load_data
 
-        calibrate_exits(gatecli.load("r20.ind-perbatch.safetensors"), load_data("npz:data.npz"), target_acc=5)
+        calibrate_exits(
+            gatecli.load("r20.ind-perbatch.safetensors"), load_data("npz:data.npz"), target_acc=5
+        )
 
 
 # --- pruning, profiling ---
@@ -399,17 +638,33 @@ def test_bad_calibrations(here: Path) -> None:
 def test_prune_takes_out_exits_that_nobody_takes_and_what_nobody_comes_to() -> None:
     case = CASES["bottleneck"]
     torch.manual_seed(1)
-    network = gatecli.attach(gatecli.attach(case.network(), "dgate").network, "ind-perbatch").network
+    network = gatecli.attach(
+        gatecli.attach(case.network(), "dgate").network, "ind-perbatch"
+    ).network
     for exit_ in network.site_exits.values():
         nn.init.normal_(exit_.get_submodule("linear").weight)  # type: ignore[arg-type]
     network.site_exits["exit2"].threshold.fill_(-1e30)
     x = case.images(5)
-    rates = {site: [1.0] for site in network.methods} | {"exit1": [0.0], "exit2": [1.0], "exit3": [0.0]}
+    rates = {site: [1.0] for site in network.methods} | {
+        "exit1": [0.0],
+        "exit2": [1.0],
+        "exit3": [0.0],
+    }
     result = gatecli.prune(network, rates=rates)
     assert relative_change(infer(network, x), infer(result.network, x)) <= LIMIT
-    assert "exit1" in result.removed and list(result.network.site_exits) == [] and not result.network.methods
-    assert not any(name.startswith(("layer3", "layer4", "fc", "exits.exit1", "exits.exit3")) for name in result.network.state_dict())
-    assert result.network.num_classes == network.num_classes and result.network.macs_dense < network.macs_dense / 1.2
+    assert (
+        "exit1" in result.removed
+        and list(result.network.site_exits) == []
+        and not result.network.methods
+    )
+    assert not any(
+        name.startswith(("layer3", "layer4", "fc", "exits.exit1", "exits.exit3"))
+        for name in result.network.state_dict()
+    )
+    assert (
+        result.network.num_classes == network.num_classes
+        and result.network.macs_dense < network.macs_dense / 1.2
+    )
     network.site_exits["exit2"].threshold.fill_(math.inf)
     network.site_exits["exit3"].threshold.fill_(0.5)
     kept = gatecli.prune(network, rates=rates | {"exit2": [0.0], "exit3": [0.4]})
@@ -421,16 +676,43 @@ def test_prune_takes_out_exits_that_nobody_takes_and_what_nobody_comes_to() -> N
 
 def test_the_road_with_exits_on_a_pruned_network(here: Path) -> None:
     call("attach", "r20.pt", "--method", "ind-perbatch", "--input-size", SIDE)
-    call("finetune", "--data", "npz:data.npz", "--epochs", 1, "--batch-size", 32, "--lr", 0.05, "--set", "gate_lr=20", "--set", "loss_weight=9", "--set", "target_rate=.3", "--bn-batches", 0)
+    call(
+        "finetune",
+        "--data",
+        "npz:data.npz",
+        "--epochs",
+        1,
+        "--batch-size",
+        32,
+        "--lr",
+        0.05,
+        "--set",
+        "gate_lr=20",
+        "--set",
+        "loss_weight=9",
+        "--set",
+        "target_rate=.3",
+        "--bn-batches",
+        0,
+    )
     pruned = call("prune")
     stacked = call("attach", "--method", "dgate")
-    assert stacked["gates"] == 2 and stacked["max_logit_change"] <= LIMIT and stacked["params"] > pruned["params"]
+    assert (
+        stacked["gates"] == 2
+        and stacked["max_logit_change"] <= LIMIT
+        and stacked["params"] > pruned["params"]
+    )
     call("finetune", *TUNE, "--epochs", 10, "--cache-features")
     calibrated = call("calibrate", "--target-acc", 0)
-    assert calibrated["macs_expected"] == pytest.approx(min(point["macs"] for point in calibrated["frontier"]))
+    assert calibrated["macs_expected"] == pytest.approx(
+        min(point["macs"] for point in calibrated["frontier"])
+    )
     for data in ([], ["--data", "npz:data.npz"]):
         profiled = call("profile", "--batch", "1,4", "--repeats", 3, *data)
-        assert profiled["rows"][1]["macs_expected"] == pytest.approx(calibrated["macs_expected"]) and profiled["rows"][1]["ideal_speedup"] > 1
+        assert (
+            profiled["rows"][1]["macs_expected"] == pytest.approx(calibrated["macs_expected"])
+            and profiled["rows"][1]["ideal_speedup"] > 1
+        )
     final = call("prune", "--data", "npz:data.npz")
     assert final["params"] < stacked["params"] and final["max_logit_change"] <= LIMIT
     sites = {site["name"]: site for site in call("inspect")["sites"]}
@@ -449,7 +731,9 @@ def test_cross_entropy_for_comparison(here: Path) -> None:
     attach("--set", "loss=cross-entropy")
     found = call("finetune", *TUNE, "--epochs", 5, "--cache-features")
     limits = call("calibrate", "--target-acc", 1)["thresholds"].values()
-    assert found["history"][-1]["exits"]["exit2"] > 10 and all(value is None or value <= 1 for value in limits)
+    assert found["history"][-1]["exits"]["exit2"] > 10 and all(
+        value is None or value <= 1 for value in limits
+    )
 
 
 def test_exits_in_a_dense_block_lose_the_channels_that_go() -> None:
@@ -465,7 +749,10 @@ def test_exits_in_a_dense_block_lose_the_channels_that_go() -> None:
         gate.logits.copy_(torch.tensor([[9.0, -9.0]]))
     result = gatecli.prune(gated, rates={"exit1": [0.5]})
     x = CASES["dense"].images(6)
-    assert result.removed == [first] and relative_change(infer(gated, x), infer(result.network, x)) <= LIMIT
+    assert (
+        result.removed == [first]
+        and relative_change(infer(gated, x), infer(result.network, x)) <= LIMIT
+    )
 
 
 # --- scores, and who took which exit ---
@@ -480,7 +767,11 @@ def test_who_took_which_exit_is_not_made_up_in_training() -> None:
     with pytest.raises(SettingError, match=r"call \.eval"):
         network.train()(images, return_exits=True)
     plain = traced(source, CASES["own"].size).train()
-    assert plain(images, return_exits=True)[1].tolist() == [0, 0, 0]  # there are none, and nobody took one
+    assert plain(images, return_exits=True)[1].tolist() == [
+        0,
+        0,
+        0,
+    ]  # there are none, and nobody took one
 
 
 def test_log_odds_of_the_likeliest_class() -> None:
@@ -491,29 +782,50 @@ def test_log_odds_of_the_likeliest_class() -> None:
     torch.testing.assert_close(tied, torch.zeros(1, 1))
 
 
-@pytest.mark.parametrize(("method", "settings"), [("dgate", {"loss": "cross-entropy"}), ("early-exit", {"width": 4})])
+@pytest.mark.parametrize(
+    ("method", "settings"), [("dgate", {"loss": "cross-entropy"}), ("early-exit", {"width": 4})]
+)
 def test_the_surest_images_do_not_tie(method: str, settings: dict[str, Any]) -> None:
     """From about 17 nats on a probability is 1 in float32."""
-    network = gatecli.attach(CASES["cifar-projection"].build(), method, input_size=(16, 16), **settings).network
+    network = gatecli.attach(
+        CASES["cifar-projection"].build(), method, input_size=(16, 16), **settings
+    ).network
     exit_ = next(iter(network.site_exits.values()))
     sure = torch.tensor([[20.0, 0.0, 0.0], [25.0, 0.0, 0.0], [30.0, 0.0, 0.0]])
     if method == "dgate":
         scores = exit_.score(torch.empty(0), sure)
     else:
-        exit_.scores = lambda x: torch.stack([torch.zeros(3, 1), sure[:, :1]], -1)  # type: ignore[method-assign]
+        pair = torch.stack([torch.zeros(3, 1), sure[:, :1]], -1)
+        exit_.scores = lambda x: pair  # type: ignore[method-assign]
         scores = exit_.score(torch.empty(0), sure)
     assert scores.shape == (3, 1) and bool((scores.diff(dim=0) > 4).all())
 
 
-@pytest.mark.parametrize(("method", "settings"), [("dgate", {"loss": "cross-entropy"}), ("early-exit", {"width": 4}), ("dgate", {"loss": "hinge"})])
-def test_exits_of_older_files_go_by_what_they_went_by(method: str, settings: dict[str, Any], tmp_path: Path) -> None:
-    """A file without the setting `score` has thresholds that are probabilities, or margins with the hinge loss."""
-    network = gatecli.attach(build("cifar:resnet20", {}), method, input_size=(16, 16), arch="cifar:resnet20", **settings).network
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("dgate", {"loss": "cross-entropy"}),
+        ("early-exit", {"width": 4}),
+        ("dgate", {"loss": "hinge"}),
+    ],
+)
+def test_exits_of_older_files_go_by_what_they_went_by(
+    method: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    """A file without the setting `score` has thresholds that are probabilities, or margins with the
+    hinge loss.
+    """
+    network = gatecli.attach(
+        build("cifar:resnet20", {}), method, input_size=(16, 16), arch="cifar:resnet20", **settings
+    ).network
     step = network.recipe.steps[-1]
     old = {name: value for name, value in step.settings["settings"].items() if name != "score"}
-    network.recipe = replace(network.recipe, steps=(replace(step, settings={**step.settings, "settings": old}),))
+    network.recipe = replace(
+        network.recipe, steps=(replace(step, settings={**step.settings, "settings": old}),)
+    )
     gatecli.write(network, tmp_path / "old.safetensors")
     exit_ = next(iter(gatecli.load(tmp_path / "old.safetensors").site_exits.values()))
-    assert exit_.scored == ("margin" if settings.get("loss") == "hinge" else "probability")  # type: ignore[comparison-overlap]
+    hinge = settings.get("loss") == "hinge"
+    assert getattr(exit_, "scored") == ("margin" if hinge else "probability")  # noqa: B009
     fresh = next(iter(network.site_exits.values()))
-    assert fresh.scored == ("margin" if settings.get("loss") == "hinge" else "log-odds")  # type: ignore[comparison-overlap]
+    assert getattr(fresh, "scored") == ("margin" if hinge else "log-odds")  # noqa: B009

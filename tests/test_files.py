@@ -1,4 +1,5 @@
 """Files that are replaced, what killed writers leave, and odd names."""
+
 from __future__ import annotations
 
 import os
@@ -36,7 +37,9 @@ with replacing(Path(sys.argv[1])) as temporary:
 def killed(path: Path) -> Path:
     """What a process that is killed while it writes `path` leaves."""
     before = set(path.parent.iterdir())
-    done = subprocess.run([sys.executable, "-c", KILLED, str(path)], env={**os.environ, "PYTHONPATH": str(ROOT)})
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(path)], env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
     assert done.returncode == -signal.SIGKILL
     (left,) = set(path.parent.iterdir()) - before
     assert OURS.fullmatch(left.name), left
@@ -73,13 +76,24 @@ def test_others_files_stay(tmp_path: Path) -> None:
     """A writer's that lives, another machine's that is young, and whatever has another name."""
     alive = tmp_path / f".x.gatecli-{files._machine()}-{os.getpid()}-abc.tmp"
     elsewhere = tmp_path / ".x.gatecli-00000000-1-abc.tmp"
-    others = [".x.abc.tmp", "x.gatecli-00000000-1-abc.tmp", ".x.gatecli-00000000-1-abc.tmp.bak", ".x.gatecli-00000000-1.tmp", ".vimrc", ".gatecli-1.tmp", f".x.gatecli-{files._machine()}-9999999999999-a.tmp"]
+    others = [
+        ".x.abc.tmp",
+        "x.gatecli-00000000-1-abc.tmp",
+        ".x.gatecli-00000000-1-abc.tmp.bak",
+        ".x.gatecli-00000000-1.tmp",
+        ".vimrc",
+        ".gatecli-1.tmp",
+        f".x.gatecli-{files._machine()}-9999999999999-a.tmp",
+    ]
     for path in (alive, elsewhere, *(tmp_path / name for name in others)):
         path.write_text("kept")
         if path not in (alive, elsewhere):
             os.utime(path, (0, 0))
     write(tmp_path / "x")
-    assert all(path.read_text() == "kept" for path in (alive, elsewhere, *(tmp_path / name for name in others)))
+    assert all(
+        path.read_text() == "kept"
+        for path in (alive, elsewhere, *(tmp_path / name for name in others))
+    )
     os.utime(elsewhere, (0, time.time() - 2 * files.FORGOTTEN))
     write(tmp_path / "x")
     assert alive.exists() and not elsewhere.exists()
@@ -90,7 +104,10 @@ def test_two_writers_at_once(tmp_path: Path) -> None:
         first.write_text("first")
         second.write_text("second")
         write(tmp_path / "y")
-    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"x": "first", "y": "new"}
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {
+        "x": "first",
+        "y": "new",
+    }
 
 
 def test_a_folder_or_a_link_with_such_a_name(tmp_path: Path) -> None:
@@ -101,7 +118,11 @@ def test_a_folder_or_a_link_with_such_a_name(tmp_path: Path) -> None:
     os.utime(tmp_path / ".b.gatecli-00000000-1-abc.tmp", (0, 0), follow_symlinks=False)
     os.utime(tmp_path / ".a.gatecli-00000000-1-abc.tmp", (0, 0))
     write(tmp_path / "x")
-    assert sorted(file.name for file in tmp_path.iterdir()) == [".a.gatecli-00000000-1-abc.tmp", "precious", "x"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        ".a.gatecli-00000000-1-abc.tmp",
+        "precious",
+        "x",
+    ]
 
 
 # --- permissions ---
@@ -116,7 +137,9 @@ def test_permissions_of_a_replaced_file_are_kept(tmp_path: Path, mode: int) -> N
     assert stat.S_IMODE(path.stat().st_mode) == mode and path.read_text() == "new"
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root may give files away")
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root may give files away"
+)
 def test_the_owner_of_a_replaced_file_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_text("before")
@@ -140,7 +163,17 @@ def test_an_owner_that_cannot_be_kept(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_command_keeps_permissions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     save_source(Path("r20.pt"))
-    line = ["attach", "r20.pt", "--method", "ind-perbatch", "--input-size", SIDE, "--out", "mine.safetensors", "--force"]
+    line = [
+        "attach",
+        "r20.pt",
+        "--method",
+        "ind-perbatch",
+        "--input-size",
+        SIDE,
+        "--out",
+        "mine.safetensors",
+        "--force",
+    ]
     call(*line)
     Path("mine.safetensors").chmod(0o600)
     call(*line)
@@ -150,7 +183,9 @@ def test_a_command_keeps_permissions(tmp_path: Path, monkeypatch: pytest.MonkeyP
 # --- names ---
 
 
-@pytest.mark.parametrize("name", ["x" * 255, "漢" * 85, "é" * 127, "\n", " ", os.fsdecode(b"\xff" * 200), "x\n.tmp"])
+@pytest.mark.parametrize(
+    "name", ["x" * 255, "漢" * 85, "é" * 127, "\n", " ", os.fsdecode(b"\xff" * 200), "x\n.tmp"]
+)
 def test_any_name_can_be_written(tmp_path: Path, name: str) -> None:
     write(tmp_path / name)
     assert os.listdir(tmp_path) == [name]
@@ -167,7 +202,23 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("name", [" before", "after ", "two  inside", "\ttab\t", "line\nend\n", "\r\n", "naïve 漢字", "-", "--out", "a\\nb", "%s {0} [red]", "x" * 200])
+@pytest.mark.parametrize(
+    "name",
+    [
+        " before",
+        "after ",
+        "two  inside",
+        "\ttab\t",
+        "line\nend\n",
+        "\r\n",
+        "naïve 漢字",
+        "-",
+        "--out",
+        "a\\nb",
+        "%s {0} [red]",
+        "x" * 200,
+    ],
+)
 def test_the_current_checkpoint_may_have_any_name(here: Path, name: str) -> None:
     for path in (name, f"folder {name}/{name}"):
         Path(path).parent.mkdir(exist_ok=True)
@@ -198,12 +249,20 @@ def test_the_road_with_odd_names(here: Path, stem: str) -> None:
     tuned = call("finetune", "--data", f"npz:{stem}.npz", "--epochs", 1, "--batch-size", 48)
     assert tuned["checkpoint"] == out
     assert call("prune")["checkpoint"] == tuned["out"]
-    assert call("profile", "--repeats", 3)["checkpoint"] == f"{stem}.ind-perbatch.tuned.pruned.safetensors"
+    assert (
+        call("profile", "--repeats", 3)["checkpoint"]
+        == f"{stem}.ind-perbatch.tuned.pruned.safetensors"
+    )
     Image.new("L", (SIDE, SIDE)).save(f"{stem}.png")
     for format in ("onnx", "weights"):
         exported = call("export", "--format", format)["out"]
         assert Path(exported).exists()
-    assert call("run", f"{stem}.ind-perbatch.tuned.pruned.onnx", f"{stem}.png")["predictions"][0]["image"] == f"{stem}.png"
+    assert (
+        call("run", f"{stem}.ind-perbatch.tuned.pruned.onnx", f"{stem}.png")["predictions"][0][
+            "image"
+        ]
+        == f"{stem}.png"
+    )
     shutil.rmtree(".gatecli/runs")
     assert same(out, out) and run("log").code == 0
 
@@ -212,10 +271,22 @@ LATIN = os.fsdecode(b"net\xff")
 
 
 def test_names_that_are_not_utf8(here: Path) -> None:
-    """Where the libraries that read and write files take them, they work; else they are refused in one line, by every command."""
+    """Where the libraries that read and write files take them, they work.
+
+    Else they are refused in one line, by every command.
+    """
     save_source(Path("r20.pt"))
     save_npz(Path("data.npz"))
-    call("attach", "r20.pt", "--method", "ind-perbatch", "--input-size", SIDE, "--out", "good.safetensors")
+    call(
+        "attach",
+        "r20.pt",
+        "--method",
+        "ind-perbatch",
+        "--input-size",
+        SIDE,
+        "--out",
+        "good.safetensors",
+    )
     shutil.copy("good.safetensors", f"{LATIN}.safetensors")
     shutil.copy("data.npz", f"{LATIN}.npz")
     Image.new("L", (SIDE, SIDE)).save("x.png")
@@ -223,16 +294,63 @@ def test_names_that_are_not_utf8(here: Path) -> None:
     shutil.copy("r20.pt", f"{LATIN}.pt")
     bad = f"{LATIN}.safetensors"
     for line in (
-        ["use", bad], ["inspect", bad], ["log", bad], ["eval", bad, "--data", "npz:data.npz"], ["profile", "good.safetensors", bad], ["export", bad], ["run", bad, f"{LATIN}.png"],
-        ["inspect", f"{LATIN}.pt"], ["run", f"{LATIN}.onnx", f"{LATIN}.png"], ["prune", "good.safetensors", "--out", bad, "--force"], ["export", "good.safetensors", "--out", f"{LATIN}.onnx"],
-        ["attach", "r20.pt", "--method", "gaternet", "--gater", f"{LATIN}.pt", "--input-size", SIDE],
-        ["finetune", "good.safetensors", "--data", "npz:data.npz", "--epochs", 1, "--distill", 1, "--teacher", bad],
-        ["finetune", "good.safetensors", "--data", "npz:data.npz", "--epochs", 1, "--tensorboard", LATIN],
-    ):  # fmt: skip
+        ["use", bad],
+        ["inspect", bad],
+        ["log", bad],
+        ["eval", bad, "--data", "npz:data.npz"],
+        ["profile", "good.safetensors", bad],
+        ["export", bad],
+        ["run", bad, f"{LATIN}.png"],
+        ["inspect", f"{LATIN}.pt"],
+        ["run", f"{LATIN}.onnx", f"{LATIN}.png"],
+        ["prune", "good.safetensors", "--out", bad, "--force"],
+        ["export", "good.safetensors", "--out", f"{LATIN}.onnx"],
+        [
+            "attach",
+            "r20.pt",
+            "--method",
+            "gaternet",
+            "--gater",
+            f"{LATIN}.pt",
+            "--input-size",
+            SIDE,
+        ],
+        [
+            "finetune",
+            "good.safetensors",
+            "--data",
+            "npz:data.npz",
+            "--epochs",
+            1,
+            "--distill",
+            1,
+            "--teacher",
+            bad,
+        ],
+        [
+            "finetune",
+            "good.safetensors",
+            "--data",
+            "npz:data.npz",
+            "--epochs",
+            1,
+            "--tensorboard",
+            LATIN,
+        ],
+    ):
         assert r"net\udcff" in refused(line, "UTF-8", "rename"), line
     with pytest.raises(CheckpointError, match="UTF-8"):
         gatecli.load(bad)
-    found = call("finetune", "good.safetensors", "--data", f"npz:{LATIN}.npz", "--epochs", 1, "--batch-size", 48)
+    found = call(
+        "finetune",
+        "good.safetensors",
+        "--data",
+        f"npz:{LATIN}.npz",
+        "--epochs",
+        1,
+        "--batch-size",
+        48,
+    )
     assert call("eval", found["out"])["samples"] == 40
     found = call("run", "good.safetensors", f"{LATIN}.png")
     assert found["predictions"][0]["image"] == f"{LATIN}.png"  # a surrogate in JSON too

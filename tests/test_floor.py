@@ -1,4 +1,5 @@
 """The floors of pyproject.toml, as `make test-floor` installs them."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -32,7 +33,12 @@ def test_what_has_no_floor_is_named(line: str) -> None:
 def test_everything_has_a_floor() -> None:
     tomllib = pytest.importorskip("tomllib")  # Python 3.11
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    lines = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
+    lines = [
+        *project["dependencies"],
+        *(line for extra in project["optional-dependencies"].values() for line in extra),
+    ]
     assert floors([line for line in lines if not line.startswith("gatecli[")], [])
     (torch,) = [each for each in direct(lines, []) if each.name == "torch"]
-    assert torch.specifier.contains("2.10") and not torch.specifier.contains("2.9.1")  # CVE-2026-24747
+    assert torch.specifier.contains("2.10") and not torch.specifier.contains(
+        "2.9.1"
+    )  # CVE-2026-24747

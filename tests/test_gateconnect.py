@@ -1,4 +1,8 @@
-"""gateconnect: which branches feed which; exact at K = C, learned with K < C, and pruned of what nobody reads."""
+"""gateconnect: which branches feed which.
+
+Exact at K = C, learned with K < C, and pruned of what nobody reads.
+"""
+
 from __future__ import annotations
 
 import functools
@@ -31,8 +35,13 @@ LIMIT, SIZE = 1e-5, (16, 16)
 
 
 def shared() -> nn.Module:
-    """A ResNeXt as torchvision's, small: 2 + 2 + 1 + 1 modules of four branches, one BatchNorm a module."""
-    return resnet.ResNet(resnet.Bottleneck, [2, 2, 1, 1], num_classes=5, groups=4, width_per_group=4)
+    """A ResNeXt as torchvision's, small.
+
+    2 + 2 + 1 + 1 modules of four branches, one BatchNorm a module.
+    """
+    return resnet.ResNet(
+        resnet.Bottleneck, [2, 2, 1, 1], num_classes=5, groups=4, width_per_group=4
+    )
 
 
 @functools.cache
@@ -41,7 +50,12 @@ def source(kind: str) -> nn.Module:
     model = shared() if kind == "shared" else build("cifar:resnext20_8x4d", {})
     for part in model.modules():
         if isinstance(part, nn.BatchNorm2d):
-            for tensor, low, high in ((part.running_mean, -0.3, 0.3), (part.running_var, 0.5, 1.5), (part.weight, 0.5, 1.5), (part.bias, -0.3, 0.3)):
+            for tensor, low, high in (
+                (part.running_mean, -0.3, 0.3),
+                (part.running_var, 0.5, 1.5),
+                (part.weight, 0.5, 1.5),
+                (part.bias, -0.3, 0.3),
+            ):
                 assert isinstance(tensor, Tensor)
                 nn.init.uniform_(tensor, low, high)
     return model.eval()
@@ -61,7 +75,9 @@ def attached(kind: str, **how: Any) -> Network:
 
 
 def gates(network: Network) -> dict[str, Connections]:
-    return {site: gate for site, gate in network.site_gates.items() if isinstance(gate, Connections)}
+    return {
+        site: gate for site, gate in network.site_gates.items() if isinstance(gate, Connections)
+    }
 
 
 # --- the operations, against slow references ---
@@ -70,7 +86,11 @@ def gates(network: Network) -> dict[str, Connections]:
 def test_connect_is_the_paper_s_sum() -> None:
     """x_j = sum_k g_jk (F_k + x_k / K), branch by branch and sample by sample."""
     torch.manual_seed(0)
-    values, streams, one = torch.randn(2, 3 * 4, 2, 2), torch.randn(2, 3 * 4, 2, 2), torch.randn(2, 4, 2, 2)
+    values, streams, one = (
+        torch.randn(2, 3 * 4, 2, 2),
+        torch.randn(2, 3 * 4, 2, 2),
+        torch.randn(2, 4, 2, 2),
+    )
     for shortcut in (streams, one):
         for g in (torch.tensor([[1.0, 0, 1], [0, 1, 1]]), torch.randint(0, 2, (2, 5, 3)).float()):
             found = connect(values, shortcut, (g, 2))
@@ -79,7 +99,9 @@ def test_connect_is_the_paper_s_sum() -> None:
                 for j in range(len(rows)):
                     total = torch.zeros(4, 2, 2)
                     for k in range(3):
-                        carried = shortcut[n, 4 * k : 4 * k + 4] if shortcut is streams else shortcut[n]
+                        carried = (
+                            shortcut[n, 4 * k : 4 * k + 4] if shortcut is streams else shortcut[n]
+                        )
                         total += rows[j, k] * (values[n, 4 * k : 4 * k + 4] + carried / 2)
                     torch.testing.assert_close(found[n, 4 * j : 4 * j + 4], total)
 
@@ -97,7 +119,9 @@ def test_parts_of_a_convolution_and_of_a_batchnorm_add_up() -> None:
     for key, value in twin.state_dict().items():
         torch.testing.assert_close(part.state_dict()[key], value)
     y = torch.randn(2, 6, 3, 3)
-    assert fold_streams(y, 3).shape == (6, 2, 3, 3) and torch.equal(unfold_streams(fold_streams(y, 3), 3), y)
+    assert fold_streams(y, 3).shape == (6, 2, 3, 3) and torch.equal(
+        unfold_streams(fold_streams(y, 3), 3), y
+    )
 
 
 # --- attach ---
@@ -112,10 +136,18 @@ def test_all_connections_change_nothing_and_cost_nothing(kind: str) -> None:
 
 
 def test_streams_with_all_connections_change_nothing_either(kind: str) -> None:
-    """The way that K < C takes, with every connection on: in double precision, to its last digits."""
+    """The way that K < C takes, with every connection on.
+
+    In double precision, to its last digits.
+    """
     network = attached(kind, fan_in=2).double()
     with strategy(network, "always-on"):
-        assert relative_change(infer(source(kind).double(), images().double()), infer(network, images().double())) <= 1e-13
+        assert (
+            relative_change(
+                infer(source(kind).double(), images().double()), infer(network, images().double())
+            )
+            <= 1e-13
+        )
     source(kind).float()
 
 
@@ -123,9 +155,15 @@ def test_half_is_the_default_and_attach_says_how_far_the_logits_move(kind: str) 
     result = gatecli.attach(source(kind), "gateconnect", input_size=SIZE)
     assert result.max_logit_change > 1e-3
     for gate in gates(result.network).values():
-        assert (gate.connections().sum(1) == gate.units // 2).all() and (gate.connections().sum(0) > 0).all()
+        assert (gate.connections().sum(1) == gate.units // 2).all() and (
+            gate.connections().sum(0) > 0
+        ).all()
     state = source(kind).state_dict()
-    assert all(torch.equal(tensor, state[key]) for key, tensor in result.network.state_dict().items() if key in state) and set(state) <= set(result.network.state_dict())
+    assert all(
+        torch.equal(tensor, state[key])
+        for key, tensor in result.network.state_dict().items()
+        if key in state
+    ) and set(state) <= set(result.network.state_dict())
 
 
 def test_sites_and_what_is_refused(kind: str) -> None:
@@ -144,19 +182,38 @@ def test_sites_and_what_is_refused(kind: str) -> None:
 
 @pytest.mark.parametrize("arch", ["resnet50", "mobilenet_v2", "regnet_y_400mf"])
 def test_networks_without_such_modules_are_refused(arch: str) -> None:
-    with pytest.raises(ArchitectureError, match=r"gateconnect found nothing to gate .*squeeze-and-excitation"):
-        gatecli.attach(build_skeleton(f"torchvision:{arch}", {}).to_empty(device="cpu"), "gateconnect", input_size=(32, 32))
+    with pytest.raises(
+        ArchitectureError, match=r"gateconnect found nothing to gate .*squeeze-and-excitation"
+    ):
+        gatecli.attach(
+            build_skeleton(f"torchvision:{arch}", {}).to_empty(device="cpu"),
+            "gateconnect",
+            input_size=(32, 32),
+        )
 
 
 def test_regnet_is_gated_between_modules_of_equal_count() -> None:
-    network = Network(build_skeleton("torchvision:regnet_x_400mf", {}), gatecli.recipe.Recipe(gatecli.recipe.Source("x", {}), gatecli.recipe.InputSpec((32, 32))))  # type: ignore[attr-defined]
+    network = Network(
+        build_skeleton("torchvision:regnet_x_400mf", {}),
+        gatecli.recipe.Recipe(gatecli.recipe.Source("x", {}), gatecli.recipe.InputSpec((32, 32))),
+    )  # type: ignore[attr-defined]
     counts = [site.units for site in network.sites.values() if site.kind == "branch"]
-    assert counts and len(set(counts)) > 1 and len(counts) < sum(site.kind == "block" for site in network.sites.values()) - 1
+    assert (
+        counts
+        and len(set(counts)) > 1
+        and len(counts) < sum(site.kind == "block" for site in network.sites.values()) - 1
+    )
 
 
-@pytest.mark.parametrize(("name", "params"), [("resnext20_8x4d", 283_572), ("resnext29_8x8d", 858_292), ("resnext29_8x64d", 34_594_212)])
+@pytest.mark.parametrize(
+    ("name", "params"),
+    [("resnext20_8x4d", 283_572), ("resnext29_8x8d", 858_292), ("resnext29_8x64d", 34_594_212)],
+)
 def test_the_paper_s_networks_have_its_parameters(name: str, params: int) -> None:
-    assert sum(p.numel() for p in build_skeleton(f"cifar:{name}", {"num_classes": 100}).parameters()) == params
+    assert (
+        sum(p.numel() for p in build_skeleton(f"cifar:{name}", {"num_classes": 100}).parameters())
+        == params
+    )
 
 
 # --- the gates ---
@@ -169,9 +226,14 @@ def test_draws_are_distinct_and_follow_the_real_gates() -> None:
     torch.manual_seed(0)
     seen = torch.stack([gate.drawn().detach() for _ in range(2000)])
     assert bool((seen.sum(2) == 2).all()) and set(seen.unique().tolist()) == {0.0, 1.0}
-    # P(first is drawn) = 1/2 + 1/2 * (1/2) / (1 - 1/4) = 5/6 with two draws without replacement of 1/2, 1/4, 1/4
-    assert seen[:, :, 0].mean().item() == pytest.approx(5 / 6, abs=0.01) and seen[:, :, 3:].sum() < 5
-    assert torch.allclose(gate.real[0], torch.tensor([0.5, 0.25, 0.25, 0, 0, 0]))  # kept as the chances that they were
+    # P(first is drawn) = 1/2 + 1/2 * (1/2) / (1 - 1/4) = 5/6 with two draws without replacement of
+    # 1/2, 1/4, 1/4
+    assert (
+        seen[:, :, 0].mean().item() == pytest.approx(5 / 6, abs=0.01) and seen[:, :, 3:].sum() < 5
+    )
+    assert torch.allclose(
+        gate.real[0], torch.tensor([0.5, 0.25, 0.25, 0, 0, 0])
+    )  # kept as the chances that they were
     with torch.no_grad():
         gate.real.zero_()
     assert bool((gate.drawn().sum(1) == 2).all())
@@ -182,25 +244,38 @@ def test_real_gates_start_alike_or_apart() -> None:
     alike, apart, again = (attached("own", fan_in=2, **how).site_gates for how in ({}, own, own))
     for site, gate in alike.items():
         assert bool((gate.real == 1 / 8).all())
-        assert torch.equal(apart[site].real, again[site].real) and bool((apart[site].real >= 1 / 16).all()) and bool((apart[site].real <= 3 / 16).all())
+        assert (
+            torch.equal(apart[site].real, again[site].real)
+            and bool((apart[site].real >= 1 / 16).all())
+            and bool((apart[site].real <= 3 / 16).all())
+        )
     assert len({gate.real[0, 0].item() for gate in apart.values()}) == len(apart)
 
 
 def test_the_gradient_of_the_binary_gates_reaches_all_real_ones() -> None:
     """d loss / d real_jk = d loss / d g_jk = <d loss / d x_j, y_k>, also where k was not drawn."""
     gate = Connections("a", 3, 1, None).train()
-    values, shortcut, weights = torch.randn(2, 3 * 4, 2, 2), torch.randn(2, 4, 2, 2), torch.randn(2, 3 * 4, 2, 2)
-    (connect(values, shortcut, gate(values)) * weights).sum().backward()  # type: ignore[no-untyped-call]
+    values, shortcut, weights = (
+        torch.randn(2, 3 * 4, 2, 2),
+        torch.randn(2, 4, 2, 2),
+        torch.randn(2, 3 * 4, 2, 2),
+    )
+    total: Any = (connect(values, shortcut, gate(values)) * weights).sum()
+    total.backward()
     y = values.reshape(2, 3, -1) + shortcut.reshape(2, 1, -1)
     assert gate.real.grad is not None
     for j in range(3):
         for k in range(3):
-            assert gate.real.grad[j, k].item() == pytest.approx((weights.reshape(2, 3, -1)[:, j] * y[:, k]).sum().item(), rel=1e-4)
+            assert gate.real.grad[j, k].item() == pytest.approx(
+                (weights.reshape(2, 3, -1)[:, j] * y[:, k]).sum().item(), rel=1e-4
+            )
 
 
 def test_the_largest_stay_and_ties_are_spread() -> None:
     gate = Connections("a", 4, 2, None)
-    assert torch.equal(gate.largest(), torch.tensor([[1.0, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1], [1, 0, 0, 1]]))
+    assert torch.equal(
+        gate.largest(), torch.tensor([[1.0, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1], [1, 0, 0, 1]])
+    )
     with torch.no_grad():
         gate.real[0] = torch.tensor([0.1, 0.9, 0.2, 0.8])
     assert gate.largest()[0].tolist() == [0, 1, 0, 1]
@@ -209,7 +284,10 @@ def test_the_largest_stay_and_ties_are_spread() -> None:
 def test_phases_and_clipping(kind: str) -> None:
     network, method = attached(kind, fan_in=1), get("gateconnect")
     chosen = method.settings()
-    rates = [method.learning_rate("step", 0.1, done, chosen) for done in (0.0, 219 / 320, 221 / 320, 269 / 320, 271 / 320)]
+    rates = [
+        method.learning_rate("step", 0.1, done, chosen)
+        for done in (0.0, 219 / 320, 221 / 320, 269 / 320, 271 / 320)
+    ]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001])
     sites = list(network.methods)
     method.begin_epoch(network, sites, chosen, 119 / 320)
@@ -219,7 +297,9 @@ def test_phases_and_clipping(kind: str) -> None:
             gate.real[:, 2] = 7
             gate.real[:, 1] = -7
     method.after_step(network, sites)
-    assert {gate.real.max().item() for gate in gates(network).values()} == {1.0} and {gate.real.min().item() for gate in gates(network).values()} == {0.0}
+    assert {gate.real.max().item() for gate in gates(network).values()} == {1.0} and {
+        gate.real.min().item() for gate in gates(network).values()
+    } == {0.0}
     method.begin_epoch(network, sites, chosen, 120 / 320)
     for gate in gates(network).values():
         assert bool(gate.frozen) and gate.connections()[:, 2].min() == 1
@@ -234,7 +314,11 @@ def test_every_parameter_learns(kind: str) -> None:
     loss = F.cross_entropy(network(images(6)), torch.arange(6) % network.num_classes)
     loss.backward()  # type: ignore[no-untyped-call]
     for name, parameter in network.named_parameters():
-        assert parameter.grad is not None and bool(parameter.grad.isfinite().all()) and float(parameter.grad.abs().sum()) > 0, name
+        assert (
+            parameter.grad is not None
+            and bool(parameter.grad.isfinite().all())
+            and float(parameter.grad.abs().sum()) > 0
+        ), name
 
 
 # --- prune ---
@@ -247,38 +331,81 @@ def used(network: Network) -> dict[str, list[int]]:
     for site, gate in network.site_gates.items():
         found[site] = []
         for unit in range(gate.units):
-            with gatecli.force(network, {site: [int(other != unit) for other in range(gate.units)]}):
+            with gatecli.force(
+                network, {site: [int(other != unit) for other in range(gate.units)]}
+            ):
                 if relative_change(before, infer(network, x)) > 1e-11:
                     found[site].append(unit)
     return found
 
 
 @settings(max_examples=12, deadline=None)
-@given(strategies.integers(0, 10_000), strategies.integers(1, 3), strategies.sampled_from(["shared", "own"]))
-def test_prune_takes_out_what_nobody_reads_and_changes_nothing(seed: int, fan_in: int, kind: str) -> None:
+@given(
+    strategies.integers(0, 10_000),
+    strategies.integers(1, 3),
+    strategies.sampled_from(["shared", "own"]),
+)
+def test_prune_takes_out_what_nobody_reads_and_changes_nothing(
+    seed: int, fan_in: int, kind: str
+) -> None:
     network = attached(kind, fan_in=fan_in, connectivity="random", seed=seed)
     expected = used(network)
     result = gatecli.prune(network)
-    assert result.max_logit_change <= LIMIT and relative_change(infer(network, images(5)), infer(result.network, images(5))) <= LIMIT
-    gone = {site: [unit for unit in range(network.sites[site].units) if unit not in kept] for site, kept in expected.items()}
-    assert {site: list(units) for site, units in result.thinned.items()} == {site: units for site, units in gone.items() if units}
+    assert (
+        result.max_logit_change <= LIMIT
+        and relative_change(infer(network, images(5)), infer(result.network, images(5))) <= LIMIT
+    )
+    gone = {
+        site: [unit for unit in range(network.sites[site].units) if unit not in kept]
+        for site, kept in expected.items()
+    }
+    assert {site: list(units) for site, units in result.thinned.items()} == {
+        site: units for site, units in gone.items() if units
+    }
     assert result.network.params < network.params and not result.network.methods
     saved = sum(len(units) for units in gone.values())
-    same = sum(network.sites[site].units - len({tuple(row) for row in gate.connections().tolist()}) for site, gate in gates(network).items())  # share a stream
+    same = sum(
+        network.sites[site].units - len({tuple(row) for row in gate.connections().tolist()})
+        for site, gate in gates(network).items()
+    )  # share a stream
     assert (result.network.macs_dense < network.macs_dense) == (saved > 0 or same > 0)
 
 
 @pytest.mark.parametrize("exclude", [[], ["layer1.0.branches"], ["*.0.branches"]])
 def test_the_file_replays(kind: str, exclude: list[str], tmp_path: Path) -> None:
     if kind == "shared":
-        network = gatecli.attach(shared(), "gateconnect", input_size=SIZE, arch="test_gateconnect:shared", fan_in=1, connectivity="random", shared="no", exclude=exclude).network
+        network = gatecli.attach(
+            shared(),
+            "gateconnect",
+            input_size=SIZE,
+            arch="test_gateconnect:shared",
+            fan_in=1,
+            connectivity="random",
+            shared="no",
+            exclude=exclude,
+        ).network
     else:
-        network = gatecli.attach(source(kind), "gateconnect", input_size=SIZE, arch="cifar:resnext20_8x4d", fan_in=1, connectivity="random", exclude=exclude).network
+        network = gatecli.attach(
+            source(kind),
+            "gateconnect",
+            input_size=SIZE,
+            arch="cifar:resnext20_8x4d",
+            fan_in=1,
+            connectivity="random",
+            exclude=exclude,
+        ).network
     pruned = gatecli.prune(network).network
     for number, each in enumerate((network, pruned)):
         gatecli.write(each, tmp_path / f"{number}.safetensors")
-        loaded = gatecli.load(tmp_path / f"{number}.safetensors", arch="test_gateconnect:shared" if kind == "shared" else None)
-        assert torch.equal(infer(each, images()), infer(loaded, images())) and loaded.macs_dense == each.macs_dense and loaded.sites == each.sites
+        loaded = gatecli.load(
+            tmp_path / f"{number}.safetensors",
+            arch="test_gateconnect:shared" if kind == "shared" else None,
+        )
+        assert (
+            torch.equal(infer(each, images()), infer(loaded, images()))
+            and loaded.macs_dense == each.macs_dense
+            and loaded.sites == each.sites
+        )
     assert pruned.params < network.params
 
 
@@ -287,10 +414,14 @@ def test_the_road(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_source(Path("x.pt"), "cifar:resnext20_8x4d")
     save_npz(Path("data.npz"))
     refused("attach x.pt --method gateconnect --set fan_in=9", "at most the 8 branches")
-    found = call("attach", "x.pt", "--method", "gateconnect", "--set", "fan_in=1", "--input-size", SIDE)
+    found = call(
+        "attach", "x.pt", "--method", "gateconnect", "--set", "fan_in=1", "--input-size", SIDE
+    )
     assert (found["gates"], found["units"]) == (5, 40) and found["max_logit_change"] > 0
     assert {site["kind"] for site in call("inspect")["sites"] if site["method"]} == {"branch"}
-    tuned = call("finetune", "--data", "npz:data.npz", "--epochs", 4, "--batch-size", 32, "--bn-batches", 2)
+    tuned = call(
+        "finetune", "--data", "npz:data.npz", "--epochs", 4, "--batch-size", 32, "--bn-batches", 2
+    )
     after = contents(tuned["out"])[0]
     assert not torch.equal(after["gates.layer1.0.branches.real"], torch.full((8, 8), 1 / 8))
     pruned = call("prune")
@@ -314,14 +445,28 @@ def closed(network: Network, site: str, unit: int | None = None) -> Network:
 
 
 def test_sites_of_modules_that_are_gone_go() -> None:
-    pruned = closed(gatecli.attach(source("shared"), "ind-perbatch", input_size=SIZE).network, "layer2.0")
+    pruned = closed(
+        gatecli.attach(source("shared"), "ind-perbatch", input_size=SIZE).network, "layer2.0"
+    )
     names = [name for name, site in pruned.sites.items() if site.kind == "branch"]
     before = attached("shared", fan_in=2)
-    assert names == [name for name in before.methods if name not in ("layer1.1.branches", "layer2.0.branches")] and len(names) >= 2
+    assert (
+        names
+        == [
+            name
+            for name in before.methods
+            if name not in ("layer1.1.branches", "layer2.0.branches")
+        ]
+        and len(names) >= 2
+    )
 
 
 def test_modules_whose_channels_are_gone_are_no_sites() -> None:
-    pruned = closed(gatecli.attach(source("shared"), "ind-perbatch", input_size=SIZE, granularity=4).network, "", 1)
+    pruned = closed(
+        gatecli.attach(source("shared"), "ind-perbatch", input_size=SIZE, granularity=4).network,
+        "",
+        1,
+    )
     with pytest.raises(ArchitectureError, match="gateconnect found nothing to gate"):
         gatecli.attach(pruned, "gateconnect", fan_in=2)
 
@@ -334,7 +479,9 @@ def test_an_empty_batch(kind: str) -> None:
 
 def test_streams_and_exits_do_not_meet() -> None:
     early = gatecli.attach(source("shared"), "dgate", input_size=SIZE).network
-    with pytest.raises(SettingError, match="expected `exit1` to have no exit, but dgate has put one there"):
+    with pytest.raises(
+        SettingError, match="expected `exit1` to have no exit, but dgate has put one there"
+    ):
         gatecli.attach(early, "gateconnect", fan_in=2)
     assert gatecli.attach(early, "gateconnect", fan_in=4).max_logit_change <= LIMIT
     network = attached("shared", fan_in=2)
@@ -347,22 +494,45 @@ def test_streams_and_exits_do_not_meet() -> None:
 def test_channels_of_streams_are_no_sites() -> None:
     network = attached("shared", fan_in=2)
     names = {name for name, site in network.sites.items() if site.kind in ("filter", "conv")}
-    assert names == {"conv1.filters", "layer1.0.conv1.filters", "layer1.0.conv1.channels", "layer1.0.downsample.0.filters", "layer1.0.downsample.0.channels", "layer4.0.conv3.filters", "layer4.0.conv3.channels"}
+    assert names == {
+        "conv1.filters",
+        "layer1.0.conv1.filters",
+        "layer1.0.conv1.channels",
+        "layer1.0.downsample.0.filters",
+        "layer1.0.downsample.0.channels",
+        "layer4.0.conv3.filters",
+        "layer4.0.conv3.channels",
+    }
     pruned = gatecli.prune(network).network
     gated = gatecli.attach(pruned, "cgnet", include=["*.channels"]).network
-    assert set(gated.methods) <= names and relative_change(infer(pruned, images()), infer(gated, images())) <= LIMIT
-    taken = gatecli.attach(source("shared"), "cgnet", input_size=SIZE, include=["layer2.0.downsample.0.channels"]).network
+    assert (
+        set(gated.methods) <= names
+        and relative_change(infer(pruned, images()), infer(gated, images())) <= LIMIT
+    )
+    taken = gatecli.attach(
+        source("shared"), "cgnet", input_size=SIZE, include=["layer2.0.downsample.0.channels"]
+    ).network
     assert "layer1.1.branches" not in taken.sites
 
 
 def test_networks_whose_last_batchnorm_has_no_statistics_are_refused() -> None:
-    model = resnet.ResNet(resnet.Bottleneck, [2, 2, 1, 1], num_classes=5, groups=4, width_per_group=4, norm_layer=lambda width: nn.BatchNorm2d(width, track_running_stats=False))
+    model = resnet.ResNet(
+        resnet.Bottleneck,
+        [2, 2, 1, 1],
+        num_classes=5,
+        groups=4,
+        width_per_group=4,
+        norm_layer=lambda width: nn.BatchNorm2d(width, track_running_stats=False),
+    )
     with pytest.raises(ArchitectureError, match="gateconnect found nothing to gate"):
         gatecli.attach(model.eval(), "gateconnect", input_size=(64, 64))
 
 
 def test_evaluation_computes_what_the_graph_means(kind: str) -> None:
-    """With gradients, the graph's own operations run; without, products over several branches, and streams that are shared."""
+    """With gradients, the graph's own operations run.
+
+    Without, products over several branches, and streams that are shared.
+    """
     for fan_in in (1, 2, 3):
         network = attached(kind, fan_in=fan_in, connectivity="random")
         for each in (network, gatecli.prune(network).network):
@@ -374,7 +544,10 @@ def test_evaluation_computes_what_the_graph_means(kind: str) -> None:
 
 
 def test_what_evaluation_multiplies_is_what_is_counted(kind: str) -> None:
-    """Counted in a run; shared weights' extra row for the shift and what is left of the stem's formula aside."""
+    """Counted in a run.
+
+    Shared weights' extra row for the shift and what is left of the stem's formula aside.
+    """
     for fan_in in (1, 2):
         network = attached(kind, fan_in=fan_in, connectivity="random")
         for each in (network, gatecli.prune(network).network):

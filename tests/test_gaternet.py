@@ -1,4 +1,7 @@
-"""GaterNet: where filters are gated, how gates are trained, what is computed, and what prune leaves."""
+"""GaterNet: where filters are gated, how gates are trained, what is computed, and what prune
+leaves.
+"""
+
 from __future__ import annotations
 
 import functools
@@ -32,7 +35,9 @@ LIMIT = 1e-5
 @functools.cache
 def gated(name: str = "own", **how: Any) -> Network:
     case = CASES[name]
-    return gatecli.attach(case.build(), "gaternet", input_size=case.size, arch=case.arch, **how).network
+    return gatecli.attach(
+        case.build(), "gaternet", input_size=case.size, arch=case.arch, **how
+    ).network
 
 
 def close(a: Tensor, b: Tensor) -> bool:
@@ -42,7 +47,10 @@ def close(a: Tensor, b: Tensor) -> bool:
 def drawn(network: Network, seed: int, count: int | None = None) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     shape = () if count is None else (count,)
-    return {site: torch.randint(0, 2, (*shape, gate.units), generator=generator).float() for site, gate in network.site_gates.items()}
+    return {
+        site: torch.randint(0, 2, (*shape, gate.units), generator=generator).float()
+        for site, gate in network.site_gates.items()
+    }
 
 
 # --- where ---
@@ -55,9 +63,21 @@ class ShakeShake(nn.Module):
         super().__init__()
 
         def way() -> nn.Module:
-            return nn.Sequential(nn.ReLU(), nn.Conv2d(8, 8, 3, 1, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, 1, 1, bias=False), nn.BatchNorm2d(8))
+            return nn.Sequential(
+                nn.ReLU(),
+                nn.Conv2d(8, 8, 3, 1, 1, bias=False),
+                nn.BatchNorm2d(8),
+                nn.ReLU(),
+                nn.Conv2d(8, 8, 3, 1, 1, bias=False),
+                nn.BatchNorm2d(8),
+            )
 
-        self.stem, self.one, self.two, self.fc = nn.Conv2d(3, 8, 3, 1, 1), way(), way(), nn.Linear(8, 4)
+        self.stem, self.one, self.two, self.fc = (
+            nn.Conv2d(3, 8, 3, 1, 1),
+            way(),
+            way(),
+            nn.Linear(8, 4),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
@@ -73,14 +93,21 @@ def shakeshake() -> Network:
 
 def test_residual_branches_end_in_gated_convolutions() -> None:
     network = gated("bottleneck")
-    assert list(network.methods) == [f"layer{stage}.{block}.conv3.filters" for stage, block in ((1, 0), (1, 1), (2, 0), (3, 0), (4, 0))]
+    assert list(network.methods) == [
+        f"layer{stage}.{block}.conv3.filters"
+        for stage, block in ((1, 0), (1, 1), (2, 0), (3, 0), (4, 0))
+    ]
     site = network.sites["layer1.1.conv3.filters"]
     assert (site.kind, site.units, site.unit_macs * site.units) == ("filter", 256, site.macs)
     assert site.unit_macs == network.get_submodule("layer1.1.conv3").in_channels * 8 * 8
 
 
 def test_the_first_layer_of_a_dense_block_is_left_out() -> None:
-    assert list(gated("dense").methods) == ["first.1.conv2.filters", "first.2.conv2.filters", "second.1.conv2.filters"]
+    assert list(gated("dense").methods) == [
+        "first.1.conv2.filters",
+        "first.2.conv2.filters",
+        "second.1.conv2.filters",
+    ]
 
 
 def test_ways_that_are_summed_up_are_gated_each() -> None:
@@ -116,11 +143,17 @@ def test_semantic_hash_against_a_slow_reference() -> None:
     torch.manual_seed(3)
     noise = torch.randn(10, 6)
     real = (torch.randperm(10) < 5).tolist()
-    assert sum(real) == 5 and torch.allclose(gates, slow_hash(scores.detach(), noise, real), atol=1e-6)
+    assert sum(real) == 5 and torch.allclose(
+        gates, slow_hash(scores.detach(), noise, real), atol=1e-6
+    )
     gates.sum().backward()
     noisy = (scores.detach() + noise).requires_grad_()
     (1.2 * noisy.sigmoid() - 0.1).clamp(0, 1).sum().backward()
-    assert scores.grad is not None and noisy.grad is not None and torch.allclose(scores.grad, noisy.grad, atol=1e-6)
+    assert (
+        scores.grad is not None
+        and noisy.grad is not None
+        and torch.allclose(scores.grad, noisy.grad, atol=1e-6)
+    )
 
 
 def test_the_gates_loss_reaches_the_gater_alone() -> None:
@@ -135,12 +168,19 @@ def test_the_gates_loss_reaches_the_gater_alone() -> None:
     decisions = record.latest()
     loss = chosen.loss(decisions, own, chosen.targets(own, network.methods, 0))
     gates = torch.cat([z.detach() for z in decisions.values()], 1)
-    assert loss.item() == pytest.approx(0.7 * sum(abs(v) for row in gates.tolist() for v in row) / gates.shape[1] / len(gates), rel=1e-5)
+    assert loss.item() == pytest.approx(
+        0.7 * sum(abs(v) for row in gates.tolist() for v in row) / gates.shape[1] / len(gates),
+        rel=1e-5,
+    )
     loss.backward()  # type: ignore[no-untyped-call]
     for name, parameter in network.named_parameters():
         reached = parameter.grad is not None and bool(parameter.grad.any())
         assert not reached or name.startswith("gater."), name
-    assert all(parameter.grad is not None for name, parameter in network.named_parameters() if name.startswith("gater.features"))
+    assert all(
+        parameter.grad is not None
+        for name, parameter in network.named_parameters()
+        if name.startswith("gater.features")
+    )
     assert float(network.get_submodule("gater.fc2").weight.grad.abs().max()) > 0
 
 
@@ -151,7 +191,9 @@ def test_the_task_loss_reaches_the_gater_too() -> None:
     torch.manual_seed(0)
     F.cross_entropy(network(CASES["own"].images(8)), torch.arange(8) % 5).backward()
     for name, parameter in network.named_parameters():
-        assert parameter.grad is not None and (float(parameter.grad.abs().max()) > 0 or name == "gater.fc1.bias"), name  # a BatchNorm takes shifts away
+        assert parameter.grad is not None and (
+            float(parameter.grad.abs().max()) > 0 or name == "gater.fc1.bias"
+        ), name  # a BatchNorm takes shifts away
 
 
 def test_a_target_rate_ends_the_pressure() -> None:
@@ -182,33 +224,52 @@ def test_attach_draws_nothing_from_the_global_generator_and_is_seeded() -> None:
     torch.manual_seed(5)
     assert torch.equal(torch.rand(3), after)
     two = gatecli.attach(source, "gaternet").network
-    assert all(torch.equal(tensor, two.state_dict()[name]) for name, tensor in one.state_dict().items())
+    assert all(
+        torch.equal(tensor, two.state_dict()[name]) for name, tensor in one.state_dict().items()
+    )
 
 
 def plain_gater(path: Path, classes: int = 5, size: int = 32) -> Network:
     torch.manual_seed(7)
-    torch.save(lively(build("cifar:resnet20", {"num_classes": classes}), torch.randn(4, 3, 32, 32)).state_dict(), path)
+    torch.save(
+        lively(
+            build("cifar:resnet20", {"num_classes": classes}), torch.randn(4, 3, 32, 32)
+        ).state_dict(),
+        path,
+    )
     return gatecli.load(path, input_size=(size, size))
 
 
 def test_a_gater_starts_from_a_trained_classifier(tmp_path: Path) -> None:
     gater = plain_gater(tmp_path / "small.pt")
-    network = gatecli.attach(CASES["own"].network(), "gaternet", gater_network=gater, bottleneck=4).network
+    network = gatecli.attach(
+        CASES["own"].network(), "gaternet", gater_network=gater, bottleneck=4
+    ).network
     state = network.state_dict()
     given = gater.state_dict()
-    features = {name.removeprefix("gater.features."): tensor for name, tensor in state.items() if name.startswith("gater.features.")}
-    assert set(given) - set(features) == {"fc.weight", "fc.bias"} and all(torch.equal(tensor, given[name]) for name, tensor in features.items())
+    features = {
+        name.removeprefix("gater.features."): tensor
+        for name, tensor in state.items()
+        if name.startswith("gater.features.")
+    }
+    assert set(given) - set(features) == {"fc.weight", "fc.bias"} and all(
+        torch.equal(tensor, given[name]) for name, tensor in features.items()
+    )
     x = CASES["own"].images(3)
     seen = []
     gater.get_submodule("fc").register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     infer(gater, x)
     assert torch.allclose(network.get_submodule("gater.features")(x), seen[0], atol=1e-5)
-    assert not network.get_submodule("gater.fc2").weight.any() and bool((network.get_submodule("gater.fc2").bias > 0).all())
+    assert not network.get_submodule("gater.fc2").weight.any() and bool(
+        (network.get_submodule("gater.fc2").bias > 0).all()
+    )
 
 
 def test_gaters_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     own = CASES["own"].network()
-    with pytest.raises(SettingError, match=r"3 x 32 x 32, but the gater small\.pt takes 3 x 16 x 16"):
+    with pytest.raises(
+        SettingError, match=r"3 x 32 x 32, but the gater small\.pt takes 3 x 16 x 16"
+    ):
         gatecli.attach(own, "gaternet", gater_network=plain_gater(tmp_path / "small.pt", size=16))
     with pytest.raises(SettingError, match=r"backbone.s 5 classes, but the gater small\.pt has 7"):
         gatecli.attach(own, "gaternet", gater_network=plain_gater(tmp_path / "small.pt", classes=7))
@@ -218,7 +279,9 @@ def test_gaters_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="leave it out"):
         gatecli.attach(own, "gaternet", gater_network=backbone, gater="torchvision:resnet18")
     with pytest.raises(SettingError, match="gatecli has changed it"):
-        gatecli.attach(own, "gaternet", gater_network=gatecli.attach(backbone, "ind-perbatch").network)
+        gatecli.attach(
+            own, "gaternet", gater_network=gatecli.attach(backbone, "ind-perbatch").network
+        )
     with pytest.raises(SettingError, match="ind-perbatch has none"):
         gatecli.attach(own, "ind-perbatch", gater_network=backbone)
     with pytest.raises(SettingError, match="networks:own"):
@@ -255,7 +318,9 @@ def test_scores_and_decisions_of_a_gater_against_the_formula() -> None:
     with torch.no_grad():
         f = gater.features(x)
         norm = gater.norm
-        hidden = (f @ gater.fc1.weight.T + gater.fc1.bias - norm.running_mean) / (norm.running_var + norm.eps).sqrt() * norm.weight + norm.bias  # type: ignore[operator]
+        hidden = (f @ gater.fc1.weight.T + gater.fc1.bias - norm.running_mean) / (
+            norm.running_var + norm.eps
+        ).sqrt() * norm.weight + norm.bias  # type: ignore[operator]
         scores = hidden.clamp(min=0) @ gater.fc2.weight.T + gater.fc2.bias
     with gatecli.record_gates(network) as record:
         infer(network, x)
@@ -294,8 +359,16 @@ def test_one_image_computes_its_open_filters_alone(name: str) -> None:
         every, seen[:] = list(seen), []
         with gatecli.force(network, z):
             infer(network, CASES[name].images(1))
-        convs = [node.target for node in network.graph.nodes if node.op == "call_module" and isinstance(network.get_submodule(str(node.target)), nn.Conv2d)]
-        expected = [int(z[f"{path}.filters"].sum()) if f"{path}.filters" in z else rows for path, rows in zip(convs, every, strict=True)]
+        convs = [
+            node.target
+            for node in network.graph.nodes
+            if node.op == "call_module"
+            and isinstance(network.get_submodule(str(node.target)), nn.Conv2d)
+        ]
+        expected = [
+            int(z[f"{path}.filters"].sum()) if f"{path}.filters" in z else rows
+            for path, rows in zip(convs, every, strict=True)
+        ]
         assert sorted(seen) == sorted(expected) and sum(seen) < sum(every)
 
 
@@ -321,8 +394,12 @@ def test_costs_follow_the_filters() -> None:
     gater = network.get_submodule("gater")
     convs = sum(network.sites[site].macs for site in network.methods)
     assert expected_macs(network, rates) == pytest.approx(network.macs_dense - 0.75 * convs)
-    assert network.costs["gater"].macs > 40e6 and isinstance(gater, Gater)  # CIFAR ResNet-20 at 32x32: 41 M
-    assert network.macs_dense == network.costs["gater"].macs + CASES["bottleneck"].network().macs_dense
+    assert network.costs["gater"].macs > 40e6 and isinstance(
+        gater, Gater
+    )  # CIFAR ResNet-20 at 32x32: 41 M
+    assert (
+        network.macs_dense == network.costs["gater"].macs + CASES["bottleneck"].network().macs_dense
+    )
 
 
 # --- stacking ---
@@ -343,7 +420,9 @@ def test_layer_gates_around_filters_skip_both_and_count_once() -> None:
     assert len(seen) == 2  # the stem and the projection
     rates = {site: [0.0] * gate.units for site, gate in network.site_gates.items()}
     blocks = [site for site in network.methods if network.sites[site].kind == "block"]
-    assert expected_macs(network, rates) == network.macs_dense - sum(network.sites[site].macs for site in blocks)
+    assert expected_macs(network, rates) == network.macs_dense - sum(
+        network.sites[site].macs for site in blocks
+    )
 
 
 def run_with(network: Network, z: dict[str, Tensor], x: Tensor) -> Tensor:
@@ -355,16 +434,27 @@ def test_filters_inside_gated_layers() -> None:
     """The other way round: layers first, and pruned together."""
     for name in ("own", "dense"):
         case = CASES[name]
-        network = gatecli.attach(gatecli.attach(case.build(), "ind-perbatch", input_size=case.size).network, "gaternet").network
+        network = gatecli.attach(
+            gatecli.attach(case.build(), "ind-perbatch", input_size=case.size).network, "gaternet"
+        ).network
         z, x = drawn(network, 3, 4), case.images(4)
         assert close(masked_with(network, z, x), run_with(network, z, x))
-        rates = {site: [float(unit) for unit in units.tolist()] for site, units in drawn(network, 4).items()}
+        rates = {
+            site: [float(unit) for unit in units.tolist()]
+            for site, units in drawn(network, 4).items()
+        }
         for site, units in rates.items():
             if not network.site_gates[site].data_dependent:
                 with torch.no_grad():
-                    network.site_gates[site].logits.copy_(torch.tensor([[1 - units[0], units[0]]]) * 8)  # type: ignore[operator]
+                    network.site_gates[site].logits.copy_(
+                        torch.tensor([[1 - units[0], units[0]]]) * 8
+                    )  # type: ignore[operator]
         result = gatecli.prune(network, rates=rates, static=0.5)
-        assert result.max_logit_change <= LIMIT and not result.network.methods and "gater" not in dict(result.network.named_children())
+        assert (
+            result.max_logit_change <= LIMIT
+            and not result.network.methods
+            and "gater" not in dict(result.network.named_children())
+        )
 
 
 def test_exits_behind_gated_filters() -> None:
@@ -375,39 +465,72 @@ def test_exits_behind_gated_filters() -> None:
     for exit_ in network.site_exits.values():
         nn.init.normal_(exit_.linear.weight)  # type: ignore[union-attr, arg-type]
         exit_.threshold.fill_(3.0)
-    z = {site: d for site, d in drawn(network, 2, 6).items() if network.sites[site].kind == "filter"}
+    z = {
+        site: d for site, d in drawn(network, 2, 6).items() if network.sites[site].kind == "filter"
+    }
     with gatecli.force(network, z):
         logits, taken = network(x, return_exits=True)
         assert len(set(taken.tolist())) > 1 and close(masked(network, x), logits.detach())
     for sample in range(6):
         with gatecli.force(network, {site: d[sample : sample + 1] for site, d in z.items()}):
-            assert close(logits[sample : sample + 1].detach(), infer(network, x[sample : sample + 1]))
-    assert list(gatecli.attach(gated("cifar-projection"), "dgate", after="layer1.1").network.site_exits) == ["exit1"]
+            assert close(
+                logits[sample : sample + 1].detach(), infer(network, x[sample : sample + 1])
+            )
+    assert list(
+        gatecli.attach(gated("cifar-projection"), "dgate", after="layer1.1").network.site_exits
+    ) == ["exit1"]
 
 
 # --- prune ---
 
 
 SHARES = st.sampled_from([0.0, 0.0, 0.5, 1.0])
-PRUNED = (("own", {}), ("cifar-pad-gray", {}), ("dense", {}), ("plaindense", {}), ("readers", {}), ("own", {"where": "*"}), ("dense", {"where": "*"}))
+PRUNED = (
+    ("own", {}),
+    ("cifar-pad-gray", {}),
+    ("dense", {}),
+    ("plaindense", {}),
+    ("readers", {}),
+    ("own", {"where": "*"}),
+    ("dense", {"where": "*"}),
+)
 
 
-@settings(max_examples=8, deadline=None, phases=[Phase.explicit, Phase.generate])  # to shrink takes minutes
+@settings(
+    max_examples=8, deadline=None, phases=[Phase.explicit, Phase.generate]
+)  # to shrink takes minutes
 @given(which=st.sampled_from(PRUNED), data=st.data(), round_to=st.sampled_from([1, 1, 4]))
-def test_prune_keeps_what_was_decided_unit_by_unit(which: tuple[str, dict[str, str]], data: st.DataObject, round_to: int) -> None:
+def test_prune_keeps_what_was_decided_unit_by_unit(
+    which: tuple[str, dict[str, str]], data: st.DataObject, round_to: int
+) -> None:
     """Always off, always on and dynamic filters in one site; twice, saved and loaded in between."""
     name, how = which
     case, network = CASES[name], gated(name, **how)
     x = case.images(3)
     for _ in range(2):
-        rates = {site: data.draw(st.lists(SHARES, min_size=gate.units, max_size=gate.units)) for site, gate in network.site_gates.items()}
+        rates = {
+            site: data.draw(st.lists(SHARES, min_size=gate.units, max_size=gate.units))
+            for site, gate in network.site_gates.items()
+        }
         result = gatecli.prune(network, rates=rates, round_to=round_to)
         smaller = result.network
-        dynamic = {site: [unit for unit, rate in enumerate(rates[site]) if rate == 0.5] for site in network.methods}
-        live = {site: units for site, units in dynamic.items() if site in smaller.methods and site not in result.stuck}
-        assert all(smaller.site_gates[site].units == len(units) == smaller.sites[site].units for site, units in live.items())
+        dynamic = {
+            site: [unit for unit, rate in enumerate(rates[site]) if rate == 0.5]
+            for site in network.methods
+        }
+        live = {
+            site: units
+            for site, units in dynamic.items()
+            if site in smaller.methods and site not in result.stuck
+        }
+        assert all(
+            smaller.site_gates[site].units == len(units) == smaller.sites[site].units
+            for site, units in live.items()
+        )
         if smaller.methods:
-            assert smaller.get_submodule("gater.fc2").weight.shape[0] == sum(gate.units for gate in smaller.site_gates.values())
+            assert smaller.get_submodule("gater.fc2").weight.shape[0] == sum(
+                gate.units for gate in smaller.site_gates.values()
+            )
         else:
             assert not any(name.startswith(("gater.", "gates.")) for name in smaller.state_dict())
         decided = drawn(smaller, 5, 3)
@@ -418,7 +541,10 @@ def test_prune_keeps_what_was_decided_unit_by_unit(which: tuple[str, dict[str, s
         assert close(run_with(network, whole, x), run_with(smaller, decided, x))
         assert close(masked_with(smaller, decided, x), run_with(smaller, decided, x))
         network = reloaded(smaller, case.arch)
-        assert close(run_with(smaller, decided, x), run_with(network, decided, x)) and network.sites == smaller.sites
+        assert (
+            close(run_with(smaller, decided, x), run_with(network, decided, x))
+            and network.sites == smaller.sites
+        )
         if not network.methods:
             return
 
@@ -432,20 +558,40 @@ def reloaded(network: Network, arch: str) -> Network:
 
 
 def test_what_prune_takes_is_gone() -> None:
-    """Of units.0 filters 0 and 1 never run, 2 always does; the rest stays dynamic, and the sum keeps its width."""
+    """Of units.0 filters 0 and 1 never run, 2 always does.
+
+    The rest stays dynamic, and the sum keeps its width.
+    """
     network = gated()
     rates = {site: [0.5] * gate.units for site, gate in network.site_gates.items()}
     rates["units.0.c2.filters"][:3] = [0.0, 0.0, 1.0]
     result = gatecli.prune(network, rates=rates)
     smaller = result.network
-    assert result.thinned == {"units.0.c2.filters": [0, 1]} and result.freed == {"units.0.c2.filters": [2]} and not result.removed and not result.ungated
-    assert smaller.get_submodule("units.0.c2").weight.shape[0] == 6 and smaller.get_submodule("units.0.n2").running_mean.shape == (6,)
-    assert smaller.get_submodule("gater.fc2").weight.shape[0] == network.get_submodule("gater.fc2").weight.shape[0] - 3
+    assert (
+        result.thinned == {"units.0.c2.filters": [0, 1]}
+        and result.freed == {"units.0.c2.filters": [2]}
+        and not result.removed
+        and not result.ungated
+    )
+    assert smaller.get_submodule("units.0.c2").weight.shape[0] == 6 and smaller.get_submodule(
+        "units.0.n2"
+    ).running_mean.shape == (6,)
+    assert (
+        smaller.get_submodule("gater.fc2").weight.shape[0]
+        == network.get_submodule("gater.fc2").weight.shape[0] - 3
+    )
     site = smaller.sites["units.0.c2.filters"]
-    assert (site.units, site.places, site.unit_macs, site.macs) == (5, (1, 2, 3, 4, 5), 8 * 9 * 1024, 6 * 8 * 9 * 1024)
+    assert (site.units, site.places, site.unit_macs, site.macs) == (
+        5,
+        (1, 2, 3, 4, 5),
+        8 * 9 * 1024,
+        6 * 8 * 9 * 1024,
+    )
     assert smaller.site_gates["units.0.c2.filters"].threshold.shape == (5,)
     closed = {name: [0.0] * gate.units for name, gate in smaller.site_gates.items()}
-    assert expected_macs(smaller, closed) == smaller.macs_dense - sum(place.units * place.unit_macs for name, place in smaller.sites.items() if name in closed)
+    assert expected_macs(smaller, closed) == smaller.macs_dense - sum(
+        place.units * place.unit_macs for name, place in smaller.sites.items() if name in closed
+    )
 
 
 def test_readers_of_dense_layers_lose_the_channels_too() -> None:
@@ -454,8 +600,13 @@ def test_readers_of_dense_layers_lose_the_channels_too() -> None:
     rates["first.1.conv2.filters"] = [0.0, 1.0, 0.0, 0.5]
     smaller = gatecli.prune(network, rates=rates).network
     assert smaller.get_submodule("first.1.conv2").out_channels == 2
-    assert smaller.get_submodule("first.2.norm1").num_features == 16 - 2 and smaller.get_submodule("first.2.conv1").in_channels == 14
-    assert smaller.get_submodule("norm").num_features == 20 - 2 and list(smaller.methods) == ["first.1.conv2.filters"]
+    assert (
+        smaller.get_submodule("first.2.norm1").num_features == 16 - 2
+        and smaller.get_submodule("first.2.conv1").in_channels == 14
+    )
+    assert smaller.get_submodule("norm").num_features == 20 - 2 and list(smaller.methods) == [
+        "first.1.conv2.filters"
+    ]
 
 
 def test_a_way_that_never_runs_leaves_the_other() -> None:
@@ -463,11 +614,17 @@ def test_a_way_that_never_runs_leaves_the_other() -> None:
     x = torch.randn(3, 3, 8, 8)
     one = {"one.4.filters": [0.0] * 8, "two.4.filters": [1.0] * 8}
     result = gatecli.prune(network, rates=one)
-    assert result.removed == ["one.4.filters"] and not any(name.startswith("one") for name in result.network.state_dict())
-    with gatecli.force(network, {site: [int(rate) for rate in units] for site, units in one.items()}):
+    assert result.removed == ["one.4.filters"] and not any(
+        name.startswith("one") for name in result.network.state_dict()
+    )
+    with gatecli.force(
+        network, {site: [int(rate) for rate in units] for site, units in one.items()}
+    ):
         assert close(infer(network, x), infer(result.network, x))
     both = gatecli.prune(network, rates={site: [0.0] * 8 for site in one}).network
-    assert not any(name.startswith(("one", "two")) for name in both.state_dict()) and not both.methods
+    assert (
+        not any(name.startswith(("one", "two")) for name in both.state_dict()) and not both.methods
+    )
     with gatecli.force(network, {site: [0] * 8 for site in one}):
         assert close(infer(network, x), infer(both, x))
 

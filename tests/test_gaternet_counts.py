@@ -1,4 +1,5 @@
-"""GaterNet's table of sizes: gated filters exactly, parameters to the digit that the paper prints."""
+"""GaterNet's table of sizes: gated filters exactly, parameters to the paper's digits."""
+
 from __future__ import annotations
 
 import pytest
@@ -10,7 +11,8 @@ from gatecli.graph.filters import ROLES
 from gatecli.network import Network
 from gatecli.recipe import InputSpec, Recipe, Source
 
-# backbone, its arguments, image size, bottleneck, gated filters, parameters of the backbone alone, in millions with the gater
+# backbone, its arguments, image size, bottleneck, gated filters, parameters of the backbone alone,
+# in millions with the gater
 CIFAR = [
     ("resnet20", {}, 336, 272_474, "0.55"),
     ("resnet56", {}, 1_008, 855_770, "1.14"),
@@ -21,13 +23,23 @@ CIFAR = [
     ("shakeshake26_2x64d", {}, 3_584, 11_709_514, "12.01"),
     ("shakeshake26_2x96d", {}, 5_376, 26_331_754, "26.65"),
 ]
-HUNDRED = [("resnet20", {}, 336, 0.554), ("resnet56", {}, 1_008, 1.14), ("preresnet164", {"narrow": True}, 7_200, 1.98)]
-IMAGENET = [("torchvision:resnet34", 3_776, "34.08"), ("torchvision:resnet101", 32_512, "64.21"), ("torchvision:resnet152", 47_872, "83.80")]
+HUNDRED = [
+    ("resnet20", {}, 336, 0.554),
+    ("resnet56", {}, 1_008, 1.14),
+    ("preresnet164", {"narrow": True}, 7_200, 1.98),
+]
+IMAGENET = [
+    ("torchvision:resnet34", 3_776, "34.08"),
+    ("torchvision:resnet101", 32_512, "64.21"),
+    ("torchvision:resnet152", 47_872, "83.80"),
+]
 
 
 def plain(arch: str, args: dict[str, object], size: int) -> Network:
     """The network without memory for its weights: counting needs none."""
-    return Network(build_skeleton(arch, args), Recipe(Source(arch, args), InputSpec((size, size), 3)))
+    return Network(
+        build_skeleton(arch, args), Recipe(Source(arch, args), InputSpec((size, size), 3))
+    )
 
 
 def gated(network: Network, bottleneck: int) -> tuple[int, int]:
@@ -41,16 +53,24 @@ def gated(network: Network, bottleneck: int) -> tuple[int, int]:
     return sum(gate.units for gate in network.site_gates.values()), network.params
 
 
-@pytest.mark.parametrize(("name", "args", "filters", "alone", "millions"), CIFAR, ids=[row[0] for row in CIFAR])
-def test_ten_classes(name: str, args: dict[str, object], filters: int, alone: int, millions: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "args", "filters", "alone", "millions"), CIFAR, ids=[row[0] for row in CIFAR]
+)
+def test_ten_classes(
+    name: str, args: dict[str, object], filters: int, alone: int, millions: str
+) -> None:
     network = plain(f"cifar:{name}", args, 32)
     assert network.params == alone
     count, params = gated(network, 8)
     assert (count, f"{params / 1e6:.2f}") == (filters, millions)
 
 
-@pytest.mark.parametrize(("name", "args", "filters", "millions"), HUNDRED, ids=[row[0] for row in HUNDRED])
-def test_a_hundred_classes(name: str, args: dict[str, object], filters: int, millions: float) -> None:
+@pytest.mark.parametrize(
+    ("name", "args", "filters", "millions"), HUNDRED, ids=[row[0] for row in HUNDRED]
+)
+def test_a_hundred_classes(
+    name: str, args: dict[str, object], filters: int, millions: float
+) -> None:
     network = plain(f"cifar:{name}", {**args, "num_classes": 100}, 32)
     count, params = gated(network, 8)
     assert count == filters and abs(params / 1e6 - millions) < (0.0005 if millions < 1 else 0.005)
@@ -70,7 +90,9 @@ def test_inception_v4_behind_its_concatenations() -> None:
     assert gated(network, 8)[0] == 16_608
 
 
-@pytest.mark.parametrize(("arch", "filters", "millions"), IMAGENET, ids=[row[0] for row in IMAGENET])
+@pytest.mark.parametrize(
+    ("arch", "filters", "millions"), IMAGENET, ids=[row[0] for row in IMAGENET]
+)
 def test_a_thousand_classes(arch: str, filters: int, millions: str) -> None:
     count, params = gated(plain(arch, {}, 224), 256)
     assert (count, f"{params / 1e6:.2f}") == (filters, millions)

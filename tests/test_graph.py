@@ -1,4 +1,7 @@
-"""The traced network: which sites are found and which are not, what they cost, what a trace must not change."""
+"""The traced network: which sites are found and which are not, what they cost, what a trace must
+not change.
+"""
+
 from __future__ import annotations
 
 import copy
@@ -53,7 +56,9 @@ def total(costs: Costs) -> int:
 
 
 def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(outputs))
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(outputs)
+    )
 
 
 class Calls(nn.Module):
@@ -62,7 +67,11 @@ class Calls(nn.Module):
     def __init__(self, function: Callable[[Any, Tensor], Tensor], **parts: nn.Module) -> None:
         super().__init__()
         self.function = function
-        self.conv, self.body, self.other = conv(4, 4), nn.Sequential(conv(4, 4), nn.ReLU(), conv(4, 4)), nn.Sequential(conv(4, 4), nn.ReLU(), conv(4, 4))
+        self.conv, self.body, self.other = (
+            conv(4, 4),
+            nn.Sequential(conv(4, 4), nn.ReLU(), conv(4, 4)),
+            nn.Sequential(conv(4, 4), nn.ReLU(), conv(4, 4)),
+        )
         self.one, self.stem, self.fc = conv(4, 4, 1), conv(3, 4), nn.Linear(4, 5)
         for name, part in parts.items():
             self.add_module(name, part)
@@ -85,16 +94,36 @@ def run(network: nn.Module, x: Tensor) -> Tensor:
 
 # --- sites that are found ---
 
-STAGES = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3), "resnet152": (3, 8, 36, 3),
-          "resnext50_32x4d": (3, 4, 6, 3), "wide_resnet50_2": (3, 4, 6, 3)}  # fmt: skip
+STAGES = {
+    "resnet18": (2, 2, 2, 2),
+    "resnet34": (3, 4, 6, 3),
+    "resnet50": (3, 4, 6, 3),
+    "resnet101": (3, 4, 23, 3),
+    "resnet152": (3, 8, 36, 3),
+    "resnext50_32x4d": (3, 4, 6, 3),
+    "wide_resnet50_2": (3, 4, 6, 3),
+}
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_torchvision_resnets(name: str) -> None:
     sites, _ = explore(ghost(f"torchvision:{name}"), (3, 64, 64))
-    assert list(sites) == [f"layer{stage + 1}.{block}" for stage, blocks in enumerate(STAGES[name]) for block in range(blocks)]
-    assert all(site.kind == "block" and site.units == 1 and site.positions == (2, 3) for site in sites.values())
-    assert len(sites) == {"resnet18": 8, "resnet34": 16, "resnet50": 16, "resnet101": 33, "resnet152": 50}.get(name, 16)
+    assert list(sites) == [
+        f"layer{stage + 1}.{block}"
+        for stage, blocks in enumerate(STAGES[name])
+        for block in range(blocks)
+    ]
+    assert all(
+        site.kind == "block" and site.units == 1 and site.positions == (2, 3)
+        for site in sites.values()
+    )
+    assert len(sites) == {
+        "resnet18": 8,
+        "resnet34": 16,
+        "resnet50": 16,
+        "resnet101": 33,
+        "resnet152": 50,
+    }.get(name, 16)
 
 
 @pytest.mark.parametrize("shortcut", ["projection", "pad"])
@@ -105,10 +134,24 @@ def test_cifar_resnets(shortcut: str) -> None:
 
 
 OTHERS = {"mobilenet_v2": 10, "efficientnet_b0": 9, "convnext_tiny": 18, "vit_b_16": 24}
-MORE = {"mobilenet_v3_small": 6, "mnasnet1_0": 10, "swin_t": 24, "resnext101_32x8d": 33, "mobilenet_v3_large": 10, "efficientnet_b7": 48, "efficientnet_v2_s": 35, "convnext_small": 36, "vgg11": 0, "densenet121": 58, "densenet201": 98}
+MORE = {
+    "mobilenet_v3_small": 6,
+    "mnasnet1_0": 10,
+    "swin_t": 24,
+    "resnext101_32x8d": 33,
+    "mobilenet_v3_large": 10,
+    "efficientnet_b7": 48,
+    "efficientnet_v2_s": 35,
+    "convnext_small": 36,
+    "vgg11": 0,
+    "densenet121": 58,
+    "densenet201": 98,
+}
 
 
-@pytest.mark.parametrize("name", [*OTHERS, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)])
+@pytest.mark.parametrize(
+    "name", [*OTHERS, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)]
+)
 def test_other_networks(name: str) -> None:
     sites, _ = explore(ghost(f"torchvision:{name}"), (3, 224, 224))
     assert len(sites) == {**OTHERS, **MORE}[name]
@@ -156,7 +199,9 @@ def test_additions_of_all_kinds(kind: str) -> None:
 
 
 def test_inner_and_following_branches() -> None:
-    assert sites_of(lambda m, x: m.other(m.body(x) + x) + x) == ["body"]  # a branch within a branch, and a long shortcut around both
+    assert sites_of(lambda m, x: m.other(m.body(x) + x) + x) == [
+        "body"
+    ]  # a branch within a branch, and a long shortcut around both
     assert sites_of(lambda m, x: (lambda y: y + m.other(y))(x + m.body(x))) == ["body", "other"]
 
 
@@ -187,7 +232,10 @@ def test_a_block_called_twice_is_two_sites() -> None:
         smaller = _decided(gated, {"block.body#1": 0, "block.body#2": 1})
         assert torch.allclose(run(gated, x), run(smaller, x), atol=1e-6)
     assert "block.body.0.weight" in smaller.state_dict()
-    assert not any(key.startswith("block") for key in _decided(gated, {"block.body#1": 0, "block.body#2": 0}).state_dict())
+    assert not any(
+        key.startswith("block")
+        for key in _decided(gated, {"block.body#1": 0, "block.body#2": 0}).state_dict()
+    )
 
 
 def _decided(gated: Network, runs: dict[str, int]) -> Network:
@@ -233,7 +281,9 @@ def test_a_branch_whose_inside_is_read_elsewhere_is_refused() -> None:
 
 
 def test_ways_that_share_a_node_are_refused() -> None:
-    """Both operands come through `y`, which is no single entry, as its other reader leads around it."""
+    """Both operands come through `y`, which is no single entry, as its other reader leads around
+    it.
+    """
 
     def shared(m: Any, x: Tensor) -> Tensor:
         y = m.one(x)
@@ -263,7 +313,11 @@ def test_resnet50_at_224() -> None:
     macs = {name: site.macs for name, site in sites.items()}
     assert total(costs) == 4_089_184_256
     assert macs["layer1.0"] == 179_830_784
-    assert [name for name, count in macs.items() if count == 269_746_176] == ["layer2.0", "layer3.0", "layer4.0"]
+    assert [name for name, count in macs.items() if count == 269_746_176] == [
+        "layer2.0",
+        "layer3.0",
+        "layer4.0",
+    ]
     assert sum(count == 218_365_952 for count in macs.values()) == 12
 
 
@@ -292,14 +346,24 @@ def fvcore_macs(model: nn.Module, x: Tensor) -> int:
         warnings.simplefilter("ignore")
         from fvcore.nn import FlopCountAnalysis
 
-        analysis = FlopCountAnalysis(model, x).unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-        return sum(count for op, count in analysis.by_operator().items() if op in ("conv", "linear", "addmm"))
+        analysis = (
+            FlopCountAnalysis(model, x)
+            .unsupported_ops_warnings(False)
+            .uncalled_modules_warnings(False)
+        )
+        return sum(
+            count
+            for op, count in analysis.by_operator().items()
+            if op in ("conv", "linear", "addmm")
+        )
 
 
 @pytest.mark.parametrize("name", [*CASES, "mobilenet_v3_small", "resnext50_32x4d"])
 def test_macs_against_a_run_and_fvcore(name: str) -> None:
     case = CASES.get(name)
-    model = ghost(f"torchvision:{name}") if case is None else case.build()  # without memory, which fvcore cannot trace
+    model = (
+        ghost(f"torchvision:{name}") if case is None else case.build()
+    )  # without memory, which fvcore cannot trace
     image = (3, 64, 64) if case is None else (case.channels, *case.size)
     x = torch.zeros(1, *image, device="meta" if case is None else "cpu")
     macs = total(count_nodes(model, trace(copy.deepcopy(model)), image))
@@ -308,8 +372,19 @@ def test_macs_against_a_run_and_fvcore(name: str) -> None:
         assert macs == fvcore_macs(model, x)
 
 
-@pytest.mark.parametrize("product", [lambda a, b: a @ b, torch.matmul, torch.bmm, lambda a, b: a.matmul(b), lambda a, b: torch.einsum("bij,bjk->bik", a, b)])
-def test_products_are_counted_however_they_are_written(product: Callable[[Tensor, Tensor], Tensor]) -> None:
+@pytest.mark.parametrize(
+    "product",
+    [
+        lambda a, b: a @ b,
+        torch.matmul,
+        torch.bmm,
+        lambda a, b: a.matmul(b),
+        lambda a, b: torch.einsum("bij,bjk->bik", a, b),
+    ],
+)
+def test_products_are_counted_however_they_are_written(
+    product: Callable[[Tensor, Tensor], Tensor],
+) -> None:
     class Product(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             y = x.flatten(2)  # (1, 3, 35)
@@ -323,7 +398,10 @@ def test_functional_layers_and_attention_are_counted() -> None:
     class Functional(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.kernel, self.matrix = nn.Parameter(torch.zeros(6, 3, 3, 3)), nn.Parameter(torch.zeros(5, 6))
+            self.kernel, self.matrix = (
+                nn.Parameter(torch.zeros(6, 3, 3, 3)),
+                nn.Parameter(torch.zeros(5, 6)),
+            )
 
         def forward(self, x: Tensor) -> Tensor:
             x = F.conv2d(x, self.kernel, padding=1).flatten(2).transpose(1, 2)  # (1, 80, 6)
@@ -347,7 +425,9 @@ class Uncommon(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(x).flatten(2).transpose(1, 2)  # (1, 12, 6)
         x = self.pair(x, x) + self.shift
-        x = F.bilinear(x, x, self.form) + self.table(torch.zeros(1, 1, dtype=torch.long, device=x.device))
+        x = F.bilinear(x, x, self.form) + self.table(
+            torch.zeros(1, 1, dtype=torch.long, device=x.device)
+        )
         return self.fc(x).mean(1) + torch.cdist(x, self.matrix).mean()
 
 
@@ -360,28 +440,48 @@ def test_bilinear_layers_are_counted_and_what_cannot_be_is_named() -> None:
 class Deforming(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.offset, self.deform, self.fc = nn.Conv2d(3, 18, 3, padding=1), torchvision.ops.DeformConv2d(3, 4, 3, padding=1), nn.Linear(4, 5)
+        self.offset, self.deform, self.fc = (
+            nn.Conv2d(3, 18, 3, padding=1),
+            torchvision.ops.DeformConv2d(3, 4, 3, padding=1),
+            nn.Linear(4, 5),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.deform(x, self.offset(x)).mean((2, 3)))
 
 
-def test_a_layer_kept_whole_that_cannot_be_counted_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_layer_kept_whole_that_cannot_be_counted_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     torch.save(Deforming().state_dict(), "d.pt")
-    args = ["inspect", "d.pt", "--arch", "test_graph:Deforming", "--input-size", 8, "--leaf", "deform"]
+    args = [
+        "inspect",
+        "d.pt",
+        "--arch",
+        "test_graph:Deforming",
+        "--input-size",
+        8,
+        "--leaf",
+        "deform",
+    ]
     assert commandline.call(*args)["uncounted"] == ["deform"]
     assert "note: MACs leave out `deform`" in commandline.run(*args).err
 
 
-@pytest.mark.parametrize("name", ["vit_b_32", "swin_t", "swin_v2_t", "convnext_tiny", "googlenet", "efficientnet_b0"])
+@pytest.mark.parametrize(
+    "name", ["vit_b_32", "swin_t", "swin_v2_t", "convnext_tiny", "googlenet", "efficientnet_b0"]
+)
 def test_nothing_of_the_library_is_left_out(name: str) -> None:
     assert traced(build_skeleton(f"torchvision:{name}", {}), (224, 224)).uncounted == []
 
 
 def test_a_module_that_runs_twice_counts_twice() -> None:
-    once, twice = (Calls(lambda m, x, n=n: m.again(x) if n == 1 else m.again(m.again(x)), again=conv(4, 4)) for n in (1, 2))
+    once, twice = (
+        Calls(lambda m, x, n=n: m.again(x) if n == 1 else m.again(m.again(x)), again=conv(4, 4))
+        for n in (1, 2)
+    )
     counts = [total(count_nodes(model, trace(model), (3, 8, 8))) for model in (once, twice)]
     assert counts[1] - counts[0] == 4 * 4 * 9 * 64
 
@@ -391,7 +491,9 @@ def test_counting_computes_nothing_and_changes_nothing() -> None:
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     graph = trace(model)
     count_nodes(model, graph, (3, 2**15, 2**15))  # 3 billion pixels
-    assert model.training and all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+    assert model.training and all(
+        torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items()
+    )
 
 
 # --- dominators ---
@@ -431,7 +533,11 @@ def test_dominators_against_brute_force(graph: fx.Graph) -> None:
         while above is not None:
             chain.append(above)
             above = found[above]
-        cut_off = {other for other in graph.nodes if other is not node and node in everything and node not in reached(graph, other)}
+        cut_off = {
+            other
+            for other in graph.nodes
+            if other is not node and node in everything and node not in reached(graph, other)
+        }
         assert set(chain) == cut_off and len(chain) == len(cut_off)
 
 
@@ -459,7 +565,13 @@ def test_an_untraceable_line_is_named() -> None:
     with pytest.raises(ArchitectureError) as caught:
         gatecli.attach(Untraceable(), "ind-perbatch", input_size=(16, 16))
     text = str(caught.value)
-    assert "test_graph.py:" in text and "if x.sum() > 0:" in text and "--leaf" in text and "Untraceable" in text and "\n" not in text
+    assert (
+        "test_graph.py:" in text
+        and "if x.sum() > 0:" in text
+        and "--leaf" in text
+        and "Untraceable" in text
+        and "\n" not in text
+    )
 
 
 @pytest.mark.parametrize("pattern", ["inner.odd", "*.odd"])
@@ -507,7 +619,11 @@ class Gathering(nn.Module):
 class Gathered(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.layers, self.fc = nn.Conv2d(3, 4, 3), nn.ModuleList([Gathering(4), Gathering(8)]), nn.Linear(12, 5)
+        self.first, self.layers, self.fc = (
+            nn.Conv2d(3, 4, 3),
+            nn.ModuleList([Gathering(4), Gathering(8)]),
+            nn.Linear(12, 5),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         features = [self.first(x)]
@@ -518,7 +634,12 @@ class Gathered(nn.Module):
 
 def test_layers_that_take_lists_are_seen_through() -> None:
     graph = trace(Gathered())
-    assert [node.target for node in graph.nodes if node.op == "call_module"] == ["first", "layers.0.conv", "layers.1.conv", "fc"]
+    assert [node.target for node in graph.nodes if node.op == "call_module"] == [
+        "first",
+        "layers.0.conv",
+        "layers.1.conv",
+        "fc",
+    ]
 
 
 class Odd(nn.Module):
@@ -534,7 +655,9 @@ class Odd(nn.Module):
 @pytest.mark.parametrize("count", [1, 3])
 def test_the_advice_on_an_untraceable_line_works(kind: str, count: int) -> None:
     torch.manual_seed(0)
-    model = Calls(lambda m, x: m.odd(x + m.body(x)), odd=nn.Sequential(*(Odd(kind) for _ in range(count)))).eval()
+    model = Calls(
+        lambda m, x: m.odd(x + m.body(x)), odd=nn.Sequential(*(Odd(kind) for _ in range(count)))
+    ).eval()
     with pytest.raises(ArchitectureError) as caught:
         traced(model, (8, 8))
     assert "test_graph.py:" in str(caught.value) and "\n" not in str(caught.value)
@@ -542,15 +665,26 @@ def test_the_advice_on_an_untraceable_line_works(kind: str, count: int) -> None:
     network = traced(copy.deepcopy(model), (8, 8), leaves=advice(caught.value))
     x = torch.randn(2, 3, 8, 8)
     assert torch.equal(run(model, x), run(network, x)) and list(branches(network)) == ["body"]
-    assert gatecli.attach(model, "ind-perbatch", input_size=(8, 8), leaves=advice(caught.value)).gates == 1
+    assert (
+        gatecli.attach(model, "ind-perbatch", input_size=(8, 8), leaves=advice(caught.value)).gates
+        == 1
+    )
 
 
 def test_the_advice_spares_other_modules() -> None:
-    model = Calls(lambda m, x: m.parts(x), parts=nn.Sequential(_Residual(conv(4, 4)), Odd("decides"), _Residual(conv(4, 4)), Odd("loop"))).eval()
+    model = Calls(
+        lambda m, x: m.parts(x),
+        parts=nn.Sequential(
+            _Residual(conv(4, 4)), Odd("decides"), _Residual(conv(4, 4)), Odd("loop")
+        ),
+    ).eval()
     with pytest.raises(ArchitectureError) as caught:
         traced(model, (8, 8))
     assert advice(caught.value) == ["parts.1", "parts.3"]
-    assert list(branches(traced(model, (8, 8), leaves=advice(caught.value)))) == ["parts.0.body", "parts.2.body"]
+    assert list(branches(traced(model, (8, 8), leaves=advice(caught.value)))) == [
+        "parts.0.body",
+        "parts.2.body",
+    ]
 
 
 def test_no_leaf_helps_where_the_network_s_own_forward_stands_in_the_way() -> None:
@@ -604,7 +738,11 @@ def test_training_survives_a_failed_trace() -> None:
 
 def test_wrong_images_and_outputs_are_named() -> None:
     with pytest.raises(ArchitectureError, match=r"3 x 4 x 4.*--input-size"):
-        gatecli.attach(nn.Sequential(nn.Conv2d(3, 4, 7), nn.Flatten(), nn.Linear(4, 2)), "ind-perbatch", input_size=(4, 4))
+        gatecli.attach(
+            nn.Sequential(nn.Conv2d(3, 4, 7), nn.Flatten(), nn.Linear(4, 2)),
+            "ind-perbatch",
+            input_size=(4, 4),
+        )
 
     class Pair(nn.Module):
         def __init__(self) -> None:
@@ -634,14 +772,20 @@ def test_reserved_names_are_refused() -> None:
 
 def test_node_names_with_leading_zeros_and_python_s_own_names() -> None:
     parts = {"conv_01": conv(4, 4), "conv_1": conv(4, 4), "range": conv(4, 4), "sum": conv(4, 4)}
-    model = lively(Calls(lambda m, x: x + m.conv_01(m.conv_1(x)) + m.range(m.sum(x)), **parts), torch.randn(4, 3, 8, 8))
+    model = lively(
+        Calls(lambda m, x: x + m.conv_01(m.conv_1(x)) + m.range(m.sum(x)), **parts),
+        torch.randn(4, 3, 8, 8),
+    )
     gated = gatecli.attach(model, "ind-perbatch", input_size=(8, 8)).network
     x = torch.randn(2, 3, 8, 8)
     assert torch.allclose(run(model, x), run(gated.copy().copy(), x), atol=1e-6)
 
 
 class Constants(nn.Module):
-    """Tensors that are no parameters: a buffer, one that no file holds, an attribute, and one that the forward makes."""
+    """Tensors that are no parameters.
+
+    A buffer, one that no file holds, an attribute, and one that the forward makes.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -651,14 +795,18 @@ class Constants(nn.Module):
         self.shift = torch.tensor(0.2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.own((x - self.mean) / self.std + self.shift) * torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
+        return self.own((x - self.mean) / self.std + self.shift) * torch.tensor(
+            [1.0, 2.0, 3.0, 4.0, 5.0]
+        )
 
 
 def test_constants_work_and_files_hold_what_they_held() -> None:
     model, x = lively(Constants(), torch.randn(4, 3, 16, 16)), torch.randn(2, 3, 16, 16)
     gated = gatecli.attach(model, "ind-perbatch", input_size=(16, 16)).network
     assert torch.allclose(run(model, x), run(gated.copy(), x), atol=1e-6)
-    assert set(model.state_dict()) == {name for name in gated.state_dict() if not name.startswith("gates.")}
+    assert set(model.state_dict()) == {
+        name for name in gated.state_dict() if not name.startswith("gates.")
+    }
 
 
 def test_sites_within_the_module_of_another() -> None:
@@ -682,12 +830,22 @@ def test_sites_within_the_module_of_another() -> None:
             return x + self.b(F.relu(self.a(x)))
 
     for method in ("ind-perbatch", "aig-perbatch"):
-        gated = gatecli.attach(Calls(lambda m, x: m.stage(x), stage=Stage()), method, input_size=(8, 8)).network
-        assert list(gated.methods) == ["stage.inner", "stage"] and set(gated.site_gates) == set(gated.methods)
+        gated = gatecli.attach(
+            Calls(lambda m, x: m.stage(x), stage=Stage()), method, input_size=(8, 8)
+        ).network
+        assert list(gated.methods) == ["stage.inner", "stage"] and set(gated.site_gates) == set(
+            gated.methods
+        )
         assert {"gates.stage.threshold", "gates.stage.inner.threshold"} <= set(gated.state_dict())
-        with gatecli.force(gated, {"stage": [0], "stage.inner": [1]}), gatecli.record_gates(gated) as record:
+        with (
+            gatecli.force(gated, {"stage": [0], "stage.inner": [1]}),
+            gatecli.record_gates(gated) as record,
+        ):
             run(gated, torch.randn(2, 3, 8, 8))
-        assert {site: z.sum().item() for site, z in record.latest().items()} == {"stage": 0, "stage.inner": 2}
+        assert {site: z.sum().item() for site, z in record.latest().items()} == {
+            "stage": 0,
+            "stage.inner": 2,
+        }
 
 
 def test_removing_a_block_may_remove_the_relu_of_the_next() -> None:
@@ -702,7 +860,9 @@ def test_removing_a_block_may_remove_the_relu_of_the_next() -> None:
             return x + self.b(self.act(self.a(F.relu(x))))
 
     model = Calls(lambda m, x: m.second(m.first(x)), first=Pre(), second=Pre())
-    gated = gatecli.attach(lively(model, torch.randn(4, 3, 8, 8)), "ind-perbatch", input_size=(8, 8)).network
+    gated = gatecli.attach(
+        lively(model, torch.randn(4, 3, 8, 8)), "ind-perbatch", input_size=(8, 8)
+    ).network
     smaller = _decided(gated, {"first": 0, "second": 1})
     again = gatecli.attach(smaller, "ind-perbatch").network
     x = torch.randn(3, 3, 8, 8)
@@ -714,7 +874,10 @@ def test_removing_a_block_may_remove_the_relu_of_the_next() -> None:
 
 def test_a_branch_that_ends_in_a_view() -> None:
     """What the executor adds into must have memory of its own."""
-    model = lively(Calls(lambda m, x: x + m.body(x).mean((2, 3), keepdim=True).expand_as(x)), torch.randn(4, 3, 8, 8))
+    model = lively(
+        Calls(lambda m, x: x + m.body(x).mean((2, 3), keepdim=True).expand_as(x)),
+        torch.randn(4, 3, 8, 8),
+    )
     gated = gatecli.attach(model, "ind-perbatch", input_size=(8, 8)).network
     x, z = torch.randn(3, 3, 8, 8), torch.tensor([[1.0], [0.0], [1.0]])
     assert list(gated.methods) == ["body"]
@@ -741,7 +904,9 @@ def test_the_image_is_not_written_into() -> None:
     network, x = traced(copy.deepcopy(model), (16, 16)), torch.randn(2, 3, 16, 16)
     before = x.clone()
     logits = run(network, x)
-    assert torch.equal(x, before) and torch.equal(logits, run(model, x)) and not torch.equal(x, before)
+    assert (
+        torch.equal(x, before) and torch.equal(logits, run(model, x)) and not torch.equal(x, before)
+    )
 
 
 @pytest.mark.parametrize(
@@ -756,7 +921,9 @@ def test_the_image_is_not_written_into() -> None:
         lambda m, x: _assigned(m.body(x), x, lambda a, b: F.hardtanh(a, -0.2, 0.3, True)),
         lambda m, x: _assigned(m.body(x), x, lambda a, b: torch.relu_(a)),
         lambda m, x: _assigned(m.body(x), x, lambda a, b: a.clamp_(-0.1, 0.1)),
-        lambda m, x: _assigned(m.body(x), x, lambda a, b: nn.LeakyReLU(0.5, inplace=True).forward(a)),
+        lambda m, x: _assigned(
+            m.body(x), x, lambda a, b: nn.LeakyReLU(0.5, inplace=True).forward(a)
+        ),
     ],
 )
 def test_later_readers_see_what_was_written(function: Callable[[Any, Tensor], Tensor]) -> None:
@@ -773,11 +940,20 @@ def _assigned(a: Tensor, b: Tensor, write: Callable[[Tensor, Tensor], Tensor]) -
 
 
 def test_what_nobody_notices_may_be_written() -> None:
-    """Layers' new results, which only the writer reads; the result of a block's addition is not of that kind."""
-    model = Calls(lambda m, x: F.relu(operator.iadd(m.body(F.relu(m.conv(x), inplace=True)), x), inplace=True))
+    """Layers' new results, which only the writer reads.
+
+    The result of a block's addition is not of that kind.
+    """
+    model = Calls(
+        lambda m, x: F.relu(operator.iadd(m.body(F.relu(m.conv(x), inplace=True)), x), inplace=True)
+    )
     graph = trace(model)
     assert sum(node.target is operator.iadd for node in graph.nodes) == 1
-    assert [node.kwargs.get("inplace") for node in graph.nodes if node.target is F.relu] == [False, True, False]
+    assert [node.kwargs.get("inplace") for node in graph.nodes if node.target is F.relu] == [
+        False,
+        True,
+        False,
+    ]
 
 
 def test_settling_an_odd_graph_leaves_it_alone() -> None:
@@ -794,7 +970,9 @@ def test_settling_an_odd_graph_leaves_it_alone() -> None:
 
 
 def both_modes(model: nn.Module, images: Tensor, size: tuple[int, int]) -> None:
-    """The traced network behaves as its source does, in evaluation and, for the same draws, in training; the tensors are the same."""
+    """The traced network behaves as its source does, in evaluation and, for the same draws, in
+    training; the tensors are the same.
+    """
     network = traced(copy.deepcopy(model).eval(), size)
     assert set(network.state_dict()) == set(model.state_dict())
     for training in (False, True):
@@ -814,14 +992,20 @@ def test_stochastic_depth() -> None:
     from torchvision.models.convnext import CNBlockConfig, ConvNeXt
     from torchvision.ops import StochasticDepth
 
-    model = ConvNeXt([CNBlockConfig(8, None, 4)], stochastic_depth_prob=0.7, layer_scale=1.0, num_classes=5)
+    model = ConvNeXt(
+        [CNBlockConfig(8, None, 4)], stochastic_depth_prob=0.7, layer_scale=1.0, num_classes=5
+    )
     network = traced(copy.deepcopy(model).eval())
-    assert len(branches(network)) == 4 and any(isinstance(part, StochasticDepth) for part in network.modules())
+    assert len(branches(network)) == 4 and any(
+        isinstance(part, StochasticDepth) for part in network.modules()
+    )
     both_modes(model, torch.randn(6, 3, 32, 32), (32, 32))
 
 
 class Drops(nn.Module):
-    """Functional dropout in the network's own forward, by a method, and in a block, as in Wide ResNets."""
+    """Functional dropout in the network's own forward, by a method, and in a block, as in Wide
+    ResNets.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -834,11 +1018,18 @@ class Drops(nn.Module):
 
 def test_functional_dropout_follows_the_mode() -> None:
     both_modes(lively(Drops(), torch.randn(4, 3, 16, 16)), torch.randn(4, 3, 16, 16), (16, 16))
-    assert list(branches(traced(Drops().eval(), (16, 16)))) == ["own.units.0", "own.units.1", "own.units.2.body"]
+    assert list(branches(traced(Drops().eval(), (16, 16)))) == [
+        "own.units.0",
+        "own.units.1",
+        "own.units.2.body",
+    ]
 
 
 class Noisy(nn.Module):
-    """Draws in training only, decided by a condition and in a method of its own: no graph of one mode is the other's."""
+    """Draws in training only, decided by a condition and in a method of its own.
+
+    No graph of one mode is the other's.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -852,17 +1043,26 @@ class Noisy(nn.Module):
 
 
 def test_a_module_that_reads_training_stays_whole() -> None:
-    model = nn.Sequential(conv(3, 4), _Residual(Noisy()), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+    model = nn.Sequential(
+        conv(3, 4), _Residual(Noisy()), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)
+    )
     network = traced(copy.deepcopy(model).eval(), (8, 8))
-    assert isinstance(network.get_submodule("1.body"), Noisy) and network.sites["1.body"].macs == 4 * 4 * 9 * 64
+    assert (
+        isinstance(network.get_submodule("1.body"), Noisy)
+        and network.sites["1.body"].macs == 4 * 4 * 9 * 64
+    )
     both_modes(lively(model, torch.randn(4, 3, 8, 8)), torch.randn(4, 3, 8, 8), (8, 8))
 
 
 def test_dropout_that_always_draws_goes_on_drawing() -> None:
     model = lively(Calls(lambda m, x: F.dropout(x + m.body(x), 0.5)), torch.randn(4, 3, 8, 8))
-    result = gatecli.attach(model, "ind-perbatch", input_size=(8, 8))  # its logits are compared under the same draws
+    result = gatecli.attach(
+        model, "ind-perbatch", input_size=(8, 8)
+    )  # its logits are compared under the same draws
     x = torch.randn(2, 3, 8, 8)
-    assert result.max_logit_change < 1e-6 and not torch.equal(run(result.network, x), run(result.network, x))
+    assert result.max_logit_change < 1e-6 and not torch.equal(
+        run(result.network, x), run(result.network, x)
+    )
 
 
 def test_a_network_keeps_the_mode_of_its_source() -> None:

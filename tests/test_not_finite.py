@@ -1,4 +1,8 @@
-"""Weights that are numbers, and logits that are not: said by every command that computes them; and images at the end of what float32 holds."""
+"""Weights that are numbers, and logits that are not: said by every command that computes them.
+
+And images at the end of what float32 holds.
+"""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -25,7 +29,9 @@ LAYERS = ["fc.weight", "conv1.weight"]
 
 @pytest.fixture(params=LAYERS)
 def spoilt(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkpoint whose weights are finite and whose logits overflow, in a folder with data and an image."""
+    """A checkpoint whose weights are finite and whose logits overflow, in a folder with data and an
+    image.
+    """
     monkeypatch.chdir(tmp_path)
     state: dict[str, Tensor] = torch.load(save_source(tmp_path / "good.pt"), weights_only=True)
     state[request.param] = 3e38 * state[request.param].sign()
@@ -46,7 +52,9 @@ def spoilt(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
         ["profile", "m.pt", "--repeats", 3],
     ],
 )
-def test_a_plain_checkpoint_is_refused_by_whoever_computes_logits(spoilt: Path, args: list[Any]) -> None:
+def test_a_plain_checkpoint_is_refused_by_whoever_computes_logits(
+    spoilt: Path, args: list[Any]
+) -> None:
     refused([*args, *SIZE], *WORDS)
 
 
@@ -77,10 +85,15 @@ def test_what_asks_for_no_logits_goes_on(spoilt: Path) -> None:
 HUGE = [1e20, 1e30, 1e36, 3e38]
 
 
-@pytest.mark.parametrize("name", ["own-gray-oblong", "preactivation", "tokens", "dense", "cifar-projection"])
+@pytest.mark.parametrize(
+    "name", ["own-gray-oblong", "preactivation", "tokens", "dense", "cifar-projection"]
+)
 @pytest.mark.parametrize("method", methods.names())
 def test_attach_is_exact_at_the_end_of_the_range(method: str, name: str) -> None:
-    """Sums that gates take overflow before the logits do, which a BatchNorm brings back: such a gate runs, and such an exit lets nobody go."""
+    """Sums that gates take overflow before the logits do, which a BatchNorm brings back.
+
+    Such a gate runs, and such an exit lets nobody go.
+    """
     case = CASES[name]
     source = case.build()
     try:
@@ -88,7 +101,9 @@ def test_attach_is_exact_at_the_end_of_the_range(method: str, name: str) -> None
     except ArchitectureError as error:
         pytest.skip(str(error))
     for size in HUGE:
-        images = size * torch.rand(2, case.channels, *case.size, generator=torch.Generator().manual_seed(0))
+        images = size * torch.rand(
+            2, case.channels, *case.size, generator=torch.Generator().manual_seed(0)
+        )
         before = infer(source, images)
         rows = before.isfinite().all(1)
         after = infer(network, images)

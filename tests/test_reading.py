@@ -1,4 +1,5 @@
 """Reading every form of checkpoint, and one line for every way in which a file can be wrong."""
+
 from __future__ import annotations
 
 import argparse
@@ -32,7 +33,9 @@ class Evil:
 
 
 def same(found: dict[str, Tensor], expected: dict[str, Tensor] = TENSORS) -> bool:
-    return list(found) == list(expected) and all(torch.equal(found[name], expected[name]) for name in expected)
+    return list(found) == list(expected) and all(
+        torch.equal(found[name], expected[name]) for name in expected
+    )
 
 
 def error(path: Path, trust_pickle: bool = False) -> str:
@@ -58,7 +61,9 @@ def test_safetensors_whatever_the_name(tmp_path: Path, name: str) -> None:
     assert same({key: found[key] for key in TENSORS}) and len(found) == len(TENSORS)
 
 
-@pytest.mark.parametrize(("name", "old"), [("x.pt", False), ("x.pt", True), ("x.bin", False), ("x.safetensors", False)])
+@pytest.mark.parametrize(
+    ("name", "old"), [("x.pt", False), ("x.pt", True), ("x.bin", False), ("x.safetensors", False)]
+)
 def test_torch_files_new_and_old(tmp_path: Path, name: str, old: bool) -> None:
     assert same(read_tensors(save(tmp_path / name, TENSORS, old)))
 
@@ -66,7 +71,11 @@ def test_torch_files_new_and_old(tmp_path: Path, name: str, old: bool) -> None:
 @pytest.mark.parametrize(
     "wrap",
     [
-        lambda t: {"state_dict": t, "epoch": 3, "optimizer": {"state": {0: {"step": torch.tensor(1.0)}}}},
+        lambda t: {
+            "state_dict": t,
+            "epoch": 3,
+            "optimizer": {"state": {0: {"step": torch.tensor(1.0)}}},
+        },
         lambda t: {"model": t, "best": torch.tensor(0.5)},
         lambda t: {"model_state_dict": t},
         lambda t: {"net": t, "acc": 93.0},
@@ -78,7 +87,9 @@ def test_torch_files_new_and_old(tmp_path: Path, name: str, old: bool) -> None:
         lambda t: {"model": t, "args": argparse.Namespace(lr=0.1)},
         lambda t: {**t, "epoch": 3, "note": "x", 5: torch.zeros(1)},
         lambda t: {f"module.{name}": tensor for name, tensor in t.items()},
-        lambda t: {"state_dict": {f"_orig_mod.module.{name}": tensor for name, tensor in t.items()}},
+        lambda t: {
+            "state_dict": {f"_orig_mod.module.{name}": tensor for name, tensor in t.items()}
+        },
     ],
 )
 def test_wrappings_and_prefixes(tmp_path: Path, wrap: Callable[[dict[str, Tensor]], Any]) -> None:
@@ -91,10 +102,28 @@ def test_a_prefix_of_some_names_stays(tmp_path: Path) -> None:
 
 
 def test_floats_become_float32_and_contiguous(tmp_path: Path) -> None:
-    kinds = {str(kind): torch.ones(2, 3, dtype=kind).t() for kind in (torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.bool)}
-    found = read_tensors(save(tmp_path / "x.pt", {**kinds, "p": nn.Parameter(torch.ones(2)), "nan": torch.tensor([float("nan"), float("inf")])}))
-    assert {name for name, tensor in found.items() if tensor.dtype != torch.float32} == {"torch.int64", "torch.bool"}
-    assert all(tensor.is_contiguous() and not tensor.requires_grad and type(tensor) is Tensor for tensor in found.values())
+    kinds = {
+        str(kind): torch.ones(2, 3, dtype=kind).t()
+        for kind in (torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.bool)
+    }
+    found = read_tensors(
+        save(
+            tmp_path / "x.pt",
+            {
+                **kinds,
+                "p": nn.Parameter(torch.ones(2)),
+                "nan": torch.tensor([float("nan"), float("inf")]),
+            },
+        )
+    )
+    assert {name for name, tensor in found.items() if tensor.dtype != torch.float32} == {
+        "torch.int64",
+        "torch.bool",
+    }
+    assert all(
+        tensor.is_contiguous() and not tensor.requires_grad and type(tensor) is Tensor
+        for tensor in found.values()
+    )
     assert torch.isnan(found["nan"][0]) and torch.isinf(found["nan"][1])
 
 
@@ -136,9 +165,13 @@ def test_whole_modules_only_with_trust(tmp_path: Path, old: bool) -> None:
     assert same(read_tensors(path, trust_pickle=True), dict(module.state_dict()))
 
 
-def test_trusted_class_of_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trusted_class_of_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "pickled_usernet.py").write_text("from torch import nn\nclass Net(nn.Linear):\n    pass\n")
+    (tmp_path / "pickled_usernet.py").write_text(
+        "from torch import nn\nclass Net(nn.Linear):\n    pass\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     import pickled_usernet  # type: ignore[import-not-found]
 
@@ -235,7 +268,11 @@ def test_cut_safetensors_under_another_name(tmp_path: Path) -> None:
 def test_flipped_bits(tmp_path: Path) -> None:
     path = save(tmp_path / "x.pt", {"w": torch.rand(5000)})
     whole = path.read_bytes()
-    for place in (len(whole) // 2, 100, len(whole) - 60):  # a weight, the pickle, the zip's own directory
+    for place in (
+        len(whole) // 2,
+        100,
+        len(whole) - 60,
+    ):  # a weight, the pickle, the zip's own directory
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
         assert "damaged or cut off" in error(path)
     save_file({"w": torch.rand(50)}, path)
@@ -246,14 +283,20 @@ def test_flipped_bits(tmp_path: Path) -> None:
 
 
 def test_any_damage_is_one_line(tmp_path: Path) -> None:
-    """Every cut and many flips of a small file either read or are refused in one line; nothing else is raised."""
+    """Every cut and many flips of a small file either read or are refused in one line.
+
+    Nothing else is raised.
+    """
     generator = torch.Generator().manual_seed(0)
     for form in ("zip", "old", "safetensors"):
         path = tmp_path / f"{form}.pt"
         save_file(TENSORS, path) if form == "safetensors" else save(path, TENSORS, form == "old")
         whole = path.read_bytes()
         for place in torch.randint(len(whole), (60,), generator=generator).tolist():
-            for damaged in (whole[:place], whole[:place] + bytes([whole[place] ^ 0x41]) + whole[place + 1 :]):
+            for damaged in (
+                whole[:place],
+                whole[:place] + bytes([whole[place] ^ 0x41]) + whole[place + 1 :],
+            ):
                 path.write_bytes(damaged)
                 try:
                     read_tensors(path)

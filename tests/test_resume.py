@@ -1,4 +1,5 @@
 """A training that is stopped anywhere, in any way, goes on to the same bits."""
+
 from __future__ import annotations
 
 import json
@@ -16,7 +17,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commandline import SIDE, call, contents, current, edit, refused, run, same, save_npz, save_source
+from commandline import (
+    SIDE,
+    call,
+    contents,
+    current,
+    edit,
+    refused,
+    run,
+    same,
+    save_npz,
+    save_source,
+)
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -37,15 +49,34 @@ class Crash(BaseException):
 
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Gated checkpoints and data. `gated`: every epoch's rate is low enough, so one is the best; `steep`: none is."""
+    """Gated checkpoints and data.
+
+    `gated`: every epoch's rate is low enough, so one is the best; `steep`: none is.
+    """
     folder = tmp_path_factory.mktemp("shelf")
     save_npz(folder / "data.npz", train=32 * STEPS)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         save_source(folder / "r20.pt")
         attach = ["attach", "r20.pt", "--input-size", SIDE, "--set", "gate_lr=2"]
-        call(*attach, "--method", "aig-perbatch", "--set", "target_rate=1", "--out", "gated.safetensors")
-        call(*attach, "--method", "ind-perbatch", "--set", "target_rate=0", "--out", "steep.safetensors")
+        call(
+            *attach,
+            "--method",
+            "aig-perbatch",
+            "--set",
+            "target_rate=1",
+            "--out",
+            "gated.safetensors",
+        )
+        call(
+            *attach,
+            "--method",
+            "ind-perbatch",
+            "--set",
+            "target_rate=0",
+            "--out",
+            "steep.safetensors",
+        )
     return folder
 
 
@@ -61,8 +92,29 @@ def here(tmp_path: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 
 def command(shelf: Path, *more: object, name: str = "gated") -> list[str]:
-    options = ["--epochs", EPOCHS, "--batch-size", 32, "--lr", 0.05, "--schedule", "cosine", "--bn-batches", 2]
-    return [str(part) for part in ["finetune", f"{name}.safetensors", "--data", f"npz:{shelf}/data.npz", *options, *more]]
+    options = [
+        "--epochs",
+        EPOCHS,
+        "--batch-size",
+        32,
+        "--lr",
+        0.05,
+        "--schedule",
+        "cosine",
+        "--bn-batches",
+        2,
+    ]
+    return [
+        str(part)
+        for part in [
+            "finetune",
+            f"{name}.safetensors",
+            "--data",
+            f"npz:{shelf}/data.npz",
+            *options,
+            *more,
+        ]
+    ]
 
 
 Straight = Callable[..., tuple[dict[str, Any], Path]]
@@ -70,7 +122,10 @@ Straight = Callable[..., tuple[dict[str, Any], Path]]
 
 @pytest.fixture(scope="module")
 def straight(shelf: Path, tmp_path_factory: pytest.TempPathFactory) -> Straight:
-    """What the same command gives where nothing stops it: its JSON, and the folder in which it ran."""
+    """What the same command gives where nothing stops it.
+
+    Its JSON, and the folder in which it ran.
+    """
     known: dict[tuple[str, ...], tuple[dict[str, Any], Path]] = {}
 
     def made(*line: str) -> tuple[dict[str, Any], Path]:
@@ -88,20 +143,34 @@ def straight(shelf: Path, tmp_path_factory: pytest.TempPathFactory) -> Straight:
 
 
 def equal(found: dict[str, Any], straight: Straight, line: list[str]) -> None:
-    """The same JSON, output, log, best and last tensors as without the interruption, and nothing left over."""
+    """The same JSON, output, log, best and last tensors as without the interruption, and nothing
+    left over.
+    """
     wanted, folder = straight(*line)
     assert {**found, "seconds": 0} == {**wanted, "seconds": 0}
     out = found["out"]
     assert same(out, folder / out) and current() == out
     runs = Path(".gatecli/runs", out.removesuffix(".safetensors"))
-    assert sorted(file.name for file in runs.iterdir()) == sorted(file.name for file in (folder / runs).iterdir())
+    assert sorted(file.name for file in runs.iterdir()) == sorted(
+        file.name for file in (folder / runs).iterdir()
+    )
     assert (runs / "log.jsonl").read_text() == (folder / runs / "log.jsonl").read_text()
     for file in runs.glob("*.safetensors"):
         assert file.read_bytes() == (folder / runs / file.name).read_bytes()
 
 
-def fail_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, count: int, error: Callable[[], Any], before: bool = False) -> None:
-    """Let the `count`th call of `owner.name` end, or `before` begin, with `error`; then let the next ones be."""
+def fail_at(
+    monkeypatch: pytest.MonkeyPatch,
+    owner: Any,
+    name: str,
+    count: int,
+    error: Callable[[], Any],
+    before: bool = False,
+) -> None:
+    """Let the `count`th call of `owner.name` end, or `before` begin, with `error`.
+
+    Then let the next ones be.
+    """
     original = getattr(owner, name)
     calls = []
 
@@ -144,8 +213,23 @@ POINTS: dict[str, tuple[Any, str, int, bool]] = {
 }
 
 
-@pytest.mark.parametrize(("point", "save_every"), [*((point, 0) for point in POINTS), ("in the middle of an epoch", 60), ("after the last step", 60), ("after the line of an epoch", 60)])
-def test_stopped_anywhere(here: Path, shelf: Path, straight: Straight, monkeypatch: pytest.MonkeyPatch, point: str, save_every: int) -> None:
+@pytest.mark.parametrize(
+    ("point", "save_every"),
+    [
+        *((point, 0) for point in POINTS),
+        ("in the middle of an epoch", 60),
+        ("after the last step", 60),
+        ("after the line of an epoch", 60),
+    ],
+)
+def test_stopped_anywhere(
+    here: Path,
+    shelf: Path,
+    straight: Straight,
+    monkeypatch: pytest.MonkeyPatch,
+    point: str,
+    save_every: int,
+) -> None:
     line = command(shelf, "--save-every", save_every)
     owner, name, count, before = POINTS[point]
     fail_at(monkeypatch, owner, name, count, crash, before)
@@ -157,8 +241,20 @@ def test_stopped_anywhere(here: Path, shelf: Path, straight: Straight, monkeypat
     equal(call(*again), straight, line)
 
 
-@pytest.mark.parametrize("options", [["--precision", "bf16"], ["--set", "target_rate=.5", "--schedule", "step", "--momentum", "0"], ["--seed", "7", "--label-smoothing", ".1", "--augment", "crop-flip"], ["--set", "variable=exponential", "--set", "loss_form=const-quad"], ["--max-drop", "3", "--max-gmacs", ".0019"]], ids=lambda options: " ".join(options))
-def test_other_options_resume_as_well(here: Path, shelf: Path, straight: Straight, monkeypatch: pytest.MonkeyPatch, options: list[str]) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--precision", "bf16"],
+        ["--set", "target_rate=.5", "--schedule", "step", "--momentum", "0"],
+        ["--seed", "7", "--label-smoothing", ".1", "--augment", "crop-flip"],
+        ["--set", "variable=exponential", "--set", "loss_form=const-quad"],
+        ["--max-drop", "3", "--max-gmacs", ".0019"],
+    ],
+    ids=lambda options: " ".join(options),
+)
+def test_other_options_resume_as_well(
+    here: Path, shelf: Path, straight: Straight, monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
     line = command(shelf, *options, "--save-every", 0)
     fail_at(monkeypatch, Loop, "_step", 5, crash)
     with pytest.raises(Crash):
@@ -166,7 +262,9 @@ def test_other_options_resume_as_well(here: Path, shelf: Path, straight: Straigh
     equal(call("finetune", "--resume"), straight, line)
 
 
-def test_without_a_best_epoch(here: Path, shelf: Path, straight: Straight, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_best_epoch(
+    here: Path, shelf: Path, straight: Straight, monkeypatch: pytest.MonkeyPatch
+) -> None:
     line = command(shelf, name="steep")
     assert "last" in straight(*line)[0]["chosen"]
     fail_at(monkeypatch, Loop, "_step", 5, crash)
@@ -188,16 +286,45 @@ def test_stopped_again_and_again(here: Path, shelf: Path, straight: Straight) ->
 
 
 def test_image_files_in_workers(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Random crops, read by other processes: batches after the resumption are those that would have come."""
+    """Random crops, read by other processes.
+
+    Batches after the resumption are those that would have come.
+    """
     chance = np.random.RandomState(0)
     for split in ("train", "val"):
         for name in ("ant", "bee"):
             Path("images", split, name).mkdir(parents=True)
             for number in range(6):
-                Image.fromarray(chance.randint(0, 255, (12, 14, 3)).astype(np.uint8)).save(f"images/{split}/{name}/{number}.png")
+                Image.fromarray(chance.randint(0, 255, (12, 14, 3)).astype(np.uint8)).save(
+                    f"images/{split}/{name}/{number}.png"
+                )
     save_source(Path("two.pt"), num_classes=2)
-    call("attach", "two.pt", "--method", "ind-perbatch", "--input-size", SIDE, "--out", "two.safetensors")
-    line = ["finetune", "two.safetensors", "--data", "imagefolder:images", "--epochs", "2", "--batch-size", "4", "--workers", "1", "--save-every", "0", "--augment", "imagenet"]
+    call(
+        "attach",
+        "two.pt",
+        "--method",
+        "ind-perbatch",
+        "--input-size",
+        SIDE,
+        "--out",
+        "two.safetensors",
+    )
+    line = [
+        "finetune",
+        "two.safetensors",
+        "--data",
+        "imagefolder:images",
+        "--epochs",
+        "2",
+        "--batch-size",
+        "4",
+        "--workers",
+        "1",
+        "--save-every",
+        "0",
+        "--augment",
+        "imagenet",
+    ]
     call(*line, "--out", "straight.safetensors")
     fail_at(monkeypatch, Loop, "_step", 4, crash)
     with pytest.raises(Crash):
@@ -227,9 +354,17 @@ app()
 
 
 def test_a_killed_process(here: Path, shelf: Path, straight: Straight) -> None:
-    """A process of its own, killed from outside once it has saved a few states; its --resume runs in another one."""
+    """A process of its own, killed from outside once it has saved a few states.
+
+    Its --resume runs in another one.
+    """
     line = command(shelf, "--save-every", 0, "--threads", 1)
-    process = subprocess.Popen([sys.executable, "-c", STANDS_STILL, *line], env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", STANDS_STILL, *line],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     assert process.stdout is not None
     told = process.stdout.readline()
     process.send_signal(signal.SIGKILL)
@@ -240,15 +375,30 @@ def test_a_killed_process(here: Path, shelf: Path, straight: Straight) -> None:
         patch.setattr(loop, "LOG_EVERY", 20)  # as in that process
         found = call("finetune", "--resume")
     wanted, folder = straight(*line)
-    assert {**found, "seconds": 0} == {**wanted, "seconds": 0} and same(found["out"], folder / found["out"])
-    assert [json.loads(row)["step"] for row in (RUN / "log.jsonl").read_text().splitlines()] == [STEPS * (epoch + 1) for epoch in range(EPOCHS)]
+    assert {**found, "seconds": 0} == {**wanted, "seconds": 0} and same(
+        found["out"], folder / found["out"]
+    )
+    assert [json.loads(row)["step"] for row in (RUN / "log.jsonl").read_text().splitlines()] == [
+        STEPS * (epoch + 1) for epoch in range(EPOCHS)
+    ]
 
 
-MOMENTS: list[tuple[Any, str]] = [(Loop, "_step"), (Loop, "validate"), (Run, "log"), (tempfile, "mkstemp"), (os, "fsync"), (Path, "chmod"), (Path, "replace"), (Path, "unlink")]
+MOMENTS: list[tuple[Any, str]] = [
+    (Loop, "_step"),
+    (Loop, "validate"),
+    (Run, "log"),
+    (tempfile, "mkstemp"),
+    (os, "fsync"),
+    (Path, "chmod"),
+    (Path, "replace"),
+    (Path, "unlink"),
+]
 
 
 def die_at(patch: pytest.MonkeyPatch, moment: int) -> None:
-    """Let the process kill itself, as nothing can be caught, before its `moment`th step, validation, log line or operation on a file."""
+    """Let the process kill itself, as nothing can be caught, before its `moment`th step,
+    validation, log line or operation on a file.
+    """
     left = [moment]
 
     def dying(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -265,7 +415,10 @@ def die_at(patch: pytest.MonkeyPatch, moment: int) -> None:
 
 
 def killed_at(moment: int, line: list[str]) -> bool:
-    """Run a command in a fork of this process, which has torch already; whether that was killed before it came to its end."""
+    """Run a command in a fork of this process, which has torch already.
+
+    Whether that was killed before it came to its end.
+    """
     child = os.fork()
     if child == 0:
         die_at(pytest.MonkeyPatch(), moment)
@@ -287,7 +440,9 @@ def test_killed_at_random_moments(here: Path, shelf: Path, straight: Straight) -
     folder = straight(*line)[1]
     assert same("gated.tuned.safetensors", folder / "gated.tuned.safetensors")
     assert (RUN / "log.jsonl").read_text() == (folder / RUN / "log.jsonl").read_text()
-    assert (RUN / "best.safetensors").read_bytes() == (folder / RUN / "best.safetensors").read_bytes()
+    assert (RUN / "best.safetensors").read_bytes() == (
+        folder / RUN / "best.safetensors"
+    ).read_bytes()
 
 
 # --- Ctrl-C and SIGTERM ---
@@ -307,19 +462,34 @@ SIGNALLED: dict[str, tuple[Any, str, int]] = {
 }
 
 
-@pytest.mark.parametrize(("at", "number"), [*((at, signal.SIGINT) for at in SIGNALLED), ("a step", signal.SIGTERM)])
-def test_signals(here: Path, shelf: Path, straight: Straight, monkeypatch: pytest.MonkeyPatch, at: str, number: int) -> None:
+@pytest.mark.parametrize(
+    ("at", "number"), [*((at, signal.SIGINT) for at in SIGNALLED), ("a step", signal.SIGTERM)]
+)
+def test_signals(
+    here: Path,
+    shelf: Path,
+    straight: Straight,
+    monkeypatch: pytest.MonkeyPatch,
+    at: str,
+    number: int,
+) -> None:
     line = command(shelf)
     owner, name, count = SIGNALLED[at]
     fail_at(monkeypatch, owner, name, count, send(number), before=True)
     done = run(*line)
-    assert done.code == 130 and done.last.startswith("error: interrupted") and "gatecli finetune --resume" in done.last, done.err
+    assert (
+        done.code == 130
+        and done.last.startswith("error: interrupted")
+        and "gatecli finetune --resume" in done.last
+    ), done.err
     assert "stopping after this step" in done.err
     assert STATE.exists() and not Path("gated.tuned.safetensors").exists()
     equal(call("finetune", "--resume"), straight, line)
 
 
-def test_a_signal_keeps_the_step_it_came_in(here: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_keeps_the_step_it_came_in(
+    here: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Stopped by a signal, no step is lost, however rarely states are saved."""
     fail_at(monkeypatch, Loop, "_step", 5, send(signal.SIGINT), before=True)
     assert f"step 5 of {EPOCHS * STEPS}" in run(*command(shelf, "--save-every", 1000)).last
@@ -327,7 +497,9 @@ def test_a_signal_keeps_the_step_it_came_in(here: Path, shelf: Path, monkeypatch
         assert json.loads(file.metadata()["position"])["step"] == 5
 
 
-def test_two_signals_stop_at_once(here: Path, shelf: Path, straight: Straight, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_signals_stop_at_once(
+    here: Path, shelf: Path, straight: Straight, monkeypatch: pytest.MonkeyPatch
+) -> None:
     line = command(shelf)
 
     def twice() -> None:
@@ -336,19 +508,29 @@ def test_two_signals_stop_at_once(here: Path, shelf: Path, straight: Straight, m
 
     fail_at(monkeypatch, Loop, "_step", 5, twice, before=True)
     done = run(*line)
-    assert done.code == 130 and "stopped at once" in done.last and "gatecli finetune --resume" in done.last
+    assert (
+        done.code == 130
+        and "stopped at once" in done.last
+        and "gatecli finetune --resume" in done.last
+    )
     equal(call("finetune", "--resume"), straight, line)
 
 
-def test_a_signal_before_the_training(here: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_before_the_training(
+    here: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fail_at(monkeypatch, checkpoint, "read", 1, send(signal.SIGTERM))
     done = run(*command(shelf))
     assert done.code == 130 and done.last == "error: interrupted; nothing was written"
     assert not RUN.exists()
 
 
-@pytest.mark.parametrize("line", ["eval gated.safetensors", "prune gated.safetensors", "profile gated.safetensors"])
-def test_signals_at_other_commands(here: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch, line: str) -> None:
+@pytest.mark.parametrize(
+    "line", ["eval gated.safetensors", "prune gated.safetensors", "profile gated.safetensors"]
+)
+def test_signals_at_other_commands(
+    here: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
     from gatecli.data.arrays import ArraySplit
 
     fail_at(monkeypatch, ArraySplit, "read", 1, send(signal.SIGINT))
@@ -367,7 +549,10 @@ def test_handlers_are_given_back(here: Path, shelf: Path) -> None:
 
 @pytest.fixture(scope="module")
 def a_stopped_run(shelf: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    folder, line = tmp_path_factory.mktemp("stopped"), command(shelf, "--threads", 1, "--set", "loss_weight=2", "--save-every", 0)
+    folder, line = (
+        tmp_path_factory.mktemp("stopped"),
+        command(shelf, "--threads", 1, "--set", "loss_weight=2", "--save-every", 0),
+    )
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Crash):
         patch.chdir(folder)
         patch.setattr(loop, "LOG_EVERY", 1)
@@ -379,7 +564,10 @@ def a_stopped_run(shelf: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
 
 @pytest.fixture
 def stopped(here: Path, a_stopped_run: tuple[Path, list[str]]) -> list[str]:
-    """The working folder has a run that was stopped at its fifth step; the command that began it."""
+    """The working folder has a run that was stopped at its fifth step.
+
+    The command that began it.
+    """
     shutil.copytree(a_stopped_run[0] / ".gatecli", ".gatecli")
     return a_stopped_run[1]
 
@@ -389,11 +577,29 @@ def test_equal_options_are_accepted(stopped: list[str], straight: Straight) -> N
 
 
 CONFLICTS = {
-    "--epochs 9": "--epochs", "--lr .1": "--lr", "--batch-size 64": "--batch-size", "--seed 1": "--seed", "--threads 2": "--threads", "--set loss_weight=3": "--set", "--schedule step": "--schedule",
-    "--data digits": "--data", "--out other.safetensors": "--out", "--augment none": "--augment", "--precision bf16": "--precision", "--input-size 16": "--input-size", "--mean .5": "--mean",
-    "--weight-decay 1e-3": "--weight-decay", "--momentum .8": "--momentum", "--label-smoothing .1": "--label-smoothing", "--bn-batches 3": "--bn-batches", "--device cpu": "--device",
-    "--save-every 9": "--save-every", "--workers 1": "--workers", "steep.safetensors": "checkpoint", "--arch cifar:resnet20": "--arch",
-}  # fmt: skip
+    "--epochs 9": "--epochs",
+    "--lr .1": "--lr",
+    "--batch-size 64": "--batch-size",
+    "--seed 1": "--seed",
+    "--threads 2": "--threads",
+    "--set loss_weight=3": "--set",
+    "--schedule step": "--schedule",
+    "--data digits": "--data",
+    "--out other.safetensors": "--out",
+    "--augment none": "--augment",
+    "--precision bf16": "--precision",
+    "--input-size 16": "--input-size",
+    "--mean .5": "--mean",
+    "--weight-decay 1e-3": "--weight-decay",
+    "--momentum .8": "--momentum",
+    "--label-smoothing .1": "--label-smoothing",
+    "--bn-batches 3": "--bn-batches",
+    "--device cpu": "--device",
+    "--save-every 9": "--save-every",
+    "--workers 1": "--workers",
+    "steep.safetensors": "checkpoint",
+    "--arch cifar:resnet20": "--arch",
+}
 
 
 def test_other_options_are_refused(stopped: list[str]) -> None:
@@ -433,7 +639,11 @@ def test_a_new_run_replaces_an_unfinished_one(stopped: list[str], straight: Stra
 
 
 def test_the_input_is_another_file(stopped: list[str]) -> None:
-    edit(Path("gated.safetensors"), Path("gated.safetensors"), tensors=lambda held: held["fc.bias"].add_(1))
+    edit(
+        Path("gated.safetensors"),
+        Path("gated.safetensors"),
+        tensors=lambda held: held["fc.bias"].add_(1),
+    )
     refused("finetune --resume", "gated.safetensors", "SHA-256")
     Path("gated.safetensors").unlink()
     refused("finetune --resume", "gated.safetensors", "does not exist")
@@ -456,7 +666,10 @@ def test_killed_between_the_output_and_the_end(here: Path, shelf: Path, straight
 
 def state(change: Callable[[dict[str, torch.Tensor], dict[str, str]], Any]) -> None:
     with safe_open(STATE, "pt") as file:
-        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata())  # noqa: SIM118
+        tensors, metadata = (
+            {name: file.get_tensor(name) for name in file.keys()},
+            dict(file.metadata()),
+        )
     change(tensors, metadata)
     save_file(tensors, STATE, metadata)
 
@@ -481,8 +694,12 @@ DAMAGES: dict[str, Callable[[], Any]] = {
     "no options": lambda: about(lambda said: said.pop("options")),
     "unknown option": lambda: about(lambda said: said["options"].update(nope=1)),
     "a tensor less": lambda: state(lambda tensors, _: tensors.pop("model.fc.bias")),
-    "a tensor of another shape": lambda: state(lambda tensors, _: tensors.update({"model.fc.bias": torch.zeros(3)})),
-    "momentum of another shape": lambda: state(lambda tensors, _: tensors.update({"momentum.fc.bias": torch.zeros(3)})),
+    "a tensor of another shape": lambda: state(
+        lambda tensors, _: tensors.update({"model.fc.bias": torch.zeros(3)})
+    ),
+    "momentum of another shape": lambda: state(
+        lambda tensors, _: tensors.update({"momentum.fc.bias": torch.zeros(3)})
+    ),
     "no best": lambda: (RUN / "best.safetensors").unlink(),
     "best cut": lambda: (RUN / "best.safetensors").write_bytes(b"x" * 100),
     "odd log": lambda: (RUN / "log.jsonl").write_text('{"what": 3}\n'),
@@ -505,7 +722,9 @@ def test_a_log_line_that_was_cut_off(stopped: list[str], straight: Straight) -> 
 
 
 def a_module(name: str, text: str) -> None:
-    Path(f"{name}.py").write_text(f"import pathlib\npathlib.Path('imported_{name}').mkdir(exist_ok=True)\n{text}")
+    Path(f"{name}.py").write_text(
+        f"import pathlib\npathlib.Path('imported_{name}').mkdir(exist_ok=True)\n{text}"
+    )
     sys.modules.pop(name, None)
 
 
@@ -515,11 +734,42 @@ def forget(name: str) -> None:
 
 
 def test_callables_are_named_again(here: Path, shelf: Path) -> None:
-    a_module("mynet", "from gatecli.architectures.cifar import CifarResNet\ndef net():\n    return CifarResNet(20)\n")
-    a_module("mydata", f"import numpy\ndef images():\n    data = numpy.load('{shelf}/data.npz')\n    return {{name: (data[name + '_images'], data[name + '_labels']) for name in ('train', 'val')}}\n")
+    a_module(
+        "mynet",
+        "from gatecli.architectures.cifar import CifarResNet\ndef net():\n    return"
+        " CifarResNet(20)\n",
+    )
+    a_module(
+        "mydata",
+        f"import numpy\ndef images():\n    data = numpy.load('{shelf}/data.npz')\n    return"
+        " {name: (data[name + '_images'], data[name + '_labels']) for name in ('train',"
+        " 'val')}\n",
+    )
     save_source(Path("mine.pt"))
-    call("attach", "mine.pt", "--arch", "mynet:net", "--method", "ind-perbatch", "--input-size", SIDE, "--out", "gated.safetensors", "--force")
-    line = ["finetune", "--arch", "mynet:net", "--data", "mydata:images", "--epochs", "1", "--batch-size", "32"]
+    call(
+        "attach",
+        "mine.pt",
+        "--arch",
+        "mynet:net",
+        "--method",
+        "ind-perbatch",
+        "--input-size",
+        SIDE,
+        "--out",
+        "gated.safetensors",
+        "--force",
+    )
+    line = [
+        "finetune",
+        "--arch",
+        "mynet:net",
+        "--data",
+        "mydata:images",
+        "--epochs",
+        "1",
+        "--batch-size",
+        "32",
+    ]
     with pytest.MonkeyPatch.context() as patch:
         fail_at(patch, Loop, "_step", 2, send(signal.SIGINT))
         done = run(*line)
@@ -555,9 +805,16 @@ def test_a_pickle_is_not_trusted_on_a_state_s_word(stopped: list[str]) -> None:
 
 
 OUTSIDE = {
-    "elsewhere": "../precious.safetensors", "no checkpoint's name": "train.py", "hidden": ".git/hooks/x.safetensors", "the run's own": ".gatecli/runs/gated.tuned/best.safetensors",
-    "up and down": "x/../../precious.safetensors", "by a link": "link/precious.safetensors", "nowhere": "", "a folder": ".", "in no file system": "a\0b.safetensors",
-}  # fmt: skip
+    "elsewhere": "../precious.safetensors",
+    "no checkpoint's name": "train.py",
+    "hidden": ".git/hooks/x.safetensors",
+    "the run's own": ".gatecli/runs/gated.tuned/best.safetensors",
+    "up and down": "x/../../precious.safetensors",
+    "by a link": "link/precious.safetensors",
+    "nowhere": "",
+    "a folder": ".",
+    "in no file system": "a\0b.safetensors",
+}
 
 
 @pytest.mark.parametrize("out", OUTSIDE.values(), ids=OUTSIDE)
@@ -606,10 +863,16 @@ def test_force_is_the_command_line_s_alone(here: Path, shelf: Path) -> None:
 
 
 def test_force_replaces_checkpoints_alone(stopped: list[str]) -> None:
-    """What the state calls its output is somebody's work: --force without --out is no leave to replace it."""
+    """What the state calls its output is somebody's work.
+
+    --force without --out is no leave to replace it.
+    """
     Path("gated.tuned.safetensors").write_bytes(b"my thesis")
     refused("finetune --resume --force", "gated.tuned.safetensors", "--out")
-    assert call("finetune", "--resume", "--force", "--out", "gated.tuned.safetensors")["epochs"] == EPOCHS
+    assert (
+        call("finetune", "--resume", "--force", "--out", "gated.tuned.safetensors")["epochs"]
+        == EPOCHS
+    )
 
 
 @pytest.mark.parametrize("out", ["sub/mine.safetensors", "../mine.safetensors", "mine.bin"])
@@ -620,12 +883,18 @@ def test_an_output_named_at_the_beginning(here: Path, shelf: Path, out: str) -> 
         fail_at(patch, Loop, "_step", 2, send(signal.SIGINT))
         done = run(*command(shelf, "--out", out))
     way = done.last.partition("gatecli ")[2].split()
-    assert way == ["finetune", "--resume", *([] if out.startswith("sub") else ["--out", out])], done.last
+    assert way == [
+        "finetune",
+        "--resume",
+        *([] if out.startswith("sub") else ["--out", out]),
+    ], done.last
     assert call(*way)["out"] == out and Path(out).exists()
     Path(out).unlink()
 
 
-@pytest.mark.parametrize("folder", ["../board", "/tmp/../tmp/board-of-a-state", ".git/board", "link/board"])
+@pytest.mark.parametrize(
+    "folder", ["../board", "/tmp/../tmp/board-of-a-state", ".git/board", "link/board"]
+)
 def test_a_state_names_a_board_outside(stopped: list[str], folder: str) -> None:
     Path("link").symlink_to("..")
     about(lambda said: said.update(tensorboard=folder))
@@ -647,7 +916,11 @@ def test_pickles_are_named_again(stopped: list[str], name: str) -> None:
 
     torch.save({"state_dict": Evil()}, "evil.pt")
     digest = file_sha256("evil.pt")
-    about(lambda said: said.update({name: "evil.pt", {"checkpoint": "sha256"}.get(name, "teacher_sha256"): digest}))
+    about(
+        lambda said: said.update(
+            {name: "evil.pt", {"checkpoint": "sha256"}.get(name, "teacher_sha256"): digest}
+        )
+    )
     refused("finetune --resume --trust-pickle", "evil.pt", "a state's word")
     assert not Path("pwned").exists()
 
@@ -674,9 +947,20 @@ def test_a_state_downloads_nothing(stopped: list[str], monkeypatch: pytest.Monke
 
 
 ODD: dict[str, Any] = {
-    "checkpoint": [None, 3, ["x"]], "out": [None, 3], "data": [3, {}], "settings": [None, [], {"target_rate": 1}], "options": [None, {"epochs": "many"}, {"epochs": 2.5}, {"lr": True}, {"workers": 10**6}],
-    "threads": [0, -1, 10**6, "1", True], "device": [None, "cuda:x", 3], "reading": [None, {}, {"arch": None}], "teacher": [3, "x.safetensors"], "tensorboard": [3], "samples": [None, {"train": 3}], "sha256": [None, 3], "else": [1],
-}  # fmt: skip
+    "checkpoint": [None, 3, ["x"]],
+    "out": [None, 3],
+    "data": [3, {}],
+    "settings": [None, [], {"target_rate": 1}],
+    "options": [None, {"epochs": "many"}, {"epochs": 2.5}, {"lr": True}, {"workers": 10**6}],
+    "threads": [0, -1, 10**6, "1", True],
+    "device": [None, "cuda:x", 3],
+    "reading": [None, {}, {"arch": None}],
+    "teacher": [3, "x.safetensors"],
+    "tensorboard": [3],
+    "samples": [None, {"train": 3}],
+    "sha256": [None, 3],
+    "else": [1],
+}
 
 
 @pytest.mark.parametrize("name", ODD)
@@ -688,19 +972,39 @@ def test_a_state_s_values_of_other_types(stopped: list[str], name: str) -> None:
         refused("finetune --resume")
 
 
-@pytest.mark.parametrize("name", ["arch", "arch_arg", "input_size", "mean", "std", "leaf", "trust_pickle"])
+@pytest.mark.parametrize(
+    "name", ["arch", "arch_arg", "input_size", "mean", "std", "leaf", "trust_pickle"]
+)
 def test_a_state_s_way_of_reading(stopped: list[str], name: str) -> None:
     before = STATE.read_bytes()
-    for value in (3, {}, [3], "" if name in ("arch_arg", "leaf", "trust_pickle") else ["x"], 10**400):
+    for value in (
+        3,
+        {},
+        [3],
+        "" if name in ("arch_arg", "leaf", "trust_pickle") else ["x"],
+        10**400,
+    ):
         STATE.write_bytes(before)
         about(lambda said, value=value: said["reading"].update({name: value}))
         refused("finetune --resume", "damaged", "without --resume")
 
 
 ODD_POSITIONS: dict[str, list[Any]] = {
-    "step": ["x", -1, 10**9, None], "closed": [-1, 10**9, "x"], "sums": [None, {"loss": 1.0}, {"loss": "x"}, {"batches": 0.0, "loss": 1.0, "top1": 1.0}, {"batches": 1.0, "loss": 1.0}], "history": [None, 3, [], [{}], [{"val_top1": 1.0}], [float("nan")]],
-    "best": [7, -1, "x"], "targets": [None, {}, {"x": 1.0}, {"layer1.0": "x"}], "goal": [None, 3, {"x": "y"}], "baseline": ["x", {"x": 1}, float("inf")],
-}  # fmt: skip
+    "step": ["x", -1, 10**9, None],
+    "closed": [-1, 10**9, "x"],
+    "sums": [
+        None,
+        {"loss": 1.0},
+        {"loss": "x"},
+        {"batches": 0.0, "loss": 1.0, "top1": 1.0},
+        {"batches": 1.0, "loss": 1.0},
+    ],
+    "history": [None, 3, [], [{}], [{"val_top1": 1.0}], [float("nan")]],
+    "best": [7, -1, "x"],
+    "targets": [None, {}, {"x": 1.0}, {"layer1.0": "x"}],
+    "goal": [None, 3, {"x": "y"}],
+    "baseline": ["x", {"x": 1}, float("inf")],
+}
 
 
 @pytest.mark.parametrize("name", ODD_POSITIONS)
@@ -709,7 +1013,11 @@ def test_a_state_s_position(stopped: list[str], name: str) -> None:
     for value in ODD_POSITIONS[name]:
         STATE.write_bytes(before)
         (RUN / "log.jsonl").write_bytes(log)
-        state(lambda _, metadata, value=value: metadata.update(position=json.dumps({**json.loads(metadata["position"]), name: value})))
+        state(
+            lambda _, metadata, value=value: metadata.update(
+                position=json.dumps({**json.loads(metadata["position"]), name: value})
+            )
+        )
         refused("finetune --resume", "state.safetensors is damaged", "without --resume")
 
 
@@ -739,7 +1047,9 @@ CHANGES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a val image less": lambda arrays: cut(arrays, "val"),
     "a pixel": lambda arrays: arrays["train_images"].__setitem__((5, 0, 0), 77),
     "a label": lambda arrays: arrays["val_labels"].__setitem__((5, 0), 3),
-    "another order": lambda arrays: arrays.update(train_images=arrays["train_images"][::-1], train_labels=arrays["train_labels"][::-1]),
+    "another order": lambda arrays: arrays.update(
+        train_images=arrays["train_images"][::-1], train_labels=arrays["train_labels"][::-1]
+    ),
 }
 
 
@@ -757,7 +1067,13 @@ def test_another_npz(here: Path, shelf: Path, change: str) -> None:
     line = command(shelf)
     again = interrupted([word.replace(f"{shelf}/data.npz", "mine.npz") for word in line])
     other_npz(Path("mine.npz"), CHANGES[change])
-    refused(again, "mine.npz", "has changed since the run began", "val" if "val" in change or "label" in change else "train", "without --resume")
+    refused(
+        again,
+        "mine.npz",
+        "has changed since the run began",
+        "val" if "val" in change or "label" in change else "train",
+        "without --resume",
+    )
     shutil.copy(shelf / "data.npz", "mine.npz")
     call(*again)
 
@@ -776,8 +1092,28 @@ def test_another_image_folder(here: Path) -> None:
             for number in range(4):
                 Image.new("RGB", (9, 9)).save(f"images/{split}/{name}/{number}.png")
     save_source(Path("two.pt"), num_classes=2)
-    call("attach", "two.pt", "--method", "ind-perbatch", "--input-size", SIDE, "--out", "two.safetensors")
-    again = interrupted(["finetune", "two.safetensors", "--data", "imagefolder:images", "--epochs", "2", "--batch-size", "4"])
+    call(
+        "attach",
+        "two.pt",
+        "--method",
+        "ind-perbatch",
+        "--input-size",
+        SIDE,
+        "--out",
+        "two.safetensors",
+    )
+    again = interrupted(
+        [
+            "finetune",
+            "two.safetensors",
+            "--data",
+            "imagefolder:images",
+            "--epochs",
+            "2",
+            "--batch-size",
+            "4",
+        ]
+    )
     for old, new in (("train/ant/0.png", "train/ant/new.png"), ("val/bee/0.png", "val/ant/9.png")):
         Path("images", old).rename(Path("images", new))
         refused(again, "has changed since the run began", old.partition("/")[0])
@@ -790,10 +1126,26 @@ def test_another_image_folder(here: Path) -> None:
 
 def test_a_function_s_data(here: Path, shelf: Path) -> None:
     """Its images may be made anew each time; its labels and their count are looked at."""
-    text = "import numpy\nfrom {where} import LEFT\ndef images():\n    data = numpy.load('{shelf}/data.npz')\n    return {{name: (numpy.random.randint(0, 255, data[name + '_images'][LEFT:].shape).astype('uint8'), data[name + '_labels'][LEFT:]) for name in ('train', 'val')}}\n"
+    text = (
+        "import numpy\nfrom {where} import LEFT\ndef images():\n    data ="
+        " numpy.load('{shelf}/data.npz')\n    return {{name: (numpy.random.randint(0, 255,"
+        " data[name + '_images'][LEFT:].shape).astype('uint8'), data[name + '_labels'][LEFT:]) for"
+        " name in ('train', 'val')}}\n"
+    )
     a_module("madeleft", "LEFT = 0\n")
     a_module("madedata", text.format(where="madeleft", shelf=shelf))
-    again = interrupted(["finetune", "gated.safetensors", "--data", "madedata:images", "--epochs", "2", "--batch-size", "32"])
+    again = interrupted(
+        [
+            "finetune",
+            "gated.safetensors",
+            "--data",
+            "madedata:images",
+            "--epochs",
+            "2",
+            "--batch-size",
+            "32",
+        ]
+    )
     sys.modules["madedata"].LEFT = 10
     refused(again, "madedata:images", "has changed since the run began")
     sys.modules["madedata"].LEFT = 0
@@ -826,7 +1178,11 @@ def test_a_library_run_resumes(here: Path, shelf: Path, monkeypatch: pytest.Monk
 
 def test_best_and_last_are_kept(here: Path, shelf: Path) -> None:
     found = call(*command(shelf))
-    assert sorted(file.name for file in RUN.iterdir()) == ["best.safetensors", "last.safetensors", "log.jsonl"]
+    assert sorted(file.name for file in RUN.iterdir()) == [
+        "best.safetensors",
+        "last.safetensors",
+        "log.jsonl",
+    ]
     rows = [json.loads(line) for line in (RUN / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "loss" in row] == list(range(1, EPOCHS * STEPS + 1))
     assert [row for row in rows if "val_top1" in row] == found["history"]

@@ -1,4 +1,8 @@
-"""What a file says is shown, and obeyed by no terminal; errors are one line whatever raises them; help is plain text."""
+"""What a file says is shown, and obeyed by no terminal; errors are one line whatever raises them.
+
+Help is plain text.
+"""
+
 from __future__ import annotations
 
 import ast
@@ -32,13 +36,22 @@ EVIL = "\x1b[2J\x1b]0;owned\x07\r\b\x9b31m\u202egnp.\u2028\x7f"
 
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A gated checkpoint whose recipe holds what terminals obey wherever text may stand, and data."""
+    """Data, and a gated checkpoint whose recipe holds what terminals obey wherever text may be."""
     folder = tmp_path_factory.mktemp("shelf")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         save_npz(Path("data.npz"))
         save_source(Path("r20.pt"))
-        call("attach", "r20.pt", "--method", "aig-perbatch", "--input-size", SIDE, "--out", "good.safetensors")
+        call(
+            "attach",
+            "r20.pt",
+            "--method",
+            "aig-perbatch",
+            "--input-size",
+            SIDE,
+            "--out",
+            "good.safetensors",
+        )
         edit(Path("good.safetensors"), Path("evil.safetensors"), recipe=spoil)
         shutil.rmtree(".gatecli")
     return folder
@@ -72,7 +85,23 @@ def tame(done: Done) -> Done:
 # --- a terminal never obeys a file ---
 
 
-@pytest.mark.parametrize("text", ["a\x1b[31m", "\r", "\n", "\x00", "\x7f", "\x9b", "\u202e", "\u2028", "\ud800", "\udcff", "\u200b", "\xa0"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a\x1b[31m",
+        "\r",
+        "\n",
+        "\x00",
+        "\x7f",
+        "\x9b",
+        "\u202e",
+        "\u2028",
+        "\ud800",
+        "\udcff",
+        "\u200b",
+        "\xa0",
+    ],
+)
 def test_what_is_not_printable_is_escaped(text: str) -> None:
     assert printable(text).isascii() and printable(text).isprintable()
     assert printable(text).encode("ascii").decode("unicode_escape") == text
@@ -93,7 +122,22 @@ def test_error_lines_are_cut(length: int, sign: str) -> None:
     assert len(line) == LONGEST or line == printable(text)
 
 
-@pytest.mark.parametrize("command", ["log", "inspect", "inspect --kind all", "eval --data npz:data.npz", "gates --data npz:data.npz", "profile --repeats 3", "profile --repeats 3 --data npz:data.npz", "prune --data npz:data.npz", "export", "finetune --data npz:data.npz --epochs 1 --batch-size 48", "calibrate --data npz:data.npz --target-acc 1"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "log",
+        "inspect",
+        "inspect --kind all",
+        "eval --data npz:data.npz",
+        "gates --data npz:data.npz",
+        "profile --repeats 3",
+        "profile --repeats 3 --data npz:data.npz",
+        "prune --data npz:data.npz",
+        "export",
+        "finetune --data npz:data.npz --epochs 1 --batch-size 48",
+        "calibrate --data npz:data.npz --target-acc 1",
+    ],
+)
 def test_texts_from_a_checkpoint(here: Path, command: str) -> None:
     name, *options = command.split()
     done = tame(run(name, "evil.safetensors", *options))
@@ -110,14 +154,19 @@ def test_a_log_still_tells(here: Path) -> None:
 def test_errors_that_repeat_a_file(here: Path, where: str) -> None:
     def change(said: dict[str, Any]) -> None:
         places: dict[str, tuple[Any, Any]] = {
-            "arch": (said["source"], "arch"), "file": (said["source"], "arch_args"), "method": (said["steps"][0]["settings"], "method"), "site": (said["steps"][0]["settings"]["sites"], 0),
-        }  # fmt: skip
+            "arch": (said["source"], "arch"),
+            "file": (said["source"], "arch_args"),
+            "method": (said["steps"][0]["settings"], "method"),
+            "site": (said["steps"][0]["settings"]["sites"], 0),
+        }
         owner, key = places[where]
         owner[key] = "cifar:" + EVIL + "x" * 100_000
 
     edit(Path("good.safetensors"), Path("bad.safetensors"), recipe=change)
     done = tame(run("inspect", "bad.safetensors"))
-    assert done.code == 1 and done.err.count("\n") == 1 and len(done.err) <= LONGEST + 1, done.err[:2000]
+    assert done.code == 1 and done.err.count("\n") == 1 and len(done.err) <= LONGEST + 1, done.err[
+        :2000
+    ]
 
 
 def test_names_of_classes_images_and_files(here: Path) -> None:
@@ -125,19 +174,32 @@ def test_names_of_classes_images_and_files(here: Path) -> None:
     for split in ("train", "val"):
         for number in range(10):
             Path("images", split, f"{number}{evil}").mkdir(parents=True)
-            Image.fromarray(np.full((9, 9, 3), 20 * number, np.uint8)).save(f"images/{split}/{number}{evil}/0.png")
+            Image.fromarray(np.full((9, 9, 3), 20 * number, np.uint8)).save(
+                f"images/{split}/{number}{evil}/0.png"
+            )
     picture, moved = f"cat{evil}.png", f"net{evil}.safetensors"
     shutil.copy(f"images/val/0{evil}/0.png", picture)
     shutil.copy("good.safetensors", moved)
     told = tame(run("run", moved, picture, "--data", "imagefolder:images"))
-    assert told.code == 0 and r"0\x1b[2J\u202e\n" in told.out and r"cat\x1b[2J\u202e\n.png" in told.out
+    assert (
+        told.code == 0 and r"0\x1b[2J\u202e\n" in told.out and r"cat\x1b[2J\u202e\n.png" in told.out
+    )
     assert tame(run("use", moved)).code == 0
     assert tame(run("inspect")).code == 0
     Path(picture).write_bytes(b"no image")
     assert tame(run("run", "good.safetensors", picture)).err.count("\n") == 1
 
 
-@pytest.mark.parametrize("line", [["\x1b[2J"], ["eval", "--\x1b[2J"], ["eval", "a", "\x1b[2J"], ["eval", "--batch-size", "\x1b[2J"], ["eval", "--workers", "1\x1b[2J"]])
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["\x1b[2J"],
+        ["eval", "--\x1b[2J"],
+        ["eval", "a", "\x1b[2J"],
+        ["eval", "--batch-size", "\x1b[2J"],
+        ["eval", "--workers", "1\x1b[2J"],
+    ],
+)
 def test_usage_errors(here: Path, line: list[str]) -> None:
     assert tame(run(*line)).code == 2
 
@@ -155,7 +217,9 @@ def test_progress(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert r"\x1b[2J" in tame(run("eval", "good.safetensors", "--data", "npz:data.npz")).err
     shown: list[str] = []
     monkeypatch.setattr(progress, "_bar", lambda: Seen(shown))
-    monkeypatch.setattr(progress, "sys", SimpleNamespace(stderr=SimpleNamespace(isatty=lambda: True)))
+    monkeypatch.setattr(
+        progress, "sys", SimpleNamespace(stderr=SimpleNamespace(isatty=lambda: True))
+    )
     run("eval", "good.safetensors", "--data", "npz:data.npz")
     assert len(shown) == 2 and all(text.isprintable() for text in shown)
 
@@ -181,18 +245,36 @@ class Seen:
 
 
 def test_one_place_prints() -> None:
-    """In the command line's files only these call print: the text module, tables (of escaped cells), the JSON (which is ASCII), and the version."""
+    """In the command line's files only these call print.
+
+    The text module, tables (of escaped cells), the JSON (which is ASCII), and the version.
+    """
     calls = {
-        file.name: sum(isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print" for node in ast.walk(ast.parse(file.read_text())))
+        file.name: sum(
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id == "print"
+            for node in ast.walk(ast.parse(file.read_text()))
+        )
         for file in Path(gatecli.cli.__file__).parent.glob("*.py")
     }
-    assert {name: count for name, count in calls.items() if count} == {"text.py": 2, "render.py": 1, "session.py": 1, "program.py": 1}
+    assert {name: count for name, count in calls.items() if count} == {
+        "text.py": 2,
+        "render.py": 1,
+        "session.py": 1,
+        "program.py": 1,
+    }
 
 
 def program(*line: str, code: str = "-m gatecli", **env: str) -> subprocess.CompletedProcess[str]:
     """The program in a process of its own."""
     path = os.pathsep.join([*filter(None, [env.pop("STUBS", "")]), str(ROOT)])
-    return subprocess.run([sys.executable, *(code.split() if code.startswith("-m") else ["-c", code]), *line], env={**os.environ, "PYTHONPATH": path, **env}, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, *(code.split() if code.startswith("-m") else ["-c", code]), *line],
+        env={**os.environ, "PYTHONPATH": path, **env},
+        capture_output=True,
+        text=True,
+    )
 
 
 def test_a_traceback(here: Path) -> None:
@@ -209,8 +291,14 @@ def test_a_terminal_without_unicode(here: Path) -> None:
 # --- one clear line, whatever raises ---
 
 FULL = [
-    RuntimeError("[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes. Error code 12 (Cannot allocate memory)"),
-    RuntimeError("[enforce fail at alloc_cpu.cpp:80] data. DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory:"
+        " you tried to allocate 9 bytes. Error code 12 (Cannot allocate memory)"
+    ),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:80] data. DefaultCPUAllocator: not enough memory: you tried"
+        " to allocate 9 bytes."
+    ),
     RuntimeError("unable to mmap 9 bytes from file <x>: Cannot allocate memory (12)"),
     RuntimeError("std::bad_alloc"),
     RuntimeError("CUDA out of memory. Tried to allocate 9 GiB"),
@@ -232,17 +320,25 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: Exception) -> str:
 
     monkeypatch.setattr(evaluation, "evaluate", fail)
     done = run("eval", "good.safetensors", "--data", "npz:data.npz")
-    assert (done.code, done.out, done.err.count("\n")) == (1, "", 1) and done.err.startswith("error: ") and "a bug in gatecli" not in done.err
+    assert (
+        (done.code, done.out, done.err.count("\n")) == (1, "", 1)
+        and done.err.startswith("error: ")
+        and "a bug in gatecli" not in done.err
+    )
     return done.last
 
 
 @pytest.mark.parametrize("error", FULL, ids=lambda error: str(error)[:40])
-def test_no_memory_in_any_words(here: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+def test_no_memory_in_any_words(
+    here: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     assert "not enough memory: take smaller" in failing(monkeypatch, error)
 
 
 def test_damaged_compression(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "damaged" in failing(monkeypatch, zlib.error("Error -3 while decompressing data: invalid block type"))
+    assert "damaged" in failing(
+        monkeypatch, zlib.error("Error -3 while decompressing data: invalid block type")
+    )
 
 
 def test_a_name_that_a_library_cannot_encode(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,22 +362,59 @@ except BaseException:  # as many do
 @pytest.mark.parametrize("code", ["-m gatecli", SCRIPT], ids=["module", "script"])
 @pytest.mark.parametrize("module", ["typer", "torch", "gatecli_own"])
 def test_an_interrupted_import(here: Path, code: str, module: str) -> None:
-    """Of what the command line needs, of torch, and of a user's code: one line, whatever the import makes of exceptions."""
+    """Of what the command line needs, of torch, and of a user's code.
+
+    One line, whatever the import makes of exceptions.
+    """
     Path("stubs", module).mkdir(parents=True)
     Path("stubs", module, "__init__.py").write_text(STUB)
-    done = program("inspect", "r20.pt", *(["--arch", "gatecli_own:net"] if module == "gatecli_own" else []), code=code, STUBS=str(here / "stubs"))
-    assert (done.returncode, done.stdout) == (130, "") and done.stderr == "error: interrupted; nothing was written\n", done
+    done = program(
+        "inspect",
+        "r20.pt",
+        *(["--arch", "gatecli_own:net"] if module == "gatecli_own" else []),
+        code=code,
+        STUBS=str(here / "stubs"),
+    )
+    assert (done.returncode, done.stdout) == (
+        130,
+        "",
+    ) and done.stderr == "error: interrupted; nothing was written\n", done
 
 
 def test_nothing_heavy_comes_before_the_handler() -> None:
-    code = "import sys; before = set(sys.modules); import gatecli.cli.app; print(*sorted(set(sys.modules) - before))"
+    code = (
+        "import sys; before = set(sys.modules); import gatecli.cli.app;"
+        " print(*sorted(set(sys.modules) - before))"
+    )
     loaded = set(program(code=code).stdout.split())
-    assert loaded <= {"gatecli", "gatecli.cli", "gatecli.cli.app", "gatecli.cli.interrupts", "__future__", "signal", "enum", "types", "operator", "_operator", "functools", "_functools", "collections", "_collections", "keyword", "reprlib", "itertools"}
+    assert loaded <= {
+        "gatecli",
+        "gatecli.cli",
+        "gatecli.cli.app",
+        "gatecli.cli.interrupts",
+        "__future__",
+        "signal",
+        "enum",
+        "types",
+        "operator",
+        "_operator",
+        "functools",
+        "_functools",
+        "collections",
+        "_collections",
+        "keyword",
+        "reprlib",
+        "itertools",
+    }
 
 
 def test_sigint_stays_ignored() -> None:
     """As where a shell starts a command in the background."""
-    code = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\nfrom gatecli.cli import app, program\nprogram.start = lambda: print(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)\napp.main()"
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\nfrom gatecli.cli import app,"
+        " program\nprogram.start = lambda: print(signal.getsignal(signal.SIGINT) is"
+        " signal.SIG_IGN)\napp.main()"
+    )
     assert program(code=code).stdout == "True\n"
 
 
@@ -290,13 +423,17 @@ def test_sigint_stays_ignored() -> None:
 
 @pytest.mark.parametrize("rich", ["1", "0"])
 @pytest.mark.parametrize("command", ["", *COMMANDS])
-def test_help_is_shown_as_it_is_written(command: str, rich: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_help_is_shown_as_it_is_written(
+    command: str, rich: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import typer.main
 
     monkeypatch.setattr("gatecli.cli.program.MARKUP", rich == "1")
     monkeypatch.setattr(typer.core, "HAS_RICH", rich == "1", raising=False)
     monkeypatch.setenv("COLUMNS", "200")
-    told = " ".join(re.sub(r"[│╭╮╰╯─]", " ", run(*([command] if command else []), "--help").out).split())
+    told = " ".join(
+        re.sub(r"[│╭╮╰╯─]", " ", run(*([command] if command else []), "--help").out).split()
+    )
     group: Any = typer.main.get_command(app)
     shown = group.commands[command] if command else group
     helps = [shown.help, *(each.help for each in shown.params if getattr(each, "help", None))]

@@ -1,4 +1,8 @@
-"""A command that measures under one setting writes that setting: thresholds, rates and MACs belong together."""
+"""A command that measures under one setting writes that setting.
+
+Thresholds, rates and MACs belong together.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -60,11 +64,17 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["gaternet"], {}, ["--threshold", T]),
         (["cgnet"], {"gate": "coarse"}, ["--threshold", T]),
         (["aig-perbatch", "early-exit"], {}, ["--threshold", T, "--collapse", 0]),
-        (["aig-perbatch", "early-exit"], {}, ["--static", 0.5, "--collapse", 0]),  # who leaves depends on what was decided for good
+        (
+            ["aig-perbatch", "early-exit"],
+            {},
+            ["--static", 0.5, "--collapse", 0],
+        ),  # who leaves depends on what was decided for good
         (["aig-perbatch"], {}, ["--collapse", 0.1]),
     ],
 )
-def test_prune_records_what_the_file_does(here: Path, methods: list[str], settings: dict[str, Any], options: list[object]) -> None:
+def test_prune_records_what_the_file_does(
+    here: Path, methods: list[str], settings: dict[str, Any], options: list[object]
+) -> None:
     path, data = made(here, *methods, **settings), f"npz:{save_npz(here / 'few.npz')}"
     if "early-exit" in methods:
         network = gatecli.load(path)
@@ -78,23 +88,33 @@ def test_prune_records_what_the_file_does(here: Path, methods: list[str], settin
     assert pruned["macs_expected"] == pytest.approx(scores["macs_expected"], rel=1e-9)
     assert (pruned["top1"], pruned["split"]) == (scores["top1"], "val")
     recorded = call("log", "p.safetensors")["steps"][-1]["results"]["unit_rates"]
-    assert {site: sum(units) / len(units) for site, units in recorded.items()} == pytest.approx(scores["rates"])
+    assert {site: sum(units) / len(units) for site, units in recorded.items()} == pytest.approx(
+        scores["rates"]
+    )
 
 
 def test_the_threshold_stays_in_the_gates(here: Path) -> None:
-    network = opinionated(gatecli.attach(CASES["own"].build(), "aig-perbatch", input_size=CASES["own"].size).network)
+    network = opinionated(
+        gatecli.attach(CASES["own"].build(), "aig-perbatch", input_size=CASES["own"].size).network
+    )
     network = opinionated(gatecli.attach(network, "dgate").network)
     rates = {site: [0.5] * gate.units for site, gate in network.site_gates.items()}
     pruned = gatecli.prune(network, threshold=T, rates=rates).network
     for site, gate in pruned.site_gates.items():
-        expected = network.site_gates[site].threshold if isinstance(gate, Exit) else torch.full((gate.units,), T)
+        expected = (
+            network.site_gates[site].threshold
+            if isinstance(gate, Exit)
+            else torch.full((gate.units,), T)
+        )
         assert torch.equal(gate.threshold, expected)
     first = next(iter(network.site_gates.values()))
     assert torch.equal(first.threshold, torch.tensor([0.5]))  # the input is left alone
 
 
 def test_without_a_threshold_the_gates_keep_their_own(here: Path) -> None:
-    network = opinionated(gatecli.attach(CASES["own"].build(), "aig-perbatch", input_size=CASES["own"].size).network)
+    network = opinionated(
+        gatecli.attach(CASES["own"].build(), "aig-perbatch", input_size=CASES["own"].size).network
+    )
     for number, gate in enumerate(network.site_gates.values()):
         gate.threshold.fill_(0.3 + 0.1 * number)
     rates = {site: [0.5] for site in network.site_gates}
@@ -110,8 +130,12 @@ def close_all(network: Network) -> None:
 
 
 @pytest.mark.parametrize("method", ["aig-perbatch", "gaternet"])
-def test_prune_notices_gates_that_decide_otherwise(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    network = opinionated(gatecli.attach(CASES["readers"].build(), method, input_size=CASES["readers"].size).network)
+def test_prune_notices_gates_that_decide_otherwise(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = opinionated(
+        gatecli.attach(CASES["readers"].build(), method, input_size=CASES["readers"].size).network
+    )
     rates = {site: [0.5] * gate.units for site, gate in network.site_gates.items()}
     before: Callable[..., None] = pruning._set_threshold
 
@@ -136,11 +160,37 @@ def test_calibrated_exits_record_the_rates_of_the_gates_before_and_behind(here: 
 def test_a_baseline_is_not_taken_from_other_data(here: Path) -> None:
     """max-drop counts from what all gates open give on the data at hand."""
     path, first = made(here, "ind-perbatch"), f"npz:{save_npz(here / 'few.npz')}"
-    tuned = call("finetune", path, "--data", first, "--epochs", 1, "--batch-size", 32, "--bn-batches", 0, "--out", "t.safetensors")
+    tuned = call(
+        "finetune",
+        path,
+        "--data",
+        first,
+        "--epochs",
+        1,
+        "--batch-size",
+        32,
+        "--bn-batches",
+        0,
+        "--out",
+        "t.safetensors",
+    )
     other = f"npz:{save_npz(here / 'other.npz', val=20)}"
     network = gatecli.load("t.safetensors")
     assert network.recipe.baseline is not None and network.recipe.baseline["data"] == first
-    again = call("finetune", "t.safetensors", "--data", other, "--epochs", 1, "--batch-size", 32, "--bn-batches", 0, "--out", "u.safetensors")
+    again = call(
+        "finetune",
+        "t.safetensors",
+        "--data",
+        other,
+        "--epochs",
+        1,
+        "--batch-size",
+        32,
+        "--bn-batches",
+        0,
+        "--out",
+        "u.safetensors",
+    )
     open_ = call("eval", "t.safetensors", "--data", other, "--strategy", "always-on")
     assert again["baseline_top1"] == pytest.approx(open_["top1"])
     assert tuned["out"]

@@ -1,9 +1,11 @@
-"""Train a ResNeXt with learned, random and full connections between its branches, from scratch, prune it, and print what came of it.
+"""Train a ResNeXt with learned, random and full connections between its branches, from scratch,
+prune it, and print what came of it.
 
 python docs/experiments/branch_gates.py glyphs36.npz --seeds 0 1 2
 
 Works in the current folder.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -15,7 +17,12 @@ from subset import subset
 
 from gatecli.architectures.build import build
 
-VARIANTS = {"K = 1": ["fan_in=1"], "K = 4": ["fan_in=4"], "random, K = 4": ["fan_in=4", "connectivity=random"], "full, K = 8": ["fan_in=8"]}
+VARIANTS = {
+    "K = 1": ["fan_in=1"],
+    "K = 4": ["fan_in=4"],
+    "random, K = 4": ["fan_in=4", "connectivity=random"],
+    "full, K = 8": ["fan_in=8"],
+}
 
 
 def main() -> None:
@@ -28,8 +35,14 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     parser.add_argument("--connections", nargs="*", choices=VARIANTS, default=list(VARIANTS))
     args = parser.parse_args()
-    data, classes = f"npz:{subset(args.data, args.train)}", int(np.load(args.data)["train_labels"].max()) + 1
-    print("| connections | seed | test top-1 | parameters | pruned | GMACs | pruned | branches a module | ms at batch 1 / 32 | pruned |\n|---|---|---|---|---|---|---|---|---|---|")
+    data, classes = (
+        f"npz:{subset(args.data, args.train)}",
+        int(np.load(args.data)["train_labels"].max()) + 1,
+    )
+    print(
+        "| connections | seed | test top-1 | parameters | pruned | GMACs | pruned | branches a"
+        " module | ms at batch 1 / 32 | pruned |\n|---|---|---|---|---|---|---|---|---|---|"
+    )
     for seed in args.seeds:
         source = f"{args.arch}.{seed}.pt"
         torch.manual_seed(seed)
@@ -37,19 +50,74 @@ def main() -> None:
         for name in args.connections:
             stem = f"{args.arch}.{seed}.{name.replace(' ', '').replace(',', '-')}"
             sets = [word for setting in VARIANTS[name] for word in ("--set", setting)]
-            gated = gatecli("attach", source, "--method", "gateconnect", *sets, "--input-size", args.size, "--out", f"{stem}.safetensors", "--force")
-            schedule = ["--epochs", args.epochs, "--lr", "0.03", "--batch-size", "64", "--weight-decay", "5e-4", "--bn-batches", "50", "--seed", seed]
-            tuned = gatecli("finetune", gated["out"], "--data", data, *schedule, "--out", f"{stem}.tuned.safetensors", "--force")
-            pruned = gatecli("prune", tuned["out"], "--out", f"{stem}.pruned.safetensors", "--force")
+            gated = gatecli(
+                "attach",
+                source,
+                "--method",
+                "gateconnect",
+                *sets,
+                "--input-size",
+                args.size,
+                "--out",
+                f"{stem}.safetensors",
+                "--force",
+            )
+            schedule = [
+                "--epochs",
+                args.epochs,
+                "--lr",
+                "0.03",
+                "--batch-size",
+                "64",
+                "--weight-decay",
+                "5e-4",
+                "--bn-batches",
+                "50",
+                "--seed",
+                seed,
+            ]
+            tuned = gatecli(
+                "finetune",
+                gated["out"],
+                "--data",
+                data,
+                *schedule,
+                "--out",
+                f"{stem}.tuned.safetensors",
+                "--force",
+            )
+            pruned = gatecli(
+                "prune", tuned["out"], "--out", f"{stem}.pruned.safetensors", "--force"
+            )
             test = gatecli("eval", pruned["out"], "--split", "test")
-            rows = gatecli("profile", tuned["out"], pruned["out"], "--batch", "1,32", "--repeats", "30")["rows"]
-            gone = {each["site"]: len(each["units"]) for each in pruned["removed"] if isinstance(each, dict)}
-            branches = ", ".join(str(site["units"] - gone.get(site["name"], 0)) for site in gatecli("inspect", gated["out"])["sites"] if site["kind"] == "branch")
-            ms = [" / ".join(f"{row['latency_ms'][size]['median']:.1f}" for size in ("1", "32")) for row in rows[1:]]
+            rows = gatecli(
+                "profile", tuned["out"], pruned["out"], "--batch", "1,32", "--repeats", "30"
+            )["rows"]
+            gone = {
+                each["site"]: len(each["units"])
+                for each in pruned["removed"]
+                if isinstance(each, dict)
+            }
+            branches = ", ".join(
+                str(site["units"] - gone.get(site["name"], 0))
+                for site in gatecli("inspect", gated["out"])["sites"]
+                if site["kind"] == "branch"
+            )
+            ms = [
+                " / ".join(f"{row['latency_ms'][size]['median']:.1f}" for size in ("1", "32"))
+                for row in rows[1:]
+            ]
             cells = [
-                name, seed, f"{test['top1']:.2f}", f"{pruned['params_before'] / 1e6:.3f} M", f"{pruned['params'] / 1e6:.3f} M", f"{pruned['macs_before'] / 1e9:.4f}",
-                f"{pruned['macs_dense'] / 1e9:.4f}", branches, *ms,
-            ]  # fmt: skip
+                name,
+                seed,
+                f"{test['top1']:.2f}",
+                f"{pruned['params_before'] / 1e6:.3f} M",
+                f"{pruned['params'] / 1e6:.3f} M",
+                f"{pruned['macs_before'] / 1e9:.4f}",
+                f"{pruned['macs_dense'] / 1e9:.4f}",
+                branches,
+                *ms,
+            ]
             print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 

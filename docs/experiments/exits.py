@@ -1,9 +1,11 @@
-"""Put decision gates into a checkpoint, train and calibrate them, and print their operating points, with hinge loss and with cross-entropy.
+"""Put decision gates into a checkpoint, train and calibrate them, and print their operating points,
+with hinge loss and with cross-entropy.
 
 python docs/experiments/exits.py resnet20_glyphs36.pt npz:glyphs36.npz --drops 0 0.5 1 2
 
 Works in the current folder.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -21,34 +23,95 @@ def main() -> None:
     parser.add_argument("--drops", nargs="*", default=["0", "0.5", "1", "2"])
     parser.add_argument("--losses", nargs="*", default=["hinge", "cross-entropy"])
     parser.add_argument("--repeats", default="200", help="timed calls of each network")
-    parser.add_argument("--after", help="blocks after which the exits stand; none: the ends of stages")
+    parser.add_argument(
+        "--after", help="blocks after which the exits stand; none: the ends of stages"
+    )
     args = parser.parse_args()
     stem = Path(args.source).stem
-    print("| loss | exits alone (val) | points given up | thresholds | val top-1 | test top-1 | GFLOPs (test) | less | leaving at each, at the end, % (val) | speed-up at 1 / 32 | ideal |")
+    print(
+        "| loss | exits alone (val) | points given up | thresholds | val top-1 | test top-1 |"
+        " GFLOPs (test) | less | leaving at each, at the end, % (val) | speed-up at 1 / 32 |"
+        " ideal |"
+    )
     print("|---|---|---|---|---|---|---|---|---|---|---|")
     for loss in args.losses:
         gated, tuned = f"{stem}.{loss}.dgate.safetensors", f"{stem}.{loss}.tuned.safetensors"
-        gatecli("attach", args.source, "--method", "dgate", "--set", f"loss={loss}", *(["--set", f"after={args.after}"] if args.after else []), "--out", gated, "--force")
-        schedule = ["--epochs", args.epochs, "--cache-features", "--lr", "0.5", "--schedule", "cosine", "--batch-size", "256"]
-        trained = gatecli("finetune", gated, "--data", args.data, *schedule, "--out", tuned, "--force")
-        alone = max((row["exits"] for row in trained["history"]), key=lambda exits: sum(exits.values()))
+        gatecli(
+            "attach",
+            args.source,
+            "--method",
+            "dgate",
+            "--set",
+            f"loss={loss}",
+            *(["--set", f"after={args.after}"] if args.after else []),
+            "--out",
+            gated,
+            "--force",
+        )
+        schedule = [
+            "--epochs",
+            args.epochs,
+            "--cache-features",
+            "--lr",
+            "0.5",
+            "--schedule",
+            "cosine",
+            "--batch-size",
+            "256",
+        ]
+        trained = gatecli(
+            "finetune", gated, "--data", args.data, *schedule, "--out", tuned, "--force"
+        )
+        alone = max(
+            (row["exits"] for row in trained["history"]), key=lambda exits: sum(exits.values())
+        )
         rows = []
-        for asked in [*(["--max-drop", drop] for drop in args.drops), ["--max-drop", args.drops[-1], "--confidence", "0.95"]]:
+        for asked in [
+            *(["--max-drop", drop] for drop in args.drops),
+            ["--max-drop", args.drops[-1], "--confidence", "0.95"],
+        ]:
             out = f"{stem}.{loss}.{'-'.join(asked).strip('-')}.safetensors"
             rows.append((asked, gatecli("calibrate", tuned, *asked, "--out", out, "--force")))
-        profile = gatecli("profile", *(row["out"] for _, row in rows), "--data", args.data, "--batch", "1,32", "--repeats", args.repeats)["rows"]
+        profile = gatecli(
+            "profile",
+            *(row["out"] for _, row in rows),
+            "--data",
+            args.data,
+            "--batch",
+            "1,32",
+            "--repeats",
+            args.repeats,
+        )["rows"]
         for (asked, row), timed in zip(rows, profile[1:], strict=True):
             report(loss, alone, asked, row, gatecli("eval", row["out"], "--split", "test"), timed)
 
 
-def report(loss: str, alone: dict[str, float], asked: list[str], row: dict[str, Any], test: dict[str, Any], timed: dict[str, Any]) -> None:
-    limits = ", ".join("never" if value is None else f"{value:.3g}" for value in row["thresholds"].values())
+def report(
+    loss: str,
+    alone: dict[str, float],
+    asked: list[str],
+    row: dict[str, Any],
+    test: dict[str, Any],
+    timed: dict[str, Any],
+) -> None:
+    limits = ", ".join(
+        "never" if value is None else f"{value:.3g}" for value in row["thresholds"].values()
+    )
     given_up = asked[1] + (f", confidence {asked[3]}" if len(asked) > 2 else "")
     less = 100 * (1 - test["macs_expected"] / row["macs_dense"])
     cells = [
-        loss, ", ".join(f"{top1:.1f}" for top1 in alone.values()), given_up, limits, f"{row['top1']:.2f}", f"{test['top1']:.2f}", f"{2 * test['macs_expected'] / 1e9:.4f}", f"{less:.1f} %",
-        " / ".join(f"{100 * share:.1f}" for share in row["shares"]), " / ".join(f"{timed['speedups'][size]:.2f}" for size in ("1", "32")), f"{timed['ideal_speedup']:.2f}",
-    ]  # fmt: skip
+        loss,
+        ", ".join(f"{top1:.1f}" for top1 in alone.values()),
+        given_up,
+        limits,
+        f"{row['top1']:.2f}",
+        f"{test['top1']:.2f}",
+        f"{2 * test['macs_expected'] / 1e9:.4f}",
+        f"{less:.1f} %",
+        " / ".join(f"{100 * share:.1f}" for share in row["shares"]),
+        " / ".join(f"{timed['speedups'][size]:.2f}" for size in ("1", "32")),
+        f"{timed['ideal_speedup']:.2f}",
+    ]
     print(f"| {' | '.join(cells)} |", flush=True)
 
 

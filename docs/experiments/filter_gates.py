@@ -1,11 +1,14 @@
-"""Give a CIFAR ResNet a gater, fine-tune, prune it, and set it beside the plain and a widened network with the same extra epochs; print two tables.
+"""Give a CIFAR ResNet a gater, fine-tune, prune it, and set it beside the plain and a widened
+network with the same extra epochs; print two tables.
 
 python docs/experiments/filter_gates.py resnet20_glyphs36.pt glyphs36.npz --train 5000 --epochs 2
 
-The widened network is the trained one with twice the filters inside each block, so that it has the parameters of backbone and gater together: each filter
-is there twice, and its two copies share its weight in the next convolution unequally (the function is the same, and training drives them apart). Works in
-the current folder.
+The widened network is the trained one with twice the filters inside each block, so that it has the
+parameters of backbone and gater together: each filter is there twice, and its two copies share its
+weight in the next convolution unequally (the function is the same, and training drives them apart).
+Works in the current folder.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -23,8 +26,22 @@ from torch import Tensor, nn
 from gatecli.architectures.build import build
 
 HERE = Path(__file__).parent
-ALONE = ["--method", "ind-perbatch", "--set", "target_rate=1"]  # gates that stay open, and go with prune: the plain network, trained on
-WIDE = ["--arch", "filter_gates:widened", "--input-size", "32", "--mean", "0.4458", "--std", "0.2389"]  # the glyphs'; a function says neither
+ALONE = [
+    "--method",
+    "ind-perbatch",
+    "--set",
+    "target_rate=1",
+]  # gates that stay open, and go with prune: the plain network, trained on
+WIDE = [
+    "--arch",
+    "filter_gates:widened",
+    "--input-size",
+    "32",
+    "--mean",
+    "0.4458",
+    "--std",
+    "0.2389",
+]  # the glyphs'; a function says neither
 
 
 def widened(num_classes: int = 36) -> nn.Module:
@@ -33,7 +50,10 @@ def widened(num_classes: int = 36) -> nn.Module:
     for block in (block for layer in (net.layer1, net.layer2, net.layer3) for block in layer):
         conv, width = block.conv1, block.conv1.out_channels
         block.conv1 = nn.Conv2d(conv.in_channels, 2 * width, 3, conv.stride, 1, bias=False)
-        block.bn1, block.conv2 = nn.BatchNorm2d(2 * width), nn.Conv2d(2 * width, width, 3, 1, 1, bias=False)
+        block.bn1, block.conv2 = (
+            nn.BatchNorm2d(2 * width),
+            nn.Conv2d(2 * width, width, 3, 1, 1, bias=False),
+        )
     return net
 
 
@@ -50,15 +70,29 @@ def widen(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return wide
 
 
-def variant(name: str, source: str, data: str, attach: list[Any], tune: list[Any], reading: list[str]) -> dict[str, Any]:
+def variant(
+    name: str, source: str, data: str, attach: list[Any], tune: list[Any], reading: list[str]
+) -> dict[str, Any]:
     """Attach, fine-tune, prune; what each step says, and the accuracies on test."""
     stem = f"{Path(source).stem}.{name}"
     gated, tuned, pruned = (f"{stem}.{done}.safetensors" for done in ("gated", "tuned", "pruned"))
     gatecli("attach", source, *reading, *attach, "--out", gated, "--force")
-    trained = gatecli("finetune", gated, "--data", f"npz:{data}", *reading, *tune, "--out", tuned, "--force")
+    trained = gatecli(
+        "finetune", gated, "--data", f"npz:{data}", *reading, *tune, "--out", tuned, "--force"
+    )
     cut = gatecli("prune", tuned, *reading, "--out", pruned, "--force")
-    scores = {file: gatecli("eval", file, *reading, "--data", f"npz:{data}", "--split", "test") for file in (tuned, pruned)}
-    return {"tuned": tuned, "pruned": pruned, "finetune": trained, "prune": cut, "scores": scores, "reading": reading}
+    scores = {
+        file: gatecli("eval", file, *reading, "--data", f"npz:{data}", "--split", "test")
+        for file in (tuned, pruned)
+    }
+    return {
+        "tuned": tuned,
+        "pruned": pruned,
+        "finetune": trained,
+        "prune": cut,
+        "scores": scores,
+        "reading": reading,
+    }
 
 
 def main() -> None:
@@ -68,36 +102,91 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=5000)
     parser.add_argument("--val", type=int, default=1000)
     parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--set", nargs="*", default=["l1_weight=15", "target_rate=0.6"], dest="settings")
+    parser.add_argument(
+        "--set", nargs="*", default=["l1_weight=15", "target_rate=0.6"], dest="settings"
+    )
     args = parser.parse_args()
     os.environ["PYTHONPATH"] = f"{HERE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     data = subset(args.data, args.train, args.val)
     gater, wide = "gater.pt", f"{Path(args.source).stem}.wide.pt"
     if not Path(gater).exists():
-        subprocess.run([sys.executable, HERE / "train_source.py", "cifar:resnet20", data, gater, "--epochs", str(args.epochs)], check=True, stdout=sys.stderr)
+        subprocess.run(
+            [
+                sys.executable,
+                HERE / "train_source.py",
+                "cifar:resnet20",
+                data,
+                gater,
+                "--epochs",
+                str(args.epochs),
+            ],
+            check=True,
+            stdout=sys.stderr,
+        )
     torch.save(widen(torch.load(args.source)), wide)
-    tune = ["--epochs", args.epochs, "--lr", "0.05", "--batch-size", "64", "--schedule", "cosine", "--bn-batches", "50"]
+    tune = [
+        "--epochs",
+        args.epochs,
+        "--lr",
+        "0.05",
+        "--batch-size",
+        "64",
+        "--schedule",
+        "cosine",
+        "--bn-batches",
+        "50",
+    ]
     sets = [word for setting in args.settings for word in ("--set", setting)]
-    gated = variant("filters", args.source, data, ["--method", "gaternet", "--gater", gater, *sets], tune, [])
+    gated = variant(
+        "filters", args.source, data, ["--method", "gaternet", "--gater", gater, *sets], tune, []
+    )
     show_gates(gatecli("gates", gated["tuned"], "--split", "test"))
-    others = {"plain, trained on": variant("plain", args.source, data, ALONE, tune, []), "widened, trained on": variant("plain", wide, data, ALONE, tune, WIDE)}
+    others = {
+        "plain, trained on": variant("plain", args.source, data, ALONE, tune, []),
+        "widened, trained on": variant("plain", wide, data, ALONE, tune, WIDE),
+    }
     source = gatecli("eval", args.source, "--data", f"npz:{data}", "--split", "test")
     profile = ["--batch", "1,32", "--repeats", "60"]
-    rows = gatecli("profile", gated["tuned"], gated["pruned"], others["plain, trained on"]["pruned"], *profile)["rows"]
+    rows = gatecli(
+        "profile", gated["tuned"], gated["pruned"], others["plain, trained on"]["pruned"], *profile
+    )["rows"]
     rows += gatecli("profile", others["widened, trained on"]["pruned"], *WIDE, *profile)["rows"][1:]
-    scores = [source, *gated["scores"].values(), *(list(other["scores"].values())[1] for other in others.values())]
-    print("\n| network | test top-1 | parameters | GMACs expected | file, MB | ms at batch 1 / 32 |\n|---|---|---|---|---|---|")
-    for name, score, row in zip(["source", "gated", "gated, pruned", *others], scores, rows, strict=True):
+    scores = [
+        source,
+        *gated["scores"].values(),
+        *(list(other["scores"].values())[1] for other in others.values()),
+    ]
+    print(
+        "\n| network | test top-1 | parameters | GMACs expected | file, MB | ms at batch 1 / 32"
+        " |\n|---|---|---|---|---|---|"
+    )
+    for name, score, row in zip(
+        ["source", "gated", "gated, pruned", *others], scores, rows, strict=True
+    ):
         ms = " / ".join(f"{row['latency_ms'][size]['median']:.1f}" for size in ("1", "32"))
-        print(f"| {name} | {score['top1']:.2f} | {row['params'] / 1e6:.3f} M | {row['macs_expected'] / 1e9:.4f} | {row['file_bytes'] / 1e6:.2f} | {ms} |")
+        print(
+            f"| {name} | {score['top1']:.2f} | {row['params'] / 1e6:.3f} M |"
+            f" {row['macs_expected'] / 1e9:.4f} | {row['file_bytes'] / 1e6:.2f} | {ms} |"
+        )
 
 
 def show_gates(found: dict[str, Any]) -> None:
-    print("| site | filters | always on | by the image | always off | mean rate |\n|---|---|---|---|---|---|")
+    print(
+        "| site | filters | always on | by the image | always off | mean rate"
+        " |\n|---|---|---|---|---|---|"
+    )
     for site in found["sites"]:
-        print(f"| {site['name']} | {site['units']} | {site['on']} | {site['dependent']} | {site['off']} | {site['rate']:.2f} |")
+        print(
+            f"| {site['name']} | {site['units']} | {site['on']} | {site['dependent']} |"
+            f" {site['off']} | {site['rate']:.2f} |"
+        )
     on = found["units_on"]
-    print(f"\nfilters on for an image: {on['mean']:.1f} on average, {on['least']:g} to {on['most']:g}; of those that depend on the image, so many are on for 0-10 %, 10-20 %, ... of the images: {found['histogram']}", flush=True)
+    print(
+        f"\nfilters on for an image: {on['mean']:.1f} on average, {on['least']:g} to"
+        f" {on['most']:g}; of those that depend on the image, so many are on for 0-10 %, 10-20 %,"
+        f" ... of the images: {found['histogram']}",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 python docs/experiments/make_images.py shapes --train 60 --val 15
 """
+
 from __future__ import annotations
 
 import argparse
@@ -14,7 +15,11 @@ from PIL import Image, ImageDraw
 def picture(kind: str, draw: np.random.Generator, side: int = 256) -> Image.Image:
     """One shape of random place, size and colour."""
     image = Image.fromarray(draw.integers(0, 90, (side, side, 3), dtype=np.uint8))
-    pen, (x, y), r = ImageDraw.Draw(image), draw.integers(70, side - 70, 2).tolist(), int(draw.integers(30, 65))
+    pen, (x, y), r = (
+        ImageDraw.Draw(image),
+        draw.integers(70, side - 70, 2).tolist(),
+        int(draw.integers(30, 65)),
+    )
     colour = tuple(draw.integers(100, 256, 3).tolist())
     if kind == "circle":
         pen.ellipse((x - r, y - r, x + r, y + r), fill=colour)

@@ -1,4 +1,5 @@
 """A part of an image set, so that a schedule is short."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -7,7 +8,10 @@ import numpy as np
 
 
 def subset(path: str, train: int, val: int = 1000) -> str:
-    """Write the first training and val images, and all of test, to a file in the current folder; returns its name."""
+    """Write the first training and val images, and all of test, to a file in the current folder.
+
+    Returns its name.
+    """
     arrays = dict(np.load(path))
     for split, count in (("train", train), ("val", val)):
         for kind in ("images", "labels"):

@@ -1,10 +1,14 @@
-"""Train a plain network on an npz data set of grey images and save its state dict, as a user of gatecli would bring it.
+"""Train a plain network on an npz data set of grey images and save its state dict, as a user of
+gatecli would bring it.
 
 python docs/experiments/train_source.py cifar:resnet56 glyphs36.npz resnet56_glyphs36.pt --epochs 5
-python docs/experiments/train_source.py torchvision:densenet121 glyphs36.npz densenet_glyphs36.pt --epochs 3 --size 48 --arch-arg growth_rate=12
+python docs/experiments/train_source.py torchvision:densenet121 glyphs36.npz densenet_glyphs36.pt
+--epochs 3 --size 48 --arch-arg growth_rate=12
 
-Pixels are divided by 255 and normalised with the train split's own mean and deviation, which it prints.
+Pixels are divided by 255 and normalised with the train split's own mean and deviation, which it
+prints.
 """
+
 import argparse
 import time
 
@@ -44,17 +48,23 @@ def main() -> None:
         return images[:, None], torch.from_numpy(data[f"{split}_labels"]).reshape(-1).long()
 
     images, labels = tensors("train")
-    net = build(args.arch, {"num_classes": int(labels.max()) + 1, **parse_arch_args(args.arch_arg)}).to(memory_format=torch.channels_last)
+    net = build(
+        args.arch, {"num_classes": int(labels.max()) + 1, **parse_arch_args(args.arch_arg)}
+    ).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(net.parameters(), args.lr, 0.9, weight_decay=5e-4, nesterov=True)
     steps = len(images) // args.batch_size
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=args.epochs * steps, pct_start=0.2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, args.lr, total_steps=args.epochs * steps, pct_start=0.2
+    )
     for epoch in range(args.epochs):
         net.train()
         start, order, total = time.time(), torch.randperm(len(images)), 0.0
         for step in range(steps):
             pick = order[step * args.batch_size : (step + 1) * args.batch_size]
             dy, dx = torch.randint(-2, 3, (2,)).tolist()
-            loss = F.cross_entropy(net(prepared(torch.roll(images[pick], (dy, dx), (2, 3)))), labels[pick])
+            loss = F.cross_entropy(
+                net(prepared(torch.roll(images[pick], (dy, dx), (2, 3)))), labels[pick]
+            )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -65,9 +75,16 @@ def main() -> None:
         with torch.no_grad():
             for split in ("val", "test"):
                 x, y = tensors(split)
-                hits = [(net(prepared(a)).argmax(1) == b).sum().item() for a, b in zip(x.split(500), y.split(500), strict=True)]
+                hits = [
+                    (net(prepared(a)).argmax(1) == b).sum().item()
+                    for a, b in zip(x.split(500), y.split(500), strict=True)
+                ]
                 scores.append(100 * sum(hits) / len(y))
-        print(f"epoch {epoch + 1}: loss {total / steps:.3f}, val {scores[0]:.2f}, test {scores[1]:.2f}, {time.time() - start:.0f} s", flush=True)
+        print(
+            f"epoch {epoch + 1}: loss {total / steps:.3f}, val {scores[0]:.2f}, test"
+            f" {scores[1]:.2f}, {time.time() - start:.0f} s",
+            flush=True,
+        )
         torch.save({k: v.contiguous() for k, v in net.state_dict().items()}, args.out)
 
 

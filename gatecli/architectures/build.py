@@ -1,4 +1,5 @@
 """Build a network from its name and arguments. Only `build_pretrained` ever fetches weights."""
+
 from __future__ import annotations
 
 import functools
@@ -17,18 +18,38 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from gatecli.architectures.arguments import CIFAR_NETWORKS, NO_TIMM, accepted_args, check_args, is_callable_name, parse_arch_args, split_arch
+from gatecli.architectures.arguments import (
+    CIFAR_NETWORKS,
+    NO_TIMM,
+    accepted_args,
+    check_args,
+    is_callable_name,
+    parse_arch_args,
+    split_arch,
+)
 from gatecli.architectures.surgery import EXTRAS, alter
 from gatecli.errors import ArchitectureError
 
-__all__ = ["at_most", "build", "build_pretrained", "build_skeleton", "check_args", "current_folder_importable", "find_callable", "is_callable_name", "parse_arch_args", "switches"]
+__all__ = [
+    "at_most",
+    "build",
+    "build_pretrained",
+    "build_skeleton",
+    "check_args",
+    "current_folder_importable",
+    "find_callable",
+    "is_callable_name",
+    "parse_arch_args",
+    "switches",
+]
 
 
 def build(arch: str, args: Mapping[str, Any]) -> nn.Module:
     """The network with random weights, in evaluation mode.
 
-    `arch` is torchvision:NAME, cifar:resnet20 (or another of cifar.py's), timm:NAME or package.module:callable, the last imported with the
-    current folder on the path. Downloads nothing.
+    `arch` is torchvision:NAME, cifar:resnet20 (or another of cifar.py's), timm:NAME or
+    package.module:callable, the last imported with the current folder on the path. Downloads
+    nothing.
 
     Raises:
         ArchitectureError: there is no such network, it does not take `args`, or a callable fails.
@@ -42,13 +63,25 @@ def build(arch: str, args: Mapping[str, Any]) -> nn.Module:
         try:
             with _counted(f"{arch} with {_spell(args)}"):
                 model = make(name, args)
-        except (TypeError, ValueError, RuntimeError, AssertionError, NotImplementedError, ZeroDivisionError, MemoryError) as error:
-            raise ArchitectureError(f"{arch} cannot be built with {_spell(args)}: {_line(error)}") from error
+        except (
+            TypeError,
+            ValueError,
+            RuntimeError,
+            AssertionError,
+            NotImplementedError,
+            ZeroDivisionError,
+            MemoryError,
+        ) as error:
+            raise ArchitectureError(
+                f"{arch} cannot be built with {_spell(args)}: {_line(error)}"
+            ) from error
     return model.eval()
 
 
 def build_skeleton(arch: str, args: Mapping[str, Any]) -> nn.Module:
-    """The network without memory for its weights where it can be built so, in evaluation mode; its constants have their values.
+    """The network without memory for its weights where it can be built so, in evaluation mode.
+
+    Its constants have their values.
 
     Raises ArchitectureError, as `build` does.
     """
@@ -66,10 +99,17 @@ def build_skeleton(arch: str, args: Mapping[str, Any]) -> nn.Module:
 class _WithoutMemory(TorchFunctionMode):
     """Puts on the meta device what is allocated to be filled, weights that is, and nothing else.
 
-    With `torch.device("meta")` instead, constructors that calculate with tensors fail (RegNet's widths, rates of stochastic depth).
+    With `torch.device("meta")` instead, constructors that calculate with tensors fail (RegNet's
+    widths, rates of stochastic depth).
     """
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         given = kwargs or {}
         if func is torch.empty and given.get("device") is None:
             given = {**given, "device": "meta"}
@@ -85,7 +125,9 @@ _CEILING: ContextVar[tuple[int, int] | None] = ContextVar("ceiling", default=Non
 
 @contextmanager
 def at_most(tensors: int, numbers: int) -> Iterator[None]:
-    """Inside, a library's network that asks for more tensors, or for more numbers in them, is refused with TooLarge before it has them."""
+    """Inside, a library's network that asks for more tensors, or for more numbers in them, is
+    refused with TooLarge before it has them.
+    """
     token = _CEILING.set((tensors, numbers))
     try:
         yield
@@ -107,7 +149,13 @@ class _Counted(TorchFunctionMode):
         super().__init__()
         self.what, self.tensors, self.numbers = what, tensors, numbers
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         given = kwargs or {}
         if func in self.factories:
             self._take(given.get("size", args))
@@ -118,18 +166,26 @@ class _Counted(TorchFunctionMode):
         self.tensors -= 1
         self.numbers -= math.prod(sides)
         if self.tensors < 0 or self.numbers < 0:
-            raise TooLarge(f"{self.what} would be far larger than the file: expected a network whose weights the file holds")
+            raise TooLarge(
+                f"{self.what} would be far larger than the file: expected a network whose weights"
+                " the file holds"
+            )
 
 
 def build_pretrained(arch: str) -> nn.Module:
-    """The library's own pretrained network, in evaluation mode; downloads its weights unless they are in the library's cache.
+    """The library's own pretrained network, in evaluation mode.
+
+    Downloads its weights unless they are in the library's cache.
 
     Raises:
         ArchitectureError: there is no such network, or its weights cannot be had.
     """
     library, name = split_arch(arch)
     if library not in ("torchvision", "timm"):
-        raise ArchitectureError(f"{arch} has no pretrained weights: give a checkpoint file, or torchvision:NAME or timm:NAME")
+        raise ArchitectureError(
+            f"{arch} has no pretrained weights: give a checkpoint file, or torchvision:NAME or"
+            " timm:NAME"
+        )
     accepted_args(arch)
     try:
         if library == "torchvision":
@@ -142,18 +198,26 @@ def build_pretrained(arch: str) -> nn.Module:
             model = timm.create_model(name, pretrained=True)
     except Exception as error:  # the network, the disk, a hub's client: each has errors of its own
         way_out = "download them elsewhere and give the file"
-        raise ArchitectureError(f"the pretrained weights of {arch} cannot be had ({_line(error)}): {way_out}") from error
+        raise ArchitectureError(
+            f"the pretrained weights of {arch} cannot be had ({_line(error)}): {way_out}"
+        ) from error
     return model.eval()
 
 
 def switches(arch: str, model: nn.Module) -> dict[str, bool]:
-    """The yes-or-no arguments with which torchvision has built a network of its own, where it keeps them.
+    """The yes-or-no arguments with which torchvision has built a network of its own, where it keeps
+    them.
 
-    Pretrained networks may have others than the defaults (GoogLeNet transforms its input), which no tensor shows.
+    Pretrained networks may have others than the defaults (GoogLeNet transforms its input), which no
+    tensor shows.
     """
     if split_arch(arch)[0] != "torchvision":
         return {}
-    return {name: vars(model)[name] for name, argument in (accepted_args(arch) or {}).items() if argument.kind is bool and isinstance(vars(model).get(name), bool)}
+    return {
+        name: vars(model)[name]
+        for name, argument in (accepted_args(arch) or {}).items()
+        if argument.kind is bool and isinstance(vars(model).get(name), bool)
+    }
 
 
 def find_callable(arch: str) -> Callable[..., Any]:
@@ -165,9 +229,14 @@ def find_callable(arch: str) -> Callable[..., Any]:
     except AttributeError as error:
         raise ArchitectureError(f"{arch} cannot be found: {_line(error)}") from error
     except (Exception, SystemExit) as error:
-        raise ArchitectureError(f"{arch} cannot be imported: {type(error).__name__}: {_line(error)}") from error
+        raise ArchitectureError(
+            f"{arch} cannot be imported: {type(error).__name__}: {_line(error)}"
+        ) from error
     if not callable(found):
-        raise ArchitectureError(f"expected {arch} to be a callable that returns an nn.Module but got {type(found).__name__}")
+        raise ArchitectureError(
+            f"expected {arch} to be a callable that returns an nn.Module but got"
+            f" {type(found).__name__}"
+        )
     return found
 
 
@@ -189,16 +258,23 @@ def _call(arch: str, args: Mapping[str, Any]) -> nn.Module:
     try:
         inspect.signature(make).bind(**args)
     except TypeError as error:
-        raise ArchitectureError(f"{arch} cannot be called with {_spell(args)}: {_line(error)}; its signature is {inspect.signature(make)}") from error
+        raise ArchitectureError(
+            f"{arch} cannot be called with {_spell(args)}: {_line(error)}; its signature is"
+            f" {inspect.signature(make)}"
+        ) from error
     except ValueError:  # written in C: it has no signature to look at
         pass
     try:
         with current_folder_importable():
             model = make(**args)
     except (Exception, SystemExit) as error:
-        raise ArchitectureError(f"{arch} failed with {_spell(args)}: {type(error).__name__}: {_line(error)}") from error
+        raise ArchitectureError(
+            f"{arch} failed with {_spell(args)}: {type(error).__name__}: {_line(error)}"
+        ) from error
     if not isinstance(model, nn.Module):
-        raise ArchitectureError(f"expected {arch} to return an nn.Module but got {type(model).__name__}")
+        raise ArchitectureError(
+            f"expected {arch} to return an nn.Module but got {type(model).__name__}"
+        )
     return model
 
 
@@ -207,9 +283,13 @@ def _torchvision(name: str, args: Mapping[str, Any]) -> nn.Module:
 
     own = {key: value for key, value in args.items() if key not in EXTRAS}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # GoogLeNet and Inception announce another initialisation
+        warnings.simplefilter(
+            "ignore", FutureWarning
+        )  # GoogLeNet and Inception announce another initialisation
         model = models.get_model(name, weights=None, **own)
-    return alter(model, f"torchvision:{name}", {key: value for key, value in args.items() if key in EXTRAS})
+    return alter(
+        model, f"torchvision:{name}", {key: value for key, value in args.items() if key in EXTRAS}
+    )
 
 
 def _cifar(name: str, args: Mapping[str, Any]) -> nn.Module:

@@ -1,11 +1,13 @@
 """CIFAR ResNets: the small residual networks that the gating papers use at 32x32.
 
-He et al., "Deep Residual Learning for Image Recognition" (2015), section 4.2: a 3x3 stem, three groups of n basic blocks
-with 16, 32 and 64 filters, depth 6n + 2, global average pooling and one linear layer.
+He et al., "Deep Residual Learning for Image Recognition" (2015), section 4.2: a 3x3 stem, three
+groups of n basic blocks with 16, 32 and 64 filters, depth 6n + 2, global average pooling and one
+linear layer.
 
-He et al., "Identity Mappings in Deep Residual Networks" (2016): the same with BatchNorm and ReLU before each convolution, and n bottlenecks
-a group, depth 9n + 2.
+He et al., "Identity Mappings in Deep Residual Networks" (2016): the same with BatchNorm and ReLU
+before each convolution, and n bottlenecks a group, depth 9n + 2.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -20,9 +22,12 @@ WIDTHS = (16, 32, 64)
 
 
 class PadShortcut(nn.Module):
-    """Option A of He et al.: take every second pixel and fill the new channels with zeros; no weights.
+    """Option A of He et al.: take every second pixel and fill the new channels with zeros.
 
-    `pad` says where the zeros go: "both" sides of the channels or at their "end"; released checkpoints differ in it.
+    No weights.
+
+    `pad` says where the zeros go: "both" sides of the channels or at their "end"; released
+    checkpoints differ in it.
     """
 
     def __init__(self, new_channels: int, stride: int, pad: str) -> None:
@@ -50,7 +55,9 @@ class BasicBlock(nn.Module):
             self.downsample = (
                 PadShortcut(width - channels, stride, pad)
                 if shortcut == "pad"
-                else nn.Sequential(nn.Conv2d(channels, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+                else nn.Sequential(
+                    nn.Conv2d(channels, width, 1, stride, bias=False), nn.BatchNorm2d(width)
+                )
             )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -61,12 +68,21 @@ class BasicBlock(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """A CIFAR ResNet of `depth` 6n + 2 layers for (N, channels, 32, 32) images; returns logits (N, num_classes).
+    """A CIFAR ResNet of `depth` 6n + 2 layers for (N, channels, 32, 32) images.
+
+    Returns logits (N, num_classes).
 
     `shortcut` is "projection" (1x1 convolutions, option B) or "pad" (option A).
     """
 
-    def __init__(self, depth: int, num_classes: int = 10, channels: int = 3, shortcut: str = "projection", pad: str = "both") -> None:
+    def __init__(
+        self,
+        depth: int,
+        num_classes: int = 10,
+        channels: int = 3,
+        shortcut: str = "projection",
+        pad: str = "both",
+    ) -> None:
         super().__init__()
         blocks, self.width = (depth - 2) // 6, WIDTHS[0]
         self.conv1 = nn.Conv2d(channels, self.width, 3, 1, 1, bias=False)
@@ -79,7 +95,9 @@ class CifarResNet(nn.Module):
         self.fc = nn.Linear(WIDTHS[2], num_classes)
         _initialise(self)
 
-    def _group(self, width: int, blocks: int, stride: int, shortcut: str, pad: str) -> nn.Sequential:
+    def _group(
+        self, width: int, blocks: int, stride: int, shortcut: str, pad: str
+    ) -> nn.Sequential:
         group = []
         for index in range(blocks):
             group.append(BasicBlock(self.width, width, stride if index == 0 else 1, shortcut, pad))
@@ -94,9 +112,21 @@ class CifarResNet(nn.Module):
 
 
 class PreBottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions, each after BatchNorm and ReLU: (N, C, H, W) -> (N, outputs, H / stride, W / stride)."""
+    """1x1, 3x3 and 1x1 convolutions, each after BatchNorm and ReLU.
 
-    def __init__(self, channels: int, width: int, outputs: int, stride: int, normed: bool, stride_on: str, project: str) -> None:
+    (N, C, H, W) -> (N, outputs, H / stride, W / stride).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        outputs: int,
+        stride: int,
+        normed: bool,
+        stride_on: str,
+        project: str,
+    ) -> None:
         super().__init__()
         strides = (stride, 1) if stride_on == "conv1" else (1, stride)
         self.bn1 = nn.BatchNorm2d(channels)
@@ -108,7 +138,10 @@ class PreBottleneck(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.downsample: nn.Module | None = None
         if channels != outputs:
-            self.downsample = nn.Sequential(nn.Conv2d(channels, outputs, 1, stride, bias=False), *([nn.BatchNorm2d(outputs)] if normed else []))
+            self.downsample = nn.Sequential(
+                nn.Conv2d(channels, outputs, 1, stride, bias=False),
+                *([nn.BatchNorm2d(outputs)] if normed else []),
+            )
         self.project = project
 
     def forward(self, x: Tensor) -> Tensor:
@@ -121,15 +154,24 @@ class PreBottleneck(nn.Module):
 
 
 class CifarPreResNet(nn.Module):
-    """A pre-activation CIFAR ResNet of `depth` 9n + 2 layers for (N, channels, 32, 32) images; returns logits (N, num_classes).
+    """A pre-activation CIFAR ResNet of `depth` 9n + 2 layers for (N, channels, 32, 32) images.
 
-    Its groups are 16-64, 32-128 and 64-256 wide. With `narrow` the first is 4-16, so that it needs no projection, and the other
-    projections have a BatchNorm: the ResNet-164 whose size the GaterNet paper gives. `project` is what a projection reads: the
-    block's "input" or its first "activation".
+    Returns logits (N, num_classes).
+
+    Its groups are 16-64, 32-128 and 64-256 wide. With `narrow` the first is 4-16, so that it needs
+    no projection, and the other
+    projections have a BatchNorm: the ResNet-164 whose size the GaterNet paper gives. `project` is
+    what a projection reads: the block's "input" or its first "activation".
     """
 
     def __init__(
-        self, depth: int, num_classes: int = 10, channels: int = 3, narrow: bool = False, stride_on: str = "conv2", project: str = "input"
+        self,
+        depth: int,
+        num_classes: int = 10,
+        channels: int = 3,
+        narrow: bool = False,
+        stride_on: str = "conv2",
+        project: str = "input",
     ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, WIDTHS[0], 3, 1, 1, bias=False)
@@ -138,7 +180,12 @@ class CifarPreResNet(nn.Module):
         def group(channels: int, width: int, stride: int) -> nn.Sequential:
             inputs = [channels] + [4 * width] * ((depth - 2) // 9 - 1)
             strides = [stride] + [1] * (len(inputs) - 1)
-            return nn.Sequential(*(PreBottleneck(c, width, 4 * width, s, narrow, stride_on, project) for c, s in zip(inputs, strides, strict=True)))
+            return nn.Sequential(
+                *(
+                    PreBottleneck(c, width, 4 * width, s, narrow, stride_on, project)
+                    for c, s in zip(inputs, strides, strict=True)
+                )
+            )
 
         self.layer1 = group(WIDTHS[0], first, 1)
         self.layer2 = group(4 * first, second, 2)
@@ -161,5 +208,9 @@ def _initialise(network: nn.Module) -> None:
             nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
 
 
-RESNETS: dict[str, Callable[..., nn.Module]] = {f"resnet{depth}": partial(CifarResNet, depth) for depth in DEPTHS}
-PRERESNETS: dict[str, Callable[..., nn.Module]] = {f"preresnet{depth}": partial(CifarPreResNet, depth) for depth in PRE_DEPTHS}
+RESNETS: dict[str, Callable[..., nn.Module]] = {
+    f"resnet{depth}": partial(CifarResNet, depth) for depth in DEPTHS
+}
+PRERESNETS: dict[str, Callable[..., nn.Module]] = {
+    f"preresnet{depth}": partial(CifarPreResNet, depth) for depth in PRE_DEPTHS
+}

@@ -1,8 +1,12 @@
-"""CIFAR DenseNets-BC: three dense blocks of bottleneck layers, with transitions that halve the features.
+"""CIFAR DenseNets-BC: three dense blocks of bottleneck layers, with transitions that halve the
+features.
 
-Huang, Liu, van der Maaten, Weinberger, "Densely Connected Convolutional Networks" (2017), section 3: a 3x3 stem of 2k filters, (L - 4) / 6 layers a block,
-each a 1x1 convolution to 4k and a 3x3 convolution to k features, both behind BatchNorm and ReLU; compression 1/2; no convolution has a bias.
+Huang, Liu, van der Maaten, Weinberger, "Densely Connected Convolutional Networks" (2017), section
+3: a 3x3 stem of 2k filters, (L - 4) / 6 layers a block, each a 1x1 convolution to 4k and a 3x3
+convolution to k features, both behind BatchNorm and ReLU; compression 1/2; no convolution has a
+bias.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -72,7 +76,11 @@ class CifarDenseNet(nn.Module):
 
 
 def _block(channels: int, growth: int, layers: int) -> nn.Sequential:
-    return nn.Sequential(*(DenseLayer(channels + index * growth, growth) for index in range(layers)))
+    return nn.Sequential(
+        *(DenseLayer(channels + index * growth, growth) for index in range(layers))
+    )
 
 
-DENSENETS: dict[str, Callable[..., nn.Module]] = {f"densenetbc{depth}_{growth}": partial(CifarDenseNet, depth, growth) for depth, growth in SHAPES}
+DENSENETS: dict[str, Callable[..., nn.Module]] = {
+    f"densenetbc{depth}_{growth}": partial(CifarDenseNet, depth, growth) for depth, growth in SHAPES
+}

@@ -1,8 +1,13 @@
-"""CIFAR ResNeXts of the connectivity paper: modules of C branches whose last BatchNorm is each branch's own.
+"""CIFAR ResNeXts of the connectivity paper.
 
-Ahmed & Torresani, "Connectivity Learning in Multi-Branch Networks" (2017), table 5: a 3x3 stem, three stages of modules, depth 2 + 3 modules, global average
-pooling and one linear layer. A module's branches are 1x1, 3x3 and 1x1 convolutions, each with a BatchNorm; one projection is shared by a module's branches.
+Modules of C branches whose last BatchNorm is each branch's own.
+
+Ahmed & Torresani, "Connectivity Learning in Multi-Branch Networks" (2017), table 5: a 3x3 stem,
+three stages of modules, depth 2 + 3 modules, global average pooling and one linear layer. A
+module's branches are 1x1, 3x3 and 1x1 convolutions, each with a BatchNorm; one projection is shared
+by a module's branches.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -14,14 +19,21 @@ from torch import Tensor, nn
 from gatecli.graph.ops import sum_branches
 
 torch.fx.wrap("sum_branches")
-SHAPES = ((20, 4), (29, 4), (29, 8), (29, 64))  # depth, width of a branch in the first stage; eight branches
+SHAPES = (
+    (20, 4),
+    (29, 4),
+    (29, 8),
+    (29, 64),
+)  # depth, width of a branch in the first stage; eight branches
 CARDINALITY = 8
 
 
 class Branches(nn.Module):
     """A module of `cardinality` branches: (N, C, H, W) -> (N, outputs, H / stride, W / stride)."""
 
-    def __init__(self, channels: int, width: int, outputs: int, cardinality: int, stride: int) -> None:
+    def __init__(
+        self, channels: int, width: int, outputs: int, cardinality: int, stride: int
+    ) -> None:
         super().__init__()
         inner, every = width * cardinality, outputs * cardinality
         self.conv1 = nn.Conv2d(channels, inner, 1, bias=False)
@@ -30,22 +42,32 @@ class Branches(nn.Module):
         self.bn2 = nn.BatchNorm2d(inner)
         self.conv3 = nn.Conv2d(inner, every, 1, groups=cardinality, bias=False)
         self.bn3 = nn.BatchNorm2d(every)
-        nn.init.constant_(self.bn3.weight, cardinality**-0.5)  # so that the sum over the branches starts with a BatchNorm's variance: else a rate of .1 or .03 learns nothing
+        # so that the sum over the branches starts with a BatchNorm's variance: else a rate of .1 or
+        # .03 learns nothing
+        nn.init.constant_(self.bn3.weight, cardinality**-0.5)
         self.relu = nn.ReLU(inplace=True)
         self.cardinality = cardinality
         self.downsample: nn.Module | None = None
         if channels != outputs or stride != 1:
-            self.downsample = nn.Sequential(nn.Conv2d(channels, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+            self.downsample = nn.Sequential(
+                nn.Conv2d(channels, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.relu(self.bn1(self.conv1(x)))
         out = self.bn3(self.conv3(self.relu(self.bn2(self.conv2(out)))))
-        out = self.relu(sum_branches(out, self.cardinality) + (x if self.downsample is None else self.downsample(x)))
+        out = self.relu(
+            sum_branches(out, self.cardinality)
+            + (x if self.downsample is None else self.downsample(x))
+        )
         return out
 
 
 class CifarResNeXt(nn.Module):
-    """A CIFAR ResNeXt for (N, channels, 32, 32) images; returns logits (N, num_classes). The stages are 64, 128 and 256 wide, with `width` 64 four times that."""
+    """A CIFAR ResNeXt for (N, channels, 32, 32) images; returns logits (N, num_classes).
+
+    The stages are 64, 128 and 256 wide, with `width` 64 four times that.
+    """
 
     def __init__(self, depth: int, width: int, num_classes: int = 10, channels: int = 3) -> None:
         super().__init__()
@@ -75,4 +97,7 @@ def _stage(channels: int, width: int, outputs: int, modules: int, stride: int) -
     return nn.Sequential(Branches(channels, width, outputs, CARDINALITY, stride), *others)
 
 
-RESNEXTS: dict[str, Callable[..., nn.Module]] = {f"resnext{depth}_{CARDINALITY}x{width}d": partial(CifarResNeXt, depth, width) for depth, width in SHAPES}
+RESNEXTS: dict[str, Callable[..., nn.Module]] = {
+    f"resnext{depth}_{CARDINALITY}x{width}d": partial(CifarResNeXt, depth, width)
+    for depth, width in SHAPES
+}

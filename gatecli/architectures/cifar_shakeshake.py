@@ -1,9 +1,12 @@
 """CIFAR Shake-Shake networks: residual units whose branch is a random mean of two ways.
 
-Gastaldi, "Shake-Shake regularization" (2017): 26 layers, three stages of four units, each way ReLU, 3x3 convolution, BatchNorm, ReLU, 3x3 convolution,
-BatchNorm. Where the maps get smaller, the shortcut is two 1x1 convolutions to half of the width, one of them a pixel further, and a BatchNorm. As in the
-GaterNet paper's networks the stem is as wide as the first stage, whose first unit has an identity shortcut.
+Gastaldi, "Shake-Shake regularization" (2017): 26 layers, three stages of four units, each way ReLU,
+3x3 convolution, BatchNorm, ReLU, 3x3 convolution, BatchNorm. Where the maps get smaller, the
+shortcut is two 1x1 convolutions to half of the width, one of them a pixel further, and a BatchNorm.
+As in the GaterNet paper's networks the stem is as wide as the first stage, whose first unit has an
+identity shortcut.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -36,7 +39,10 @@ class Way(nn.Module):
 
 
 class HalfShortcut(nn.Module):
-    """(N, C, H, W) -> (N, width, H / 2, W / 2): every second pixel to one half of the channels, its neighbour down the diagonal to the other."""
+    """(N, C, H, W) -> (N, width, H / 2, W / 2).
+
+    Every second pixel to one half of the channels, its neighbour down the diagonal to the other.
+    """
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
@@ -47,17 +53,24 @@ class HalfShortcut(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(x)
         shifted = F.pad(x, (-1, 1, -1, 1))
-        out: Tensor = self.bn(torch.cat([self.conv1(x[:, :, ::2, ::2]), self.conv2(shifted[:, :, ::2, ::2])], 1))
+        out: Tensor = self.bn(
+            torch.cat([self.conv1(x[:, :, ::2, ::2]), self.conv2(shifted[:, :, ::2, ::2])], 1)
+        )
         return out
 
 
 class ShakeUnit(nn.Module):
-    """(N, C, H, W) -> (N, width, H / stride, W / stride); where C is `width` the shortcut is the input itself."""
+    """(N, C, H, W) -> (N, width, H / stride, W / stride).
+
+    Where C is `width` the shortcut is the input itself.
+    """
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()
         self.way1, self.way2 = Way(channels, width, stride), Way(channels, width, stride)
-        self.shortcut: nn.Module | None = None if channels == width else HalfShortcut(channels, width)
+        self.shortcut: nn.Module | None = (
+            None if channels == width else HalfShortcut(channels, width)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         mean = shake(self.way1(x), self.way2(x), self.training)
@@ -65,7 +78,10 @@ class ShakeUnit(nn.Module):
 
 
 class CifarShakeShake(nn.Module):
-    """A Shake-Shake 26 2xWd, W = `width`, for (N, channels, 32, 32) images; returns logits (N, num_classes)."""
+    """A Shake-Shake 26 2xWd, W = `width`, for (N, channels, 32, 32) images.
+
+    Returns logits (N, num_classes).
+    """
 
     def __init__(self, width: int, num_classes: int = 10, channels: int = 3) -> None:
         super().__init__()
@@ -86,7 +102,11 @@ class CifarShakeShake(nn.Module):
 
 
 def _stage(channels: int, width: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(ShakeUnit(channels, width, stride), *(ShakeUnit(width, width, 1) for _ in range(UNITS - 1)))
+    return nn.Sequential(
+        ShakeUnit(channels, width, stride), *(ShakeUnit(width, width, 1) for _ in range(UNITS - 1))
+    )
 
 
-SHAKESHAKES: dict[str, Callable[..., nn.Module]] = {f"shakeshake26_2x{width}d": partial(CifarShakeShake, width) for width in WIDTHS}
+SHAKESHAKES: dict[str, Callable[..., nn.Module]] = {
+    f"shakeshake26_2x{width}d": partial(CifarShakeShake, width) for width in WIDTHS
+}

@@ -1,7 +1,9 @@
 """Rewrite the shipped table of architectures: python -m gatecli.architectures.generate
 
-Run it when torchvision or a file cifar*.py has other networks; the same torchvision gives the same bytes.
+Run it when torchvision or a file cifar*.py has other networks; the same torchvision gives the same
+bytes.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -13,13 +15,21 @@ from torchvision import models
 from gatecli.architectures.arguments import CIFAR_NETWORKS, accepted_args
 from gatecli.architectures.rows import make_row, pack
 
-VARIANTS = {"stem": "cifar", "aux_logits": False, "shortcut": "pad", "narrow": True}  # arguments that tensors show
+VARIANTS = {
+    "stem": "cifar",
+    "aux_logits": False,
+    "shortcut": "pad",
+    "narrow": True,
+}  # arguments that tensors show
 TABLE = Path(__file__).with_name("table.json.gz")
 
 
 def listed() -> Iterator[tuple[str, dict[str, Any]]]:
     """The architecture and arguments of every row."""
-    names = [*(f"torchvision:{name}" for name in models.list_models(module=models)), *(f"cifar:{name}" for name in CIFAR_NETWORKS)]
+    names = [
+        *(f"torchvision:{name}" for name in models.list_models(module=models)),
+        *(f"cifar:{name}" for name in CIFAR_NETWORKS),
+    ]
     for arch in names:
         yield arch, {}
         accepted = accepted_args(arch) or {}

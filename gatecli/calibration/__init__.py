@@ -1,4 +1,5 @@
 """calibrate: choose the gates' thresholds on val, for an asked accuracy at the fewest MACs."""
+
 from gatecli.calibration.calibrate import Calibrated, calibrate, check_target
 from gatecli.calibration.points import Point, site_values
 

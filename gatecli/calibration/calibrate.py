@@ -1,11 +1,20 @@
 """calibrate: the thresholds that reach an asked accuracy on val at the fewest expected MACs."""
+
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
 
 from gatecli.calibration.per_gate import descend
-from gatecli.calibration.points import Measure, Point, Thresholds, choose, pareto, set_thresholds, site_values
+from gatecli.calibration.points import (
+    Measure,
+    Point,
+    Thresholds,
+    choose,
+    pareto,
+    set_thresholds,
+    site_values,
+)
 from gatecli.calibration.uniform import UniformSearch
 from gatecli.costs import site_rates
 from gatecli.data import DataSet
@@ -20,10 +29,14 @@ CANDIDATES, REFINE = 17, 12  # passes over val
 
 @dataclass(frozen=True)
 class Calibrated:
-    """A copy of the network with the thresholds chosen, and what they give on val: top-1 in percent, mean MACs of one image, rates per unit.
+    """A copy of the network with the thresholds chosen, and what they give on val.
 
-    `baseline_top1`: all gates open. `single`: what one threshold for all gates gave, before any descent gate by gate.
-    `frontier`: the points measured that no other one beats, the cheapest first; the chosen one is among them.
+    Top-1 in percent, mean MACs of one image, rates per unit.
+
+    `baseline_top1`: all gates open. `single`: what one threshold for all gates gave, before any
+    descent gate by gate.
+    `frontier`: the points measured that no other one beats, the cheapest first; the chosen one is
+    among them.
     """
 
     network: Network
@@ -51,27 +64,45 @@ def calibrate(
     workers: int = 0,
     progress: Progress = silent,
 ) -> Calibrated:
-    """Choose the gates' thresholds on `data`'s val split; `network` itself, whose normalisation must be known (gatecli.inputs), stays as it is.
+    """Choose the gates' thresholds on `data`'s val split.
+
+    `network` itself, whose normalisation must be known (gatecli.inputs), stays as it is.
 
     Args:
-        target_acc: val top-1 to reach, in percent; max_drop: the same, in points below all gates open. One of them.
+        target_acc: val top-1 to reach, in percent; max_drop: the same, in points below all gates
+            open. One of them.
         per_gate: go on with a threshold a site, by coordinate descent: a heuristic.
-        candidates: thresholds measured at first, a pass each, where a gate depends on the image; elsewhere all that differ are.
+        candidates: thresholds measured at first, a pass each, where a gate depends on the image;
+            elsewhere all that differ are.
         refine: passes at most to look between them.
-    Raises: SettingError for values out of range and a target out of reach; TrainingError without gates; DataError; Interrupted.
+    Raises: SettingError for values out of range and a target out of reach; TrainingError without
+    gates; DataError; Interrupted.
     """
     check_target(target_acc, max_drop)
     if candidates < 1 or refine < 0:
-        raise SettingError(f"expected `candidates` to be at least 1 and `refine` at least 0, but got {candidates} and {refine}")
+        raise SettingError(
+            f"expected `candidates` to be at least 1 and `refine` at least 0, but got {candidates}"
+            f" and {refine}"
+        )
     if not network.methods:
-        raise TrainingError(f"{network.recipe.source.file or 'the network'} has no gates to calibrate: attach a method first (gatecli attach CHECKPOINT --method NAME)")
+        raise TrainingError(
+            f"{network.recipe.source.file or 'the network'} has no gates to calibrate: attach a"
+            " method first (gatecli attach CHECKPOINT --method NAME)"
+        )
     if network.site_exits:
-        raise SettingError("the network has exits, whose thresholds are no probabilities: gatecli.calibrate_exits chooses them")
+        raise SettingError(
+            "the network has exits, whose thresholds are no probabilities: gatecli.calibrate_exits"
+            " chooses them"
+        )
     copy = network.copy()
     with strategy(copy, "threshold"):
         measure = Measure(copy, data.splits["val"], batch_size, workers, progress)
         search = UniformSearch(measure)
-        target = target_acc if target_acc is not None else max(0.0, search.opened.top1 - (max_drop or 0.0))
+        target = (
+            target_acc
+            if target_acc is not None
+            else max(0.0, search.opened.top1 - (max_drop or 0.0))
+        )
         search.run(target, candidates, refine)
         single = choose(measure.points, target)
         if single is None:
@@ -79,43 +110,82 @@ def calibrate(
         chosen = descend(measure, single, target) if per_gate else single
     set_thresholds(copy, chosen.thresholds)
     result = Calibrated(
-        copy, chosen.thresholds, chosen.top1, search.opened.top1, target, chosen.macs, chosen.rates, pareto([chosen, *measure.points]), single, per_gate
-    )  # fmt: skip
+        copy,
+        chosen.thresholds,
+        chosen.top1,
+        search.opened.top1,
+        target,
+        chosen.macs,
+        chosen.rates,
+        pareto([chosen, *measure.points]),
+        single,
+        per_gate,
+    )
     _record(result, data, candidates, refine)
     return result
 
 
 def check_target(target_acc: float | None, max_drop: float | None = None) -> None:
-    """Raises SettingError unless exactly one is given, `target_acc` as a percentage, `max_drop` as points of one."""
+    """Raises SettingError unless exactly one is given, `target_acc` as a percentage, `max_drop` as
+    points of one.
+    """
     if (target_acc is None) == (max_drop is None):
-        raise SettingError(f"expected one of --target-acc and --max-drop, but got {'neither' if target_acc is None else 'both'}")
+        raise SettingError(
+            "expected one of --target-acc and --max-drop, but got"
+            f" {'neither' if target_acc is None else 'both'}"
+        )
     if max_drop is not None and not 0 <= max_drop <= 100:
-        raise SettingError(f"expected --max-drop to be between 0 and 100 points, but got {max_drop}")
+        raise SettingError(
+            f"expected --max-drop to be between 0 and 100 points, but got {max_drop}"
+        )
     if target_acc is None:
         return
     if not 0 <= target_acc <= 100:
-        raise SettingError(f"expected --target-acc to be a top-1 accuracy between 0 and 100 percent, but got {target_acc}")
+        raise SettingError(
+            "expected --target-acc to be a top-1 accuracy between 0 and 100 percent, but got"
+            f" {target_acc}"
+        )
     if 0 < target_acc < 1:
-        raise SettingError(f"expected --target-acc in percent, but got {target_acc:g}: was {100 * target_acc:g} meant?")
+        raise SettingError(
+            f"expected --target-acc in percent, but got {target_acc:g}: was {100 * target_acc:g}"
+            " meant?"
+        )
 
 
 def _out_of_reach(measure: Measure, target: float) -> str:
     highest = max(measure.points, key=lambda point: (point.top1, -point.macs))
     reachable = math.floor(highest.top1 * 100) / 100  # rounded up, it would be out of reach again
     return (
-        f"no threshold measured reaches --target-acc {target:g} on val: the highest top-1 is {reachable:.2f}, at {highest.macs / 1e9:.4g} GMACs of "
-        f"{measure.network.macs_dense / 1e9:.4g}; ask for at most that, or train on with gatecli finetune"
+        f"no threshold measured reaches --target-acc {target:g} on val: the highest top-1 is"
+        f" {reachable:.2f}, at {highest.macs / 1e9:.4g} GMACs of"
+        f" {measure.network.macs_dense / 1e9:.4g}; ask for at most that, or train on with gatecli"
+        " finetune"
     )
 
 
 def _record(result: Calibrated, data: DataSet, candidates: int, refine: int) -> None:
     network = result.network
-    settings = {"target_acc": result.target_top1, "per_gate": result.per_gate, "candidates": candidates, "refine": refine, "data": data.spec}
+    settings = {
+        "target_acc": result.target_top1,
+        "per_gate": result.per_gate,
+        "candidates": candidates,
+        "refine": refine,
+        "data": data.spec,
+    }
     measured = {
-        "top1": result.top1, "baseline_top1": result.baseline_top1, "split": "val", "macs_expected": result.macs_expected,
-        "thresholds": site_values(result.thresholds), "rates": site_rates(result.rates), "unit_rates": result.rates,
-    }  # fmt: skip
+        "top1": result.top1,
+        "baseline_top1": result.baseline_top1,
+        "split": "val",
+        "macs_expected": result.macs_expected,
+        "thresholds": site_values(result.thresholds),
+        "rates": site_rates(result.rates),
+        "unit_rates": result.rates,
+    }
     recipe = network.recipe.with_step(Step("calibrate", settings, measured))
-    if recipe.baseline is None and recipe.last("prune") is None:  # gates open and nothing trained or removed: the source's own accuracy
-        recipe = replace(recipe, baseline={"top1": result.baseline_top1, "split": "val", "data": data.spec})
+    if (
+        recipe.baseline is None and recipe.last("prune") is None
+    ):  # gates open and nothing trained or removed: the source's own accuracy
+        recipe = replace(
+            recipe, baseline={"top1": result.baseline_top1, "split": "val", "data": data.spec}
+        )
     network.recipe = recipe

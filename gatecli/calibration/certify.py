@@ -1,10 +1,15 @@
-"""Thresholds whose accuracy holds on unseen data with a stated probability: Learn-then-Test with fixed-sequence testing.
+"""Thresholds whose accuracy holds on unseen data with a stated probability.
 
-Angelopoulos et al., "Learn then Test: Calibrating Predictive Algorithms to Achieve Risk Control" (2021), as used for early exits by
-Jazbec et al., "Fast yet Safe: Early-Exiting with Risk Control" (2024), with exact binomial tails as the loss is zero or one. The
-sequence of candidates comes from one half of the samples, the tests use the other: found and tested on the same half, a candidate
-would have been chosen for its luck there, and the promise would break.
+Learn-then-Test with fixed-sequence testing.
+
+Angelopoulos et al., "Learn then Test: Calibrating Predictive Algorithms to Achieve Risk Control"
+(2021), as used for early exits by Jazbec et al., "Fast yet Safe: Early-Exiting with Risk Control"
+(2024), with exact binomial tails as the loss is zero or one. The
+sequence of candidates comes from one half of the samples, the tests use the other: found and tested
+on the same half, a candidate would have been chosen for its luck there, and the promise would
+break.
 """
+
 from __future__ import annotations
 
 import math
@@ -24,8 +29,10 @@ class Certified:
 
     point: measured on all samples, those that it was found with included.
     tested: the same thresholds on the other half alone, which they were tested with.
-    p_value: the chance of so many right there, were the true accuracy just the target; at most 1 - confidence.
-    passed, candidates: how many of the sequence were certified before the first that was not, and the length of the sequence.
+    p_value: the chance of so many right there, were the true accuracy just the target; at most 1 -
+        confidence.
+    passed, candidates: how many of the sequence were certified before the first that was not, and
+        the length of the sequence.
     """
 
     point: OperatingPoint
@@ -37,18 +44,30 @@ class Certified:
     candidates: int
 
 
-def certify(samples: Samples, target_top1: float, confidence: float = 0.95, seed: int = 0, levels: int | None = None) -> Certified:
-    """The cheapest point that can be certified to reach `target_top1` percent, over the draw of the samples, with probability `confidence`.
+def certify(
+    samples: Samples,
+    target_top1: float,
+    confidence: float = 0.95,
+    seed: int = 0,
+    levels: int | None = None,
+) -> Certified:
+    """The cheapest point that can be certified to reach `target_top1` percent, over the draw of the
+    samples, with probability `confidence`.
 
-    The frontier of a seeded half is walked from its dearest, most accurate point to cheaper ones. Each is tested on the other half at the
-    level 1 - confidence; the walk ends at the first that fails, so that no correction for many tests is owed.
+    The frontier of a seeded half is walked from its dearest, most accurate point to cheaper ones.
+    Each is tested on the other half at the level 1 - confidence; the walk ends at the first that
+    fails, so that no correction for many tests is owed.
 
     Args:
         levels: as in `exit_table.frontier`.
-    Raises: SettingError for a target or confidence out of range, fewer than two samples, and where no point can be certified: the text says what could be.
+    Raises: SettingError for a target or confidence out of range, fewer than two samples, and where
+    no point can be certified: the text says what could be.
     """
     if not 0 < target_top1 < 100 or not 0 < confidence < 1:
-        raise SettingError(f"expected a target between 0 and 100 percent and a confidence between 0 and 1, both exclusive, but got {target_top1} and {confidence}")
+        raise SettingError(
+            "expected a target between 0 and 100 percent and a confidence between 0 and 1, both"
+            f" exclusive, but got {target_top1} and {confidence}"
+        )
     if len(samples) < 2:
         raise SettingError("expected at least two samples to certify an accuracy with, but got one")
     found, held_out = halves(samples, seed)
@@ -60,7 +79,15 @@ def certify(samples: Samples, target_top1: float, confidence: float = 0.95, seed
     if not passed:
         raise SettingError(_beyond(target_top1, confidence, int(right[0]), len(held_out)))
     last = sequence[passed - 1].thresholds
-    return Certified(measure(samples, last), measure(held_out, last), target_top1, confidence, p_values[passed - 1].item(), passed, len(sequence))
+    return Certified(
+        measure(samples, last),
+        measure(held_out, last),
+        target_top1,
+        confidence,
+        p_values[passed - 1].item(),
+        passed,
+        len(sequence),
+    )
 
 
 def halves(samples: Samples, seed: int) -> tuple[Samples, Samples]:
@@ -70,34 +97,55 @@ def halves(samples: Samples, seed: int) -> tuple[Samples, Samples]:
 
 
 def right_counts(samples: Samples, settings: list[tuple[float, ...]]) -> Tensor:
-    """How many samples each of P settings of the E thresholds gets right, (P,), from one joint table of the thresholds that occur."""
+    """How many samples each of P settings of the E thresholds gets right, (P,), from one joint
+    table of the thresholds that occur.
+    """
     columns = samples.margins.new_tensor(settings).t().contiguous()
     grid = [torch.unique(column) for column in columns]
     at = [torch.searchsorted(values, column) for values, column in zip(grid, columns, strict=True)]
-    parts = leaving_sums(ranks(samples.margins, grid), [len(values) for values in grid], samples.correct)
-    return sum((part[tuple(at[: part.dim()])] for part in parts), torch.zeros(len(settings), dtype=torch.float64)).long()
+    parts = leaving_sums(
+        ranks(samples.margins, grid), [len(values) for values in grid], samples.correct
+    )
+    return sum(
+        (part[tuple(at[: part.dim()])] for part in parts),
+        torch.zeros(len(settings), dtype=torch.float64),
+    ).long()
 
 
 def binomial_tails(count: int, rate: float) -> Tensor:
-    """P(X >= k) of X ~ Binomial(count, rate) for all k = 0..count, (count + 1,), float64, from sums of the exact terms' logarithms."""
+    """P(X >= k) of X ~ Binomial(count, rate) for all k = 0..count, (count + 1,), float64, from sums
+    of the exact terms' logarithms.
+    """
     k = torch.arange(count + 1, dtype=torch.float64)
     ways = math.lgamma(count + 1) - torch.lgamma(k + 1) - torch.lgamma(count - k + 1)
-    terms = ways + torch.xlogy(k, k.new_tensor(rate)) + torch.xlogy(count - k, k.new_tensor(1 - rate))
+    terms = (
+        ways + torch.xlogy(k, k.new_tensor(rate)) + torch.xlogy(count - k, k.new_tensor(1 - rate))
+    )
     return terms.flip(0).logcumsumexp(0).flip(0).exp().clamp(max=1)
 
 
 def lower_bound(right: int, count: int, confidence: float) -> float:
-    """The highest rate that `right` of `count` certify (Clopper-Pearson, one-sided), from below, within 1e-6."""
+    """The highest rate that `right` of `count` certify (Clopper-Pearson, one-sided), from below,
+    within 1e-6.
+    """
     low, high = 0.0, right / count
     while high - low > 1e-6:
         middle = (low + high) / 2
-        low, high = (middle, high) if binomial_tails(count, middle)[right] <= 1 - confidence else (low, middle)
+        low, high = (
+            (middle, high)
+            if binomial_tails(count, middle)[right] <= 1 - confidence
+            else (low, middle)
+        )
     return low
 
 
 def _beyond(target: float, confidence: float, right: int, count: int) -> str:
-    highest = math.floor(lower_bound(right, count, confidence) * 1e4) / 100  # rounded up, it could not be certified either
+    highest = (
+        math.floor(lower_bound(right, count, confidence) * 1e4) / 100
+    )  # rounded up, it could not be certified either
     return (
-        f"no thresholds can be certified to reach {target:g} percent with confidence {confidence:g}: the most accurate ones got {100 * right / count:.2f} percent "
-        f"of {count} samples right, which certifies {highest:.2f}; ask for at most that, for less confidence, or bring more samples"
+        f"no thresholds can be certified to reach {target:g} percent with confidence"
+        f" {confidence:g}: the most accurate ones got {100 * right / count:.2f} percent of {count}"
+        f" samples right, which certifies {highest:.2f}; ask for at most that, for less confidence,"
+        " or bring more samples"
     )

@@ -1,8 +1,11 @@
-"""Thresholds finer than a joint table can hold, or for more exits, with a lower bound on what any thresholds at all could cost.
+"""Thresholds finer than a joint table can hold, or for more exits, with a lower bound on what any
+thresholds at all could cost.
 
-Upwards: the joint table's best point, then joint tables of ever finer windows around the best so far, then each exit alone at full
-resolution. Downwards: exit_bound; where little enough of the space remains, a last joint table settles it.
+Upwards: the joint table's best point, then joint tables of ever finer windows around the best so
+far, then each exit alone at full resolution. Downwards: exit_bound; where little enough of the
+space remains, a last joint table settles it.
 """
+
 from __future__ import annotations
 
 import math
@@ -13,7 +16,15 @@ import torch
 from torch import Tensor
 
 from gatecli.calibration.exit_bound import box_bound, oracle_cost
-from gatecli.calibration.exit_table import CELLS, Grid, candidates, frontier, root, spread, table_frontier
+from gatecli.calibration.exit_table import (
+    CELLS,
+    Grid,
+    candidates,
+    frontier,
+    root,
+    spread,
+    table_frontier,
+)
 from gatecli.calibration.exits import OperatingPoint, Pick, Samples, cheapest
 
 WINDOW = 2**17  # combinations in one window of the refinement
@@ -22,7 +33,9 @@ ROUNDS = 100  # windows looked at; each halves the step or has found a better po
 
 @dataclass(frozen=True)
 class Found:
-    """The cheapest point found for an accuracy, and a cost below which no thresholds whatever can reach it."""
+    """The cheapest point found for an accuracy, and a cost below which no thresholds whatever can
+    reach it.
+    """
 
     point: OperatingPoint
     bound: float
@@ -34,7 +47,8 @@ class Found:
 
 
 def search(samples: Samples, target_top1: float, levels: int | None = None) -> Found | None:
-    """The cheapest point found with at least `target_top1` percent, for any number of exits up to EXITS; None where none was found.
+    """The cheapest point found with at least `target_top1` percent, for any number of exits up to
+    EXITS; None where none was found.
 
     Args:
         levels: candidates an exit in the first table; by default as many as it can hold.
@@ -47,14 +61,22 @@ def search(samples: Samples, target_top1: float, levels: int | None = None) -> F
         return None
     found = refine(samples, start, pick)
     bound, region = box_bound(samples, target_top1, found, _price(points[0], found))
-    if math.prod(len(values) + 1 for values in region) <= CELLS:  # nothing outside the region is cheaper, and inside it all are looked at
-        best = pick([found, *(table_frontier(samples, region) if all(map(len, region)) else [])]) or found
+    if (
+        math.prod(len(values) + 1 for values in region) <= CELLS
+    ):  # nothing outside the region is cheaper, and inside it all are looked at
+        best = (
+            pick([found, *(table_frontier(samples, region) if all(map(len, region)) else [])])
+            or found
+        )
         return Found(best, best.cost)
     return Found(found, max(bound, oracle_cost(samples, target_top1)))
 
 
 def refine(samples: Samples, start: OperatingPoint, pick: Pick) -> OperatingPoint:
-    """A point that `pick` prefers to `start`, or `start`: no better one within a window of neighbouring thresholds, nor by any one exit."""
+    """A point that `pick` prefers to `start`, or `start`.
+
+    No better one within a window of neighbouring thresholds, nor by any one exit.
+    """
     full = [candidates(column) for column in samples.margins.unbind(1)]
     best = _windows(samples, full, start, pick)
     while (better := _one_by_one(samples, full, best, pick)) != best:
@@ -62,12 +84,28 @@ def refine(samples: Samples, start: OperatingPoint, pick: Pick) -> OperatingPoin
     return best
 
 
-def _windows(samples: Samples, full: Grid, best: OperatingPoint, pick: Pick, stride: int | None = None) -> OperatingPoint:
-    """Move by joint tables of evenly spaced neighbours; where none is better, halve the spacing, down to all neighbours."""
+def _windows(
+    samples: Samples, full: Grid, best: OperatingPoint, pick: Pick, stride: int | None = None
+) -> OperatingPoint:
+    """Move by joint tables of evenly spaced neighbours.
+
+    Where none is better, halve the spacing, down to all neighbours.
+    """
     reach = max(1, root(WINDOW, samples.exits) // 2 - 1)
     stride = stride or max(1, max(map(len, full)) // (2 * reach))
     for _ in range(ROUNDS):
-        better = pick([best, *table_frontier(samples, [_around(values, t, stride, reach) for values, t in zip(full, best.thresholds, strict=True)])])
+        better = pick(
+            [
+                best,
+                *table_frontier(
+                    samples,
+                    [
+                        _around(values, t, stride, reach)
+                        for values, t in zip(full, best.thresholds, strict=True)
+                    ],
+                ),
+            ]
+        )
         if better is None or better == best:
             if stride == 1:
                 break
@@ -85,7 +123,9 @@ def _around(values: Tensor, threshold: float, stride: int, reach: int) -> Tensor
 
 
 def _one_by_one(samples: Samples, full: Grid, best: OperatingPoint, pick: Pick) -> OperatingPoint:
-    """One turn over the exits, each at all its thresholds, as far as a table holds them, while the others stay."""
+    """One turn over the exits, each at all its thresholds, as far as a table holds them, while the
+    others stay.
+    """
     for e, values in enumerate(full):
         fixed = [values.new_tensor([t]) for t in best.thresholds]
         within = spread(values, CELLS >> samples.exits)  # all of 50,000 for up to five exits
@@ -95,4 +135,6 @@ def _one_by_one(samples: Samples, full: Grid, best: OperatingPoint, pick: Pick) 
 
 def _price(cheap: OperatingPoint, dear: OperatingPoint) -> float:
     """What a sample more that is right costs, on average between the two points."""
-    return 100 * (dear.cost - cheap.cost) / (dear.top1 - cheap.top1) if dear.top1 > cheap.top1 else 0.0
+    return (
+        100 * (dear.cost - cheap.cost) / (dear.top1 - cheap.top1) if dear.top1 > cheap.top1 else 0.0
+    )

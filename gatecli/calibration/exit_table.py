@@ -1,11 +1,15 @@
-"""The accuracy and mean cost of every combination of the exits' candidate thresholds, from one joint histogram of their margins.
+"""The accuracy and mean cost of every combination of the exits' candidate thresholds, from one
+joint histogram of their margins.
 
-A sample counts only by its rank at each exit: how many of the candidates its margin reaches. It leaves at exit e under the candidates
-j_1..j_E where rank_e > j_e and rank_i <= j_i for all i < e, so sums over those who leave there are cumulative sums of a histogram over
+A sample counts only by its rank at each exit: how many of the candidates its margin reaches. It
+leaves at exit e under the candidates j_1..j_E where rank_e > j_e and rank_i <= j_i for all i < e,
+so sums over those who leave there are cumulative sums of a histogram over
 the ranks: O(N E + cells) for all combinations, exact for these thresholds.
 
-Memory: at most CELLS cells of the histogram, about eight tensors of 8 bytes a cell: some 130 MB, for up to EXITS exits.
+Memory: at most CELLS cells of the histogram, about eight tensors of 8 bytes a cell: some 130 MB,
+for up to EXITS exits.
 """
+
 from __future__ import annotations
 
 import math
@@ -22,14 +26,17 @@ Grid = Sequence[Tensor]  # each exit's candidate thresholds, ascending
 
 
 def frontier(samples: Samples, levels: int | None = None) -> list[OperatingPoint]:
-    """All points than which no other combination of the candidates is as cheap and as accurate, the cheapest first.
+    """All points than which no other combination of the candidates is as cheap and as accurate, the
+    cheapest first.
 
-    Of combinations with the same accuracy and cost the one with the highest thresholds is given, the first exit's counting most: an exit
-    that no sample takes has the threshold inf.
+    Of combinations with the same accuracy and cost the one with the highest thresholds is given,
+    the first exit's counting most: an exit that no sample takes has the threshold inf.
 
     Args:
-        levels: candidate thresholds an exit; by default as many as the table can hold, 127 for three exits.
-    Raises: SettingError for more than EXITS exits, and where `levels` is below 2 or more than the table can hold.
+        levels: candidate thresholds an exit; by default as many as the table can hold, 127 for
+            three exits.
+    Raises: SettingError for more than EXITS exits, and where `levels` is below 2 or more than the
+    table can hold.
     """
     return table_frontier(samples, make_grid(samples, levels))
 
@@ -37,10 +44,15 @@ def frontier(samples: Samples, levels: int | None = None) -> list[OperatingPoint
 def make_grid(samples: Samples, levels: int | None = None) -> list[Tensor]:
     """At most `levels` candidates for each exit; by default as many as CELLS allow."""
     if samples.exits > EXITS:
-        raise SettingError(f"expected at most {EXITS} exits to calibrate together, but got {samples.exits}")
+        raise SettingError(
+            f"expected at most {EXITS} exits to calibrate together, but got {samples.exits}"
+        )
     most = root(CELLS, samples.exits) - 1
     if levels is not None and not 2 <= levels <= most:
-        raise SettingError(f"expected `levels` to be between 2 and {most} for {samples.exits} exits, but got {levels}")
+        raise SettingError(
+            f"expected `levels` to be between 2 and {most} for {samples.exits} exits, but got"
+            f" {levels}"
+        )
     return [candidates(column, levels or most) for column in samples.margins.unbind(1)]
 
 
@@ -56,15 +68,19 @@ def spread(values: Tensor, count: int) -> Tensor:
 
 
 def candidates(margins: Tensor, levels: int | None = None) -> Tensor:
-    """-inf, thresholds between neighbouring distinct margins, inf: all of them, or `levels` at even quantiles of the distinct margins.
+    """-inf, thresholds between neighbouring distinct margins, inf.
 
-    A threshold is a number of the margins' own type, so that the network compares as was done here: the midpoint of its neighbours,
-    or the upper one where rounding leaves nothing between.
+    All of them, or `levels` at even quantiles of the distinct margins.
+
+    A threshold is a number of the margins' own type, so that the network compares as was done here:
+    the midpoint of its neighbours, or the upper one where rounding leaves nothing between.
     """
     values = torch.unique(margins[~margins.isnan()])
     edges = torch.arange(1, max(len(values), 1))
     if levels is not None and len(edges) > levels - 2:
-        edges = edges[(torch.arange(levels - 2) + 0.5).double().mul(len(edges) / max(levels - 2, 1)).long()]
+        edges = edges[
+            (torch.arange(levels - 2) + 0.5).double().mul(len(edges) / max(levels - 2, 1)).long()
+        ]
     below, above = values[edges - 1], values[edges]
     middle = below / 2 + above / 2
     inner = torch.where((middle > below) & (middle <= above), middle, above)
@@ -72,15 +88,25 @@ def candidates(margins: Tensor, levels: int | None = None) -> Tensor:
 
 
 def ranks(margins: Tensor, grid: Grid) -> list[Tensor]:
-    """How many of each exit's candidates a sample's margin reaches, E tensors (N,); none where it is NaN."""
+    """How many of each exit's candidates a sample's margin reaches, E tensors (N,).
+
+    None where it is NaN.
+    """
     columns = zip(margins.t().contiguous(), grid, strict=True)
-    return [torch.searchsorted(values, column, right=True).masked_fill(column.isnan(), 0) for column, values in columns]
+    return [
+        torch.searchsorted(values, column, right=True).masked_fill(column.isnan(), 0)
+        for column, values in columns
+    ]
 
 
-def leaving_sums(reached: Sequence[Tensor], sizes: Sequence[int], values: Tensor) -> Iterator[Tensor]:
-    """For each exit, and last the final classifier, the sum of its column of `values`, (N, E + 1), over the samples that leave there.
+def leaving_sums(
+    reached: Sequence[Tensor], sizes: Sequence[int], values: Tensor
+) -> Iterator[Tensor]:
+    """For each exit, and last the final classifier, the sum of its column of `values`, (N, E + 1),
+    over the samples that leave there.
 
-    Yields tensors of shape sizes[: e + 1] (sizes at last): who leaves at an exit does not depend on later thresholds.
+    Yields tensors of shape sizes[: e + 1] (sizes at last): who leaves at an exit does not depend on
+    later thresholds.
     """
     cell = torch.zeros(len(values), dtype=torch.long)
     for e in range(len(sizes) + 1):
@@ -112,8 +138,13 @@ def table_frontier(samples: Samples, grid: Grid) -> list[OperatingPoint]:
 
 
 def _best(right: Tensor, cost: Tensor, count: int) -> Tensor:
-    """The frontier's cells, ascending in cost and accuracy. Sorts nothing: accuracy can only take count + 1 values."""
-    least = torch.full((count + 1,), math.inf, dtype=torch.float64).scatter_reduce(0, right, cost, "amin")
+    """The frontier's cells, ascending in cost and accuracy.
+
+    Sorts nothing: accuracy can only take count + 1 values.
+    """
+    least = torch.full((count + 1,), math.inf, dtype=torch.float64).scatter_reduce(
+        0, right, cost, "amin"
+    )
     beyond = least.flip(0).cummin(0).values.flip(0)  # the least cost at this accuracy or above
     worth = least < torch.cat([beyond[1:], beyond.new_tensor([math.inf])])
     cells = (cost == least.where(worth, -1)[right]).nonzero().flatten()
@@ -127,9 +158,13 @@ def points_at(samples: Samples, grid: Grid, cells: Tensor) -> list[OperatingPoin
     at = torch.unravel_index(cells, sizes)
 
     def gathered(values: Tensor) -> Tensor:  # (P, E + 1)
-        return torch.stack([part[at[: part.dim()]] for part in leaving_sums(reached, sizes, values)], 1)
+        return torch.stack(
+            [part[at[: part.dim()]] for part in leaving_sums(reached, sizes, values)], 1
+        )
 
-    thresholds = torch.stack([values[index] for values, index in zip(grid, at, strict=True)], 1).tolist()
+    thresholds = torch.stack(
+        [values[index] for values, index in zip(grid, at, strict=True)], 1
+    ).tolist()
     right, cost = gathered(samples.correct).sum(1).tolist(), gathered(samples.costs).sum(1).tolist()
     counts = gathered(torch.ones(1).expand(len(samples), samples.exits + 1)).tolist()
     return [point(*one, len(samples)) for one in zip(thresholds, right, cost, counts, strict=True)]

@@ -1,8 +1,12 @@
-"""What thresholds of early exits give on samples whose margins are known: the words that choosing them is done in.
+"""What thresholds of early exits give on samples whose margins are known.
 
-A sample leaves at the first exit e with margin_e >= t_e, t_e = inf meaning never and -inf always; who leaves nowhere reaches the
-final classifier. How points are found: exit_table (all combinations at once), exit_search (finer, with a bound), certify (with confidence).
+The words that choosing them is done in.
+
+A sample leaves at the first exit e with margin_e >= t_e, t_e = inf meaning never and -inf always;
+who leaves nowhere reaches the final classifier. How points are found: exit_table (all combinations
+at once), exit_search (finer, with a bound), certify (with confidence).
 """
+
 from __future__ import annotations
 
 import math
@@ -19,8 +23,11 @@ SLACK = 1e-9  # percent: 57 of 100 right is 56.99999999999999 in floating point
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """Thresholds of the E exits and what they give: top-1 in percent, mean cost of a sample, the share of samples that leaves at each
-    exit and, last, at the final classifier."""
+    """Thresholds of the E exits and what they give.
+
+    Top-1 in percent, mean cost of a sample, the share of samples that leaves at each
+    exit and, last, at the final classifier.
+    """
 
     thresholds: tuple[float, ...]
     top1: float
@@ -28,12 +35,18 @@ class OperatingPoint:
     shares: tuple[float, ...]
 
 
-Pick = Callable[[Iterable[OperatingPoint]], "OperatingPoint | None"]  # `cheapest` or `most_accurate` with its limit filled in
+Pick = Callable[
+    [Iterable[OperatingPoint]], "OperatingPoint | None"
+]  # `cheapest` or `most_accurate` with its limit filled in
 
 
 @dataclass(frozen=True)
 class Samples:
-    """One pass over val. margins: (N, E), floating, never infinite above; correct: (N, E + 1), bool; costs: (N, E + 1), float64."""
+    """One pass over val.
+
+    Margins: (N, E), floating, never infinite above; correct: (N, E + 1), bool; costs: (N, E + 1),
+    float64.
+    """
 
     margins: Tensor
     correct: Tensor
@@ -44,22 +57,39 @@ class Samples:
         """Check the three and bring them to one form.
 
         Args:
-            margins: (N, E), the exits' scores; NaN never exits, +inf leaves at every finite threshold.
-            correct: (N, E + 1), bool: whether the exit's, in the last column the final classifier's, prediction is right.
-            costs: (N, E + 1) or (E + 1,): MACs, or milliseconds, spent on a sample that leaves there.
-        Raises: DataError for no samples, shapes that do not fit each other, or a cost that is negative, infinite or NaN.
+            margins: (N, E), the exits' scores; NaN never exits, +inf leaves at every finite
+                threshold.
+            correct: (N, E + 1), bool: whether the exit's, in the last column the final
+                classifier's, prediction is right.
+            costs: (N, E + 1) or (E + 1,): MACs, or milliseconds, spent on a sample that leaves
+                there.
+        Raises: DataError for no samples, shapes that do not fit each other, or a cost that is
+        negative, infinite or NaN.
         """
         count, exits = margins.shape if margins.dim() == 2 else (0, 0)
         if not count or not exits:
-            raise DataError(f"expected the margins of at least one sample at one exit, of shape (N, E), but got {tuple(margins.shape)}")
+            raise DataError(
+                "expected the margins of at least one sample at one exit, of shape (N, E), but got"
+                f" {tuple(margins.shape)}"
+            )
         if correct.shape != (count, exits + 1) or correct.dtype != torch.bool:
-            raise DataError(f"expected `correct` to be bool of shape {(count, exits + 1)} for margins of {(count, exits)}, but got {correct.dtype} of {tuple(correct.shape)}")
+            raise DataError(
+                f"expected `correct` to be bool of shape {(count, exits + 1)} for margins of"
+                f" {(count, exits)}, but got {correct.dtype} of {tuple(correct.shape)}"
+            )
         if costs.shape not in ((exits + 1,), (count, exits + 1)):
-            raise DataError(f"expected `costs` to have shape {(exits + 1,)} or {(count, exits + 1)}, but got {tuple(costs.shape)}")
+            raise DataError(
+                f"expected `costs` to have shape {(exits + 1,)} or {(count, exits + 1)}, but got"
+                f" {tuple(costs.shape)}"
+            )
         if not (costs.isfinite() & (costs >= 0)).all():
             raise DataError("expected costs to be finite and not negative")
         margins = margins.detach().cpu().to(torch.promote_types(margins.dtype, torch.float32))
-        return cls(margins.clamp(max=torch.finfo(margins.dtype).max), correct.cpu(), _summable(costs.detach().cpu().double().expand(count, -1)))
+        return cls(
+            margins.clamp(max=torch.finfo(margins.dtype).max),
+            correct.cpu(),
+            _summable(costs.detach().cpu().double().expand(count, -1)),
+        )
 
     @property
     def exits(self) -> int:
@@ -73,40 +103,71 @@ class Samples:
 
 
 def _summable(costs: Tensor) -> Tensor:
-    """The costs on a grid of powers of two so fine that nothing shows (whole MACs stay as they are) and so coarse that every sum of
-    them is exact: then a cost does not depend on the order in which it was summed, and equal points compare as equal."""
+    """The costs on a grid of powers of two so fine that nothing shows (whole MACs stay as they are)
+    and so coarse that every sum of
+    them is exact: then a cost does not depend on the order in which it was summed, and equal points
+    compare as equal.
+    """
     highest = costs.amax().item() * len(costs)
     step = 2.0 ** (math.frexp(highest)[1] - 52)
     return (costs / step).round() * step if highest else costs
 
 
 def leaves(margins: Tensor, thresholds: Sequence[float]) -> Tensor:
-    """Where each sample leaves, (N,): the exit's index, E for the final classifier. margins: (N, E)."""
+    """Where each sample leaves, (N,): the exit's index, E for the final classifier.
+
+    Margins: (N, E).
+    """
     limits = margins.new_tensor(thresholds)
     taken = (margins >= limits) & (limits < math.inf)
-    return torch.cat([taken, taken.new_ones(len(taken), 1)], 1).int().argmax(1)  # argmax: the first of equals
+    return (
+        torch.cat([taken, taken.new_ones(len(taken), 1)], 1).int().argmax(1)
+    )  # argmax: the first of equals
 
 
 def measure(samples: Samples, thresholds: Sequence[float]) -> OperatingPoint:
     """What one setting of the E thresholds gives on the samples."""
     if len(thresholds) != samples.exits or any(math.isnan(value) for value in thresholds):
-        raise SettingError(f"expected {samples.exits} thresholds, one an exit and none NaN, but got {list(thresholds)}")
+        raise SettingError(
+            f"expected {samples.exits} thresholds, one an exit and none NaN, but got"
+            f" {list(thresholds)}"
+        )
     where = leaves(samples.margins, thresholds)[:, None]
     counts = torch.bincount(where.flatten(), minlength=samples.exits + 1).tolist()
-    right, cost = samples.correct.gather(1, where).sum().item(), samples.costs.gather(1, where).sum().item()
+    right, cost = (
+        samples.correct.gather(1, where).sum().item(),
+        samples.costs.gather(1, where).sum().item(),
+    )
     return point(thresholds, right, cost, counts, len(samples))
 
 
-def point(thresholds: Iterable[float], right: float, cost: float, counts: Iterable[float], total: int) -> OperatingPoint:
+def point(
+    thresholds: Iterable[float], right: float, cost: float, counts: Iterable[float], total: int
+) -> OperatingPoint:
     """An operating point from sums over `total` samples."""
-    return OperatingPoint(tuple(thresholds), 100 * right / total, cost / total, tuple(count / total for count in counts))
+    return OperatingPoint(
+        tuple(thresholds),
+        100 * right / total,
+        cost / total,
+        tuple(count / total for count in counts),
+    )
 
 
 def cheapest(points: Iterable[OperatingPoint], target_top1: float) -> OperatingPoint | None:
-    """The point of least cost whose top-1 is at least `target_top1` percent, the more accurate, then the first of equals; None where none reaches it."""
-    return min((p for p in points if p.top1 >= target_top1 - SLACK), key=lambda p: (p.cost, -p.top1), default=None)
+    """The point of least cost whose top-1 is at least `target_top1` percent, the more accurate,
+    then the first of equals; None where none reaches it.
+    """
+    return min(
+        (p for p in points if p.top1 >= target_top1 - SLACK),
+        key=lambda p: (p.cost, -p.top1),
+        default=None,
+    )
 
 
 def most_accurate(points: Iterable[OperatingPoint], budget: float) -> OperatingPoint | None:
-    """The point of highest top-1 whose mean cost is at most `budget`, the cheaper, then the first of equals; None where none is so cheap."""
-    return min((p for p in points if p.cost <= budget), key=lambda p: (-p.top1, p.cost), default=None)
+    """The point of highest top-1 whose mean cost is at most `budget`, the cheaper, then the first
+    of equals; None where none is so cheap.
+    """
+    return min(
+        (p for p in points if p.cost <= budget), key=lambda p: (-p.top1, p.cost), default=None
+    )

@@ -1,8 +1,12 @@
-"""A threshold of its own for each site: coordinate descent from the best single threshold. A heuristic: it may stop short of the best.
+"""A threshold of its own for each site: coordinate descent from the best single threshold.
 
-A round proposes for each site to let all of its samples run and a few higher thresholds, in the order of the MACs that these would save
-if nothing else changed; each is measured, and kept if the target still holds and the MACs fall. A site's units share one threshold.
+A heuristic: it may stop short of the best.
+
+A round proposes for each site to let all of its samples run and a few higher thresholds, in the
+order of the MACs that these would save if nothing else changed; each is measured, and kept if the
+target still holds and the MACs fall. A site's units share one threshold.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -20,7 +24,10 @@ WIDTH = 4  # thresholds tried of a gate that depends on the image, besides the o
 
 @dataclass(frozen=True)
 class Move:
-    """Give all units of a site the threshold `tau`; `saving`: MACs of one image, by what the last pass saw."""
+    """Give all units of a site the threshold `tau`.
+
+    `saving`: MACs of one image, by what the last pass saw.
+    """
 
     site: str
     tau: float
@@ -55,12 +62,17 @@ def _try(measure: Measure, moves: list[Move], best: Point, target: float) -> Poi
 
 
 def _moves(measure: Measure, best: Point, odds: dict[str, Tensor]) -> list[Move]:
-    """What may be worth a pass. Running more often saves nothing unless later gates look at what it changes."""
+    """What may be worth a pass.
+
+    Running more often saves nothing unless later gates look at what it changes.
+    """
     network, moves = measure.network, []
     for site, gate in network.site_gates.items():
         seen = odds.get(site, torch.empty(0)).flatten()
         for tau in (0.0, *thin(cuts(seen), WIDTH)):
-            rate = (seen > torch.logit(torch.tensor(tau))).double().mean().item() if len(seen) else 1.0
+            rate = (
+                (seen > torch.logit(torch.tensor(tau))).double().mean().item() if len(seen) else 1.0
+            )
             saving = network.sites[site].macs * (mean_rate(best.rates[site]) - rate)
             if saving > 0 or (saving < 0 and gate.data_dependent):
                 moves.append(Move(site, tau, saving))

@@ -1,7 +1,10 @@
-"""Settings of thresholds, measured: what each gives on a split, which of them are worth having, which one to take.
+"""Settings of thresholds, measured: what each gives on a split, which of them are worth having,
+which one to take.
 
-Nothing here knows how a setting is found: a search (gatecli.calibration.uniform, per_gate) proposes, this measures and judges.
+Nothing here knows how a setting is found: a search (gatecli.calibration.uniform, per_gate)
+proposes, this measures and judges.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,7 +30,10 @@ SLACK = 1e-9  # percent: 57 of 100 right is 56.99999999999999 in floating point
 
 @dataclass(frozen=True)
 class Point:
-    """One setting of the thresholds and what it gave: top-1 in percent, mean MACs of one image, the rate of each unit."""
+    """One setting of the thresholds and what it gave.
+
+    Top-1 in percent, mean MACs of one image, the rate of each unit.
+    """
 
     thresholds: Thresholds
     top1: float
@@ -40,12 +46,17 @@ def reaches(point: Point, target: float) -> bool:
 
 
 def choose(points: Iterable[Point], target: float) -> Point | None:
-    """The point with the fewest MACs whose top-1 is at least `target`, the more accurate one of equals; None where none reaches it."""
+    """The point with the fewest MACs whose top-1 is at least `target`, the more accurate one of
+    equals; None where none reaches it.
+    """
     return min((point for point in points if reaches(point, target)), key=_order, default=None)
 
 
 def pareto(points: Iterable[Point]) -> list[Point]:
-    """The points than which no other is as cheap and as accurate, the cheapest first; of equal points the first."""
+    """The points than which no other is as cheap and as accurate, the cheapest first.
+
+    Of equal points the first.
+    """
     kept: list[Point] = []
     for point in sorted(points, key=_order):
         if not kept or point.top1 > kept[-1].top1:
@@ -57,8 +68,13 @@ def _order(point: Point) -> tuple[float, float]:
     return point.macs, -point.top1
 
 
-def site_values(thresholds: Mapping[str, Sequence[float]]) -> dict[str, float | list[float | None] | None]:
-    """Thresholds as reports give them: a number a site, a list where its units differ; None for what strict JSON lacks."""
+def site_values(
+    thresholds: Mapping[str, Sequence[float]],
+) -> dict[str, float | list[float | None] | None]:
+    """Thresholds as reports give them: a number a site, a list where its units differ.
+
+    None for what strict JSON lacks.
+    """
     plain = {site: [finite(value) for value in values] for site, values in thresholds.items()}
     return {site: values[0] if len(set(values)) == 1 else values for site, values in plain.items()}
 
@@ -69,7 +85,9 @@ def get_thresholds(network: Network) -> Thresholds:
 
 def set_thresholds(network: Network, thresholds: Mapping[str, Sequence[float]]) -> None:
     for site, gate in network.site_gates.items():
-        gate.threshold = torch.tensor(thresholds[site], dtype=gate.threshold.dtype, device=gate.threshold.device)
+        gate.threshold = torch.tensor(
+            thresholds[site], dtype=gate.threshold.dtype, device=gate.threshold.device
+        )
 
 
 class OddsMeter(RateMeter):
@@ -86,14 +104,24 @@ class OddsMeter(RateMeter):
 
 
 class Measure:
-    """Measures settings of `network`'s thresholds on a split, each by a real pass and only once: passes are what a search costs.
+    """Measures settings of `network`'s thresholds on a split, each by a real pass and only once.
 
-    A pass is the only way to know: what a gate decides changes what the gates behind it see. The network's thresholds are left
-    at the setting measured last, so it must be a copy of the user's.
+    Passes are what a search costs.
+
+    A pass is the only way to know: what a gate decides changes what the gates behind it see. The
+    network's thresholds are left at the setting measured last, so it must be a copy of the user's.
     """
 
-    def __init__(self, network: Network, split: Split, batch_size: int, workers: int, progress: Progress) -> None:
-        self.network, self.split, self.batch_size, self.workers, self.progress = network, split, batch_size, workers, progress
+    def __init__(
+        self, network: Network, split: Split, batch_size: int, workers: int, progress: Progress
+    ) -> None:
+        self.network, self.split, self.batch_size, self.workers, self.progress = (
+            network,
+            split,
+            batch_size,
+            workers,
+            progress,
+        )
         self._known: dict[tuple[object, ...], Point] = {}
         self._within: Progress = progress
 
@@ -105,7 +133,9 @@ class Measure:
     @contextmanager
     def passes(self, label: str, count: int) -> Iterator[None]:
         """Report the at most `count` passes made inside as one piece of work."""
-        with self.progress.task(f"{label} (at most {count} passes over val)", count * steps(self.split, self.batch_size)) as task:
+        with self.progress.task(
+            f"{label} (at most {count} passes over val)", count * steps(self.split, self.batch_size)
+        ) as task:
             self._within = _Within(self.progress, task)
             try:
                 yield
@@ -113,24 +143,42 @@ class Measure:
                 self._within = self.progress
 
     def __call__(self, thresholds: Thresholds) -> Point:
-        """What `thresholds` give; no pass where data-independent gates decide as they did in an earlier one and the others' are the same."""
+        """What `thresholds` give.
+
+        No pass where data-independent gates decide as they did in an earlier one and the others'
+        are the same.
+        """
         known = self._known.get(self._key(thresholds))
-        return self.observe(thresholds)[0] if known is None else replace(known, thresholds=thresholds)
+        return (
+            self.observe(thresholds)[0] if known is None else replace(known, thresholds=thresholds)
+        )
 
     def observe(self, thresholds: Thresholds) -> tuple[Point, dict[str, Tensor]]:
-        """Make a pass whether or not the point is known; also each gate's log-odds, site -> (N, units)."""
+        """Make a pass whether or not the point is known.
+
+        Also each gate's log-odds, site -> (N, units).
+        """
         key, meter = self._key(thresholds), OddsMeter()
-        images = batches(self.split, input=self.network.input, batch_size=self.batch_size, workers=self.workers)
+        images = batches(
+            self.split, input=self.network.input, batch_size=self.batch_size, workers=self.workers
+        )
         seen = predict(self.network, images, self._within, meter=meter)
-        point = Point(thresholds, seen.top(1), expected_macs(self.network, seen.rates, seen.busy), seen.rates)
+        point = Point(
+            thresholds, seen.top(1), expected_macs(self.network, seen.rates, seen.busy), seen.rates
+        )
         self._known.setdefault(key, point)
         return point, {site: torch.cat(odds) for site, odds in meter.odds.items()}
 
     def _key(self, thresholds: Thresholds) -> tuple[object, ...]:
         """What the decisions depend on; sets the thresholds."""
         set_thresholds(self.network, thresholds)
-        decided = {site: methods.get(self.network.methods[site]).always_runs(gate, None) for site, gate in self.network.site_gates.items()}
-        return tuple((site, *(thresholds[site] if runs is None else runs)) for site, runs in decided.items())
+        decided = {
+            site: methods.get(self.network.methods[site]).always_runs(gate, None)
+            for site, gate in self.network.site_gates.items()
+        }
+        return tuple(
+            (site, *(thresholds[site] if runs is None else runs)) for site, runs in decided.items()
+        )
 
 
 class _Within:

@@ -1,10 +1,13 @@
 """One threshold for all gates: which values to measure.
 
-Decisions change only where the threshold passes a P(on). Where no gate depends on the image there are at most gates + 1 ways to
-decide, and each is measured. Elsewhere P(on) is known only for the threshold that a pass was made with, as what one gate skips
-changes what the next ones see: thresholds are taken from what the passes saw, spread evenly first, then halving the gap where a
-cheaper point that reaches the target may lie. A gap is closed for good when the passes on its two sides saw nothing more to part.
+Decisions change only where the threshold passes a P(on). Where no gate depends on the image there
+are at most gates + 1 ways to decide, and each is measured. Elsewhere P(on) is known only for the
+threshold that a pass was made with, as what one gate skips
+changes what the next ones see: thresholds are taken from what the passes saw, spread evenly first,
+then halving the gap where a cheaper point that reaches the target may lie. A gap is closed for good
+when the passes on its two sides saw nothing more to part.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -16,16 +19,19 @@ from torch import Tensor
 from gatecli.calibration.points import Measure, Point, Thresholds, choose, get_thresholds
 from gatecli.network import Network
 
-NOISE = 1e-5  # log-odds closer than this are one value: a pass in other batches may round them otherwise
+# log-odds closer than this are one value: a pass in other batches may round them otherwise
+NOISE = 1e-5
 
 WORTH = 0.002  # of the MACs: gaps that can save less come last
 
 
 def cuts(odds: Tensor) -> Tensor:
-    """Thresholds that part log-odds (n,): ascending, each well between two distinct values, the last above all of them: (k,).
+    """Thresholds that part log-odds (n,).
 
-    Halfway in log-odds, as that is what gates compare; float32 and below 1, as that is what a gate stores. Values that float32
-    cannot part (P(on) above 1 - 6e-8) stay together.
+    Ascending, each well between two distinct values, the last above all of them: (k,).
+
+    Halfway in log-odds, as that is what gates compare; float32 and below 1, as that is what a gate
+    stores. Values that float32 cannot part (P(on) above 1 - 6e-8) stay together.
     """
     values: Tensor = torch.unique(odds[odds.isfinite()].double())
     if not len(values):
@@ -50,7 +56,9 @@ def alike(network: Network, tau: float) -> Thresholds:
 
 @dataclass(frozen=True)
 class Gap:
-    """The thresholds between two that were measured, and the log-odds in between that the left pass and the right pass saw."""
+    """The thresholds between two that were measured, and the log-odds in between that the left pass
+    and the right pass saw.
+    """
 
     left: Point
     right: Point
@@ -60,16 +68,26 @@ class Gap:
     from_right: Tensor
 
     def middle(self) -> float | None:
-        """The threshold that halves what is not known yet; None where both passes decide for all that lies between them."""
+        """The threshold that halves what is not known yet.
+
+        None where both passes decide for all that lies between them.
+        """
         if not len(self.from_left) or not len(self.from_right):
             return None
-        pool = torch.cat([self.from_left, self.from_right])  # below the left pass's first value, and above the right pass's last, nothing changes
+        pool = torch.cat(
+            [self.from_left, self.from_right]
+        )  # below the left pass's first value, and above the right pass's last, nothing changes
         inner = cuts(pool[(pool >= self.from_left.min()) & (pool <= self.from_right.max())])[:-1]
         return float(inner[len(inner) // 2]) if len(inner) else None
 
     def split(self, tau: float, point: Point, seen: Tensor) -> tuple[Gap, Gap]:
-        lower, upper = between(self.from_left, self.low, tau), between(self.from_right, tau, self.high)
-        return Gap(self.left, point, self.low, tau, lower, between(seen, self.low, tau)), Gap(point, self.right, tau, self.high, between(seen, tau, self.high), upper)
+        lower, upper = (
+            between(self.from_left, self.low, tau),
+            between(self.from_right, tau, self.high),
+        )
+        return Gap(self.left, point, self.low, tau, lower, between(seen, self.low, tau)), Gap(
+            point, self.right, tau, self.high, between(seen, tau, self.high), upper
+        )
 
 
 def between(odds: Tensor, low: float, high: float) -> Tensor:
@@ -78,7 +96,10 @@ def between(odds: Tensor, low: float, high: float) -> Tensor:
 
 
 class UniformSearch:
-    """Finds one threshold for all gates; every point it measures is in `measure.points`, and `opened` is the one with all gates open."""
+    """Finds one threshold for all gates.
+
+    Every point it measures is in `measure.points`, and `opened` is the one with all gates open.
+    """
 
     def __init__(self, measure: Measure) -> None:
         self.measure, self.network = measure, measure.network
@@ -87,7 +108,9 @@ class UniformSearch:
             self.opened, self._seen = self._at(0.0)
 
     def run(self, target: float, candidates: int, refine: int) -> None:
-        """Measure the present thresholds, at most `candidates` others (all, where no gate depends on the image) and `refine` more, near top-1 `target`."""
+        """Measure the present thresholds, at most `candidates` others (all, where no gate depends
+        on the image) and `refine` more, near top-1 `target`.
+        """
         gaps = self._spread(self.opened, self._seen, candidates)
         if any(gate.data_dependent for gate in self.network.site_gates.values()):
             self._refine(gaps, target, refine)
@@ -104,7 +127,9 @@ class UniformSearch:
         with self.measure.passes("candidates", len(taus) + 1):
             for tau in taus:
                 right, after = self._at(tau)
-                gaps.append(Gap(left, right, low, tau, between(seen, low, tau), between(after, low, tau)))
+                gaps.append(
+                    Gap(left, right, low, tau, between(seen, low, tau), between(after, low, tau))
+                )
                 left, low, seen = right, tau, after
             self.measure(self.present)
         return gaps
@@ -120,7 +145,9 @@ class UniformSearch:
                 gaps += gap.split(tau, *self._at(tau))
 
     def _promising(self, gaps: list[Gap], target: float) -> tuple[Gap, float] | None:
-        """The open gap whose ends come nearest to the target, among those that may hold something cheaper than the best so far."""
+        """The open gap whose ends come nearest to the target, among those that may hold something
+        cheaper than the best so far.
+        """
         best = choose(self.measure.points, target)
         hopeful = [gap for gap in gaps if best is None or gap.right.macs < best.macs]
 

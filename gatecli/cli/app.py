@@ -1,4 +1,8 @@
-"""The console script. It imports next to nothing before Ctrl-C is taken care of; the commands are in gatecli.cli.program."""
+"""The console script.
+
+It imports next to nothing before Ctrl-C is taken care of; the commands are in gatecli.cli.program.
+"""
+
 from __future__ import annotations
 
 import signal
@@ -24,7 +28,9 @@ def __getattr__(name: str) -> Any:
 
 def main() -> None:
     """The console script."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else whoever started us wants it ignored
+    if (
+        signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    ):  # else whoever started us wants it ignored
         signal.signal(signal.SIGINT, leave)
     from gatecli.cli.program import start
 

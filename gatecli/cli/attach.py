@@ -1,4 +1,5 @@
 """gatecli attach"""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -17,13 +18,30 @@ def attach(
     checkpoint: Checkpoint = None,
     method: Annotated[str, typer.Option(help="How to gate; see gatecli methods.")] = "",
     set_: Set = None,
-    include: Annotated[Optional[list[str]], typer.Option(help="Pattern of sites to gate, as 'layer3.*'; repeatable.")] = None,
-    exclude: Annotated[Optional[list[str]], typer.Option(help="Pattern of sites to leave alone; repeatable.")] = None,
-    gater: Annotated[Optional[Path], typer.Option(help="gaternet: checkpoint of a classifier that the gater starts from; none: --set gater=NAME, untrained.", show_default=False)] = None,
+    include: Annotated[
+        Optional[list[str]],
+        typer.Option(help="Pattern of sites to gate, as 'layer3.*'; repeatable."),
+    ] = None,
+    exclude: Annotated[
+        Optional[list[str]], typer.Option(help="Pattern of sites to leave alone; repeatable.")
+    ] = None,
+    gater: Annotated[
+        Optional[Path],
+        typer.Option(
+            help=(
+                "gaternet: checkpoint of a classifier that the gater starts from; none: --set"
+                " gater=NAME, untrained."
+            ),
+            show_default=False,
+        ),
+    ] = None,
     out: Out = None,
     force: Force = False,
 ) -> dict[str, Any]:
-    """Put a method's gates into a checkpoint. Predictions stay as they are, unless the method says otherwise."""
+    """Put a method's gates into a checkpoint.
+
+    Predictions stay as they are, unless the method says otherwise.
+    """
     from gatecli import attaching, methods
     from gatecli.checkpoint import check_output, write
     from gatecli.costs import expected_macs, known_rates
@@ -32,22 +50,40 @@ def attach(
     if not method:
         raise SettingError(f"expected --method NAME, one of {', '.join(methods.names())}")
     settings: dict[str, Any] = dict(parse_pairs(set_))
-    methods.parse_settings(methods.get(method), settings)  # before any reading: a slip costs no time
+    methods.parse_settings(
+        methods.get(method), settings
+    )  # before any reading: a slip costs no time
     path = session.checkpoint(checkpoint)
     target = out or default_out(path, method)
     check_output(target, force, [path])
     network = session.open(path)
     brought = None if gater is None else session.open_other(gater)
-    result = attaching.attach(network, method, include=include or (), exclude=exclude or (), gater_network=brought, **settings)
+    result = attaching.attach(
+        network,
+        method,
+        include=include or (),
+        exclude=exclude or (),
+        gater_network=brought,
+        **settings,
+    )
     write(result.network, target)
     session.say(
-        f"{network.recipe.source.arch}: {result.gates} gates of {method}, logits changed by {result.max_logit_change:.1e} of the largest; "
-        f"{millions(result.params)} parameters, {gmacs(result.network.macs_dense)} GMACs with all gates open ({gmacs(network.macs_dense)} before)"
+        f"{network.recipe.source.arch}: {result.gates} gates of {method}, logits changed by"
+        f" {result.max_logit_change:.1e} of the largest; {millions(result.params)} parameters,"
+        f" {gmacs(result.network.macs_dense)} GMACs with all gates open"
+        f" ({gmacs(network.macs_dense)} before)"
     )
     session.written(target)
     session.say("next: gatecli finetune --data ...")
     return {
-        "checkpoint": str(path), "out": str(target), "arch": network.recipe.source.arch, "method": method, "gates": result.gates, "units": result.units,
-        "params": result.params, "macs_dense": result.network.macs_dense, "macs_expected": expected_macs(result.network, known_rates(result.network)),
+        "checkpoint": str(path),
+        "out": str(target),
+        "arch": network.recipe.source.arch,
+        "method": method,
+        "gates": result.gates,
+        "units": result.units,
+        "params": result.params,
+        "macs_dense": result.network.macs_dense,
+        "macs_expected": expected_macs(result.network, known_rates(result.network)),
         "max_logit_change": result.max_logit_change,
-    }  # fmt: skip
+    }

@@ -1,4 +1,5 @@
 """gatecli calibrate"""
+
 from __future__ import annotations
 
 import shlex
@@ -9,7 +10,17 @@ import typer
 from gatecli.cli import exits
 from gatecli.cli.progress import Reporter
 from gatecli.cli.render import MACS_FOOT, gmacs, percent, table
-from gatecli.cli.session import BatchSize, Checkpoint, Data, Force, Out, Session, Workers, reads_checkpoints, remembered
+from gatecli.cli.session import (
+    BatchSize,
+    Checkpoint,
+    Data,
+    Force,
+    Out,
+    Session,
+    Workers,
+    reads_checkpoints,
+    remembered,
+)
 from gatecli.cli.workspace import default_out
 from gatecli.errors import SettingError, TrainingError
 
@@ -26,15 +37,70 @@ def calibrate(
     session: Session,
     checkpoint: Checkpoint = None,
     data: Data = None,
-    target_acc: Annotated[Optional[float], typer.Option(help="Top-1 accuracy to reach on val, in percent.")] = None,
-    max_drop: Annotated[Optional[float], typer.Option(help="The same, in points below all gates open, or nobody leaving early.")] = None,
-    max_gmacs: Annotated[Optional[float], typer.Option(help="Exits: the highest accuracy for at most so many GMACs an image.")] = None,
-    max_ms: Annotated[Optional[float], typer.Option(help="Exits, with --cost latency: the highest accuracy for at most so many milliseconds an image.")] = None,
-    cost: Annotated[str, typer.Option(help="Exits: what thresholds shall save: macs, or latency of single images as measured on this machine.")] = "macs",
-    confidence: Annotated[Optional[float], typer.Option(help="Exits: the accuracy shall hold on unseen data with this probability, as 0.95.")] = None,
-    reuse: Annotated[bool, typer.Option("--reuse", help="Exits: move along the frontier that an earlier calibrate has recorded; needs no data.")] = False,
-    per_gate: Annotated[bool, typer.Option("--per-gate", help="Then a threshold for each site, by coordinate descent: a heuristic, and up to ten more passes over val for each.")] = False,
-    refine: Annotated[int, typer.Option(help="Data-dependent gates: passes over val at most, to look between the first thresholds tried.")] = 12,
+    target_acc: Annotated[
+        Optional[float], typer.Option(help="Top-1 accuracy to reach on val, in percent.")
+    ] = None,
+    max_drop: Annotated[
+        Optional[float],
+        typer.Option(help="The same, in points below all gates open, or nobody leaving early."),
+    ] = None,
+    max_gmacs: Annotated[
+        Optional[float],
+        typer.Option(help="Exits: the highest accuracy for at most so many GMACs an image."),
+    ] = None,
+    max_ms: Annotated[
+        Optional[float],
+        typer.Option(
+            help=(
+                "Exits, with --cost latency: the highest accuracy for at most so many milliseconds"
+                " an image."
+            )
+        ),
+    ] = None,
+    cost: Annotated[
+        str,
+        typer.Option(
+            help=(
+                "Exits: what thresholds shall save: macs, or latency of single images as measured"
+                " on this machine."
+            )
+        ),
+    ] = "macs",
+    confidence: Annotated[
+        Optional[float],
+        typer.Option(
+            help="Exits: the accuracy shall hold on unseen data with this probability, as 0.95."
+        ),
+    ] = None,
+    reuse: Annotated[
+        bool,
+        typer.Option(
+            "--reuse",
+            help=(
+                "Exits: move along the frontier that an earlier calibrate has recorded; needs no"
+                " data."
+            ),
+        ),
+    ] = False,
+    per_gate: Annotated[
+        bool,
+        typer.Option(
+            "--per-gate",
+            help=(
+                "Then a threshold for each site, by coordinate descent: a heuristic, and up to ten"
+                " more passes over val for each."
+            ),
+        ),
+    ] = False,
+    refine: Annotated[
+        int,
+        typer.Option(
+            help=(
+                "Data-dependent gates: passes over val at most, to look between the first"
+                " thresholds tried."
+            )
+        ),
+    ] = 12,
     batch_size: BatchSize = 256,
     workers: Workers = 0,
     out: Out = None,
@@ -52,19 +118,46 @@ def calibrate(
     check_output(target, force, [path])
     network = session.open(path)
     if not network.methods:
-        raise TrainingError(f"{path} has no gates to calibrate: attach a method first (gatecli attach {shlex.quote(str(path))} --method NAME)")
+        raise TrainingError(
+            f"{path} has no gates to calibrate: attach a method first (gatecli attach"
+            f" {shlex.quote(str(path))} --method NAME)"
+        )
     if network.site_exits:
         if per_gate:
-            raise SettingError("--per-gate is for gates: the thresholds of exits are chosen together as it is")
-        asked = exits.Asked({"target_acc": target_acc, "max_drop": max_drop, "max_gmacs": max_gmacs, "max_ms": max_ms}, confidence, cost)
-        return exits.calibrate(session, network, path, target, asked, reuse, remembered(data), batch_size, workers)
+            raise SettingError(
+                "--per-gate is for gates: the thresholds of exits are chosen together as it is"
+            )
+        asked = exits.Asked(
+            {
+                "target_acc": target_acc,
+                "max_drop": max_drop,
+                "max_gmacs": max_gmacs,
+                "max_ms": max_ms,
+            },
+            confidence,
+            cost,
+        )
+        return exits.calibrate(
+            session, network, path, target, asked, reuse, remembered(data), batch_size, workers
+        )
     if {max_gmacs, max_ms, confidence} != {None} or cost != "macs" or reuse:
-        raise SettingError("gates are calibrated to --target-acc or --max-drop; --max-gmacs, --max-ms, --cost, --confidence and --reuse are for exits")
+        raise SettingError(
+            "gates are calibrated to --target-acc or --max-drop; --max-gmacs, --max-ms, --cost,"
+            " --confidence and --reuse are for exits"
+        )
     calibration.check_target(target_acc, max_drop)
     dataset = open_data(network, remembered(data))
     result = calibration.calibrate(
-        network, dataset, target_acc=target_acc, max_drop=max_drop, per_gate=per_gate, refine=refine, batch_size=batch_size, workers=workers, progress=Reporter(session)
-    )  # fmt: skip
+        network,
+        dataset,
+        target_acc=target_acc,
+        max_drop=max_drop,
+        per_gate=per_gate,
+        refine=refine,
+        batch_size=batch_size,
+        workers=workers,
+        progress=Reporter(session),
+    )
     write(result.network, target)
     _report(session, result)
     session.written(target)
@@ -75,27 +168,46 @@ def calibrate(
 def _report(session: Session, result: Calibrated) -> None:
     if not session.json_:
         rows = [_row(point, result) for point in result.frontier]
-        foot = f"* chosen, for {percent(result.target_top1)} asked; all gates open: {percent(result.baseline_top1)}. {MACS_FOOT}"
-        table(session, "frontier on val", ("<", "<threshold", "val top-1", "GMACs", "of all on"), rows, foot)
+        foot = (
+            f"* chosen, for {percent(result.target_top1)} asked; all gates open:"
+            f" {percent(result.baseline_top1)}. {MACS_FOOT}"
+        )
+        table(
+            session,
+            "frontier on val",
+            ("<", "<threshold", "val top-1", "GMACs", "of all on"),
+            rows,
+            foot,
+        )
     if result.per_gate:
         before = result.single
         session.say(
-            f"{HEURISTIC}: from val top-1 {percent(before.top1)} at {gmacs(before.macs)} GMACs with one threshold to {percent(result.top1)} at {gmacs(result.macs_expected)} GMACs"
+            f"{HEURISTIC}: from val top-1 {percent(before.top1)} at {gmacs(before.macs)} GMACs with"
+            f" one threshold to {percent(result.top1)} at {gmacs(result.macs_expected)} GMACs"
         )
     session.say(
-        f"val top-1 {percent(result.top1)} ({percent(result.target_top1)} asked, {percent(result.baseline_top1)} with all gates open), "
-        f"{gmacs(result.macs_expected)} GMACs of {gmacs(result.network.macs_dense)}"
+        f"val top-1 {percent(result.top1)} ({percent(result.target_top1)} asked,"
+        f" {percent(result.baseline_top1)} with all gates open), {gmacs(result.macs_expected)}"
+        f" GMACs of {gmacs(result.network.macs_dense)}"
     )
 
 
 def _row(point: Point, result: Calibrated) -> tuple[str, ...]:
     mark = "*" if point.thresholds == result.thresholds else ""
-    return mark, _threshold(point), percent(point.top1), gmacs(point.macs), f"{100 * point.macs / result.network.macs_dense:.1f} %"
+    return (
+        mark,
+        _threshold(point),
+        percent(point.top1),
+        gmacs(point.macs),
+        f"{100 * point.macs / result.network.macs_dense:.1f} %",
+    )
 
 
 def _threshold(point: Point) -> str:
     values = sorted({value for units in point.thresholds.values() for value in units})
-    return f"{values[0]:.6g}" if len(values) == 1 else f"{values[0]:.6g} to {values[-1]:.6g}, by site"
+    return (
+        f"{values[0]:.6g}" if len(values) == 1 else f"{values[0]:.6g} to {values[-1]:.6g}, by site"
+    )
 
 
 def _json(result: Calibrated, path: Path, target: Path) -> dict[str, Any]:
@@ -104,8 +216,21 @@ def _json(result: Calibrated, path: Path, target: Path) -> dict[str, Any]:
 
     network = result.network
     return {
-        "checkpoint": str(path), "out": str(target), "arch": network.recipe.source.arch, "split": "val", "thresholds": site_values(result.thresholds), "top1": result.top1,
-        "baseline_top1": result.baseline_top1, "target_top1": result.target_top1, "params": network.params, "macs_dense": network.macs_dense,
-        "macs_expected": result.macs_expected, "rates": site_rates(result.rates), "per_gate": result.per_gate,
-        "frontier": [{"thresholds": site_values(point.thresholds), "top1": point.top1, "macs": point.macs} for point in result.frontier],
-    }  # fmt: skip
+        "checkpoint": str(path),
+        "out": str(target),
+        "arch": network.recipe.source.arch,
+        "split": "val",
+        "thresholds": site_values(result.thresholds),
+        "top1": result.top1,
+        "baseline_top1": result.baseline_top1,
+        "target_top1": result.target_top1,
+        "params": network.params,
+        "macs_dense": network.macs_dense,
+        "macs_expected": result.macs_expected,
+        "rates": site_rates(result.rates),
+        "per_gate": result.per_gate,
+        "frontier": [
+            {"thresholds": site_values(point.thresholds), "top1": point.top1, "macs": point.macs}
+            for point in result.frontier
+        ],
+    }

@@ -1,4 +1,5 @@
 """gatecli demo"""
+
 from __future__ import annotations
 
 import contextlib
@@ -18,7 +19,10 @@ from gatecli.cli.session import Session
 from gatecli.errors import GatecliError
 
 SOURCE = "resnet20.pt"
-ATTACH = "attach {0} --method ind-perbatch --set target_rate=0.5 --set loss_weight=4 --set gate_lr=10 --input-size {1} --force"
+ATTACH = (
+    "attach {0} --method ind-perbatch --set target_rate=0.5 --set loss_weight=4 --set gate_lr=10"
+    " --input-size {1} --force"
+)
 FINETUNE = "finetune --data digits --epochs {0} --batch-size 64 --lr 0.05 --schedule cosine --force"
 PRUNE = "prune --threshold 0.5 --force"
 PROFILE = "profile {0} --batch 1,32 --repeats {1}"
@@ -30,24 +34,44 @@ def demo(
     folder: Annotated[Path, typer.Option(help="Where the demo works.")] = Path("gatecli-demo"),
     epochs: Annotated[int, typer.Option(help="Epochs of each of the two trainings.", min=1)] = 16,
 ) -> dict[str, Any]:
-    """Take a small network down the whole road: train, gate, fine-tune, prune, profile. Under three minutes on two cores."""
+    """Take a small network down the whole road: train, gate, fine-tune, prune, profile.
+
+    Under three minutes on two cores.
+    """
     from gatecli.demo import SIZE, train_source
 
     folder.mkdir(parents=True, exist_ok=True)
     with _inside(folder):
-        session.say(f"A CIFAR-style ResNet-20 on scikit-learn's handwritten digits, {SIZE}x{SIZE} pixels, in {folder}/")
+        session.say(
+            f"A CIFAR-style ResNet-20 on scikit-learn's handwritten digits, {SIZE}x{SIZE} pixels,"
+            f" in {folder}/"
+        )
         train_source(Path(SOURCE), epochs, Reporter(session), session.seed)
         attached = _call(session, ATTACH.format(SOURCE, SIZE))
         tuned = _call(session, FINETUNE.format(epochs))
         pruned = _call(session, PRUNE)
         files = [SOURCE, tuned["out"], pruned["out"]]
-        scores = [_call(session, EVAL.format(file) + (f" --input-size {SIZE}" if file == SOURCE else "")) for file in files]
+        scores = [
+            _call(session, EVAL.format(file) + (f" --input-size {SIZE}" if file == SOURCE else ""))
+            for file in files
+        ]
         profiled = _call(session, PROFILE.format(" ".join(files[1:]), 50))
-    rows = [{**row, "top1": score["top1"]} for row, score in zip(profiled["rows"], scores, strict=True)]
+    rows = [
+        {**row, "top1": score["top1"]} for row, score in zip(profiled["rows"], scores, strict=True)
+    ]
     _print(session, rows, profiled["threads"])
     session.say("")
-    session.say(f"removed {', '.join(pruned['removed']) or 'nothing'}; the files are in {folder}/. Now yours: gatecli attach YOUR.pt --method {attached['method']}")
-    return {"rows": rows, "out": str(folder / pruned["out"]), "removed": pruned["removed"], "split": "test", "threads": profiled["threads"]}
+    session.say(
+        f"removed {', '.join(pruned['removed']) or 'nothing'}; the files are in {folder}/. Now"
+        f" yours: gatecli attach YOUR.pt --method {attached['method']}"
+    )
+    return {
+        "rows": rows,
+        "out": str(folder / pruned["out"]),
+        "removed": pruned["removed"],
+        "split": "test",
+        "threads": profiled["threads"],
+    }
 
 
 def _call(session: Session, line: str) -> dict[str, Any]:
@@ -56,7 +80,15 @@ def _call(session: Session, line: str) -> dict[str, Any]:
 
     session.say("")
     session.say(f"$ gatecli {line}")
-    common = ["--json", "--seed", str(session.seed), "--device", session.device, *(["--quiet"] if session.quiet else []), *(["--debug"] if session.debug else [])]
+    common = [
+        "--json",
+        "--seed",
+        str(session.seed),
+        "--device",
+        session.device,
+        *(["--quiet"] if session.quiet else []),
+        *(["--debug"] if session.debug else []),
+    ]
     if session.threads is not None:
         common += ["--threads", str(session.threads)]
     captured = io.StringIO()
@@ -81,13 +113,33 @@ def _inside(folder: Path) -> Iterator[None]:
 def _print(session: Session, rows: list[dict[str, Any]], threads: int) -> None:
     names = ("source", "gated and fine-tuned", "pruned")
     sizes = list(rows[0]["latency_ms"])
-    columns = ["<", "test top-1", "GMACs", "parameters", "file", *(f"ms, batch {size}" for size in sizes), "speed-up", "ideal", "realised"]
+    columns = [
+        "<",
+        "test top-1",
+        "GMACs",
+        "parameters",
+        "file",
+        *(f"ms, batch {size}" for size in sizes),
+        "speed-up",
+        "ideal",
+        "realised",
+    ]
     cells = [
         [
-            name, percent(row["top1"]), gmacs(row["macs_expected"]), millions(row["params"]), megabytes(row["file_bytes"]),
-            *(f"{row['latency_ms'][size]['median']:.2f}" for size in sizes), f"{row['speedup']:.2f}x", f"{row['ideal_speedup']:.2f}x", f"{row['realised']:.2f}",
+            name,
+            percent(row["top1"]),
+            gmacs(row["macs_expected"]),
+            millions(row["params"]),
+            megabytes(row["file_bytes"]),
+            *(f"{row['latency_ms'][size]['median']:.2f}" for size in sizes),
+            f"{row['speedup']:.2f}x",
+            f"{row['ideal_speedup']:.2f}x",
+            f"{row['realised']:.2f}",
         ]
         for name, row in zip(names, rows, strict=True)
-    ]  # fmt: skip
-    foot = f"{MACS_FOOT}. Latency measured ({threads} threads, medians of interleaved calls); speed-up at batch {sizes[0]}; ideal: by MACs."
+    ]
+    foot = (
+        f"{MACS_FOOT}. Latency measured ({threads} threads, medians of interleaved calls); speed-up"
+        f" at batch {sizes[0]}; ideal: by MACs."
+    )
     table(session, "\nbefore and after", columns, cells, foot)

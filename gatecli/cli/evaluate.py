@@ -1,4 +1,5 @@
 """gatecli eval"""
+
 from __future__ import annotations
 
 from dataclasses import asdict
@@ -8,7 +9,15 @@ import typer
 
 from gatecli.cli.progress import Reporter
 from gatecli.cli.render import gmacs, percent, table
-from gatecli.cli.session import BatchSize, Checkpoint, Data, Session, Workers, reads_checkpoints, remembered
+from gatecli.cli.session import (
+    BatchSize,
+    Checkpoint,
+    Data,
+    Session,
+    Workers,
+    reads_checkpoints,
+    remembered,
+)
 from gatecli.cli.text import show
 
 
@@ -18,7 +27,9 @@ def evaluate(
     checkpoint: Checkpoint = None,
     data: Data = None,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "val",
-    strategy: Annotated[str, typer.Option(help="threshold, stochastic, always-on or ensemble.")] = "threshold",
+    strategy: Annotated[
+        str, typer.Option(help="threshold, stochastic, always-on or ensemble.")
+    ] = "threshold",
     batch_size: BatchSize = 256,
     workers: Workers = 0,
 ) -> dict[str, Any]:
@@ -31,21 +42,61 @@ def evaluate(
     network = session.open(path)
     dataset = open_data(network, remembered(data))
     result = evaluation.evaluate(
-        network, dataset, split=split_of(dataset, split), strategy=strategy, batch_size=batch_size, workers=workers, seed=session.seed, progress=Reporter(session)
+        network,
+        dataset,
+        split=split_of(dataset, split),
+        strategy=strategy,
+        batch_size=batch_size,
+        workers=workers,
+        seed=session.seed,
+        progress=Reporter(session),
     )
     if not session.json_:
         spread = "" if result.top1_std is None else f" +- {result.top1_std:.2f}"
-        show(f"{path} on {split} ({result.samples} images, {strategy}): top-1 {percent(result.top1)}{spread}, top-5 {percent(result.top5)}, {gmacs(result.macs_expected)} GMACs an image")
+        show(
+            f"{path} on {split} ({result.samples} images, {strategy}): top-1"
+            f" {percent(result.top1)}{spread}, top-5 {percent(result.top5)},"
+            f" {gmacs(result.macs_expected)} GMACs an image"
+        )
         if result.macs_spread.get("std"):
             lie = {name: gmacs(value) for name, value in result.macs_spread.items()}
-            show(f"single images cost {lie['min']} to {lie['max']} GMACs, half of them {lie['p25']} to {lie['p75']}; standard deviation {lie['std']}")
+            show(
+                f"single images cost {lie['min']} to {lie['max']} GMACs, half of them {lie['p25']}"
+                f" to {lie['p75']}; standard deviation {lie['std']}"
+            )
         if result.exits:
-            rows = [(site, f"{100 * each.share:.1f} %", percent(each.top1_all), percent(each.top1_chosen)) for site, each in result.exits.items()]
-            table(session, f"\nexits on {split}", ("<exit", "leave there", "top-1 on all images", "on those that leave"), rows)
+            rows = [
+                (
+                    site,
+                    f"{100 * each.share:.1f} %",
+                    percent(each.top1_all),
+                    percent(each.top1_chosen),
+                )
+                for site, each in result.exits.items()
+            ]
+            table(
+                session,
+                f"\nexits on {split}",
+                ("<exit", "leave there", "top-1 on all images", "on those that leave"),
+                rows,
+            )
     return {
-        "checkpoint": str(path), "arch": network.recipe.source.arch, "split": split, "strategy": strategy, "samples": result.samples, "top1": result.top1,
-        "top5": result.top5, "params": network.params, "macs_dense": network.macs_dense, "macs_expected": result.macs_expected, "rates": site_rates(result.rates),
-        **({"exits": {site: asdict(each) for site, each in result.exits.items()}} if result.exits else {}),
+        "checkpoint": str(path),
+        "arch": network.recipe.source.arch,
+        "split": split,
+        "strategy": strategy,
+        "samples": result.samples,
+        "top1": result.top1,
+        "top5": result.top5,
+        "params": network.params,
+        "macs_dense": network.macs_dense,
+        "macs_expected": result.macs_expected,
+        "rates": site_rates(result.rates),
+        **(
+            {"exits": {site: asdict(each) for site, each in result.exits.items()}}
+            if result.exits
+            else {}
+        ),
         **({"macs_per_image": result.macs_spread} if result.macs_spread else {}),
         **({"top1_std": result.top1_std} if result.top1_std is not None else {}),
-    }  # fmt: skip
+    }

@@ -1,4 +1,8 @@
-"""Ctrl-C while modules are imported. Nothing heavy is imported here: this is in place before anything else."""
+"""Ctrl-C while modules are imported.
+
+Nothing heavy is imported here: this is in place before anything else.
+"""
+
 from __future__ import annotations
 
 import os
@@ -12,13 +16,16 @@ CODE = 130  # as a shell reports a program that Ctrl-C ended
 
 
 def leave(number: int = signal.SIGINT, frame: FrameType | None = None) -> None:
-    """End this process at once, with one line: an import that an exception cuts off, C++ in the middle of it, may hide it or crash."""
+    """End this process at once, with one line.
+
+    An import that an exception cuts off, C++ in the middle of it, may hide it or crash.
+    """
     os.write(2, b"error: interrupted; nothing was written\n")
     os._exit(CODE)
 
 
 def importing(frame: FrameType | None, within: CodeType) -> bool:
-    """Whether the innermost call of `within` on the stack is, at `frame`, busy importing a module."""
+    """Whether the innermost call of `within` on the stack is, at `frame`, importing a module."""
     while frame is not None and frame.f_code is not within:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             return True

@@ -1,4 +1,5 @@
 """The command line's wiring: one Typer program, one function a command."""
+
 from __future__ import annotations
 
 import copy
@@ -12,7 +13,21 @@ from typing import Any
 import typer
 import typer.core
 
-from gatecli.cli import attach, calibrate, demo, evaluate, export, finetune, gates, inspect, methods, profile, prune, run, state
+from gatecli.cli import (
+    attach,
+    calibrate,
+    demo,
+    evaluate,
+    export,
+    finetune,
+    gates,
+    inspect,
+    methods,
+    profile,
+    prune,
+    run,
+    state,
+)
 from gatecli.cli.session import command
 from gatecli.cli.text import printable, tell
 
@@ -20,7 +35,10 @@ MARKUP = getattr(typer.core, "HAS_RICH", True)  # whether typer reads help texts
 
 
 class _Plain:
-    """Help is shown as it is written, [brackets] too; an error tells what was given in printable characters."""
+    """Help is shown as it is written, [brackets] too.
+
+    An error tells what was given in printable characters.
+    """
 
     def format_help(self, context: Any, formatter: Any) -> None:
         super(_Plain, _escaped(self)).format_help(context, formatter)  # type: ignore[misc]
@@ -44,7 +62,7 @@ class PlainGroup(_Plain, typer.core.TyperGroup):
 
 
 def _escaped(shown: Any) -> Any:
-    """A copy of a command, or of one of its parameters, whose help rich does not take for markup."""
+    """A copy of a command, or of a parameter, whose help rich does not take for markup."""
     from rich.markup import escape
 
     shown = copy.copy(shown)
@@ -60,7 +78,10 @@ def _escaped(shown: Any) -> Any:
 app = typer.Typer(
     cls=PlainGroup,
     name="gatecli",
-    help="Put gates into a trained image classifier, train them, and remove what never runs: smaller, really faster, with an honest table.",
+    help=(
+        "Put gates into a trained image classifier, train them, and remove what never runs:"
+        " smaller, really faster, with an honest table."
+    ),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -95,7 +116,11 @@ def _version(asked: bool) -> None:
 
 
 @app.callback()
-def _main(version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version.")) -> None:
+def _main(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version."
+    ),
+) -> None:
     pass
 
 

@@ -1,4 +1,7 @@
-"""Progress for people: a bar with rate and time left on a terminal, a line every few seconds elsewhere."""
+"""Progress for people: a bar with rate and time left on a terminal, a line every few seconds
+elsewhere.
+"""
+
 from __future__ import annotations
 
 import sys
@@ -34,7 +37,9 @@ class Reporter:
                 yield _Counter(self.session)
             elif sys.stderr.isatty():
                 with _bar() as bar:
-                    yield _Bar(self.session, bar, bar.add_task(printable(label), total=total, shown=""))
+                    yield _Bar(
+                        self.session, bar, bar.add_task(printable(label), total=total, shown="")
+                    )
             else:
                 yield _Lines(self.session, label, total)
 
@@ -63,8 +68,14 @@ class _Lines(_Counter):
         now = time.monotonic()
         if now - self.last >= LINE_EVERY:
             self.last, rate = now, self.done / (now - self.start)
-            left = f" of {self.total}, {(self.total - self.done) / rate:.0f} s left" if self.total else ""
-            self.session.say(f"{self.label}: {self.done}{left}, {rate:.1f}/s  {_spell(shown)}".rstrip())
+            left = (
+                f" of {self.total}, {(self.total - self.done) / rate:.0f} s left"
+                if self.total
+                else ""
+            )
+            self.session.say(
+                f"{self.label}: {self.done}{left}, {rate:.1f}/s  {_spell(shown)}".rstrip()
+            )
 
 
 class _Bar(_Counter):
@@ -82,7 +93,19 @@ def _spell(shown: dict[str, str]) -> str:
 
 def _bar() -> Any:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[shown]}", markup=False))
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[shown]}", markup=False),
+    )
     return Progress(*columns, console=Console(stderr=True), transient=True)

@@ -1,4 +1,5 @@
 """gatecli prune"""
+
 from __future__ import annotations
 
 import os
@@ -9,7 +10,17 @@ import typer
 
 from gatecli.cli.progress import Reporter
 from gatecli.cli.render import gmacs, millions
-from gatecli.cli.session import BatchSize, Checkpoint, Data, Force, Out, Session, Workers, reads_checkpoints, remembered
+from gatecli.cli.session import (
+    BatchSize,
+    Checkpoint,
+    Data,
+    Force,
+    Out,
+    Session,
+    Workers,
+    reads_checkpoints,
+    remembered,
+)
 from gatecli.cli.workspace import default_out
 
 if TYPE_CHECKING:
@@ -21,17 +32,48 @@ if TYPE_CHECKING:
 def prune(
     session: Session,
     checkpoint: Checkpoint = None,
-    threshold: Annotated[Optional[float], typer.Option(help="A branch runs where P(on) is above it; none: the calibrated threshold, else .5.")] = None,
-    collapse: Annotated[float, typer.Option(help="Data-dependent: a rate below it removes the branch, one above 1 - it removes the gate.")] = 0.01,
-    static: Annotated[Optional[float], typer.Option(help="Data-dependent: decide what is left by rate > this, instead of leaving it dynamic.")] = None,
-    round_to: Annotated[int, typer.Option(help="Where a branch loses some of its filters, keep a multiple of this, as fast kernels like it (8).")] = 1,
+    threshold: Annotated[
+        Optional[float],
+        typer.Option(
+            help="A branch runs where P(on) is above it; none: the calibrated threshold, else .5."
+        ),
+    ] = None,
+    collapse: Annotated[
+        float,
+        typer.Option(
+            help=(
+                "Data-dependent: a rate below it removes the branch, one above 1 - it removes the"
+                " gate."
+            )
+        ),
+    ] = 0.01,
+    static: Annotated[
+        Optional[float],
+        typer.Option(
+            help=(
+                "Data-dependent: decide what is left by rate > this, instead of leaving it dynamic."
+            )
+        ),
+    ] = None,
+    round_to: Annotated[
+        int,
+        typer.Option(
+            help=(
+                "Where a branch loses some of its filters, keep a multiple of this, as fast kernels"
+                " like it (8)."
+            )
+        ),
+    ] = 1,
     data: Data = None,
     batch_size: BatchSize = 256,
     workers: Workers = 0,
     out: Out = None,
     force: Force = False,
 ) -> dict[str, Any]:
-    """Remove what never runs, and gates that never close. The file, the parameters and the MACs shrink; the function stays."""
+    """Remove what never runs, and gates that never close.
+
+    The file, the parameters and the MACs shrink; the function stays.
+    """
     from gatecli import pruning
     from gatecli.checkpoint import check_output, write
     from gatecli.record import at_threshold
@@ -40,22 +82,52 @@ def prune(
     target = out or default_out(path, "pruned")
     check_output(target, force, [path])
     network = session.open(path)
-    val = Val(session, network, remembered(data), batch_size, workers) if _asks_for_rates(network, data) else None
+    val = (
+        Val(session, network, remembered(data), batch_size, workers)
+        if _asks_for_rates(network, data)
+        else None
+    )
     with at_threshold(network, threshold):
         rates = None if val is None else val.score(network, "measuring rates on val").rates
-    result = pruning.prune(network, threshold=threshold, rates=rates, collapse=collapse, static=static, round_to=round_to)
-    scores = val.score(result.network, "measuring what is left on val") if val is not None and result.kept_dynamic else None
+    result = pruning.prune(
+        network,
+        threshold=threshold,
+        rates=rates,
+        collapse=collapse,
+        static=static,
+        round_to=round_to,
+    )
+    scores = (
+        val.score(result.network, "measuring what is left on val")
+        if val is not None and result.kept_dynamic
+        else None
+    )
     result = result if scores is None else pruning.with_scores(result, scores)
     write(result.network, target, reload=True)
     _report(session, network, result, path, target)
     session.written(target)
     session.say("next: gatecli profile")
     return {
-        "checkpoint": str(path), "out": str(target), "arch": network.recipe.source.arch, "removed": [*result.removed, *({"site": site, "units": units} for site, units in result.thinned.items())], "ungated": result.ungated, "freed": result.freed,
-        "kept_dynamic": result.kept_dynamic, "stuck": result.stuck, "params_before": result.params_before, "params": result.network.params, "macs_before": result.macs_before,
-        "macs_dense": result.network.macs_dense, "macs_expected": result.macs_expected, "max_logit_change": result.max_logit_change,
-        "top1": None if scores is None else scores.top1, "split": None if scores is None else "val",
-    }  # fmt: skip
+        "checkpoint": str(path),
+        "out": str(target),
+        "arch": network.recipe.source.arch,
+        "removed": [
+            *result.removed,
+            *({"site": site, "units": units} for site, units in result.thinned.items()),
+        ],
+        "ungated": result.ungated,
+        "freed": result.freed,
+        "kept_dynamic": result.kept_dynamic,
+        "stuck": result.stuck,
+        "params_before": result.params_before,
+        "params": result.network.params,
+        "macs_before": result.macs_before,
+        "macs_dense": result.network.macs_dense,
+        "macs_expected": result.macs_expected,
+        "max_logit_change": result.max_logit_change,
+        "top1": None if scores is None else scores.top1,
+        "split": None if scores is None else "val",
+    }
 
 
 def _asks_for_rates(network: Network, data: str | None) -> bool:
@@ -90,13 +162,19 @@ def _report(session: Session, network: Network, result: Any, path: Path, target:
     session.say(f"removed {len(result.removed)}: {', '.join(result.removed) or '-'}")
     for site, units in result.thinned.items():
         session.say(f"removed {len(units)} units of {site}: {', '.join(map(str, units))}")
-    session.say(f"always on, gate removed {len(result.ungated)}: {', '.join(result.ungated) or '-'}")
+    session.say(
+        f"always on, gate removed {len(result.ungated)}: {', '.join(result.ungated) or '-'}"
+    )
     for site, units in result.freed.items():
         session.say(f"always on, decided no more: {len(units)} units of {site}")
-    session.say(f"still dynamic {len(result.kept_dynamic)}: {', '.join(result.kept_dynamic) or '-'}")
+    session.say(
+        f"still dynamic {len(result.kept_dynamic)}: {', '.join(result.kept_dynamic) or '-'}"
+    )
     for site, why in result.stuck.items():
         session.say(f"note: {site} never runs, but stays in the file: {why}")
     session.say(
-        f"parameters {millions(result.params_before)} -> {millions(smaller.params)}, GMACs {gmacs(result.macs_before)} -> {gmacs(smaller.macs_dense)}, "
-        f"file {os.path.getsize(path) / 1e6:.2f} -> {os.path.getsize(target) / 1e6:.2f} MB, logits changed by {result.max_logit_change:.1e}"
+        f"parameters {millions(result.params_before)} -> {millions(smaller.params)}, GMACs"
+        f" {gmacs(result.macs_before)} -> {gmacs(smaller.macs_dense)}, file"
+        f" {os.path.getsize(path) / 1e6:.2f} -> {os.path.getsize(target) / 1e6:.2f} MB, logits"
+        f" changed by {result.max_logit_change:.1e}"
     )

@@ -1,8 +1,10 @@
 """finetune --resume: what a training was begun with, and how far a state's word on it goes.
 
-A state is a file, and may have been made by anybody. What it says is checked; where it would write outside the working folder, replace what is there, or run
-code, the user must say the same again on the command line.
+A state is a file, and may have been made by anybody. What it says is checked; where it would write
+outside the working folder, replace what is there, or run code, the user must say the same again on
+the command line.
 """
+
 from __future__ import annotations
 
 import shlex
@@ -45,7 +47,10 @@ class Begun:
 
 
 def unfinished(session: Session, context: typer.Context, force: bool) -> tuple[Run, Begun]:
-    """The unfinished run and what it was begun with; the session reads as it did. Raises SettingError where the command line contradicts it, or says too little."""
+    """The unfinished run and what it was begun with; the session reads as it did.
+
+    Raises SettingError where the command line contradicts it, or says too little.
+    """
     import torch
 
     from gatecli.training import Run
@@ -66,7 +71,10 @@ def unfinished(session: Session, context: typer.Context, force: bool) -> tuple[R
 
 
 def _believed(about: Mapping[str, Any]) -> Begun:
-    """What a state says, with every value of the right type. Raises TypeError, ValueError or KeyError."""
+    """What a state says, with every value of the right type.
+
+    Raises TypeError, ValueError or KeyError.
+    """
     from gatecli.recipe import checked
     from gatecli.training import TrainOptions
 
@@ -77,7 +85,9 @@ def _believed(about: Mapping[str, Any]) -> Begun:
     for name, value in begun.reading.items():
         if not _fits(value, get_args(READING[name][0])[0]):
             raise TypeError(f"{name} is {value!r}")
-    if not 1 <= begun.threads <= THREADS or (begun.teacher is None) != (begun.teacher_sha256 is None):
+    if not 1 <= begun.threads <= THREADS or (begun.teacher is None) != (
+        begun.teacher_sha256 is None
+    ):
         raise ValueError(f"{begun.threads} threads, teacher {begun.teacher}")
     return begun
 
@@ -85,13 +95,19 @@ def _believed(about: Mapping[str, Any]) -> Begun:
 def _fits(value: Any, hint: Any) -> bool:
     from gatecli.recipe import is_a
 
-    return any(is_a(value, kind) for kind in (get_args(hint) if get_origin(hint) is Union else (hint,)))
+    return any(
+        is_a(value, kind) for kind in (get_args(hint) if get_origin(hint) is Union else (hint,))
+    )
 
 
 def _given(context: typer.Context) -> set[str]:
     """The parameters that the user named on the command line."""
     sources = {name: context.get_parameter_source(name) for name in context.params}
-    return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+    return {
+        name
+        for name, source in sources.items()
+        if source is not None and source.name == "COMMANDLINE"
+    }
 
 
 def _must_be_named(begun: Begun, session: Session, given: set[str], force: bool) -> str | None:
@@ -103,20 +119,30 @@ def _must_be_named(begun: Begun, session: Session, given: set[str], force: bool)
     if begun.tensorboard is not None and not _stays(Path(begun.tensorboard)):
         needed["tensorboard"] = begun.tensorboard
     if session.reading["trust_pickle"]:
-        needed |= {"checkpoint": begun.checkpoint, **({} if begun.teacher is None else {"teacher": begun.teacher})}
+        needed |= {
+            "checkpoint": begun.checkpoint,
+            **({} if begun.teacher is None else {"teacher": begun.teacher}),
+        }
     if _is_callable(begun) and begun.reading["arch_arg"] and "arch" in given:
         needed["arch_arg"] = begun.reading["arch_arg"]
     left = {name: value for name, value in needed.items() if name not in given}
     if not left:
         return None
     spelled = _spell(left)
-    return f"names {', '.join(str(value) for value in left.values())}, which a state's word is not enough for: if that is right, say it again with {spelled}"
+    return (
+        f"names {', '.join(str(value) for value in left.values())}, which a state's word is not"
+        f" enough for: if that is right, say it again with {spelled}"
+    )
 
 
 def _stays(path: Path, suffix: str = "") -> bool:
     """Whether a path leads into the working folder and to nothing hidden, such as .git."""
     here, there = Path.cwd().resolve(), path.resolve()
-    hidden = [part for part in there.relative_to(here).parts if part.startswith(".")] if there.is_relative_to(here) else [".."]
+    hidden = (
+        [part for part in there.relative_to(here).parts if part.startswith(".")]
+        if there.is_relative_to(here)
+        else [".."]
+    )
     return not hidden and path.name.endswith(suffix)
 
 
@@ -141,20 +167,34 @@ def _spell(named: Mapping[str, Any]) -> str:
     words = []
     for name, value in named.items():
         option = [] if name == "checkpoint" else [f"--{name.replace('_', '-')}"]
-        words += [word for each in (value if isinstance(value, list) else [value]) for word in (*option, str(each))]
+        words += [
+            word
+            for each in (value if isinstance(value, list) else [value])
+            for word in (*option, str(each))
+        ]
     return shlex.join(words)
 
 
 def _compare(begun: Begun, context: typer.Context) -> None:
     was = {**asdict(begun), **begun.options, **begun.reading, "set_": begun.settings}
-    for name in _given(context) - {"resume", "force", "tensorboard", "trust_pickle"}:  # where a log goes changes no training
+    for name in _given(context) - {
+        "resume",
+        "force",
+        "tensorboard",
+        "trust_pickle",
+    }:  # where a log goes changes no training
         if name not in was:
             continue
         value = context.params[name]
-        given = parse_pairs(value) if name == "set_" else remembered(value) if name == "data" else value
+        given = (
+            parse_pairs(value) if name == "set_" else remembered(value) if name == "data" else value
+        )
         if str(given) != str(was[name]):
             option = name if name == "checkpoint" else f"--{name.strip('_').replace('_', '-')}"
-            raise SettingError(f"--resume goes on with the run's own settings: {option} was {was[name]}, not {given}; leave it out, or start a new run without --resume")
+            raise SettingError(
+                f"--resume goes on with the run's own settings: {option} was {was[name]}, not"
+                f" {given}; leave it out, or start a new run without --resume"
+            )
 
 
 def _check_files(begun: Begun) -> None:
@@ -162,14 +202,22 @@ def _check_files(begun: Begun) -> None:
 
     for path, sha256 in ((begun.checkpoint, begun.sha256), (begun.teacher, begun.teacher_sha256)):
         if path is not None and file_sha256(path) != sha256:
-            raise CheckpointError(f"{path} is not the file that the run began with (its SHA-256 is another): put that one back, or start a new run without --resume")
+            raise CheckpointError(
+                f"{path} is not the file that the run began with (its SHA-256 is another): put that"
+                " one back, or start a new run without --resume"
+            )
 
 
 def _trusted(session: Session, reading: dict[str, Any]) -> dict[str, Any]:
-    """How the run read its checkpoint, less what would run code on a file's word: for that the user must ask again."""
+    """How the run read its checkpoint, less what would run code on a file's word.
+
+    For that the user must ask again.
+    """
     from gatecli.architectures.arguments import is_callable_name
 
-    asked = {"trust_pickle"} | ({"arch", "arch_arg"} if is_callable_name(reading["arch"] or "") else set())
+    asked = {"trust_pickle"} | (
+        {"arch", "arch_arg"} if is_callable_name(reading["arch"] or "") else set()
+    )
     return {**reading, **{name: session.reading[name] for name in asked}}
 
 
@@ -183,7 +231,9 @@ def resumable(session: Session, begun: Begun) -> Iterator[None]:
     except Interrupted as error:
         raise Interrupted(f"{error}; go on with: {again}") from error
     except KeyboardInterrupt:
-        raise Interrupted(f"stopped at once; go on from the last saved state with: {again}") from None
+        raise Interrupted(
+            f"stopped at once; go on from the last saved state with: {again}"
+        ) from None
 
 
 def _rest(begun: Begun) -> str:
@@ -199,5 +249,7 @@ def _rest(begun: Begun) -> str:
         named["out"] = begun.out
     if begun.tensorboard is not None and not _stays(Path(begun.tensorboard)):
         named["tensorboard"] = begun.tensorboard
-    flags = " --trust-pickle" * bool(reading["trust_pickle"]) + " --force" * Path(begun.out).exists()
+    flags = (
+        " --trust-pickle" * bool(reading["trust_pickle"]) + " --force" * Path(begun.out).exists()
+    )
     return (f" {_spell(named)}" if named else "") + flags

@@ -1,4 +1,7 @@
-"""What all commands share: common options, errors as one line, interrupts, notes for people, JSON for scripts."""
+"""What all commands share: common options, errors as one line, interrupts, notes for people, JSON
+for scripts.
+"""
+
 from __future__ import annotations
 
 import contextlib
@@ -27,21 +30,116 @@ if TYPE_CHECKING:
 
 GENERAL, MODEL = "General", "Reading the checkpoint"
 COMMON: dict[str, tuple[Any, Any]] = {
-    "json_": (Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; everything for people goes to stderr.", rich_help_panel=GENERAL)], False),
-    "quiet": (Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes.", rich_help_panel=GENERAL)], False),
-    "debug": (Annotated[bool, typer.Option("--debug", help="Show a traceback when something fails.", rich_help_panel=GENERAL)], False),
-    "device": (Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=GENERAL)], "auto"),
-    "seed": (Annotated[int, typer.Option(help="Seed of everything random.", rich_help_panel=GENERAL)], 0),
-    "threads": (Annotated[typing.Optional[int], typer.Option(help="CPU threads; none: torch's choice.", rich_help_panel=GENERAL)], None),
+    "json_": (
+        Annotated[
+            bool,
+            typer.Option(
+                "--json",
+                help="Print one JSON object on stdout; everything for people goes to stderr.",
+                rich_help_panel=GENERAL,
+            ),
+        ],
+        False,
+    ),
+    "quiet": (
+        Annotated[
+            bool,
+            typer.Option(
+                "--quiet", "-q", help="No progress and no notes.", rich_help_panel=GENERAL
+            ),
+        ],
+        False,
+    ),
+    "debug": (
+        Annotated[
+            bool,
+            typer.Option(
+                "--debug", help="Show a traceback when something fails.", rich_help_panel=GENERAL
+            ),
+        ],
+        False,
+    ),
+    "device": (
+        Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.", rich_help_panel=GENERAL)],
+        "auto",
+    ),
+    "seed": (
+        Annotated[int, typer.Option(help="Seed of everything random.", rich_help_panel=GENERAL)],
+        0,
+    ),
+    "threads": (
+        Annotated[
+            typing.Optional[int],
+            typer.Option(help="CPU threads; none: torch's choice.", rich_help_panel=GENERAL),
+        ],
+        None,
+    ),
 }
 READING: dict[str, tuple[Any, Any]] = {
-    "arch": (Annotated[typing.Optional[str], typer.Option(help="torchvision:NAME, cifar:NAME, timm:NAME or package.module:callable; none: found from the tensors.", rich_help_panel=MODEL)], None),
-    "arch_arg": (Annotated[typing.Optional[list[str]], typer.Option(help="k=v, an argument of the architecture; repeatable.", rich_help_panel=MODEL)], None),
-    "trust_pickle": (Annotated[bool, typer.Option("--trust-pickle", help="Run the code in a pickled file. Only for files you made yourself.", rich_help_panel=MODEL)], False),
-    "input_size": (Annotated[typing.Optional[str], typer.Option(help="Pixels: 224, or 192x256 (height x width).", rich_help_panel=MODEL)], None),
-    "mean": (Annotated[typing.Optional[str], typer.Option(help="Normalisation, as 0.485,0.456,0.406.", rich_help_panel=MODEL)], None),
-    "std": (Annotated[typing.Optional[str], typer.Option(help="Normalisation, as 0.229,0.224,0.225.", rich_help_panel=MODEL)], None),
-    "leaf": (Annotated[typing.Optional[list[str]], typer.Option(help="Pattern of module paths to keep whole when tracing; repeatable.", rich_help_panel=MODEL)], None),
+    "arch": (
+        Annotated[
+            typing.Optional[str],
+            typer.Option(
+                help=(
+                    "torchvision:NAME, cifar:NAME, timm:NAME or package.module:callable; none:"
+                    " found from the tensors."
+                ),
+                rich_help_panel=MODEL,
+            ),
+        ],
+        None,
+    ),
+    "arch_arg": (
+        Annotated[
+            typing.Optional[list[str]],
+            typer.Option(
+                help="k=v, an argument of the architecture; repeatable.", rich_help_panel=MODEL
+            ),
+        ],
+        None,
+    ),
+    "trust_pickle": (
+        Annotated[
+            bool,
+            typer.Option(
+                "--trust-pickle",
+                help="Run the code in a pickled file. Only for files you made yourself.",
+                rich_help_panel=MODEL,
+            ),
+        ],
+        False,
+    ),
+    "input_size": (
+        Annotated[
+            typing.Optional[str],
+            typer.Option(help="Pixels: 224, or 192x256 (height x width).", rich_help_panel=MODEL),
+        ],
+        None,
+    ),
+    "mean": (
+        Annotated[
+            typing.Optional[str],
+            typer.Option(help="Normalisation, as 0.485,0.456,0.406.", rich_help_panel=MODEL),
+        ],
+        None,
+    ),
+    "std": (
+        Annotated[
+            typing.Optional[str],
+            typer.Option(help="Normalisation, as 0.229,0.224,0.225.", rich_help_panel=MODEL),
+        ],
+        None,
+    ),
+    "leaf": (
+        Annotated[
+            typing.Optional[list[str]],
+            typer.Option(
+                help="Pattern of module paths to keep whole when tracing; repeatable.",
+                rich_help_panel=MODEL,
+            ),
+        ],
+        None,
+    ),
 }
 
 
@@ -69,10 +167,17 @@ class Session:
         start, handlers = time.monotonic(), self._catch_signals()
         try:
             self._prepare()
-            with contextlib.redirect_stdout(sys.stderr) if self.json_ else contextlib.nullcontext():  # a user's own code may print
+            with (
+                contextlib.redirect_stdout(sys.stderr) if self.json_ else contextlib.nullcontext()
+            ):  # a user's own code may print
                 result = body()
             if self.json_:
-                print(json.dumps({**(result or {}), "seconds": round(time.monotonic() - start, 3)}, allow_nan=False))
+                print(
+                    json.dumps(
+                        {**(result or {}), "seconds": round(time.monotonic() - start, 3)},
+                        allow_nan=False,
+                    )
+                )
         except GatecliError as error:
             self._fail(str(error), error.exit_code)
         except KeyboardInterrupt:
@@ -96,9 +201,14 @@ class Session:
 
         if not self.debug:
             warnings.simplefilter("ignore")
-        for name, value, low, high in (("seed", self.seed, 0, 2**32 - 1), ("threads", self.threads, 1, 1024)):
+        for name, value, low, high in (
+            ("seed", self.seed, 0, 2**32 - 1),
+            ("threads", self.threads, 1, 1024),
+        ):
             if value is not None and not low <= value <= high:
-                raise SettingError(f"expected --{name} to be between {low} and {high}, but got {value}")
+                raise SettingError(
+                    f"expected --{name} to be between {low} and {high}, but got {value}"
+                )
         if self.device not in ("auto", "cpu") or self.threads is not None:
             import torch
 
@@ -113,16 +223,28 @@ class Session:
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         kind, _, index = self.device.partition(":")
-        there = {"cpu": 1, "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0, "mps": int(torch.backends.mps.is_available())}
+        there = {
+            "cpu": 1,
+            "cuda": torch.cuda.device_count() if torch.cuda.is_available() else 0,
+            "mps": int(torch.backends.mps.is_available()),
+        }
         if kind not in there or (index and not index.isdecimal()):
-            raise SettingError(f"expected --device to be auto, cpu, cuda, cuda:INDEX or mps, but got `{self.device}`")
+            raise SettingError(
+                "expected --device to be auto, cpu, cuda, cuda:INDEX or mps, but got"
+                f" `{self.device}`"
+            )
         if int(index or 0) >= there[kind]:
-            raise SettingError(f"expected --device to be there, but got `{self.device}` and this machine has {there[kind]} {kind} devices")
+            raise SettingError(
+                f"expected --device to be there, but got `{self.device}` and this machine has"
+                f" {there[kind]} {kind} devices"
+            )
         return torch.device(self.device)
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
-        """Inside, the first Ctrl-C or SIGTERM waits until the work can stop (see gatecli.progress); the second stops at once."""
+        """Inside, the first Ctrl-C or SIGTERM waits until the work can stop (see gatecli.progress);
+        the second stops at once.
+        """
         self.busy += 1
         try:
             yield
@@ -131,7 +253,11 @@ class Session:
 
     def _catch_signals(self) -> dict[int, Any]:
         def stop(number: int, frame: Any) -> None:
-            if not self.stopping and not self.busy and interrupts.importing(frame, Session.run.__code__):
+            if (
+                not self.stopping
+                and not self.busy
+                and interrupts.importing(frame, Session.run.__code__)
+            ):
                 interrupts.leave()
             if self.stopping or not self.busy:
                 raise KeyboardInterrupt
@@ -139,7 +265,9 @@ class Session:
             self.say("stopping after this step (again to stop at once)")
 
         try:
-            return {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+            return {
+                number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)
+            }
         except ValueError:  # not the main thread: whoever runs us there handles signals
             return {}
 
@@ -152,7 +280,10 @@ class Session:
         return path
 
     def open(self, path: Path) -> Network:
-        """Read a checkpoint, print what had to be assumed, and move it to the device; what is random from here on follows the seed."""
+        """Read a checkpoint, print what had to be assumed, and move it to the device.
+
+        What is random from here on follows the seed.
+        """
         import torch
 
         from gatecli import checkpoint
@@ -164,10 +295,19 @@ class Session:
         return network.to(self.torch_device())
 
     def open_other(self, path: Path) -> Network:
-        """Read a second checkpoint that takes the same images; of its architecture the options say nothing."""
+        """Read a second checkpoint that takes the same images.
+
+        Of its architecture the options say nothing.
+        """
         from gatecli import checkpoint
 
-        network, notes = checkpoint.read(path, checkpoint.Reading(trust_pickle=self.reading["trust_pickle"], input_size=_size(self.reading["input_size"])))
+        network, notes = checkpoint.read(
+            path,
+            checkpoint.Reading(
+                trust_pickle=self.reading["trust_pickle"],
+                input_size=_size(self.reading["input_size"]),
+            ),
+        )
         for note in notes:
             self.say(f"note: {path}: {note}")
         return network
@@ -178,9 +318,14 @@ class Session:
 
         given = self.reading
         return Reading(
-            given["arch"], parse_arch_args(given["arch_arg"] or []), given["trust_pickle"], _size(given["input_size"]), _numbers("--mean", given["mean"]),
-            _numbers("--std", given["std"]), tuple(given["leaf"] or ()),
-        )  # fmt: skip
+            given["arch"],
+            parse_arch_args(given["arch_arg"] or []),
+            given["trust_pickle"],
+            _size(given["input_size"]),
+            _numbers("--mean", given["mean"]),
+            _numbers("--std", given["std"]),
+            tuple(given["leaf"] or ()),
+        )
 
     def written(self, out: Path) -> None:
         """Make an output current and say so."""
@@ -192,8 +337,12 @@ def _size(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     sides = text.lower().replace(",", "x").split("x")
-    if not 1 <= len(sides) <= 2 or not all(side.isdecimal() and 0 < int(side) <= 65536 for side in sides):
-        raise SettingError(f"expected --input-size to be pixels, as 224 or 192x256, but got `{text}`")
+    if not 1 <= len(sides) <= 2 or not all(
+        side.isdecimal() and 0 < int(side) <= 65536 for side in sides
+    ):
+        raise SettingError(
+            f"expected --input-size to be pixels, as 224 or 192x256, but got `{text}`"
+        )
     return int(sides[0]), int(sides[-1])
 
 
@@ -203,18 +352,32 @@ def _numbers(name: str, text: str | None) -> tuple[float, ...] | None:
     try:
         values = tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise SettingError(f"expected {name} to be numbers with commas between, but got `{text}`") from None
+        raise SettingError(
+            f"expected {name} to be numbers with commas between, but got `{text}`"
+        ) from None
     if not all(math.isfinite(value) and (value > 0 or name == "--mean") for value in values):
-        raise SettingError(f"expected {name} to be finite numbers{'' if name == '--mean' else ' above 0'}, but got `{text}`")
+        raise SettingError(
+            f"expected {name} to be finite numbers{'' if name == '--mean' else ' above 0'}, but got"
+            f" `{text}`"
+        )
     return values
 
 
 def command(body: Callable[..., dict[str, Any] | None]) -> Callable[..., None]:
-    """Make `body(session, ...)` a command: it gets the common options, and those for reading checkpoints if it takes `reading=True`."""
+    """Make `body(session, ...)` a command.
+
+    It gets the common options, and those for reading checkpoints if it takes `reading=True`.
+    """
     hints = typing.get_type_hints(body, include_extras=True)
-    own = [p.replace(annotation=hints[p.name]) for p in list(inspect.signature(body).parameters.values())[1:]]
+    own = [
+        p.replace(annotation=hints[p.name])
+        for p in list(inspect.signature(body).parameters.values())[1:]
+    ]
     shared = {**(READING if getattr(body, "reads", False) else {}), **COMMON}
-    added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint) for name, (hint, default) in shared.items()]
+    added = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
+        for name, (hint, default) in shared.items()
+    ]
 
     @functools.wraps(body)
     def run(**given: Any) -> None:
@@ -235,11 +398,31 @@ def reads_checkpoints(body: Callable[..., Any]) -> Callable[..., Any]:
     return body
 
 
-Checkpoint = Annotated[typing.Optional[str], typer.Argument(help="A checkpoint; none: the current one.", show_default=False)]
-Out = Annotated[typing.Optional[Path], typer.Option("--out", help="Where to write; none: a name that says what was done.")]
+Checkpoint = Annotated[
+    typing.Optional[str],
+    typer.Argument(help="A checkpoint; none: the current one.", show_default=False),
+]
+Out = Annotated[
+    typing.Optional[Path],
+    typer.Option("--out", help="Where to write; none: a name that says what was done."),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
-Data = Annotated[typing.Optional[str], typer.Option("--data", help="digits, cifar10:DIR, cifar100:DIR, imagefolder:DIR, npz:FILE or package.module:callable; none: the one remembered.")]
-Set = Annotated[typing.Optional[list[str]], typer.Option("--set", help="name=value, a setting of the method; repeatable. See gatecli methods.")]
+Data = Annotated[
+    typing.Optional[str],
+    typer.Option(
+        "--data",
+        help=(
+            "digits, cifar10:DIR, cifar100:DIR, imagefolder:DIR, npz:FILE or"
+            " package.module:callable; none: the one remembered."
+        ),
+    ),
+]
+Set = Annotated[
+    typing.Optional[list[str]],
+    typer.Option(
+        "--set", help="name=value, a setting of the method; repeatable. See gatecli methods."
+    ),
+]
 BatchSize = Annotated[int, typer.Option("--batch-size", help="Images a batch.")]
 Workers = Annotated[int, typer.Option("--workers", help="Processes that read image files.")]
 
@@ -259,9 +442,16 @@ FILE_DATA = ("npz", "imagefolder", "cifar10", "cifar100")
 
 
 def remembered(spec: str | None) -> str | None:
-    """A data set's spec as the checkpoint shall remember it: its path made absolute, so that other folders find it."""
+    """A data set's spec as the checkpoint shall remember it.
+
+    Its path made absolute, so that other folders find it.
+    """
     kind, _, path = (spec or "").partition(":")
-    return f"{kind}:{Path(path).resolve()}" if kind in FILE_DATA and path and Path(path).exists() else spec
+    return (
+        f"{kind}:{Path(path).resolve()}"
+        if kind in FILE_DATA and path and Path(path).exists()
+        else spec
+    )
 
 
 def is_function(spec: str) -> bool:

@@ -1,4 +1,5 @@
 """gatecli log, gatecli use"""
+
 from __future__ import annotations
 
 from dataclasses import asdict
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
 
 
 def log(session: Session, checkpoint: Checkpoint = None) -> dict[str, Any]:
-    """Print the steps that made a checkpoint: what, when, with which settings, accuracy and MACs then."""
+    """Print the steps that made a checkpoint.
+
+    What, when, with which settings, accuracy and MACs then.
+    """
     from gatecli.checkpoint import read_recipe
 
     path = session.checkpoint(checkpoint)
@@ -30,23 +34,54 @@ def log(session: Session, checkpoint: Checkpoint = None) -> dict[str, Any]:
     try:
         rows = _rows(recipe)
     except (TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path} carries steps that make no sense ({error}): the file is damaged") from error
+        raise CheckpointError(
+            f"{path} carries steps that make no sense ({error}): the file is damaged"
+        ) from error
     if not session.json_:
         table(session, str(path), ("<step", "<when", "<settings", "val top-1", "GMACs"), rows)
-    return {"checkpoint": str(path), "arch": recipe.source.arch, "source": asdict(recipe.source), "baseline": recipe.baseline, "steps": [asdict(s) for s in recipe.steps]}
+    return {
+        "checkpoint": str(path),
+        "arch": recipe.source.arch,
+        "source": asdict(recipe.source),
+        "baseline": recipe.baseline,
+        "steps": [asdict(s) for s in recipe.steps],
+    }
 
 
 def _rows(recipe: Recipe) -> list[tuple[str, ...]]:
-    rows: list[tuple[str, ...]] = [("source", "", f"{recipe.source.file}: {recipe.source.arch}", percent((recipe.baseline or {}).get("top1")), gmacs(recipe.source.macs))]
+    rows: list[tuple[str, ...]] = [
+        (
+            "source",
+            "",
+            f"{recipe.source.file}: {recipe.source.arch}",
+            percent((recipe.baseline or {}).get("top1")),
+            gmacs(recipe.source.macs),
+        )
+    ]
     for step in recipe.steps:
         settings = {**step.settings, **step.settings.get("settings", {})}
-        told = ", ".join(f"{k}={v}" for k, v in settings.items() if k not in ("settings", "plan", "sites") and v is not None)
+        told = ", ".join(
+            f"{k}={v}"
+            for k, v in settings.items()
+            if k not in ("settings", "plan", "sites") and v is not None
+        )
         macs = step.results.get("macs_expected")
-        rows.append((step.op, step.at.replace("+00:00", "Z"), told, percent(step.results.get("top1")), "" if macs is None else gmacs(macs)))
+        rows.append(
+            (
+                step.op,
+                step.at.replace("+00:00", "Z"),
+                told,
+                percent(step.results.get("top1")),
+                "" if macs is None else gmacs(macs),
+            )
+        )
     return rows
 
 
-def use(session: Session, checkpoint: Annotated[Path, typer.Argument(help="The checkpoint to make current.")]) -> dict[str, Any]:
+def use(
+    session: Session,
+    checkpoint: Annotated[Path, typer.Argument(help="The checkpoint to make current.")],
+) -> dict[str, Any]:
     """Make a checkpoint the current one of this folder."""
     if not checkpoint.is_file():
         raise CheckpointError(f"{checkpoint} does not exist")

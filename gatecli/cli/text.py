@@ -1,4 +1,9 @@
-"""Text for people. It may come out of a file, and a terminal must not obey a file: whatever is printed goes through here."""
+"""Text for people.
+
+It may come out of a file, and a terminal must not obey a file: whatever is printed goes through
+here.
+"""
+
 from __future__ import annotations
 
 import sys
@@ -8,12 +13,22 @@ GAP = " ... "
 
 
 def printable(text: object) -> str:
-    """`text` with all that is no visible character escaped: control characters, line ends, what turns the direction of writing, bytes of a name that is not UTF-8."""
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode("ascii") for each in str(text))
+    """`text` with all that is no visible character escaped.
+
+    Control characters, line ends, what turns the direction of writing, bytes of a name that is not
+    UTF-8.
+    """
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode("ascii")
+        for each in str(text)
+    )
 
 
 def one_line(text: str, longest: int = LONGEST) -> str:
-    """`text` in one printable line of at most `longest` characters; its middle is left out, as the way out stands at the end."""
+    """`text` in one printable line of at most `longest` characters.
+
+    Its middle is left out, as the way out stands at the end.
+    """
     line = printable(" ".join(text.split()))
     if len(line) <= longest:
         return line

@@ -1,4 +1,5 @@
-"""The working folder: which checkpoint is current, where runs are kept, and how outputs are named."""
+"""The working folder: the current checkpoint, where runs are kept, how outputs are named."""
+
 from __future__ import annotations
 
 import os
@@ -18,14 +19,23 @@ def current() -> Path:
     """The current checkpoint. Raises CheckpointError where there is none, or it is gone."""
     name = _written()
     if not name:
-        raise CheckpointError("there is no current checkpoint in this folder: name one, or begin with gatecli attach CHECKPOINT --method NAME")
+        raise CheckpointError(
+            "there is no current checkpoint in this folder: name one, or begin with gatecli attach"
+            " CHECKPOINT --method NAME"
+        )
     if not Path(name).is_file():
-        raise CheckpointError(f"the current checkpoint {name} is gone: name another, or make one current with gatecli use FILE")
+        raise CheckpointError(
+            f"the current checkpoint {name} is gone: name another, or make one current with gatecli"
+            " use FILE"
+        )
     return Path(name)
 
 
 def _written() -> str:
-    """The name in the file `current`, every character of it: a name may begin or end with a space; empty where there is none."""
+    """The name in the file `current`, every character of it: a name may begin or end with a space.
+
+    Empty where there is none.
+    """
     try:
         if not CURRENT.is_file():
             return ""
@@ -46,7 +56,7 @@ def make_current(path: Path) -> None:
 
 
 def default_out(checkpoint: Path, done: str) -> Path:
-    """`resnet50.pt` + `aig-perbatch` -> `resnet50.aig-perbatch.safetensors`, in the working folder."""
+    """`resnet50.pt` + `aig-perbatch` -> `resnet50.aig-perbatch.safetensors`, in this folder."""
     name = checkpoint.name.removeprefix("torchvision:").removeprefix("timm:")
     for suffix in SUFFIXES:
         if name.endswith(suffix):

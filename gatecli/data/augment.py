@@ -1,4 +1,5 @@
 """Random augmentations of uint8 batches, and the one source of randomness of this package."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -11,8 +12,13 @@ ORDER, PIXELS = 0, 1  # what a generator is for: the order of the samples, or th
 
 
 def generator(purpose: int, seed: int, epoch: int, index: int = 0) -> torch.Generator:
-    """A random generator that is a function of its four numbers alone; the global one is neither read nor moved."""
-    words = np.array([number % 2**64 for number in (purpose, seed, epoch, index)], dtype=np.uint64).view(np.uint32)
+    """A random generator that is a function of its four numbers alone.
+
+    The global one is neither read nor moved.
+    """
+    words = np.array(
+        [number % 2**64 for number in (purpose, seed, epoch, index)], dtype=np.uint64
+    ).view(np.uint32)
     state = np.random.SeedSequence(words.tolist()).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]))
 
@@ -27,7 +33,10 @@ def augmented(images: Tensor, augment: str, draw: torch.Generator) -> Tensor:
 
 
 def shift(images: Tensor, draw: torch.Generator) -> Tensor:
-    """Move every image by up to 2 pixels in 32, at least 1, each way; what comes in repeats the border's pixels."""
+    """Move every image by up to 2 pixels in 32, at least 1, each way.
+
+    What comes in repeats the border's pixels.
+    """
     height, width = images.shape[-2:]
     rows = _starts(images, _scaled(2, height), draw) - _scaled(2, height) + torch.arange(height)
     columns = _starts(images, _scaled(2, width), draw) - _scaled(2, width) + torch.arange(width)
@@ -41,7 +50,11 @@ def crop_flip(images: Tensor, draw: torch.Generator) -> Tensor:
     rows = _starts(images, high, draw) + torch.arange(height)
     columns = _starts(images, wide, draw) + torch.arange(width)
     mirrored = torch.randint(2, (len(images), 1), generator=draw).bool()
-    return _window(F.pad(images, (wide, wide, high, high)), rows, torch.where(mirrored, columns.flip(1), columns))
+    return _window(
+        F.pad(images, (wide, wide, high, high)),
+        rows,
+        torch.where(mirrored, columns.flip(1), columns),
+    )
 
 
 def _scaled(pixels: int, side: int) -> int:

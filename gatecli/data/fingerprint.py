@@ -1,4 +1,5 @@
 """Whether a data set is the one it was: counts and hashes of what a training sees."""
+
 from __future__ import annotations
 
 import hashlib
@@ -14,11 +15,17 @@ USED = ("train", "val")  # what a training looks at
 
 
 def fingerprint(data: DataSet, pixels: bool = True) -> dict[str, str]:
-    """For each split that a training uses: how many images, and a hash of labels and images; of image files, of their names.
+    """For each split that a training uses: how many images, and a hash of labels and images.
+
+    Of image files, of their names.
 
     `pixels` False leaves the images out: a user's function may make other ones each time.
     """
-    return {name: f"{len(data.splits[name])} images, {_digest(data.splits[name], pixels)}" for name in USED if name in data.splits}
+    return {
+        name: f"{len(data.splits[name])} images, {_digest(data.splits[name], pixels)}"
+        for name in USED
+        if name in data.splits
+    }
 
 
 def check_same(data: DataSet, found: Mapping[str, str], begun: Mapping[str, str]) -> None:
@@ -27,8 +34,15 @@ def check_same(data: DataSet, found: Mapping[str, str], begun: Mapping[str, str]
         now = found.get(name, "nothing")
         if now != was:
             counts = [each.partition(",")[0] for each in (was, now)]
-            what = f"then {counts[0]}, now {counts[1]}" if counts[0] != counts[1] else f"its {counts[0]} are others, or in another order"
-            raise DataError(f"{data.spec} has changed since the run began ({name}: {what}): put the data back, or start a new run without --resume")
+            what = (
+                f"then {counts[0]}, now {counts[1]}"
+                if counts[0] != counts[1]
+                else f"its {counts[0]} are others, or in another order"
+            )
+            raise DataError(
+                f"{data.spec} has changed since the run began ({name}: {what}): put the data back,"
+                " or start a new run without --resume"
+            )
 
 
 def _digest(split: Split, pixels: bool) -> str:

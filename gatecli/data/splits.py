@@ -1,4 +1,5 @@
 """One split of a data set, and the walk through it in batches."""
+
 from __future__ import annotations
 
 import math
@@ -28,7 +29,10 @@ class Plan:
 
 
 class Split(ABC):
-    """Images with `labels` (int64 (N,)). `augments` are those it can do; `parallel` ones gain from worker processes."""
+    """Images with `labels` (int64 (N,)).
+
+    `augments` are those it can do; `parallel` ones gain from worker processes.
+    """
 
     labels: Tensor
     augments: tuple[str, ...] = AUGMENTS
@@ -43,11 +47,16 @@ class Split(ABC):
 
     @abstractmethod
     def check(self, channels: int) -> None:
-        """Raises DataError where the images can't be given to a network with so many input channels."""
+        """Raises DataError where the images can't be given to a network with so many input
+        channels.
+        """
 
     @abstractmethod
     def read(self, rows: Tensor, number: int, plan: Plan) -> Tensor:
-        """Samples `rows` as batch `number`: uint8 (n, 1 or input.channels, H, W) in input.size, augmented."""
+        """Samples `rows` as batch `number`.
+
+        Uint8 (n, 1 or input.channels, H, W) in input.size, augmented.
+        """
 
 
 def steps(split: Split, batch_size: int, drop_last: bool = False) -> int:
@@ -72,39 +81,66 @@ def batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Walk through a split once: x float32 (n, input.channels, H, W), normalised, and y int64 (n,).
 
-    What comes is a function of the arguments alone: not of `workers`, nor of `start` (the first batch to yield), nor of
-    torch's global generator, which stays as it is.
+    What comes is a function of the arguments alone: not of `workers`, nor of `start` (the first
+    batch to yield), nor of torch's global generator, which stays as it is.
 
     Raises:
-        DataError: on the call, where the augmentation, the channels or the normalisation do not fit; on the way, where an image can't be read.
+        DataError: on the call, where the augmentation, the channels or the normalisation do not
+            fit; on the way, where an image can't be read.
         SettingError: a `batch_size` below 1, or `start` or `workers` below 0.
     """
     total = steps(split, batch_size, drop_last)
     if start < 0 or workers < 0:
-        raise SettingError(f"expected `start` and `workers` to be at least 0, but got {start} and {workers}")
+        raise SettingError(
+            f"expected `start` and `workers` to be at least 0, but got {start} and {workers}"
+        )
     if augment not in AUGMENTS:
-        raise DataError(f"expected `augment` to be one of {', '.join(split.augments)}, but got {augment!r}")
+        raise DataError(
+            f"expected `augment` to be one of {', '.join(split.augments)}, but got {augment!r}"
+        )
     if augment not in split.augments:
-        raise DataError(f"augment {augment} needs an imagefolder: expected one of {', '.join(split.augments)} for this data set")
+        raise DataError(
+            f"augment {augment} needs an imagefolder: expected one of {', '.join(split.augments)}"
+            " for this data set"
+        )
     split.check(input.channels)
     mean, std = _normalisation(input)
-    order = torch.randperm(len(split), generator=generator(ORDER, seed, epoch)) if shuffle else torch.arange(len(split))
+    order = (
+        torch.randperm(len(split), generator=generator(ORDER, seed, epoch))
+        if shuffle
+        else torch.arange(len(split))
+    )
     reader = _Reader(split, Plan(input, augment, seed, epoch), order, batch_size)
     return _walk(reader, range(start, total), workers if split.parallel else 0, mean, std)
 
 
 def _normalisation(input: InputSpec) -> tuple[Tensor, Tensor]:
-    """mean and std as (1, 1 or channels, 1, 1). Raises DataError where they are unknown or do not fit."""
+    """mean and std as (1, 1 or channels, 1, 1).
+
+    Raises DataError where they are unknown or do not fit.
+    """
     if input.mean is None or input.std is None:
-        raise DataError("the normalisation of the network's input is not known: give --mean and --std as it was trained with")
+        raise DataError(
+            "the normalisation of the network's input is not known: give --mean and --std as it was"
+            " trained with"
+        )
     if not {len(input.mean), len(input.std)} <= {1, input.channels}:
         raise DataError(
-            f"expected `mean` and `std` to have 1 or {input.channels} values, as the network takes {input.channels} channels, "
-            f"but got {len(input.mean)} and {len(input.std)}: give --mean and --std"
+            f"expected `mean` and `std` to have 1 or {input.channels} values, as the network takes"
+            f" {input.channels} channels, but got {len(input.mean)} and {len(input.std)}: give"
+            " --mean and --std"
         )
-    if not (all(map(math.isfinite, input.mean)) and all(0 < value < math.inf for value in input.std)):
-        raise DataError(f"expected `mean` to be finite and `std` above 0, but got {input.mean} and {input.std}: give --mean and --std")
-    mean, std = (torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1) for values in (input.mean, input.std))
+    if not (
+        all(map(math.isfinite, input.mean)) and all(0 < value < math.inf for value in input.std)
+    ):
+        raise DataError(
+            f"expected `mean` to be finite and `std` above 0, but got {input.mean} and {input.std}:"
+            " give --mean and --std"
+        )
+    mean, std = (
+        torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)
+        for values in (input.mean, input.std)
+    )
     return mean, std
 
 
@@ -125,20 +161,41 @@ class _Reader(Dataset["tuple[Tensor, Tensor] | DataError"]):
             return error
 
 
-def _walk(reader: _Reader, numbers: range, workers: int, mean: Tensor, std: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def _walk(
+    reader: _Reader, numbers: range, workers: int, mean: Tensor, std: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
     channels = reader.plan.input.channels
-    for item in _in_workers(reader, numbers, workers) if workers else map(reader.__getitem__, numbers):
+    for item in (
+        _in_workers(reader, numbers, workers) if workers else map(reader.__getitem__, numbers)
+    ):
         if isinstance(item, DataError):
             raise item
         images, labels = item
-        x = images.expand(-1, channels, -1, -1).to(torch.float32, memory_format=torch.contiguous_format)
+        x = images.expand(-1, channels, -1, -1).to(
+            torch.float32, memory_format=torch.contiguous_format
+        )
         yield x.div_(255).sub_(mean).div_(std), labels
 
 
-def _in_workers(reader: _Reader, numbers: range, workers: int) -> Iterator[tuple[Tensor, Tensor] | DataError]:
-    """The same batches from worker processes. DataLoader draws its workers' seeds: from a generator of its own here."""
+def _in_workers(
+    reader: _Reader, numbers: range, workers: int
+) -> Iterator[tuple[Tensor, Tensor] | DataError]:
+    """The same batches from worker processes.
+
+    DataLoader draws its workers' seeds: from a generator of its own here.
+    """
     own = torch.Generator()
-    loader = iter(DataLoader(reader, None, sampler=numbers, num_workers=workers, collate_fn=_as_is, worker_init_fn=_on_start, generator=own))
+    loader = iter(
+        DataLoader(
+            reader,
+            None,
+            sampler=numbers,
+            num_workers=workers,
+            collate_fn=_as_is,
+            worker_init_fn=_on_start,
+            generator=own,
+        )
+    )
     while True:
         try:
             item = next(loader)
@@ -147,9 +204,12 @@ def _in_workers(reader: _Reader, numbers: range, workers: int) -> Iterator[tuple
         except (RuntimeError, EOFError, ConnectionError, FileNotFoundError) as error:
             if isinstance(error, RuntimeError) and "exited unexpectedly" not in str(error):
                 raise
-            # killed by lack of memory, or of shared memory in a container; a batch half handed over shows as one of the other errors
+            # killed by lack of memory, or of shared memory in a container; a batch half handed over
+            # shows as one of the other errors
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise DataError(f"a worker process that reads images died ({reason}): try --workers 0") from error
+            raise DataError(
+                f"a worker process that reads images died ({reason}): try --workers 0"
+            ) from error
         yield item
 
 

@@ -1,4 +1,8 @@
-"""What runs in a gated part's place, so that what is skipped is not computed. Executors have no tensors: they call the network's own modules."""
+"""What runs in a gated part's place, so that what is skipped is not computed.
+
+Executors have no tensors: they call the network's own modules.
+"""
+
 from __future__ import annotations
 
 from gatecli.executors.blocks import SkipBlock, SkipGroups, SkipLayer
@@ -6,4 +10,14 @@ from gatecli.executors.convs import SkipChannels, SkipInputs
 from gatecli.executors.filters import AddAt, FilterBlock, FilterLayer
 from gatecli.executors.staged import Staged
 
-__all__ = ["AddAt", "FilterBlock", "FilterLayer", "SkipBlock", "SkipChannels", "SkipGroups", "SkipInputs", "SkipLayer", "Staged"]
+__all__ = [
+    "AddAt",
+    "FilterBlock",
+    "FilterLayer",
+    "SkipBlock",
+    "SkipChannels",
+    "SkipGroups",
+    "SkipInputs",
+    "SkipLayer",
+    "Staged",
+]

@@ -1,4 +1,8 @@
-"""Gated filters: a convolution computes those that are open, for one image; in a batch those that are open for any of its images."""
+"""Gated filters: a convolution computes those that are open, for one image.
+
+In a batch those that are open for any of its images.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -15,7 +19,9 @@ FEW = 4  # runs of channels up to which slices are quicker than an index
 
 
 class OpenFilters:
-    """The open filters of a convolution, with what follows it channel by channel: x -> their values, and which they are.
+    """The open filters of a convolution, with what follows it channel by channel.
+
+    X -> their values, and which they are.
 
     tail: (root, x, channels) -> the values of these channels alone; of all, for None.
     """
@@ -24,7 +30,9 @@ class OpenFilters:
         self.tail = tail
 
     def __call__(self, root: Any, x: Tensor, z: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """x (N, C, H, W), z (N, width) -> value (N, k, H', W') and the k channels (k,) that it is of; None for all channels, or where there is no value."""
+        """x (N, C, H, W), z (N, width) -> value (N, k, H', W') and the k channels (k,) that it is
+        of; None for all channels, or where there is no value.
+        """
         if len(x) == 0:
             return self.tail(root, x, None), None
         open_ = (z[0] if len(z) == 1 else z.amax(0)).nonzero().reshape(-1)
@@ -42,12 +50,21 @@ def _as_maps(z: Tensor, value: Tensor) -> Tensor:
 
 
 class FilterBlock(SkipBlock):
-    """`relu(shortcut + z * filters(x))`: the values of the open filters are added where they belong.
+    """`relu(shortcut + z * filters(x))`.
+
+    The values of the open filters are added where they belong.
 
     places: the shortcut's channels that the filters are, where not all are.
     """
 
-    def __init__(self, root: nn.Module, tail: Branch, places: Sequence[int] | None, rectify: bool, rectified: bool) -> None:
+    def __init__(
+        self,
+        root: nn.Module,
+        tail: Branch,
+        places: Sequence[int] | None,
+        rectify: bool,
+        rectified: bool,
+    ) -> None:
         super().__init__(root, tail, rectify, rectified)
         self.filters, self.places = OpenFilters(tail), None if places is None else Places(places)
 
@@ -61,22 +78,32 @@ class FilterBlock(SkipBlock):
             open_ = table if open_ is None else table.index_select(0, open_)
         if open_ is None:
             return self._finish(add_to(value, shortcut))
-        return self._finish(add_channels(shortcut, open_, value.to(shortcut.dtype), self._may_write()))
+        return self._finish(
+            add_channels(shortcut, open_, value.to(shortcut.dtype), self._may_write())
+        )
 
 
 class AddAt(SkipBlock):
-    """`relu(shortcut + value)`, where the value has lost channels for good: it is added to those that it still has, at `runs` of the shortcut's."""
+    """`relu(shortcut + value)`, where the value has lost channels for good.
+
+    It is added to those that it still has, at `runs` of the shortcut's.
+    """
 
     def __init__(self, root: nn.Module, runs: Runs, rectify: bool, rectified: bool) -> None:
         super().__init__(root, lambda root, x: x, rectify, rectified)
-        self.runs, self.places = runs, Places([channel for first, end in runs for channel in range(first, end)])
+        self.runs, self.places = (
+            runs,
+            Places([channel for first, end in runs for channel in range(first, end)]),
+        )
 
     def forward(self, value: Tensor, shortcut: Tensor, *others: Tensor) -> Tensor:
         """value (N, k, H, W), shortcut (N, C, H, W) -> the shape of the shortcut."""
         value = value.to(shortcut.dtype)
         if len(self.runs) <= FEW:
             return self._finish(add_at(shortcut, value, self.runs, self._may_write()))
-        return self._finish(add_channels(shortcut, self.places.on(value.device), value, self._may_write()))
+        return self._finish(
+            add_channels(shortcut, self.places.on(value.device), value, self._may_write())
+        )
 
 
 class FilterLayer(nn.Module):
@@ -95,5 +122,12 @@ class FilterLayer(nn.Module):
             value = self.filters.tail(self.root, x, open_) * 0
         if open_ is None:
             return value
-        whole = torch.empty(len(value), z.shape[1], *value.shape[2:], dtype=value.dtype, device=value.device, memory_format=torch.channels_last if rows_last(value) else torch.contiguous_format)
+        whole = torch.empty(
+            len(value),
+            z.shape[1],
+            *value.shape[2:],
+            dtype=value.dtype,
+            device=value.device,
+            memory_format=torch.channels_last if rows_last(value) else torch.contiguous_format,
+        )
         return add_channels(whole.zero_(), open_, value, not torch.is_grad_enabled())

@@ -1,4 +1,5 @@
 """A network with exits: who leaves, leaves the batch."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -13,12 +14,16 @@ Stage = Callable[..., tuple[Tensor, ...]]
 
 
 class Staged:
-    """A network with exits: the stages between them, as functions, and what comes behind the last. Who leaves, leaves the batch.
+    """A network with exits: the stages between them, as functions, and what comes behind the last.
 
-    A stage is (root, what the stage before it returned) -> the value at which the exit stands, and what later stages need besides: a gater's gates,
-    say. The first is given the images, the last returns the logits alone.
+    Who leaves, leaves the batch.
 
-    Called, it returns logits (N, K) and the exit that each sample took (N,), its number from 0 on, the number of exits for none.
+    A stage is (root, what the stage before it returned) -> the value at which the exit stands, and
+    what later stages need besides: a gater's gates, say. The first is given the images, the last
+    returns the logits alone.
+
+    Called, it returns logits (N, K) and the exit that each sample took (N,), its number from 0 on,
+    the number of exits for none.
     """
 
     def __init__(self, stages: Sequence[Stage], exits: Sequence[str], last: Stage) -> None:
@@ -75,7 +80,10 @@ class Staged:
         return out, taken
 
     def values(self, root: nn.Module, x: Tensor) -> tuple[list[Tensor], Tensor]:
-        """The values at which the exits stand, and the network's own logits, for all samples: nobody leaves."""
+        """The values at which the exits stand, and the network's own logits, for all samples.
+
+        Nobody leaves.
+        """
         seen = []
         live: tuple[Tensor, ...] = (x,)
         for stage in self.stages:

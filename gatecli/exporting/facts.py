@@ -1,4 +1,8 @@
-"""What an exported file says of itself, for whoever runs it: one record, written by export and checked by run."""
+"""What an exported file says of itself, for whoever runs it.
+
+One record, written by export and checked by run.
+"""
+
 from __future__ import annotations
 
 import json
@@ -49,7 +53,10 @@ class Facts:
 
     @classmethod
     def from_json(cls, text: str, where: str) -> Facts:
-        """Read facts; `where` names the file in errors. Raises ExportError where any of them cannot be so."""
+        """Read facts; `where` names the file in errors.
+
+        Raises ExportError where any of them cannot be so.
+        """
         try:
             raw = parsed(text)
             if not isinstance(raw, dict):
@@ -104,4 +111,6 @@ def _check(facts: Facts) -> None:
     if not all(0 < value < math.inf for value in facts.std or ()):
         raise ValueError(f"std is {facts.std}")
     if facts.num_classes < 1 or len(facts.classes or ()) not in (0, facts.num_classes):
-        raise ValueError(f"there are {len(facts.classes or ())} names for {facts.num_classes} classes")
+        raise ValueError(
+            f"there are {len(facts.classes or ())} names for {facts.num_classes} classes"
+        )

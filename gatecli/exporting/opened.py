@@ -1,8 +1,12 @@
-"""The network in the form that is exported: one function of the images, with marks at what need not be computed.
+"""The network in the form that is exported.
 
-Every gated branch is computed, and not multiplied by its decision where the file's format can branch instead: then the values around it are
-returned beside the logits, so that whoever writes the file finds them there by name (see gatecli.exporting.conditions).
+One function of the images, with marks at what need not be computed.
+
+Every gated branch is computed, and not multiplied by its decision where the file's format can
+branch instead: then the values around it are returned beside the logits, so that whoever writes the
+file finds them there by name (see gatecli.exporting.conditions).
 """
+
 from __future__ import annotations
 
 import operator
@@ -14,14 +18,25 @@ from torch import Tensor, fx, nn
 
 from gatecli import methods, surgery
 from gatecli.gates import Exit, Gate
-from gatecli.graph.ops import is_add, is_cat, is_mask, is_pick, module_of, never_negative, relu_after
+from gatecli.graph.ops import (
+    is_add,
+    is_cat,
+    is_mask,
+    is_pick,
+    module_of,
+    never_negative,
+    relu_after,
+)
 from gatecli.graph.trace import compile_graph, copied, remove_dead
 from gatecli.network import Network
 
 
 @dataclass(frozen=True)
 class Branch:
-    """A part to compute only where `decision` says so; all are names of values. Else `result` is the `shortcut`, through a ReLU if `rectify`; without a shortcut it is zeros."""
+    """A part to compute only where `decision` says so; all are names of values.
+
+    Else `result` is the `shortcut`, through a ReLU if `rectify`; without a shortcut it is zeros.
+    """
 
     site: str
     decision: str
@@ -32,7 +47,9 @@ class Branch:
 
 @dataclass(frozen=True)
 class Leave:
-    """An exit: where `decision` says so, `logits` are the result, and nothing behind it need be computed."""
+    """An exit: where `decision` says so, `logits` are the result, and nothing behind it need be
+    computed.
+    """
 
     site: str
     decision: str
@@ -41,7 +58,10 @@ class Leave:
 
 @dataclass
 class Opened:
-    """`module`: images (N, C, H, W) -> the values called `names`, the network's own end first; `gates`: the name of each gate's decision, by site."""
+    """`module`: images (N, C, H, W) -> the values called `names`, the network's own end first.
+
+    `gates`: the name of each gate's decision, by site.
+    """
 
     module: nn.Module
     names: list[str]
@@ -68,7 +88,9 @@ class Computation(nn.Module):
 
 
 def decided(network: Network) -> Network:
-    """A copy in which gates that do not look at the images are decided, their branches plain or gone; and exits at which nobody leaves are gone."""
+    """A copy in which gates that do not look at the images are decided, their branches plain or
+    gone; and exits at which nobody leaves are gone.
+    """
     copy = network.copy().cpu().eval()
     plan: dict[str, list[int]] = {}
     for site, gate in copy.site_gates.items():
@@ -79,20 +101,28 @@ def decided(network: Network) -> Network:
         runs = methods.get(copy.methods[site]).decided(copy, site, None)
         if runs is not None:
             plan[site] = [unit for unit, flag in enumerate(runs) if flag]
-    stuck = surgery.why_not_removable(copy, [site for site, kept in plan.items() if not kept and site not in copy.site_exits])
+    stuck = surgery.why_not_removable(
+        copy, [site for site, kept in plan.items() if not kept and site not in copy.site_exits]
+    )
     methods.apply_plan(copy, {site: kept for site, kept in plan.items() if site not in stuck})
     return copy
 
 
 def masked(network: Network, decisions: bool = False) -> Opened:
-    """Everything is computed, for batches of any size; masks and the choice among exits remain operations. `decisions`: further outputs, as of `opened`."""
+    """Everything is computed, for batches of any size.
+
+    Masks and the choice among exits remain operations. `decisions`: further outputs, as of
+    `opened`.
+    """
     graph = copied(network.graph)
     output = next(node for node in graph.nodes if node.op == "output")
     final, found = output.args[0], dict[str, fx.Node]()
     exits = _exits(final)
     with graph.inserting_before(output):
         for site, z in _decisions(network, graph).items() if decisions else ():
-            found[f"gate.{site}"] = graph.call_function(_where_reached, (z, *(exits[name] for name in network.before(site))))
+            found[f"gate.{site}"] = graph.call_function(
+                _where_reached, (z, *(exits[name] for name in network.before(site)))
+            )
         if decisions and exits:
             found["exit"] = graph.call_function(_taken, tuple(exits.values()))
     output.args = ((final, *found.values()),) if found else (final,)
@@ -105,7 +135,11 @@ def opened(network: Network) -> Opened:
     names: dict[fx.Node, str] = {}
     output = next(node for node in graph.nodes if node.op == "output")
     gates = _decisions(network, graph)
-    branches = [branch for node in list(graph.nodes) if is_mask(node) and (branch := _branch(network, graph, node, names)) is not None]
+    branches = [
+        branch
+        for node in list(graph.nodes)
+        if is_mask(node) and (branch := _branch(network, graph, node, names)) is not None
+    ]
     final: Any = output.args[0]
     leaves = [_leave(graph, site, pair, names) for site, pair in _exits(final).items()]
     final = final.args[0] if is_pick(final) else final
@@ -113,12 +147,24 @@ def opened(network: Network) -> Opened:
     marks = [node for node in names if node.op != "placeholder"]
     output.args = ((final, *marks),)
     remove_dead(graph)
-    return Opened(Computation(network, graph), ["logits", *(names[node] for node in marks)], branches, leaves, decisions)
+    return Opened(
+        Computation(network, graph),
+        ["logits", *(names[node] for node in marks)],
+        branches,
+        leaves,
+        decisions,
+    )
 
 
 def _exits(final: Any) -> dict[str, fx.Node]:
-    """The nodes that give an exit's logits and decisions, by site, in the order in which they are come to."""
-    return {str(pair.target).partition(".")[2]: pair for pair in final.args[1:]} if is_pick(final) else {}
+    """The nodes that give an exit's logits and decisions, by site, in the order in which they are
+    come to.
+    """
+    return (
+        {str(pair.target).partition(".")[2]: pair for pair in final.args[1:]}
+        if is_pick(final)
+        else {}
+    )
 
 
 def _decisions(network: Network, graph: fx.Graph) -> dict[str, fx.Node]:
@@ -135,8 +181,13 @@ def _named(names: dict[fx.Node, str], node: fx.Node) -> str:
     return names.setdefault(node, "images" if node.op == "placeholder" else f"mark{len(names)}")
 
 
-def _branch(network: Network, graph: fx.Graph, masked: fx.Node, names: dict[fx.Node, str]) -> Branch | None:
-    """Take one mask out of the graph and name what is around it; None where the file cannot branch there."""
+def _branch(
+    network: Network, graph: fx.Graph, masked: fx.Node, names: dict[fx.Node, str]
+) -> Branch | None:
+    """Take one mask out of the graph and name what is around it.
+
+    None where the file cannot branch there.
+    """
     value, decision = masked.args
     assert isinstance(value, fx.Node) and isinstance(decision, fx.Node)
     shortcut: Any = None
@@ -154,7 +205,13 @@ def _branch(network: Network, graph: fx.Graph, masked: fx.Node, names: dict[fx.N
         result, rectify = relu or add, relu is not None and not never_negative(network, shortcut)
     masked.replace_all_uses_with(value)
     graph.erase_node(masked)
-    return Branch(gate.site, _named(names, decision), _named(names, result), None if shortcut is None else _named(names, shortcut), rectify)
+    return Branch(
+        gate.site,
+        _named(names, decision),
+        _named(names, result),
+        None if shortcut is None else _named(names, shortcut),
+        rectify,
+    )
 
 
 def _leave(graph: fx.Graph, site: str, pair: fx.Node, names: dict[fx.Node, str]) -> Leave:
@@ -165,7 +222,9 @@ def _leave(graph: fx.Graph, site: str, pair: fx.Node, names: dict[fx.Node, str])
 
 
 def _taken(*exits: tuple[Tensor, Tensor]) -> Tensor:
-    """The number of the first exit that each sample takes, from 0 on, else how many exits there are: (N,)."""
+    """The number of the first exit that each sample takes, from 0 on, else how many exits there
+    are: (N,).
+    """
     taken = torch.full_like(exits[0][1].reshape(-1), len(exits), dtype=torch.int64)
     for number, (_, z) in reversed(list(enumerate(exits))):
         taken = torch.where(z.reshape(-1) > 0, number, taken)

@@ -1,4 +1,8 @@
-"""torch.export files: static networks for any batch; dynamic ones for single images, with torch.cond where something may be skipped."""
+"""torch.export files: static networks for any batch.
+
+Dynamic ones for single images, with torch.cond where something may be skipped.
+"""
+
 from __future__ import annotations
 
 import copy
@@ -31,7 +35,9 @@ class CondBlock(nn.Module):
     def forward(self, x: Tensor, shortcut: Tensor, z: Tensor, *others: Tensor) -> Tensor:
         def run(x: Tensor, shortcut: Tensor, *others: Tensor) -> Tensor:
             value = self.branch(self.root, x, *others) + shortcut
-            return (torch.relu(value) if self.rectify else value).flatten().clone()  # both ways must agree in memory, too
+            return (
+                (torch.relu(value) if self.rectify else value).flatten().clone()
+            )  # both ways must agree in memory, too
 
         def skip(x: Tensor, shortcut: Tensor, *others: Tensor) -> Tensor:
             value = shortcut.flatten().clone()  # nor may a way return an alias of what it was given
@@ -69,10 +75,16 @@ class Skipping(nn.Module):
         lowered = lower_whole(network, network.graph, network.costs)
         holder: Any = network.get_submodule(LOWERED)
         for name, part in list(holder.named_children()):
-            holder.register_module(name, CondLayer(part) if isinstance(part, SkipLayer) else CondBlock(part))
+            holder.register_module(
+                name, CondLayer(part) if isinstance(part, SkipLayer) else CondBlock(part)
+            )
         stages = staged(lowered)
-        self.exits = [] if stages is None else [network.get_submodule(path) for path in stages.exits]
-        self.parts: list[Callable[..., Any]] = [compile_graph(lowered)] if stages is None else [*stages.stages, stages.last]
+        self.exits = (
+            [] if stages is None else [network.get_submodule(path) for path in stages.exits]
+        )
+        self.parts: list[Callable[..., Any]] = (
+            [compile_graph(lowered)] if stages is None else [*stages.stages, stages.last]
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         if self.exits:
@@ -99,7 +111,9 @@ class Skipping(nn.Module):
 
 @contextmanager
 def _no_wrapped_functions() -> Iterator[None]:
-    """While torch.export traces, functions named by torch.fx.wrap are replaced by ones without default arguments, which torch.cond cannot take; its own trace needs none of them."""
+    """While torch.export traces, functions named by torch.fx.wrap are replaced by ones without
+    default arguments, which torch.cond cannot take; its own trace needs none of them.
+    """
     named: dict[Any, Any] = getattr(symbolic_trace, "_wrapped_fns_to_patch", {})
     kept = dict(named)
     named.clear()
@@ -109,16 +123,25 @@ def _no_wrapped_functions() -> Iterator[None]:
         named.update(kept)
 
 
-def write_pt2(network: Network, dynamic: bool, image: Tensor, path: Path, facts: dict[str, str]) -> Callable[[Tensor], Tensor]:
-    """Write the network to `path`; returns a function that runs the file. `dynamic`: single images only. Raises ExportError where torch.export fails."""
+def write_pt2(
+    network: Network, dynamic: bool, image: Tensor, path: Path, facts: dict[str, str]
+) -> Callable[[Tensor], Tensor]:
+    """Write the network to `path`; returns a function that runs the file.
+
+    `dynamic`: single images only. Raises ExportError where torch.export fails.
+    """
     module = Skipping(copy.deepcopy(network)).eval() if dynamic else masked(network).module
-    example = image if dynamic else torch.cat([image, image])  # torch takes a size of 1 for a constant
+    example = (
+        image if dynamic else torch.cat([image, image])
+    )  # torch takes a size of 1 for a constant
     shapes: Sequence[Any] | None = None if dynamic else ({0: torch.export.Dim("batch", min=1)},)
     try:
         with torch.no_grad(), quiet(), _no_wrapped_functions():
             program = torch.export.export(module, (example,), dynamic_shapes=shapes)
     except Exception as error:  # the exporter raises whatever it comes to
-        raise ExportError(f"torch.export of torch {torch.__version__} cannot take the network: {reason(error)}") from error
+        raise ExportError(
+            f"torch.export of torch {torch.__version__} cannot take the network: {reason(error)}"
+        ) from error
     with path.open("wb") as file:
         torch.export.save(program, file, extra_files={"gatecli.json": facts["gatecli"]})
     return runner(path)

@@ -1,4 +1,5 @@
 """torch's exporters talk a lot, also before they fail; what is of use is in the error."""
+
 from __future__ import annotations
 
 import contextlib

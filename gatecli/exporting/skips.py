@@ -1,11 +1,15 @@
-"""What an `If` around a gated branch computes, and what stands for it, so that ONNX Runtime loses little at the border between graphs.
+"""What an `If` around a gated branch computes, and what stands for it, so that ONNX Runtime loses
+little at the border between graphs.
 
-Values cross it in plain layout (NCHW), while ONNX Runtime's convolutions, and what it can fuse with them, work in a blocked one. So that a branch is blocked
-from its entry to its end:
-- the shortcut passes a 1x1 max-pooling, which changes nothing, but has a blocked result: then the addition and the ReLU behind it are fused with the last convolution;
+Values cross it in plain layout (NCHW), while ONNX Runtime's convolutions, and what it can fuse with
+them, work in a blocked one. So that a branch is blocked from its entry to its end:
+- the shortcut passes a 1x1 max-pooling, which changes nothing, but has a blocked result: then the
+addition and the ReLU behind it are fused with the last convolution;
 - a projection on the shortcut is computed in both branches, its weights in both;
-- where the next gate, or the classifier, takes means over positions, the branch gives them as a further result, and what stands for it hands on those that were known.
+- where the next gate, or the classifier, takes means over positions, the branch gives them as a
+further result, and what stands for it hands on those that were known.
 """
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
@@ -56,7 +60,10 @@ def _zeros(surgeon: Surgeon, result: str) -> Otherwise:
 
     value = numpy_helper.from_array(torch.zeros(1).numpy())
     surgeon.add_constant(f"{result}/shape", torch.tensor(surgeon.shape_of(result)))
-    return Otherwise([helper.make_node("ConstantOfShape", [f"{result}/shape"], [f"{result}/skip"], value=value)], [f"{result}/skip"])
+    return Otherwise(
+        [helper.make_node("ConstantOfShape", [f"{result}/shape"], [f"{result}/skip"], value=value)],
+        [f"{result}/skip"],
+    )
 
 
 def _projection(surgeon: Surgeon, branch: Branch, shortcut: str) -> NodeProto | None:
@@ -64,10 +71,16 @@ def _projection(surgeon: Surgeon, branch: Branch, shortcut: str) -> NodeProto | 
     maker = surgeon.maker(shortcut)
     if maker is None or maker.op_type != "Conv":
         return None
-    return maker if id(maker) in surgeon.needed_only_by([branch.result], {branch.decision, maker.input[0]}) else None
+    return (
+        maker
+        if id(maker) in surgeon.needed_only_by([branch.result], {branch.decision, maker.input[0]})
+        else None
+    )
 
 
-def _instead(branch: Branch, shortcut: str, projection: NodeProto | None) -> tuple[list[NodeProto], str]:
+def _instead(
+    branch: Branch, shortcut: str, projection: NodeProto | None
+) -> tuple[list[NodeProto], str]:
     """The nodes that give what stands for a branch's result, and its name."""
     from onnx import helper
 
@@ -77,11 +90,16 @@ def _instead(branch: Branch, shortcut: str, projection: NodeProto | None) -> tup
         again = copied(projection)
         source = again.output[0] = f"{shortcut}/skip"
         nodes.append(again)
-    return [*nodes, helper.make_node("Relu" if branch.rectify else "Identity", [source], [end])], end
+    return [
+        *nodes,
+        helper.make_node("Relu" if branch.rectify else "Identity", [source], [end]),
+    ], end
 
 
 def _hold_layout(surgeon: Surgeon, branch: Branch, shortcut: str) -> None:
-    """Let the branch read the shortcut through a 1x1 max-pooling, where it adds it to a convolution's result that is blocked."""
+    """Let the branch read the shortcut through a 1x1 max-pooling, where it adds it to a
+    convolution's result that is blocked.
+    """
     from onnx import helper
 
     region = surgeon.needed_only_by([branch.result], {branch.decision, shortcut})
@@ -93,14 +111,24 @@ def _hold_layout(surgeon: Surgeon, branch: Branch, shortcut: str) -> None:
     for node in readers:
         for place, name in enumerate(node.input):
             node.input[place] = same if name == shortcut else name
-    surgeon.insert_before(readers[0], helper.make_node("MaxPool", [shortcut], [same], kernel_shape=[1, 1]))
+    surgeon.insert_before(
+        readers[0], helper.make_node("MaxPool", [shortcut], [same], kernel_shape=[1, 1])
+    )
 
 
 def _means_of(surgeon: Surgeon, value: str) -> dict[str, NodeProto]:
-    """The nodes that take means or sums of a value over height and width; the first of each kind, by its signature."""
+    """The nodes that take means or sums of a value over height and width.
+
+    The first of each kind, by its signature.
+    """
     found: dict[str, NodeProto] = {}
     for node in surgeon.nodes:
-        if node.op_type in MEANS and node.input[0] == value and len(node.input) == 2 and surgeon.integers(node.input[1]) in ([2, 3], [-2, -1], [3, 2], [-1, -2]):
+        if (
+            node.op_type in MEANS
+            and node.input[0] == value
+            and len(node.input) == 2
+            and surgeon.integers(node.input[1]) in ([2, 3], [-2, -1], [3, 2], [-1, -2])
+        ):
             found.setdefault(f"{node.op_type}{_keeps_dimensions(node)}", node)
     return found
 
@@ -128,7 +156,9 @@ def _blocked_mean(surgeon: Surgeon, node: NodeProto, value: str) -> None:
     steps = [helper.make_node("GlobalAveragePool", [value], [f"{name}/mean"])]
     if MEANS[node.op_type]:
         surgeon.add_constant(f"{name}/count", torch.tensor(float(height * width)))
-        steps.append(helper.make_node("Mul", [steps[-1].output[0], f"{name}/count"], [f"{name}/sum"]))
+        steps.append(
+            helper.make_node("Mul", [steps[-1].output[0], f"{name}/count"], [f"{name}/sum"])
+        )
     last = "Identity" if _keeps_dimensions(node) else "Flatten"
     steps.append(helper.make_node(last, [steps[-1].output[0]], [name]))
     surgeon.move_behind(value, node, steps)

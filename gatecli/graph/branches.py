@@ -1,9 +1,13 @@
-"""Multi-branch modules (ResNeXt's): find them on the traced graph, let their branches read different sums, and take out branches that nobody reads.
+"""Multi-branch modules (ResNeXt's): find them on the traced graph, let their branches read
+different sums, and take out branches that nobody reads.
 
-A module is a residual block whose branch is a dense convolution, a grouped one and a dense one, with nothing between that mixes channels: each group is a
-branch of its own. Two modules in a row with the same number of branches make a *boundary*, at which each branch of the second, the reader, may read
-the sum of some branches of the first instead of all of them. From there on the reader has one *stream* of maps a branch: (N, branches * channels, H, W).
+A module is a residual block whose branch is a dense convolution, a grouped one and a dense one,
+with nothing between that mixes channels: each group is a branch of its own. Two modules in a row
+with the same number of branches make a *boundary*, at which each branch of the second, the reader,
+may read the sum of some branches of the first instead of all of them. From there on the reader has
+one *stream* of maps a branch: (N, branches * channels, H, W).
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +19,17 @@ import torch
 from torch import fx, nn
 
 from gatecli.graph.macs import NodeCost
-from gatecli.graph.ops import connect, fold_streams, is_decision, mask, mean_streams, module_of, relu_after, sum_branches, unfold_streams
+from gatecli.graph.ops import (
+    connect,
+    fold_streams,
+    is_decision,
+    mask,
+    mean_streams,
+    module_of,
+    relu_after,
+    sum_branches,
+    unfold_streams,
+)
 from gatecli.graph.rewrite import node_named, place
 from gatecli.graph.sites import Site, between
 from gatecli.graph.slices import calls, is_channelwise, is_plain, keep_entries
@@ -25,7 +39,11 @@ from gatecli.graph.trace import remove_dead
 
 @dataclass(frozen=True)
 class BranchModule:
-    """One module, by the names of its nodes: the three convolutions, the last BatchNorm, the addition and the ReLU `after` it, the nodes of the shortcut's `way`."""
+    """One module, by the names of its nodes.
+
+    The three convolutions, the last BatchNorm, the addition and the ReLU `after` it, the nodes of
+    the shortcut's `way`.
+    """
 
     block: str
     entry: str
@@ -43,14 +61,19 @@ class BranchModule:
 
 @dataclass(frozen=True)
 class Boundary:
-    """What lies between a module and the one that reads it; `reader_site`: the site of the reader's own branches, if it is one."""
+    """What lies between a module and the one that reads it.
+
+    `reader_site`: the site of the reader's own branches, if it is one.
+    """
 
     module: BranchModule
     reader: BranchModule
     reader_site: str | None
 
 
-def find_boundaries(root: nn.Module, graph: fx.Graph, costs: Mapping[str, NodeCost], blocks: Sequence[Site]) -> dict[str, Boundary]:
+def find_boundaries(
+    root: nn.Module, graph: fx.Graph, costs: Mapping[str, NodeCost], blocks: Sequence[Site]
+) -> dict[str, Boundary]:
     """All boundaries by site, `MODULE.branches`, in the order of execution."""
     nodes = {node.name: node for node in graph.nodes}
     modules = [module for block in blocks if (module := _module_at(root, nodes, block)) is not None]
@@ -59,14 +82,29 @@ def find_boundaries(root: nn.Module, graph: fx.Graph, costs: Mapping[str, NodeCo
     for module in modules:
         reader = by_entry.get(module.after)
         own = set() if reader is None else {reader.conv1, reader.add, *reader.way}
-        if reader is not None and reader.branches == module.branches and {user.name for user in nodes[module.after].users} <= own:
+        if (
+            reader is not None
+            and reader.branches == module.branches
+            and {user.name for user in nodes[module.after].users} <= own
+        ):
             pairs[f"{module.block}.branches"] = (module, reader)
     names = {module.block: site for site, (module, _) in pairs.items()}
-    return {site: Boundary(module, reader, names.get(reader.block)) for site, (module, reader) in pairs.items()}
+    return {
+        site: Boundary(module, reader, names.get(reader.block))
+        for site, (module, reader) in pairs.items()
+    }
 
 
-def branch_sites(root: nn.Module, graph: fx.Graph, costs: Mapping[str, NodeCost], boundaries: Mapping[str, Boundary]) -> dict[str, Site]:
-    """The branches of each boundary's first module, as a site of so many units; those of boundaries that the graph has as they were found."""
+def branch_sites(
+    root: nn.Module,
+    graph: fx.Graph,
+    costs: Mapping[str, NodeCost],
+    boundaries: Mapping[str, Boundary],
+) -> dict[str, Site]:
+    """The branches of each boundary's first module, as a site of so many units.
+
+    Those of boundaries that the graph has as they were found.
+    """
     found, nodes = {}, {node.name: node for node in graph.nodes}
     for name, boundary in boundaries.items():
         m = boundary.module
@@ -76,25 +114,60 @@ def branch_sites(root: nn.Module, graph: fx.Graph, costs: Mapping[str, NodeCost]
         shape = costs[entry.name].shape
         assert shape is not None
         macs = sum(costs[node].macs for node in m.branch)
-        found[name] = Site(name, "branch", m.branches, macs, entry.name, m.norm, m.shortcut, m.add, m.branch, shape[1], (2, 3), 0)
+        found[name] = Site(
+            name,
+            "branch",
+            m.branches,
+            macs,
+            entry.name,
+            m.norm,
+            m.shortcut,
+            m.add,
+            m.branch,
+            shape[1],
+            (2, 3),
+            0,
+        )
     return found
 
 
 def _whole(root: nn.Module, nodes: Mapping[str, fx.Node], boundary: Boundary) -> bool:
-    """Whether both modules are still what they were: gates may have come between their nodes, not what stands for channels that are gone."""
+    """Whether both modules are still what they were.
+
+    Gates may have come between their nodes, not what stands for channels that are gone.
+    """
     m, reader = boundary.module, boundary.reader
-    if not {*m.branch, m.add, m.after, *reader.branch, *reader.way, reader.add} <= nodes.keys() or nodes[m.add].target is connect:
+    if (
+        not {*m.branch, m.add, m.after, *reader.branch, *reader.way, reader.add} <= nodes.keys()
+        or nodes[m.add].target is connect
+    ):
         return False
     after, way = nodes[m.after], [nodes[name] for name in reader.way]
     own = {nodes[reader.conv1], nodes[reader.add], *way}
-    read = all(user in own or is_decision(root, user) or str(user.target).startswith("exits.") for user in after.users)
-    sums = _reads(nodes[m.add], nodes[m.norm]) and _reads(after, nodes[m.add]) and _reads(nodes[reader.conv1], after)
-    carried = _reads(nodes[reader.add], way[-1] if way else after) and all(_reads(node, before) for before, node in pairwise([after, *way]))
-    return read and sums and (carried or nodes[reader.add].target is connect) and all(_untouched(root, nodes, module) for module in (m, reader))
+    read = all(
+        user in own or is_decision(root, user) or str(user.target).startswith("exits.")
+        for user in after.users
+    )
+    sums = (
+        _reads(nodes[m.add], nodes[m.norm])
+        and _reads(after, nodes[m.add])
+        and _reads(nodes[reader.conv1], after)
+    )
+    carried = _reads(nodes[reader.add], way[-1] if way else after) and all(
+        _reads(node, before) for before, node in pairwise([after, *way])
+    )
+    return (
+        read
+        and sums
+        and (carried or nodes[reader.add].target is connect)
+        and all(_untouched(root, nodes, module) for module in (m, reader))
+    )
 
 
 def _untouched(root: nn.Module, nodes: Mapping[str, fx.Node], module: BranchModule) -> bool:
-    """Whether a module's branch is the chain of its nodes, of as many groups as there were branches."""
+    """Whether a module's branch is the chain of its nodes, of as many groups as there were
+    branches.
+    """
     conv = module_of(root, nodes[module.conv2])
     chain = all(_reads(nodes[node], nodes[before]) for before, node in pairwise(module.branch))
     return chain and isinstance(conv, nn.Conv2d) and conv.groups == module.branches
@@ -112,34 +185,85 @@ def _bare(node: fx.Node) -> fx.Node:
 
 
 def _module_at(root: nn.Module, nodes: Mapping[str, fx.Node], block: Site) -> BranchModule | None:
-    convolutions = [name for name in block.branch if isinstance(module_of(root, nodes[name]), nn.Conv2d)]
+    convolutions = [
+        name for name in block.branch if isinstance(module_of(root, nodes[name]), nn.Conv2d)
+    ]
     add = nodes[block.add]
     after = relu_after(root, add)
-    if len(convolutions) != 3 or after is None or not _is_chain(root, [nodes[name] for name in block.branch], nodes[block.entry]):
+    if (
+        len(convolutions) != 3
+        or after is None
+        or not _is_chain(root, [nodes[name] for name in block.branch], nodes[block.entry])
+    ):
         return None
     one, two, three = (module_of(root, nodes[name]) for name in convolutions)
-    assert isinstance(one, nn.Conv2d) and isinstance(two, nn.Conv2d) and isinstance(three, nn.Conv2d)
+    assert (
+        isinstance(one, nn.Conv2d) and isinstance(two, nn.Conv2d) and isinstance(three, nn.Conv2d)
+    )
     branches = two.groups
-    if one.groups != 1 or not 1 < branches < two.in_channels or three.groups not in (1, branches) or any(three.kernel_size[i] != 1 for i in (0, 1)):
+    if (
+        one.groups != 1
+        or not 1 < branches < two.in_channels
+        or three.groups not in (1, branches)
+        or any(three.kernel_size[i] != 1 for i in (0, 1))
+    ):
         return None
     norm = nodes[block.value]
     if norm.target is sum_branches:
         norm = norm.all_input_nodes[0]
     last = module_of(root, norm)
-    if not isinstance(last, nn.BatchNorm2d) or not is_plain(last, nn.BatchNorm2d) or last.running_mean is None or norm.all_input_nodes != [nodes[convolutions[2]]] or (three.groups == 1) != (norm is nodes[block.value]):
+    if (
+        not isinstance(last, nn.BatchNorm2d)
+        or not is_plain(last, nn.BatchNorm2d)
+        or last.running_mean is None
+        or norm.all_input_nodes != [nodes[convolutions[2]]]
+        or (three.groups == 1) != (norm is nodes[block.value])
+    ):
         return None
-    way = tuple(node.name for node in add.graph.nodes if node in between(nodes[block.entry], nodes[block.shortcut]))
+    way = tuple(
+        node.name
+        for node in add.graph.nodes
+        if node in between(nodes[block.entry], nodes[block.shortcut])
+    )
     first, second, third = convolutions
-    return BranchModule(block.name, block.entry, first, second, third, norm.name, block.shortcut, way, block.add, after.name, block.branch[: block.branch.index(norm.name) + 1], branches)
+    return BranchModule(
+        block.name,
+        block.entry,
+        first,
+        second,
+        third,
+        norm.name,
+        block.shortcut,
+        way,
+        block.add,
+        after.name,
+        block.branch[: block.branch.index(norm.name) + 1],
+        branches,
+    )
 
 
 def _is_chain(root: nn.Module, branch: Sequence[fx.Node], entry: fx.Node) -> bool:
-    """Whether the branch's nodes follow one another, each a layer called once or something that treats channels apart."""
+    """Whether the branch's nodes follow one another, each a layer called once or something that
+    treats channels apart.
+    """
     before = entry
     for node in branch:
         module = module_of(root, node)
-        known = is_plain(module, nn.Conv2d) or is_plain(module, nn.BatchNorm2d) or node.target is sum_branches or is_channelwise(root, node)
-        if node.all_input_nodes != [before] or not known or (module is not None and any(True for _ in module.parameters()) and calls(node.graph, node) > 1):
+        known = (
+            is_plain(module, nn.Conv2d)
+            or is_plain(module, nn.BatchNorm2d)
+            or node.target is sum_branches
+            or is_channelwise(root, node)
+        )
+        if (
+            node.all_input_nodes != [before]
+            or not known
+            or (
+                module is not None
+                and any(True for _ in module.parameters())
+                and calls(node.graph, node) > 1
+            )
+        ):
             return False
         before = node
     return True
@@ -149,12 +273,22 @@ def _is_chain(root: nn.Module, branch: Sequence[fx.Node], entry: fx.Node) -> boo
 
 
 def with_streams(boundary: Boundary) -> tuple[set[str], set[str]]:
-    """Where `insert_connections` makes streams: the convolutions that then read or give them, on the shortcut too, and the values that they are."""
-    return {boundary.module.conv3, boundary.reader.conv1, *boundary.reader.way}, {boundary.module.add, boundary.module.after}
+    """Where `insert_connections` makes streams: the convolutions that then read or give them, on
+    the shortcut too, and the values that they are.
+    """
+    return {boundary.module.conv3, boundary.reader.conv1, *boundary.reader.way}, {
+        boundary.module.add,
+        boundary.module.after,
+    }
 
 
-def insert_mask_on_branches(root: nn.Module, graph: fx.Graph, site: str, boundary: Boundary, gate: nn.Module) -> None:
-    """Every branch reads all of them: one stream, as it was; the gate's decisions may still silence a branch."""
+def insert_mask_on_branches(
+    root: nn.Module, graph: fx.Graph, site: str, boundary: Boundary, gate: nn.Module
+) -> None:
+    """Every branch reads all of them: one stream, as it was.
+
+    The gate's decisions may still silence a branch.
+    """
     place(root, f"gates.{site}", gate)
     entry, last = _entry(graph, boundary.module), node_named(graph, boundary.module.conv3)
     with graph.inserting_before(last):
@@ -162,8 +296,12 @@ def insert_mask_on_branches(root: nn.Module, graph: fx.Graph, site: str, boundar
         last.args = (graph.call_function(mask, (last.args[0], decision)),)
 
 
-def insert_connections(root: nn.Module, graph: fx.Graph, site: str, boundary: Boundary, gate: nn.Module) -> None:
-    """Let each branch of the reader read what `gate`, a module (entry) -> (connections (readers, branches), fan_in), says."""
+def insert_connections(
+    root: nn.Module, graph: fx.Graph, site: str, boundary: Boundary, gate: nn.Module
+) -> None:
+    """Let each branch of the reader read what `gate`, a module (entry) -> (connections (readers,
+    branches), fan_in), says.
+    """
     place(root, f"gates.{site}", gate)
     m, reader, count = boundary.module, boundary.reader, boundary.module.branches
     add, norm, conv = (node_named(graph, name) for name in (m.add, m.norm, m.conv3))
@@ -172,24 +310,33 @@ def insert_connections(root: nn.Module, graph: fx.Graph, site: str, boundary: Bo
         place(root, str(norm.target), SharedNorm(module_of(root, norm), count))
     with graph.inserting_before(add):
         read = graph.call_module(f"gates.{site}", (_entry(graph, m),))
-    add.op, add.target, add.args, add.kwargs = "call_function", connect, (norm, _shortcut(add, norm), read), {}
+    add.op, add.target, add.args, add.kwargs = (
+        "call_function",
+        connect,
+        (norm, _shortcut(add, norm), read),
+        {},
+    )
     _read_streams(root, graph, node_named(graph, m.after), reader, count)
     remove_dead(graph)
 
 
 def _entry(graph: fx.Graph, module: BranchModule) -> fx.Node:
-    """What the module reads: not always what it read at first, as blocks before it may have gone."""
+    """What the module reads now: blocks before it may have gone."""
     (entry,) = node_named(graph, module.conv1).all_input_nodes
     return entry
 
 
 def _shortcut(add: fx.Node, norm: fx.Node) -> fx.Node:
     """The addition's other operand, with all its streams."""
-    other = next(arg for arg in add.all_input_nodes if arg is not norm and arg.target is not sum_branches)
+    other = next(
+        arg for arg in add.all_input_nodes if arg is not norm and arg.target is not sum_branches
+    )
     return other.all_input_nodes[0] if other.target is mean_streams else other
 
 
-def _read_streams(root: nn.Module, graph: fx.Graph, after: fx.Node, reader: BranchModule, count: int) -> None:
+def _read_streams(
+    root: nn.Module, graph: fx.Graph, after: fx.Node, reader: BranchModule, count: int
+) -> None:
     conv: Any = module_of(root, node_named(graph, reader.conv1))
     conv.groups, conv.in_channels = count, count * conv.in_channels  # the weights are the same
     shortcut = after
@@ -211,8 +358,18 @@ def _read_streams(root: nn.Module, graph: fx.Graph, after: fx.Node, reader: Bran
 # --- take branches out ---
 
 
-def fix(root: nn.Module, graph: fx.Graph, site: str, boundary: Boundary, kept: Sequence[int], fixed: nn.Module | None) -> None:
-    """Let the boundary's module keep the branches `kept` alone; `fixed`, a module as the gate, takes the gate's place, None: all read all."""
+def fix(
+    root: nn.Module,
+    graph: fx.Graph,
+    site: str,
+    boundary: Boundary,
+    kept: Sequence[int],
+    fixed: nn.Module | None,
+) -> None:
+    """Let the boundary's module keep the branches `kept` alone.
+
+    `fixed`, a module as the gate, takes the gate's place, None: all read all.
+    """
     if fixed is None:
         (masked,) = (user for user in _gate_node(graph, site).users)
         masked.replace_all_uses_with(masked.args[0])  # type: ignore[arg-type]
@@ -223,26 +380,41 @@ def fix(root: nn.Module, graph: fx.Graph, site: str, boundary: Boundary, kept: S
 
 
 def _gate_node(graph: fx.Graph, site: str) -> fx.Node:
-    found: fx.Node = next(node for node in graph.nodes if node.op == "call_module" and node.target == f"gates.{site}")
+    found: fx.Node = next(
+        node for node in graph.nodes if node.op == "call_module" and node.target == f"gates.{site}"
+    )
     return found
 
 
 def _cut(root: nn.Module, graph: fx.Graph, module: BranchModule, kept: Sequence[int]) -> None:
-    nodes = [node for name in module.branch if (node := next((each for each in graph.nodes if each.name == name), None)) is not None]
+    nodes = [
+        node
+        for name in module.branch
+        if (node := next((each for each in graph.nodes if each.name == name), None)) is not None
+    ]
     for node in nodes:
         part: Any = module_of(root, node)
         if node.name == module.conv1:
-            keep_entries(part, ("weight", "bias"), _places(kept, part.out_channels // module.branches))
+            keep_entries(
+                part, ("weight", "bias"), _places(kept, part.out_channels // module.branches)
+            )
             per_branch = part.in_channels // part.groups
             part.out_channels = part.out_channels // module.branches * len(kept)
             if part.groups > 1:
                 part.groups, part.in_channels = len(kept), per_branch * len(kept)
         elif isinstance(part, FanOut):
-            keep_entries(part, ("weight",), _places(kept, part.weight.shape[1] // module.branches), dim=1)
+            keep_entries(
+                part, ("weight",), _places(kept, part.weight.shape[1] // module.branches), dim=1
+            )
             part.branches = len(kept)
         elif isinstance(part, nn.Conv2d):
-            keep_entries(part, ("weight", "bias"), _places(kept, part.out_channels // module.branches))
-            part.in_channels, part.out_channels = part.in_channels // module.branches * len(kept), part.out_channels // module.branches * len(kept)
+            keep_entries(
+                part, ("weight", "bias"), _places(kept, part.out_channels // module.branches)
+            )
+            part.in_channels, part.out_channels = (
+                part.in_channels // module.branches * len(kept),
+                part.out_channels // module.branches * len(kept),
+            )
             part.groups = len(kept)
         elif isinstance(part, nn.BatchNorm2d):
             index = _places(kept, part.num_features // module.branches)

@@ -1,7 +1,11 @@
-"""What a convolution with gated channels computes: the operations that gatecli.graph.convs puts into a graph.
+"""What a convolution with gated channels computes.
 
-`parts` describe a base path: for each group the output channels (rows of the weight), and the input channels that they look at.
+The operations that gatecli.graph.convs puts into a graph.
+
+`parts` describe a base path: for each group the output channels (rows of the weight), and the input
+channels that they look at.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -23,9 +27,15 @@ def others(count: int, channels: Sequence[int]) -> Channels:
 
 
 def base_parts(rows: int, order: Channels, groups: int) -> Parts:
-    """The base path of so many output channels in equal groups; `order` lists the input channels of each group in turn."""
+    """The base path of so many output channels in equal groups.
+
+    `order` lists the input channels of each group in turn.
+    """
     size, width = rows // groups, len(order) // groups
-    return tuple((tuple(range(g * size, (g + 1) * size)), order[g * width : (g + 1) * width]) for g in range(groups))
+    return tuple(
+        (tuple(range(g * size, (g + 1) * size)), order[g * width : (g + 1) * width])
+        for g in range(groups)
+    )
 
 
 def rows_of(parts: Parts) -> Channels:
@@ -40,33 +50,56 @@ def places_of(wanted: Sequence[int], among: Channels) -> Channels:
 
 def keep_rows(parts: Parts, numbers: Mapping[int, int]) -> Parts:
     """The base path of some of its output channels alone, which get new numbers: old -> new."""
-    cut = [(tuple(numbers[row] for row in rows if row in numbers), inputs) for rows, inputs in parts]
+    cut = [
+        (tuple(numbers[row] for row in rows if row in numbers), inputs) for rows, inputs in parts
+    ]
     return tuple(part for part in cut if part[0])
 
 
 def base_weight(weight: Tensor, parts: Parts) -> Tensor:
-    """What the base path has of a convolution's weight (Co, Ci, kh, kw): (rows in all, width, kh, kw)."""
+    """What the base path has of a convolution's weight (Co, Ci, kh, kw).
+
+    (rows in all, width, kh, kw).
+    """
     cut = [take(take(weight, 0, rows), 1, inputs) for rows, inputs in parts]
     return torch.cat(cut) if len(cut) > 1 else cut[0]
 
 
 def take(tensor: Tensor, dim: int, index: Channels) -> Tensor:
     """Entries `index` of a dimension; the tensor itself where these are all, in order."""
-    return tensor if index == tuple(range(tensor.shape[dim])) else tensor.index_select(dim, torch.tensor(index, device=tensor.device))
+    return (
+        tensor
+        if index == tuple(range(tensor.shape[dim]))
+        else tensor.index_select(dim, torch.tensor(index, device=tensor.device))
+    )
 
 
-def in_parts(x: Tensor, weight: Tensor, parts: Parts, stride: Any, padding: Any, dilation: Any) -> Tensor:
-    """The sums of a base path: x (N, Ci, H, W), weight as `base_weight` gives it -> (N, rows in all, H', W')."""
+def in_parts(
+    x: Tensor, weight: Tensor, parts: Parts, stride: Any, padding: Any, dilation: Any
+) -> Tensor:
+    """The sums of a base path.
+
+    X (N, Ci, H, W), weight as `base_weight` gives it -> (N, rows in all, H', W').
+    """
     sizes = [len(rows) for rows, _ in parts]
     if len(set(sizes)) == 1:
         channels = tuple(channel for _, inputs in parts for channel in inputs)
-        return F.conv2d(take_channels(x, channels), weight, None, stride, padding, dilation, len(parts))
-    values = [F.conv2d(take_channels(x, inputs), rows, None, stride, padding, dilation) for (_, inputs), rows in zip(parts, torch.split(weight, sizes), strict=True)]
+        return F.conv2d(
+            take_channels(x, channels), weight, None, stride, padding, dilation, len(parts)
+        )
+    values = [
+        F.conv2d(take_channels(x, inputs), rows, None, stride, padding, dilation)
+        for (_, inputs), rows in zip(parts, torch.split(weight, sizes), strict=True)
+    ]
     return torch.cat(values, 1)
 
 
-def base_path(x: Tensor, weight: Tensor, parts: Parts, shared: bool, stride: Any, padding: Any, dilation: Any) -> Tensor:
-    """The base path's sums, without the convolution's bias: x (N, Ci, H, W), the convolution's weight (Co, Ci, kh, kw) -> (N, rows in all, H', W').
+def base_path(
+    x: Tensor, weight: Tensor, parts: Parts, shared: bool, stride: Any, padding: Any, dilation: Any
+) -> Tensor:
+    """The base path's sums, without the convolution's bias.
+
+    X (N, Ci, H, W), the convolution's weight (Co, Ci, kh, kw) -> (N, rows in all, H', W').
 
     shared: whether what an open channel needs is added to these sums, rather than computed anew.
     """
@@ -74,7 +107,9 @@ def base_path(x: Tensor, weight: Tensor, parts: Parts, shared: bool, stride: Any
 
 
 def choose(opened: Tensor, closed: Tensor, z: Tensor, rows: Channels) -> Tensor:
-    """`opened` (N, C, H, W), but of its channels `rows` those in which z = 0 are `closed`'s (N, k, H, W); z (N, k) or (N, k, H, W), which gets a gradient."""
+    """`opened` (N, C, H, W), but of its channels `rows` those in which z = 0 are `closed`'s (N, k,
+    H, W); z (N, k) or (N, k, H, W), which gets a gradient.
+    """
     z = z.to(opened.dtype).reshape(*z.shape, *[1] * (opened.ndim - z.ndim))
     if len(rows) == opened.shape[1]:
         return z * opened + (1 - z) * closed
@@ -83,28 +118,43 @@ def choose(opened: Tensor, closed: Tensor, z: Tensor, rows: Channels) -> Tensor:
 
 
 def keep_inputs(x: Tensor, z: Tensor, order: Channels) -> Tensor:
-    """x (N, Ci, H, W) with zeros where a channel's decision is 0; z (N, k) decides, in turn, for the channels that are not in `order`."""
+    """x (N, Ci, H, W) with zeros where a channel's decision is 0.
+
+    Z (N, k) decides, in turn, for the channels that are not in `order`.
+    """
     gated = torch.tensor(others(x.shape[1], order), device=x.device)
-    flags = torch.ones(x.shape[0], x.shape[1], dtype=x.dtype, device=x.device).index_copy(1, gated, z.to(x.dtype))
+    flags = torch.ones(x.shape[0], x.shape[1], dtype=x.dtype, device=x.device).index_copy(
+        1, gated, z.to(x.dtype)
+    )
     return x * flags[:, :, None, None]
 
 
 def merge(opened: Tensor, closed: Tensor, places: Channels) -> Tensor:
-    """The channels of two values as one value: those of `opened` (N, k, H, W) go to `places`, those of `closed` to the others."""
+    """The channels of two values as one value.
+
+    Those of `opened` (N, k, H, W) go to `places`, those of `closed` to the others.
+    """
     together = torch.cat((opened, closed), 1)
-    origin = {place: index for index, place in enumerate([*places, *others(together.shape[1], places)])}
+    origin = {
+        place: index for index, place in enumerate([*places, *others(together.shape[1], places)])
+    }
     return take_channels(together, tuple(origin[place] for place in range(together.shape[1])))
 
 
 class BasePath(nn.Module):
     """The base path of those output channels alone that never open, and its BatchNorm.
 
-    Args: weight as `base_weight` gives it for `parts` of `conv`; base: the BatchNorm of these output channels.
+    Args: weight as `base_weight` gives it for `parts` of `conv`; base: the BatchNorm of these
+    output channels.
     """
 
     def __init__(self, weight: Tensor, base: nn.Module, conv: nn.Conv2d, parts: Parts) -> None:
         super().__init__()
-        self.weight, self.base, self.parts = nn.Parameter(weight, conv.weight.requires_grad), base, parts
+        self.weight, self.base, self.parts = (
+            nn.Parameter(weight, conv.weight.requires_grad),
+            base,
+            parts,
+        )
         self.how: Any = (conv.stride, conv.padding, conv.dilation)
 
     def forward(self, x: Tensor) -> Tensor:

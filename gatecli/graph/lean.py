@@ -1,4 +1,5 @@
-"""How evaluation computes what branches read (see gatecli.executors.branches), and what that costs."""
+"""How evaluation computes what branches read (gatecli.executors.branches), and what that costs."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -15,49 +16,91 @@ from gatecli.graph.streams import FanOut, SharedNorm, distinct
 
 
 def is_direct(streams: int, fan_in: int, branches: int, width: int) -> bool:
-    """Whether products for each stream, over the branches that it reads, are fewer than those for each branch and the sums of these."""
+    """Whether products for each stream, over the branches that it reads, are fewer than those for
+    each branch and the sums of these.
+    """
     return streams * fan_in * width <= branches * width + streams * branches
 
 
 def is_lean(root: nn.Module, node: fx.Node) -> bool:
-    """Whether an executor takes the place of a `connect` and the ReLU behind it: its values are those of a 1x1 convolution and a BatchNorm."""
+    """Whether an executor takes the place of a `connect` and the ReLU behind it.
+
+    Its values are those of a 1x1 convolution and a BatchNorm.
+    """
     norm, relu = node.all_input_nodes[0], next(iter(node.users))
-    conv = module_of(root, norm.all_input_nodes[0])
+    conv: Any = module_of(root, norm.all_input_nodes[0])
     plain = isinstance(conv, FanOut) or (is_plain(conv, nn.Conv2d) and is_pointwise(conv))
-    normed = isinstance(module_of(root, norm), SharedNorm) or is_plain(module_of(root, norm), nn.BatchNorm2d)
-    return plain and set(conv.stride) == {1} and normed and len(node.users) == 1 and is_relu(root, relu)  # type: ignore[union-attr, arg-type]
+    normed = isinstance(module_of(root, norm), SharedNorm) or is_plain(
+        module_of(root, norm), nn.BatchNorm2d
+    )
+    return (
+        plain
+        and set(conv.stride) == {1}
+        and normed
+        and len(node.users) == 1
+        and is_relu(root, relu)
+    )
 
 
 def is_pointwise(conv: Any) -> bool:
-    return set(conv.kernel_size) == {1} and set(conv.stride) == {1} and conv.padding in ("same", "valid", (0, 0))
+    return (
+        set(conv.kernel_size) == {1}
+        and set(conv.stride) == {1}
+        and conv.padding in ("same", "valid", (0, 0))
+    )
 
 
 def way_of(fold: fx.Node) -> list[fx.Node]:
-    """The nodes after `fold`, which makes streams samples, up to the one that makes them streams again."""
+    """The nodes after `fold`, which makes streams samples, up to the one that makes them streams
+    again.
+    """
     way = [next(iter(fold.users))]
     while way[-1].target is not unfold_streams:
         way.append(next(iter(way[-1].users)))
     return way
 
 
-def recounted(root: nn.Module, graph: fx.Graph, costs: Mapping[str, NodeCost]) -> dict[str, NodeCost]:
-    """The costs with those of what branches read as evaluation computes it. Fixed connections whose values are not known yet count as all different."""
+def recounted(
+    root: nn.Module, graph: fx.Graph, costs: Mapping[str, NodeCost]
+) -> dict[str, NodeCost]:
+    """The costs with those of what branches read as evaluation computes it.
+
+    Fixed connections whose values are not known yet count as all different.
+    """
     result = dict(costs)
     for node in graph.nodes:
         if node.target is not connect or not is_lean(root, node):
             continue
         norm, _, read = node.all_input_nodes
         (relu,), (conv,), gate = node.users, norm.all_input_nodes, module_of(root, read)
-        connections: Tensor = gate.real if isinstance(gate, Gate) else gate.connections  # type: ignore[assignment, union-attr]
+        held: Any = gate
+        connections: Tensor = held.real if isinstance(gate, Gate) else held.connections
         readers, branches = connections.shape
-        streams = readers if isinstance(gate, Gate) or connections.is_meta else len(distinct(connections)[0])
+        streams = (
+            readers
+            if isinstance(gate, Gate) or connections.is_meta
+            else len(distinct(connections)[0])
+        )
         _, wide, height, width = _shape(costs, node)
-        each, inside, fan_in = wide // readers * height * width, _shape(costs, conv.all_input_nodes[0])[1] // branches, int(gate.fan_in)  # type: ignore[union-attr, arg-type]
+        each, inside, fan_in = (
+            wide // readers * height * width,
+            _shape(costs, conv.all_input_nodes[0])[1] // branches,
+            int(held.fan_in),
+        )
         direct = is_direct(streams, fan_in, branches, inside)
-        result[conv.name] = replace(costs[conv.name], macs=(streams * fan_in if direct else branches) * inside * each)
-        result[node.name] = replace(costs[node.name], macs=0 if direct else streams * branches * each)
+        result[conv.name] = replace(
+            costs[conv.name], macs=(streams * fan_in if direct else branches) * inside * each
+        )
+        result[node.name] = replace(
+            costs[node.name], macs=0 if direct else streams * branches * each
+        )
         for fold in [user for user in relu.users if user.target is fold_streams]:
-            result |= {each.name: replace(costs[each.name], macs=costs[each.name].macs * streams // readers) for each in way_of(fold)}
+            result |= {
+                each.name: replace(
+                    costs[each.name], macs=costs[each.name].macs * streams // readers
+                )
+                for each in way_of(fold)
+            }
     return result
 
 

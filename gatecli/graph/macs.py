@@ -1,9 +1,13 @@
-"""Multiply-accumulates of a traced network, node by node: convolutions, linear layers and attention's products, nothing else.
+"""Multiply-accumulates of a traced network, node by node.
 
-Layers are counted by formula (a convolution's is fvcore's), whatever else multiplies (attention, functional layers, modules kept
-whole) by torch's own counter; fvcore's analysis cannot do that, as it traces with torch.jit, which runs no convolution without data.
-The network runs on torch's meta device, so nothing is computed. A module that is called twice counts twice. FLOPs = 2 x MACs.
+Convolutions, linear layers and attention's products, nothing else.
+
+Layers are counted by formula (a convolution's is fvcore's), whatever else multiplies (attention,
+functional layers, modules kept whole) by torch's own counter; fvcore's analysis cannot do that, as
+it traces with torch.jit, which runs no convolution without data. The network runs on torch's meta
+device, so nothing is computed. A module that is called twice counts twice. FLOPs = 2 x MACs.
 """
+
 from __future__ import annotations
 
 import copy
@@ -27,24 +31,86 @@ from gatecli.graph.channels import base_path
 from gatecli.graph.ops import connect
 
 Shape = tuple[int, ...]
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+CONVOLUTIONS = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
 COSTLY_FUNCTIONS = {
-    F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, F.linear, F.scaled_dot_product_attention,
-    operator.matmul, torch.matmul, torch.bmm, torch.baddbmm, torch.mm, torch.addmm, torch.einsum, connect,
-}  # fmt: skip
+    F.conv1d,
+    F.conv2d,
+    F.conv3d,
+    F.conv_transpose1d,
+    F.conv_transpose2d,
+    F.conv_transpose3d,
+    F.linear,
+    F.scaled_dot_product_attention,
+    operator.matmul,
+    torch.matmul,
+    torch.bmm,
+    torch.baddbmm,
+    torch.mm,
+    torch.addmm,
+    torch.einsum,
+    connect,
+}
 COSTLY_METHODS = {"matmul", "bmm", "baddbmm", "mm", "addmm"}
 MOVES = {  # what neither multiplies nor is marked as elementwise or a view by torch
-    "cat", "stack", "clone", "copy", "copy_", "_to_copy", "repeat", "index", "index_select", "gather", "embedding",
-    "roll", "constant_pad_nd", "_reshape_copy", "_unsafe_view", "native_layer_norm", "native_batch_norm", "native_group_norm",
-    "empty", "empty_like", "zeros", "zeros_like", "ones", "ones_like", "full", "arange", "flip", "sum", "mean", "amax", "amin",
-    "upsample_bicubic2d", "upsample_bilinear2d", "upsample_nearest2d", "_upsample_bicubic2d_aa", "_upsample_bilinear2d_aa",
-    "_softmax", "native_dropout", "bernoulli_", "linalg_vector_norm", "norm", "std", "var", "var_mean", "cumsum",
-}  # fmt: skip
+    "cat",
+    "stack",
+    "clone",
+    "copy",
+    "copy_",
+    "_to_copy",
+    "repeat",
+    "index",
+    "index_select",
+    "gather",
+    "embedding",
+    "roll",
+    "constant_pad_nd",
+    "_reshape_copy",
+    "_unsafe_view",
+    "native_layer_norm",
+    "native_batch_norm",
+    "native_group_norm",
+    "empty",
+    "empty_like",
+    "zeros",
+    "zeros_like",
+    "ones",
+    "ones_like",
+    "full",
+    "arange",
+    "flip",
+    "sum",
+    "mean",
+    "amax",
+    "amin",
+    "upsample_bicubic2d",
+    "upsample_bilinear2d",
+    "upsample_nearest2d",
+    "_upsample_bicubic2d_aa",
+    "_upsample_bilinear2d_aa",
+    "_softmax",
+    "native_dropout",
+    "bernoulli_",
+    "linalg_vector_norm",
+    "norm",
+    "std",
+    "var",
+    "var_mean",
+    "cumsum",
+}
 
 
 @dataclass(frozen=True)
 class NodeCost:
-    """One node's MACs for one image, and the shape of what it returns (None where that is no tensor).
+    """One node's MACs for one image, and the shape of what it returns (None where that is no
+    tensor).
 
     unknown: it works with weights in a way that nothing here can count, so its MACs are 0.
     """
@@ -55,16 +121,27 @@ class NodeCost:
 
 
 def meta_copy(module: nn.Module) -> nn.Module:
-    """A copy of the module without memory for its tensors: shapes can be worked out on it, and nothing is computed."""
+    """A copy of the module without memory for its tensors.
+
+    Shapes can be worked out on it, and nothing is computed.
+    """
     tensors = [*module.parameters(), *module.buffers()]
-    ghosts = {id(t): nn.Parameter(t.detach().to("meta"), t.requires_grad) if isinstance(t, nn.Parameter) else t.to("meta") for t in tensors}
+    ghosts = {
+        id(t): (
+            nn.Parameter(t.detach().to("meta"), t.requires_grad)
+            if isinstance(t, nn.Parameter)
+            else t.to("meta")
+        )
+        for t in tensors
+    }
     return copy.deepcopy(module, dict(ghosts))
 
 
 def count_nodes(root: nn.Module, graph: fx.Graph, image: Shape) -> dict[str, NodeCost]:
     """The cost of every node of `graph` for one image of shape (channels, height, width).
 
-    Args: root: the module in which the graph's targets are found. Returns node name -> NodeCost, in the order of execution.
+    Args: root: the module in which the graph's targets are found. Returns node name -> NodeCost, in
+    the order of execution.
     """
     counter = _Counter(root, graph)
     with torch.no_grad():
@@ -93,7 +170,9 @@ class _Counter(fx.Interpreter):
 
     def _by_formula(self, n: fx.Node, module: nn.Module | None, result: Any) -> int:
         if isinstance(module, CONVOLUTIONS):
-            return convolution_macs(module, tuple(self.fetch_args_kwargs_from_env(n)[0][0].shape), tuple(result.shape))
+            return convolution_macs(
+                module, tuple(self.fetch_args_kwargs_from_env(n)[0][0].shape), tuple(result.shape)
+            )
         if isinstance(module, nn.Linear):
             return int(math.prod(result.shape)) * module.in_features
         weight = self._bilinear_weight(n, module)
@@ -109,7 +188,9 @@ class _Counter(fx.Interpreter):
         return cast(Tensor, args[2] if len(args) > 2 else kwargs["weight"])
 
     def _takes_weights(self, n: fx.Node) -> bool:
-        """Whether a function or method, a base path apart, is given weights of more than one dimension."""
+        """Whether a function or method, a base path apart, is given weights of more than one
+        dimension.
+        """
         if n.target is base_path:
             return False
         attributes = [source for source in n.all_input_nodes if source.op == "get_attr"]
@@ -130,7 +211,9 @@ def _is_weight(value: Any) -> bool:
 
 
 class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes whether any operation does more with its values than to move or to combine them element by element."""
+    """Notes whether any operation does more with its values than to move or to combine them element
+    by element.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -146,26 +229,39 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def _multiplies(n: fx.Node, module: nn.Module | None) -> bool:
     """Whether the node does products that no formula here knows."""
     if module is not None:
-        return type(module) not in (*CONVOLUTIONS, nn.Linear, nn.Bilinear) and any(p.ndim > 1 for p in module.parameters())
-    if n.target is base_path:  # where it is shared it is a part of the convolution, and counted there
+        return type(module) not in (*CONVOLUTIONS, nn.Linear, nn.Bilinear) and any(
+            p.ndim > 1 for p in module.parameters()
+        )
+    if (
+        n.target is base_path
+    ):  # where it is shared it is a part of the convolution, and counted there
         return not n.args[3]
-    return (n.op == "call_function" and n.target in COSTLY_FUNCTIONS) or (n.op == "call_method" and n.target in COSTLY_METHODS)
+    return (n.op == "call_function" and n.target in COSTLY_FUNCTIONS) or (
+        n.op == "call_method" and n.target in COSTLY_METHODS
+    )
 
 
 def _on_zeros(module: nn.Module, args: Any, kwargs: Any) -> Any:
-    """The result's ghost of a module that looks at its values, and so cannot run without: on zeros, with weights of zero."""
+    """The result's ghost of a module that looks at its values, and so cannot run without.
+
+    On zeros, with weights of zero.
+    """
     real = copy.deepcopy(module).to_empty(device="cpu")
     for tensor in [*real.parameters(), *real.buffers()]:
         tensor.zero_()
     with torch.device("cpu"):  # gates are replayed on the meta device
-        args, kwargs = tree_map_only(Tensor, lambda t: torch.zeros(t.shape, dtype=t.dtype), (args, kwargs))
+        args, kwargs = tree_map_only(
+            Tensor, lambda t: torch.zeros(t.shape, dtype=t.dtype), (args, kwargs)
+        )
         result = real(*args, **kwargs)
     return tree_map_only(Tensor, lambda t: t.to("meta"), result)
 
 
 @contextmanager
 def _attention_in_sight() -> Iterator[None]:
-    """Attention as two products: of its fused kernels, which torch's version and the device choose, some have no formula and would count as nothing."""
+    """Attention as two products: of its fused kernels, which torch's version and the device choose,
+    some have no formula and would count as nothing.
+    """
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -179,11 +275,15 @@ def convolution_macs(module: nn.Module, shape_in: Shape, shape_out: Shape) -> in
     """MACs of one convolution, by fvcore's formula; shapes (N, C, *spatial)."""
     weight: Any = module.weight
     transposed = bool(getattr(module, "transposed", False))
-    return int(_fvcore().jit_handles.conv_flop_count(list(shape_in), list(weight.shape), list(shape_out), transposed))
+    return int(
+        _fvcore().jit_handles.conv_flop_count(
+            list(shape_in), list(weight.shape), list(shape_out), transposed
+        )
+    )
 
 
 def _fvcore() -> Any:
-    """fvcore.nn, imported late and without the warnings that its use of torch.jit gives at import."""
+    """fvcore.nn, imported late and without the warnings that its use of torch.jit gives."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import fvcore.nn

@@ -1,4 +1,7 @@
-"""The operations that gatecli puts into a graph, and the questions that rewriting asks about the operations it finds there."""
+"""The operations that gatecli puts into a graph, and the questions that rewriting asks about the
+operations it finds there.
+"""
+
 from __future__ import annotations
 
 import operator
@@ -12,7 +15,8 @@ from torch.nn import functional as F
 def mask(value: Tensor, z: Tensor) -> Tensor:
     """Multiply each unit's share of `value` by its decision.
 
-    Args: z (N, 1) with value (N, ...): the whole sample is one unit; z (N, n) with value (N, C, ...): each n-th part of the channels is one.
+    Args: z (N, 1) with value (N, ...): the whole sample is one unit; z (N, n) with value (N, C,
+    ...): each n-th part of the channels is one.
     Returns the shape of `value`.
     """
     z = z.to(value.dtype)
@@ -25,13 +29,18 @@ Runs = tuple[tuple[int, int], ...]  # channels as (first, one past the last) pai
 
 
 def spread(z: Tensor, places: Sequence[int], width: int) -> Tensor:
-    """Decisions z (N, k) of the channels `places` among `width` ones, of which the others always run: (N, width)."""
+    """Decisions z (N, k) of the channels `places` among `width` ones, of which the others always
+    run: (N, width).
+    """
     whole = z.new_ones(z.shape[0], width)
     return whole.index_copy(1, torch.tensor(places, device=z.device), z)
 
 
 def widen(value: Tensor, runs: Runs, width: int) -> Tensor:
-    """value (N, k, ...) with its channels at `runs` of `width` ones, zeros elsewhere: (N, width, ...)."""
+    """value (N, k, ...) with its channels at `runs` of `width` ones, zeros elsewhere.
+
+    (N, width, ...).
+    """
     return add_at(value.new_zeros(value.shape[0], width, *value.shape[2:]), value, runs, True)
 
 
@@ -45,12 +54,17 @@ def add_at(x: Tensor, value: Tensor, runs: Runs, in_place: bool = False) -> Tens
 
 
 def take_channels(x: Tensor, channels: tuple[int, ...]) -> Tensor:
-    """The channels (k,) of x (N, C, H, W), in x's memory format; a view where they follow one another."""
+    """The channels (k,) of x (N, C, H, W), in x's memory format.
+
+    A view where they follow one another.
+    """
     first, end = channels[0], channels[-1] + 1
     if channels == tuple(range(first, end)):
         return x if end - first == x.shape[1] else x[:, first:end]
     index = torch.tensor(channels, device=x.device)
-    if x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous():  # index_select alone would turn it into NCHW
+    if (
+        x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    ):  # index_select alone would turn it into NCHW
         return x.permute(0, 2, 3, 1).index_select(3, index).permute(0, 3, 1, 2)
     return x.index_select(1, index)
 
@@ -67,33 +81,55 @@ def runs_of(numbers: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def pick(logits: Tensor, *exits: tuple[Tensor, Tensor]) -> Tensor:
-    """What a network with exits returns: for each sample the logits of the first exit that it takes, else `logits`.
+    """What a network with exits returns.
 
-    Args: logits (N, K); exits, in order, as pairs of logits (N, K) and decisions z (N, 1), 1 = leave. Where z has a gradient, so has the choice.
+    For each sample the logits of the first exit that it takes, else `logits`.
+
+    Args: logits (N, K); exits, in order, as pairs of logits (N, K) and decisions z (N, 1), 1 =
+    leave. Where z has a gradient, so has the choice.
     """
     for early, z in reversed(exits):
         early = early.to(logits.dtype)
-        logits = z * early + (1 - z) * logits if z.requires_grad else torch.where(z > 0, early, logits)
+        logits = (
+            z * early + (1 - z) * logits if z.requires_grad else torch.where(z > 0, early, logits)
+        )
     return logits
 
 
 def connect(values: Tensor, shortcut: Tensor, read: tuple[Tensor, int]) -> Tensor:
-    """What each branch of the next module reads: the sum of the branches that it is connected to, y_k = values_k + shortcut_k / fan_in.
+    """What each branch of the next module reads.
 
-    Args: values (N, C * out, H, W), one part a branch; shortcut (N, out, H, W), or (N, C * out, H, W) where the branches have streams of their own;
-    read: connections (readers, C), or (N, readers, C), and the fan_in. Returns (N, readers * out, H, W).
+    The sum of the branches that it is connected to, y_k = values_k + shortcut_k / fan_in.
+
+    Args: values (N, C * out, H, W), one part a branch; shortcut (N, out, H, W), or (N, C * out, H,
+    W) where the branches have streams of their own;
+    read: connections (readers, C), or (N, readers, C), and the fan_in. Returns (N, readers * out,
+        H, W).
     """
     connections, fan_in = read
     batch, channels, height, width = values.shape
-    count, readers, size = connections.shape[-1], connections.shape[-2], channels // connections.shape[-1] * height * width
-    carried = shortcut.reshape(batch, shortcut.shape[1] * count // channels, size)  # one, or one a branch
-    each = connections.to(values.dtype).expand(batch, readers, count)  # a matmul of one matrix with all samples would copy what it multiplies
-    found = torch.bmm(each, torch.add(values.reshape(batch, count, size), carried, alpha=1 / fan_in))
+    count, readers, size = (
+        connections.shape[-1],
+        connections.shape[-2],
+        channels // connections.shape[-1] * height * width,
+    )
+    carried = shortcut.reshape(
+        batch, shortcut.shape[1] * count // channels, size
+    )  # one, or one a branch
+    each = connections.to(values.dtype).expand(
+        batch, readers, count
+    )  # a matmul of one matrix with all samples would copy what it multiplies
+    found = torch.bmm(
+        each, torch.add(values.reshape(batch, count, size), carried, alpha=1 / fan_in)
+    )
     return found.reshape(batch, channels // count * readers, height, width)
 
 
 def fold_streams(x: Tensor, count: int) -> Tensor:
-    """(N, count * C, H, W) -> (N * count, C, H, W): streams as samples, for layers that all of them share."""
+    """(N, count * C, H, W) -> (N * count, C, H, W).
+
+    Streams as samples, for layers that all of them share.
+    """
     return x.reshape(x.shape[0] * count, x.shape[1] // count, *x.shape[2:])
 
 
@@ -113,9 +149,13 @@ def sum_branches(x: Tensor, count: int) -> Tensor:
 
 
 def shake(a: Tensor, b: Tensor, training: bool) -> Tensor:
-    """The mean of two ways (N, C, H, W); in training a mean weighted at random for each image, and for the gradients with other random weights.
+    """The mean of two ways (N, C, H, W).
 
-    Gastaldi, "Shake-Shake regularization" (2017): alpha forward and beta backward, both uniform, drawn by torch's generator.
+    In training a mean weighted at random for each image, and for the gradients with other random
+    weights.
+
+    Gastaldi, "Shake-Shake regularization" (2017): alpha forward and beta backward, both uniform,
+    drawn by torch's generator.
     """
     if not training:
         return (a + b) / 2
@@ -123,7 +163,13 @@ def shake(a: Tensor, b: Tensor, training: bool) -> Tensor:
     return beta * a + (1 - beta) * b + ((alpha - beta) * (a - b)).detach()
 
 
-FRESH_LAYERS = (nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.MaxPool2d, nn.AvgPool2d)  # their results have storage of their own
+FRESH_LAYERS = (
+    nn.Conv2d,
+    nn.BatchNorm2d,
+    nn.Linear,
+    nn.MaxPool2d,
+    nn.AvgPool2d,
+)  # their results have storage of their own
 ADDS = {operator.add, operator.iadd, torch.add}
 RELUS = {F.relu, torch.relu, F.relu_, torch.relu_}
 NEVER_NEGATIVE = {*RELUS, F.relu6, torch.sigmoid, F.sigmoid, F.softplus}
@@ -139,14 +185,23 @@ def module_of(root: nn.Module, node: fx.Node) -> nn.Module | None:
 
 def is_add(node: fx.Node) -> bool:
     """Whether the node adds two values of the graph (not a constant)."""
-    named = (node.op == "call_function" and node.target in ADDS) or (node.op == "call_method" and node.target in ("add", "add_"))
-    return named and len(node.args) == 2 and not node.kwargs and all(isinstance(arg, fx.Node) for arg in node.args)
+    named = (node.op == "call_function" and node.target in ADDS) or (
+        node.op == "call_method" and node.target in ("add", "add_")
+    )
+    return (
+        named
+        and len(node.args) == 2
+        and not node.kwargs
+        and all(isinstance(arg, fx.Node) for arg in node.args)
+    )
 
 
 def is_relu(root: nn.Module, node: fx.Node) -> bool:
     if node.op == "call_function":
         return node.target in RELUS
-    return (node.op == "call_method" and node.target in ("relu", "relu_")) or isinstance(module_of(root, node), nn.ReLU)
+    return (node.op == "call_method" and node.target in ("relu", "relu_")) or isinstance(
+        module_of(root, node), nn.ReLU
+    )
 
 
 def relu_after(root: nn.Module, node: fx.Node) -> fx.Node | None:
@@ -157,14 +212,22 @@ def relu_after(root: nn.Module, node: fx.Node) -> fx.Node | None:
 
 def is_cat(node: fx.Node) -> bool:
     """Whether the node concatenates values of the graph along the channels."""
-    if node.op != "call_function" or node.target not in (torch.cat, torch.concat) or not node.args or not isinstance(node.args[0], (list, tuple)):
+    if (
+        node.op != "call_function"
+        or node.target not in (torch.cat, torch.concat)
+        or not node.args
+        or not isinstance(node.args[0], (list, tuple))
+    ):
         return False
     dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else 0)
     return bool(dim == 1) and all(isinstance(part, fx.Node) for part in node.args[0])
 
 
 def is_linear(root: nn.Module, node: fx.Node) -> bool:
-    """Whether the node is an addition or a layer that is linear in evaluation, up to a constant; a BatchNorm may hold an activation."""
+    """Whether the node is an addition or a layer that is linear in evaluation, up to a constant.
+
+    A BatchNorm may hold an activation.
+    """
     module = module_of(root, node)
     if module is None:
         return node.op == "call_function" and node.target in ADDS
@@ -177,7 +240,11 @@ def is_shake(node: fx.Node) -> bool:
 
 def summands(node: fx.Node) -> list[fx.Node]:
     """The values that an addition of two, or `shake`, sums up."""
-    return [source for source in node.all_input_nodes if source.op != "get_attr"] if is_shake(node) else [arg for arg in node.args if isinstance(arg, fx.Node)]
+    return (
+        [source for source in node.all_input_nodes if source.op != "get_attr"]
+        if is_shake(node)
+        else [arg for arg in node.args if isinstance(arg, fx.Node)]
+    )
 
 
 def is_pick(node: fx.Node) -> bool:
@@ -190,7 +257,9 @@ def is_mask(node: fx.Node) -> bool:
 
 def is_decision(root: nn.Module, node: fx.Node) -> bool:
     """Whether the node's value is what a gate has decided: (N, units)."""
-    return node.target is spread or (node.op == "call_module" and str(node.target).startswith("gates."))
+    return node.target is spread or (
+        node.op == "call_module" and str(node.target).startswith("gates.")
+    )
 
 
 def decided_by(mask_: fx.Node) -> fx.Node:
@@ -205,6 +274,10 @@ def never_negative(root: nn.Module, node: fx.Node) -> bool:
     module = module_of(root, node)
     if isinstance(module, KEEP_SIGN_MODULES):
         return never_negative(root, node.all_input_nodes[0])
-    if isinstance(module, NEVER_NEGATIVE_MODULES) or getattr(module, "never_negative", False) or is_relu(root, node):
+    if (
+        isinstance(module, NEVER_NEGATIVE_MODULES)
+        or getattr(module, "never_negative", False)
+        or is_relu(root, node)
+    ):
         return True
     return node.op == "call_function" and node.target in NEVER_NEGATIVE

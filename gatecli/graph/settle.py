@@ -1,8 +1,11 @@
-"""Settle a fresh trace: each node's value stays what it was when computed, and dropout follows the network's mode.
+"""Settle a fresh trace: each node's value stays what it was when computed, and dropout follows the
+network's mode.
 
-A closed gate, or a removed branch, lets a block's output be the very tensor that came in. An operation that then wrote into it
-would change what others read. So writing in place is allowed only into the new result of a layer that nothing else reads.
+A closed gate, or a removed branch, lets a block's output be the very tensor that came in. An
+operation that then wrote into it would change what others read. So writing in place is allowed only
+into the new result of a layer that nothing else reads.
 """
+
 from __future__ import annotations
 
 import inspect
@@ -15,15 +18,29 @@ from torch.nn import functional as F
 
 from gatecli.graph.ops import FRESH_LAYERS, module_of, shake
 
-DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout}
-FOLLOWERS: set[Any] = {*DROPOUTS, shake}  # functions whose argument `training` says which mode they are called in
+DROPOUTS = {
+    F.dropout,
+    F.dropout1d,
+    F.dropout2d,
+    F.dropout3d,
+    F.alpha_dropout,
+    F.feature_alpha_dropout,
+}
+FOLLOWERS: set[Any] = {
+    *DROPOUTS,
+    shake,
+}  # functions whose argument `training` says which mode they are called in
 TRAINING = "training"
-ASSIGNING = {getattr(operator, f"i{name}"): getattr(operator, name) for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")}
+ASSIGNING = {
+    getattr(operator, f"i{name}"): getattr(operator, name)
+    for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")
+}
 ELSEWHERE: dict[Any, Any] = {**ASSIGNING, torch.relu_: torch.relu, F.relu_: F.relu}
 
 
 def without_writes(root: nn.Module, graph: fx.Graph) -> None:
-    """Let later readers of what is written in place read the writer's result, and let it write elsewhere unless nobody can notice.
+    """Let later readers of what is written in place read the writer's result, and let it write
+    elsewhere unless nobody can notice.
 
     Modules of `root` may lose their `inplace`.
     """
@@ -39,12 +56,17 @@ def without_writes(root: nn.Module, graph: fx.Graph) -> None:
 
 
 def _writes(root: nn.Module, node: fx.Node) -> bool:
-    """Whether the node writes into its first input: by its name (`+=`, `relu_`, `x.add_()`), its module's `inplace`, or its argument of that name."""
+    """Whether the node writes into its first input.
+
+    By its name (`+=`, `relu_`, `x.add_()`), its module's `inplace`, or its argument of that name.
+    """
     if node.op == "call_method":
         return str(node.target).endswith("_") and not str(node.target).endswith("__")
     if node.op == "call_module":
         return getattr(module_of(root, node), "inplace", False) is True
-    return node.op == "call_function" and (node.target in ELSEWHERE or _arguments(node).get("inplace") is True)
+    return node.op == "call_function" and (
+        node.target in ELSEWHERE or _arguments(node).get("inplace") is True
+    )
 
 
 def _write_elsewhere(root: nn.Module, node: fx.Node) -> None:
@@ -76,7 +98,9 @@ def _set(node: fx.Node, name: str, value: Any) -> None:
 
 
 def dropout_follows_mode(graph: fx.Graph) -> None:
-    """Let functional dropout that a trace of evaluation has switched off read the network's `training` when it is called."""
+    """Let functional dropout that a trace of evaluation has switched off read the network's
+    `training` when it is called.
+    """
     for node in graph.nodes:
         if _follows_mode(node) and _arguments(node)[TRAINING] is False:
             with graph.inserting_before(node):
@@ -84,17 +108,25 @@ def dropout_follows_mode(graph: fx.Graph) -> None:
 
 
 def same_but_for_dropout(one: fx.Graph, other: fx.Graph) -> bool:
-    """Whether two traces, of evaluation and of training, differ in nothing but functional dropout's switch."""
+    """Whether two traces, of evaluation and of training, differ in nothing but functional dropout's
+    switch.
+    """
     return [_plain(node) for node in one.nodes] == [_plain(node) for node in other.nodes]
 
 
 def _plain(node: fx.Node) -> tuple[str, ...]:
-    given = {name: value for name, value in _arguments(node).items() if name != TRAINING} if _follows_mode(node) else (node.args, node.kwargs)
+    given = (
+        {name: value for name, value in _arguments(node).items() if name != TRAINING}
+        if _follows_mode(node)
+        else (node.args, node.kwargs)
+    )
     return node.op, str(node.target), str(given)
 
 
 def _follows_mode(node: fx.Node) -> bool:
     if node.op != "call_function":
         return False
-    function: Any = node.target  # in a trace within a trace a wrapper around what torch.fx.wrap has named
+    function: Any = (
+        node.target
+    )  # in a trace within a trace a wrapper around what torch.fx.wrap has named
     return inspect.unwrap(function) in FOLLOWERS

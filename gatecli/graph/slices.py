@@ -1,13 +1,20 @@
-"""Remove channels from a traced network: output channels of a convolution, and what reads a channel that has become a constant.
+"""Remove channels from a traced network.
+
+Output channels of a convolution, and what reads a channel that has become a constant.
 
 Two ways, each for what comes before or after a value:
 
-    keep_outputs   the layers that make a value keep some of its channels (their weights' rows, a BatchNorm's entries)
-    fold           where channels of a value are zero for good, its readers lose the channels that come of them; what these
-                   still said, a constant, becomes part of the bias of the next convolution or linear layer
+    keep_outputs   the layers that make a value keep some of its channels (their weights' rows, a
+        BatchNorm's entries)
+    fold           where channels of a value are zero for good, its readers lose the channels that
+        come of them; what these
+                   still said, a constant, becomes part of the bias of the next convolution or
+                   linear layer
 
-A constant folds only where it is the same at every position: before a convolution that pads its input with zeros it is not, unless it is zero.
+A constant folds only where it is the same at every position: before a convolution that pads its
+input with zeros it is not, unless it is zero.
 """
+
 from __future__ import annotations
 
 import copy
@@ -31,7 +38,10 @@ CHANNELS, SIDE = 6, 4  # of the images on which unknown operations are tried
 
 
 def is_plain(module: nn.Module | None, kind: type[nn.Module]) -> bool:
-    """Whether a module is of a kind and does what that kind does: a subclass may pad on its own, or hold an activation."""
+    """Whether a module is of a kind and does what that kind does.
+
+    A subclass may pad on its own, or hold an activation.
+    """
     return isinstance(module, kind) and type(module).forward is kind.forward
 
 
@@ -43,24 +53,40 @@ def calls(graph: fx.Graph, node: fx.Node) -> int:
 # --- one channel at a time ---
 
 
-def is_channelwise(root: nn.Module, node: fx.Node, shape: Sequence[int] = (1, CHANNELS, SIDE, SIDE)) -> bool:
-    """Whether the node, which has no weights, treats each channel of its one input apart; found out by trying it in evaluation mode."""
+def is_channelwise(
+    root: nn.Module, node: fx.Node, shape: Sequence[int] = (1, CHANNELS, SIDE, SIDE)
+) -> bool:
+    """Whether the node, which has no weights, treats each channel of its one input apart.
+
+    Found out by trying it in evaluation mode.
+    """
     apply = _as_function(root, node)
     if apply is None:
         return False
-    x = torch.randn(1, CHANNELS, *shape[2:], device="cpu", generator=torch.Generator("cpu").manual_seed(0))  # the user's own draws stay as they are
+    x = torch.randn(
+        1, CHANNELS, *shape[2:], device="cpu", generator=torch.Generator("cpu").manual_seed(0)
+    )  # the user's own draws stay as they are
     kept = [0, 2, 3]
     try:
         with torch.no_grad():
             whole, part = apply(x.clone()), apply(x[:, kept])
     except Exception:  # whatever an operation may say of an image that it was not made for
         return False
-    return isinstance(whole, Tensor) and whole.shape[1] == CHANNELS and part.shape == whole[:, kept].shape and torch.allclose(whole[:, kept], part)
+    return (
+        isinstance(whole, Tensor)
+        and whole.shape[1] == CHANNELS
+        and part.shape == whole[:, kept].shape
+        and torch.allclose(whole[:, kept], part)
+    )
 
 
 def _as_function(root: nn.Module, node: fx.Node) -> Callable[[Tensor], Any] | None:
-    """The node as a function of its first argument, where it reads no other value and has no tensors of its own."""
-    if node.op not in ("call_module", "call_function", "call_method") or node.all_input_nodes != [node.args[0] if node.args else None]:
+    """The node as a function of its first argument, where it reads no other value and has no
+    tensors of its own.
+    """
+    if node.op not in ("call_module", "call_function", "call_method") or node.all_input_nodes != [
+        node.args[0] if node.args else None
+    ]:
         return None
     args, kwargs = node.args[1:], node.kwargs
     if node.op == "call_method":
@@ -75,32 +101,56 @@ def _as_function(root: nn.Module, node: fx.Node) -> Callable[[Tensor], Any] | No
 
 
 def keeps_zero(root: nn.Module, node: fx.Node, source: fx.Node) -> bool:
-    """Whether a node without weights makes zeros of `source` zeros again, channel by channel: a mask, a product with a constant, an activation such as ReLU."""
+    """Whether a node without weights makes zeros of `source` zeros again, channel by channel.
+
+    A mask, a product with a constant, an activation such as ReLU.
+    """
     if is_mask(node) or node.target is widen or node.target in DROPOUTS:
         return source is node.args[0]
     if _is_product(node):
         return True
     apply = _as_function(root, node)
-    return apply is not None and is_channelwise(root, node) and not bool(apply(torch.zeros(1, 1, SIDE, SIDE, device="cpu")).any())
+    return (
+        apply is not None
+        and is_channelwise(root, node)
+        and not bool(apply(torch.zeros(1, 1, SIDE, SIDE, device="cpu")).any())
+    )
 
 
 def _is_product(node: fx.Node) -> bool:
     """Whether the node multiplies or divides one value by constants."""
-    named = node.target in PRODUCTS if node.op == "call_function" else node.op == "call_method" and node.target in ("mul", "div")
+    named = (
+        node.target in PRODUCTS
+        if node.op == "call_function"
+        else node.op == "call_method" and node.target in ("mul", "div")
+    )
     sources = [source for source in node.all_input_nodes if source.op != "get_attr"]
-    return named and len(sources) == 1 and (sources[0] is node.args[0] or node.target not in QUOTIENTS)
+    return (
+        named and len(sources) == 1 and (sources[0] is node.args[0] or node.target not in QUOTIENTS)
+    )
 
 
 # --- before a value ---
 
 
 def tail_of(root: nn.Module, value: fx.Node) -> list[fx.Node]:
-    """The nodes that make each channel of `value` apart: a convolution and what follows it channel by channel; in order, empty where there are none."""
+    """The nodes that make each channel of `value` apart.
+
+    A convolution and what follows it channel by channel; in order, empty where there are none.
+    """
     tail, node = [value], value
     while True:
         module = module_of(root, node)
         if isinstance(module, nn.Conv2d) and is_plain(module, nn.Conv2d) and module.groups == 1:
-            return tail[::-1] if all(calls(value.graph, part) == 1 for part in tail if module_of(root, part) is not None) else []
+            return (
+                tail[::-1]
+                if all(
+                    calls(value.graph, part) == 1
+                    for part in tail
+                    if module_of(root, part) is not None
+                )
+                else []
+            )
         if not is_plain(module, nn.BatchNorm2d) and not is_channelwise(root, node):
             return []
         node = node.all_input_nodes[0]
@@ -109,8 +159,12 @@ def tail_of(root: nn.Module, value: fx.Node) -> list[fx.Node]:
         tail.append(node)
 
 
-def keep_outputs(root: nn.Module, tail: Sequence[fx.Node], kept: Sequence[int], silent: Collection[int] = ()) -> None:
-    """Let the layers of a tail (see tail_of) keep the output channels `kept`, those of them in `silent` giving zeros."""
+def keep_outputs(
+    root: nn.Module, tail: Sequence[fx.Node], kept: Sequence[int], silent: Collection[int] = ()
+) -> None:
+    """Let the layers of a tail (see tail_of) keep the output channels `kept`, those of them in
+    `silent` giving zeros.
+    """
     index = torch.tensor(kept)
     quiet = [place for place, channel in enumerate(kept) if channel in silent]
     for node in tail:
@@ -126,13 +180,30 @@ def keep_outputs(root: nn.Module, tail: Sequence[fx.Node], kept: Sequence[int], 
 
 def stays_zero(root: nn.Module, tail: Sequence[fx.Node]) -> bool:
     """Whether a channel whose weights are all zero leaves a tail (see tail_of) as zero."""
-    steps = [_as_function(root, node) for node in tail if module_of(root, node) is None or not isinstance(module_of(root, node), (nn.Conv2d, nn.BatchNorm2d))]
-    affine = all(module.affine for node in tail if isinstance(module := module_of(root, node), nn.BatchNorm2d))
-    return affine and all(step is not None and not bool(step(torch.zeros(1, 1, SIDE, SIDE, device="cpu")).any()) for step in steps)
+    steps = [
+        _as_function(root, node)
+        for node in tail
+        if module_of(root, node) is None
+        or not isinstance(module_of(root, node), (nn.Conv2d, nn.BatchNorm2d))
+    ]
+    affine = all(
+        module.affine
+        for node in tail
+        if isinstance(module := module_of(root, node), nn.BatchNorm2d)
+    )
+    return affine and all(
+        step is not None and not bool(step(torch.zeros(1, 1, SIDE, SIDE, device="cpu")).any())
+        for step in steps
+    )
 
 
-def keep_entries(module: nn.Module, names: Sequence[str], index: Tensor, quiet: Sequence[int] = (), dim: int = 0) -> None:
-    """Cut the module's tensors of these names to the entries `index` of `dim`; entries `quiet` of the result become zero."""
+def keep_entries(
+    module: nn.Module, names: Sequence[str], index: Tensor, quiet: Sequence[int] = (), dim: int = 0
+) -> None:
+    """Cut the module's tensors of these names to the entries `index` of `dim`.
+
+    Entries `quiet` of the result become zero.
+    """
     for name in names:
         tensor = getattr(module, name)
         if tensor is None:
@@ -140,7 +211,11 @@ def keep_entries(module: nn.Module, names: Sequence[str], index: Tensor, quiet: 
         cut = tensor.detach().index_select(dim, index.to(tensor.device))
         if quiet:
             cut[list(quiet)] = 0
-        setattr(module, name, nn.Parameter(cut, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else cut)
+        setattr(
+            module,
+            name,
+            nn.Parameter(cut, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else cut,
+        )
 
 
 # --- after a value ---
@@ -148,7 +223,9 @@ def keep_entries(module: nn.Module, names: Sequence[str], index: Tensor, quiet: 
 
 @dataclass(frozen=True)
 class Cut:
-    """Of a value's channels those that stay, those that go, and the constant that each of these has had at every position; `zero`: all of these are 0, whatever the weights."""
+    """Of a value's channels those that stay, those that go, and the constant that each of these has
+    had at every position; `zero`: all of these are 0, whatever the weights.
+    """
 
     kept: Tensor
     gone: Tensor
@@ -159,7 +236,9 @@ class Cut:
 Gone = Mapping[fx.Node, Sequence[int]]  # value -> the channels of it that are zero for good
 
 
-def foldable(root: nn.Module, graph: fx.Graph, costs: Mapping[str, NodeCost], values: Gone) -> str | None:
+def foldable(
+    root: nn.Module, graph: fx.Graph, costs: Mapping[str, NodeCost], values: Gone
+) -> str | None:
     """Why `values` could not be folded into what reads them; None where they could."""
     try:
         _Fold(root, graph, costs, values, dry=True).run()
@@ -169,9 +248,12 @@ def foldable(root: nn.Module, graph: fx.Graph, costs: Mapping[str, NodeCost], va
 
 
 def fold(root: nn.Module, graph: fx.Graph, costs: Mapping[str, NodeCost], values: Gone) -> None:
-    """Let those who read `values` lose the channels that are zero for good; a value of which nothing is left goes out of all concatenations.
+    """Let those who read `values` lose the channels that are zero for good.
 
-    Args: costs: the shapes of the graph's nodes, with all channels still in. Raises SettingError where one cannot be folded, see `foldable`.
+    A value of which nothing is left goes out of all concatenations.
+
+    Args: costs: the shapes of the graph's nodes, with all channels still in. Raises SettingError
+    where one cannot be folded, see `foldable`.
     """
     walk = _Fold(root, graph, costs, values, dry=False)
     walk.run()
@@ -183,7 +265,14 @@ def fold(root: nn.Module, graph: fx.Graph, costs: Mapping[str, NodeCost], values
 class _Fold:
     """One walk down the graph, from zeros to the layers that absorb what they have become."""
 
-    def __init__(self, root: nn.Module, graph: fx.Graph, costs: Mapping[str, NodeCost], values: Gone, dry: bool) -> None:
+    def __init__(
+        self,
+        root: nn.Module,
+        graph: fx.Graph,
+        costs: Mapping[str, NodeCost],
+        values: Gone,
+        dry: bool,
+    ) -> None:
         self.root, self.graph, self.costs, self.dry = root, graph, costs, dry
         self.cuts = {node: self._zeros(node, gone) for node, gone in values.items()}
         self.values = set(values)
@@ -191,16 +280,25 @@ class _Fold:
 
     def _zeros(self, node: fx.Node, gone: Sequence[int]) -> Cut:
         left = torch.tensor(sorted(set(range(self._width(node))) - set(gone)), dtype=torch.long)
-        return Cut(left, torch.tensor(sorted(gone)), torch.zeros(len(gone), device=next(self.root.parameters()).device), True)
+        return Cut(
+            left,
+            torch.tensor(sorted(gone)),
+            torch.zeros(len(gone), device=next(self.root.parameters()).device),
+            True,
+        )
 
     def run(self) -> None:
         dead = self._dead()
         for node in self.graph.nodes:
-            if node in dead or (node in self.values and not isinstance(module_of(self.root, node), nn.Conv2d)):
+            if node in dead or (
+                node in self.values and not isinstance(module_of(self.root, node), nn.Conv2d)
+            ):
                 continue  # a convolution that loses outputs may lose inputs as well
             nothing = [source for source in node.all_input_nodes if source in self.empty]
             if nothing and not is_cat(node):
-                if not keeps_zero(self.root, node, nothing[0]) or self._width(node) != self._width(nothing[0]):
+                if not keeps_zero(self.root, node, nothing[0]) or self._width(node) != self._width(
+                    nothing[0]
+                ):
                     raise SettingError(f"`{node.name}` reads it, which is no concatenation")
                 self.cuts[node] = self.cuts[nothing[0]]
                 self.empty.add(node)
@@ -224,9 +322,17 @@ class _Fold:
         if others:
             raise SettingError(f"`{node.name}` reads it together with another")
         cut = self.cuts[source]
-        if module is not None and any(True for _ in module.parameters()) and calls(self.graph, node) > 1:
+        if (
+            module is not None
+            and any(True for _ in module.parameters())
+            and calls(self.graph, node) > 1
+        ):
             raise SettingError(f"`{node.target}` reads it, which is called more than once")
-        if isinstance(module, _BatchNorm) and module.running_mean is not None and not any(True for child in module.children() for _ in child.parameters()):
+        if (
+            isinstance(module, _BatchNorm)
+            and module.running_mean is not None
+            and not any(True for child in module.children() for _ in child.parameters())
+        ):
             self.cuts[node] = self._normalised(node, source, module, cut)
         elif isinstance(module, (nn.Conv2d, nn.Linear)) or hasattr(module, "drop_inputs"):
             self._absorb(node, module, cut)
@@ -257,7 +363,10 @@ class _Fold:
         return Cut(torch.cat(kept), torch.cat(gone), torch.cat(_together(constants)), zero)
 
     def _normalised(self, node: fx.Node, source: fx.Node, norm: Any, cut: Cut) -> Cut:
-        """Through a BatchNorm in evaluation, and an activation where it holds one: what it makes of images with these constants."""
+        """Through a BatchNorm in evaluation, and an activation where it holds one.
+
+        What it makes of images with these constants.
+        """
         constants = _after_norm(node, norm, cut, self.costs[source.name].shape)
         if not self.dry:
             keep_entries(norm, ("weight", "bias", "running_mean", "running_var"), cut.kept)
@@ -265,7 +374,9 @@ class _Fold:
         return Cut(cut.kept, cut.gone, constants)
 
     def _absorb(self, node: fx.Node, module: Any, cut: Cut) -> None:
-        """Let a convolution, a linear layer or a gate read the kept channels alone, the constants being in its bias."""
+        """Let a convolution, a linear layer or a gate read the kept channels alone, the constants
+        being in its bias.
+        """
         if isinstance(module, nn.Conv2d):
             _check_convolution(node, module, cut)
         if getattr(module, "pads", False) and not cut.zero:
@@ -280,12 +391,17 @@ class _Fold:
             drop_inputs(module, cut.kept, cut.gone, None if cut.zero else cut.constants)
 
     def _applied(self, node: fx.Node, source: fx.Node, cut: Cut) -> Cut:
-        """Through an operation without weights: the constants' images, where these are constant too."""
+        """Through an operation without weights.
+
+        The constants' images, where these are constant too.
+        """
         shape = self.costs[source.name].shape
         if node.target in DROPOUTS:
             return cut
         if shape is None or not is_channelwise(self.root, node, shape):
-            raise SettingError(f"`{node.target if node.op == 'call_module' else node.name}` reads it")
+            raise SettingError(
+                f"`{node.target if node.op == 'call_module' else node.name}` reads it"
+            )
         apply = _as_function(self.root, node)
         assert apply is not None
         if cut.zero and not bool(apply(torch.zeros(1, 1, *shape[2:], device="cpu")).any()):
@@ -293,20 +409,32 @@ class _Fold:
         if cut.constants.is_meta:  # a replay: the values come from the file
             return replace(cut, zero=False)
         with torch.no_grad():
-            image = apply(cut.constants.cpu().reshape(1, -1, *[1] * (len(shape) - 2)).expand(1, -1, *shape[2:]).contiguous())
+            image = apply(
+                cut.constants.cpu()
+                .reshape(1, -1, *[1] * (len(shape) - 2))
+                .expand(1, -1, *shape[2:])
+                .contiguous()
+            )
         return Cut(cut.kept, cut.gone, _same_everywhere(node, image))
 
 
 def _together(parts: Sequence[Tensor]) -> list[Tensor]:
-    """The tensors on one device; on none where any has no values, as in a replay, whose values come from the file."""
+    """The tensors on one device.
+
+    On none where any has no values, as in a replay, whose values come from the file.
+    """
     device = torch.device("meta") if any(part.is_meta for part in parts) else parts[0].device
     return [part.to(device) for part in parts]
 
 
 def _after_norm(node: fx.Node, norm: Any, cut: Cut, shape: Sequence[int] | None) -> Tensor:
-    """What a BatchNorm in evaluation makes of a value of this shape at the channels that are constant: (k,)."""
+    """What a BatchNorm in evaluation makes of a value of this shape at the channels that are
+    constant: (k,).
+    """
     assert shape is not None
-    if cut.constants.is_meta or norm.running_mean.is_meta:  # a replay: the values come from the file
+    if (
+        cut.constants.is_meta or norm.running_mean.is_meta
+    ):  # a replay: the values come from the file
         return cut.constants.to("meta")
     device = norm.running_mean.device
     image, gone = torch.zeros(1, *shape[1:], device=device), cut.gone.to(device)
@@ -316,10 +444,16 @@ def _after_norm(node: fx.Node, norm: Any, cut: Cut, shape: Sequence[int] | None)
 
 
 def _same_everywhere(node: fx.Node, image: Tensor) -> Tensor:
-    """The channels' values (k,) of an image (1, k, ...) that has one at all positions. Raises SettingError where it has several."""
+    """The channels' values (k,) of an image (1, k, ...) that has one at all positions.
+
+    Raises SettingError where it has several.
+    """
     flat = image.reshape(image.shape[1], -1)
     if not flat.is_meta and not torch.allclose(flat, flat[:, :1].expand_as(flat)):
-        raise SettingError(f"`{node.target if node.op == 'call_module' else node.name}` reads it, and is different at the border")
+        raise SettingError(
+            f"`{node.target if node.op == 'call_module' else node.name}` reads it, and is different"
+            " at the border"
+        )
     return flat[:, 0]
 
 
@@ -333,12 +467,26 @@ def _check_convolution(node: fx.Node, conv: nn.Conv2d, cut: Cut) -> None:
 
 
 def drop_inputs(module: Any, kept: Tensor, gone: Tensor, constants: Tensor | None) -> None:
-    """Let a convolution or a linear layer read the channels `kept` alone; `constants`, what `gone` always were (none: zero), go into its bias."""
+    """Let a convolution or a linear layer read the channels `kept` alone.
+
+    `constants`, what `gone` always were (none: zero), go into its bias.
+    """
     weight: Tensor = module.weight.detach()
     if constants is not None:
-        lost, constants = _together([weight.index_select(1, gone.to(weight.device)).reshape(len(weight), len(gone), -1).sum(2), constants.to(weight.dtype)])
+        lost, constants = _together(
+            [
+                weight.index_select(1, gone.to(weight.device))
+                .reshape(len(weight), len(gone), -1)
+                .sum(2),
+                constants.to(weight.dtype),
+            ]
+        )
         said = lost @ constants
-        bias = said if module.bias is None else torch.stack(_together([module.bias.detach(), said])).sum(0)
+        bias = (
+            said
+            if module.bias is None
+            else torch.stack(_together([module.bias.detach(), said])).sum(0)
+        )
         module.bias = nn.Parameter(bias, module.weight.requires_grad)
     keep_entries(module, ("weight",), kept, dim=1)
     setattr(module, "in_features" if isinstance(module, nn.Linear) else "in_channels", len(kept))

@@ -1,4 +1,5 @@
 """Trace a network with torch.fx into one flat graph whose modules keep the names that they had."""
+
 from __future__ import annotations
 
 import inspect
@@ -17,7 +18,13 @@ from torch import fx, nn
 
 from gatecli.errors import ArchitectureError, first_line
 from gatecli.graph.names import is_writable
-from gatecli.graph.settle import ASSIGNING, TRAINING, dropout_follows_mode, same_but_for_dropout, without_writes
+from gatecli.graph.settle import (
+    ASSIGNING,
+    TRAINING,
+    dropout_follows_mode,
+    same_but_for_dropout,
+    without_writes,
+)
 
 
 class _Assignable(fx.Proxy):
@@ -25,38 +32,61 @@ class _Assignable(fx.Proxy):
 
 
 for _assign in ASSIGNING:
-    setattr(_Assignable, f"__{_assign.__name__}__", lambda self, other, _op=_assign: self.tracer.create_proxy("call_function", _op, (self, other), {}))
+    setattr(
+        _Assignable,
+        f"__{_assign.__name__}__",
+        lambda self, other, _op=_assign: self.tracer.create_proxy(
+            "call_function", _op, (self, other), {}
+        ),
+    )
 
 
 class SiteTracer(fx.Tracer):
-    """Leaves are torch's own layers, their subclasses, modules that read `self.training`, and those that the user names.
+    """Leaves are torch's own layers, their subclasses, modules that read `self.training`, and those
+    that the user names.
 
-    A trace bakes `self.training` into the graph as a constant (stochastic depth would never drop again, or always), so
-    whatever reads it stays a module; but functional dropout, which is the same graph in both modes, can be told to follow it.
+    A trace bakes `self.training` into the graph as a constant (stochastic depth would never drop
+    again, or always), so whatever reads it stays a module; but functional dropout, which is the
+    same graph in both modes, can be told to follow it.
     """
 
-    proxy_buffer_attributes = True  # what is calculated from a buffer is so at each call, and the buffer stays in the network
+    # what is calculated from a buffer is so at each call, and the buffer stays in the network
+    proxy_buffer_attributes = True
 
     def __init__(self, leaves: Sequence[str] = ()) -> None:
         super().__init__()
         self.leaves = leaves
-        self.failed: nn.Module | None = None  # the innermost module whose forward could not be traced
+        self.failed: nn.Module | None = (
+            None  # the innermost module whose forward could not be traced
+        )
 
-    def trace(self, root: nn.Module | Callable[..., Any], concrete_args: dict[str, Any] | None = None) -> fx.Graph:
-        """Trace with the first argument alone: the others keep their defaults, on which a forward may branch (`if mask is None`).
+    def trace(
+        self, root: nn.Module | Callable[..., Any], concrete_args: dict[str, Any] | None = None
+    ) -> fx.Graph:
+        """Trace with the first argument alone.
 
-        Raises ArchitectureError, besides what tracing comes to, where a module or tensor has a name that cannot stand in source.
+        The others keep their defaults, on which a forward may branch (`if mask is None`).
+
+        Raises ArchitectureError, besides what tracing comes to, where a module or tensor has a name
+        that cannot stand in source.
         """
         graph = super().trace(root, concrete_args or _defaults(root))
         for node in graph.nodes:
             if node.op in ("call_module", "get_attr") and not is_writable(str(node.target)):
                 raise ArchitectureError(
-                    f"the network has a part called {str(node.target)!r}, which no source can name: "
-                    "expected names of letters, digits and underscores, and no keywords of Python: rename it"
+                    f"the network has a part called {str(node.target)!r}, which no source can name:"
+                    " expected names of letters, digits and underscores, and no keywords of"
+                    " Python: rename it"
                 )
         return graph
 
-    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def call_module(
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception:
@@ -77,25 +107,37 @@ class SiteTracer(fx.Tracer):
 def _defaults(root: nn.Module | Callable[..., Any]) -> dict[str, Any]:
     function = root.forward if isinstance(root, nn.Module) else root
     others = list(inspect.signature(function).parameters.values())[1:]
-    return {parameter.name: parameter.default for parameter in others if parameter.default is not parameter.empty}
+    return {
+        parameter.name: parameter.default
+        for parameter in others
+        if parameter.default is not parameter.empty
+    }
 
 
 _NO_LAYERS = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 def _is_torch_layer(module: nn.Module) -> bool:
-    return any(cls.__module__.startswith("torch.nn.modules") and cls not in _NO_LAYERS for cls in type(module).__mro__)
+    return any(
+        cls.__module__.startswith("torch.nn.modules") and cls not in _NO_LAYERS
+        for cls in type(module).__mro__
+    )
 
 
 def _reads_training(module: nn.Module) -> bool:
-    """Whether the module's forward, or one of its own methods that it calls, mentions `training`."""
+    """Whether the module's forward, or a method of its own that it calls, mentions `training`."""
     seen: set[str] = set()
     todo = ["forward"]
     while todo:
         names = set(_names_read(getattr(type(module), todo.pop())))
         if TRAINING in names:
             return True
-        todo += [name for name in names - seen if not hasattr(nn.Module, name) and isinstance(getattr(type(module), name, None), FunctionType)]
+        todo += [
+            name
+            for name in names - seen
+            if not hasattr(nn.Module, name)
+            and isinstance(getattr(type(module), name, None), FunctionType)
+        ]
         seen |= names
     return False
 
@@ -106,14 +148,19 @@ def _names_read(function: Callable[..., Any]) -> tuple[str, ...]:
 
 
 def _only_drops(module: nn.Module) -> bool:
-    """Whether all that training changes in the module's graph is functional dropout; only then is it traced through."""
+    """Whether all that training changes in the module's graph is functional dropout.
+
+    Only then is it traced through.
+    """
     if not any(True for _ in module.children()):
         return False
     modes = [(part, part.training) for part in module.modules()]
     try:
         for each in (module, _OfList(module)):
             with suppress(Exception):  # whatever tracing comes to
-                return same_but_for_dropout(SiteTracer().trace(each.eval()), SiteTracer().trace(each.train()))
+                return same_but_for_dropout(
+                    SiteTracer().trace(each.eval()), SiteTracer().trace(each.train())
+                )
         return False  # it stays whole
     finally:
         for part, training in modes:
@@ -121,20 +168,28 @@ def _only_drops(module: nn.Module) -> bool:
 
 
 class _OfList(nn.Module):
-    """Calls a module that takes a list of tensors, as a layer of a dense block does: torch.cat of older versions takes no traced value in its place."""
+    """Calls a module that takes a list of tensors, as a layer of a dense block does.
+
+    Torch.cat of older versions takes no traced value in its place.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
 
     def forward(self, x: Any) -> Any:
-        return type(self.module).forward(self.module, [x])  # not a call that the tracer sees: it would ask whether to keep the module whole
+        return type(self.module).forward(
+            self.module, [x]
+        )  # not a call that the tracer sees: it would ask whether to keep the module whole
 
 
 def trace(module: nn.Module, leaves: Sequence[str] = ()) -> fx.Graph:
-    """The evaluation graph of `module`, without dead code. `leaves` are patterns of module paths to keep whole.
+    """The evaluation graph of `module`, without dead code.
 
-    Raises ArchitectureError, which names the line that stands in the way, where the forward cannot be traced.
+    `leaves` are patterns of module paths to keep whole.
+
+    Raises ArchitectureError, which names the line that stands in the way, where the forward cannot
+    be traced.
     """
     was_training = module.training
     module.eval()
@@ -145,7 +200,8 @@ def trace(module: nn.Module, leaves: Sequence[str] = ()) -> fx.Graph:
         raise
     except Exception as error:
         raise ArchitectureError(
-            f"{type(module).__name__} cannot be traced: {_blame(error)}. Rewrite that line without control flow, len() or numpy on tensors{_leaf_advice(module, tracer.failed)}"
+            f"{type(module).__name__} cannot be traced: {_blame(error)}. Rewrite that line without"
+            f" control flow, len() or numpy on tensors{_leaf_advice(module, tracer.failed)}"
         ) from error
     finally:
         module.train(was_training)
@@ -154,16 +210,32 @@ def trace(module: nn.Module, leaves: Sequence[str] = ()) -> fx.Graph:
     remove_dead(graph)
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     if len(inputs) > 1:
-        raise ArchitectureError(f"expected {type(module).__name__} to take one image tensor, but it also reads `{inputs[1].name}`")
+        raise ArchitectureError(
+            f"expected {type(module).__name__} to take one image tensor, but it also reads"
+            f" `{inputs[1].name}`"
+        )
     return graph
 
 
 def _blame(error: Exception) -> str:
     """The last line of the network's own code on the way to the error."""
-    own = tuple(f"{folder}{os.sep}" for folder in (Path(torch.__file__).parent, Path(numpy.__file__).parent, Path(__file__).parents[1] / "graph"))
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(own)]
+    own = tuple(
+        f"{folder}{os.sep}"
+        for folder in (
+            Path(torch.__file__).parent,
+            Path(numpy.__file__).parent,
+            Path(__file__).parents[1] / "graph",
+        )
+    )
+    frames = [
+        f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(own)
+    ]
     text = first_line(error)
-    return f"{frames[-1].filename}:{frames[-1].lineno} `{frames[-1].line}` ({text})" if frames else text
+    return (
+        f"{frames[-1].filename}:{frames[-1].lineno} `{frames[-1].line}` ({text})"
+        if frames
+        else text
+    )
 
 
 def _leaf_advice(root: nn.Module, failed: nn.Module | None) -> str:
@@ -174,14 +246,19 @@ def _leaf_advice(root: nn.Module, failed: nn.Module | None) -> str:
     path = next(name for name, part in root.named_modules() if part is failed)
     pattern = ".".join("*" if part.isdecimal() else part for part in path.split("."))
     matched = [name for name, _ in root.named_modules() if fnmatchcase(name, pattern)]
-    only_these = all(name in alike or name.startswith(tuple(f"{other}." for other in alike)) for name in matched)
+    only_these = all(
+        name in alike or name.startswith(tuple(f"{other}." for other in alike)) for name in matched
+    )
     patterns = [pattern] if len(alike) > 1 and only_these else alike
     options = " ".join(f"--leaf '{pattern}'" for pattern in patterns)
     return f", or keep what runs it whole, with {options} (library: leaves={patterns})"
 
 
 def remove_dead(graph: fx.Graph) -> None:
-    """Erase every node that nothing reads, and unread inputs but the first. Evaluation has no side effects to lose."""
+    """Erase every node that nothing reads, and unread inputs but the first.
+
+    Evaluation has no side effects to lose.
+    """
     first = next(node for node in graph.nodes if node.op == "placeholder")
     for node in reversed(graph.nodes):
         if not node.users and node.op != "output" and node is not first:
@@ -189,13 +266,18 @@ def remove_dead(graph: fx.Graph) -> None:
 
 
 def compile_graph(graph: fx.Graph) -> Callable[..., Any]:
-    """The graph as a function (root, *inputs): `root` is the module in which the nodes' targets are looked up.
+    """The graph as a function (root, *inputs).
 
-    Looking modules up when called, rather than binding them, is what lets a copied or moved network work on its own tensors.
+    `root` is the module in which the nodes' targets are looked up.
+
+    Looking modules up when called, rather than binding them, is what lets a copied or moved network
+    work on its own tensors.
     """
     code = graph.python_code("self")
     namespace: dict[str, Any] = dict(code.globals)
-    exec(compile(code.src, "<gatecli graph>", "exec"), namespace)  # torch.fx wrote this source from our own graph
+    exec(
+        compile(code.src, "<gatecli graph>", "exec"), namespace
+    )  # torch.fx wrote this source from our own graph
     function: Callable[..., Any] = namespace["forward"]
     return function
 

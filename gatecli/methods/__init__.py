@@ -1,4 +1,5 @@
 """The gating methods. Each is one file here; importing the package registers them all."""
+
 from __future__ import annotations
 
 import importlib

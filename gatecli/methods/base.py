@@ -1,8 +1,10 @@
 """What a method is, and where methods are registered.
 
-A method is one file in this folder: a docstring with the paper and its equations, a settings dataclass, the gate modules, and a
-subclass of `Method` whose instances are registered. The command line, the docs and the contract tests find it here.
+A method is one file in this folder: a docstring with the paper and its equations, a settings
+dataclass, the gate modules, and a subclass of `Method` whose instances are registered. The command
+line, the docs and the contract tests find it here.
 """
+
 from __future__ import annotations
 
 import math
@@ -47,28 +49,45 @@ def setting(
 class Settings:
     """Settings that every method has; methods subclass it and add their own."""
 
-    gate_lr: float | None = setting(None, "learning rate of the gates; none: that of the weights", low=0, high=1e30)
-    gate_weight_decay: float | None = setting(None, "weight decay of the gates; none: that of the weights", low=0, high=1e30)
+    gate_lr: float | None = setting(
+        None, "learning rate of the gates; none: that of the weights", low=0, high=1e30
+    )
+    gate_weight_decay: float | None = setting(
+        None, "weight decay of the gates; none: that of the weights", low=0, high=1e30
+    )
 
 
 @dataclass(frozen=True)
 class ExitSettings(Settings):
     """Settings of all methods that put exits in."""
 
-    after: str | None = setting(None, "blocks, layers or modules after which to put exits, with commas between; none: the end of each stage but the last", structural=True)
+    after: str | None = setting(
+        None,
+        "blocks, layers or modules after which to put exits, with commas between; none: the end of"
+        " each stage but the last",
+        structural=True,
+    )
 
 
 class Method:
-    """A way of gating. Subclasses say which sites it gates, with which gates, and which loss trains them.
+    """A way of gating.
 
-    Class attributes: `needs`, what a network must have, for people; `paper`, its source; `trains`, what training changes; `aims`, whether training aims at a
-    rate; `samples`, whether it draws decisions. An instance has a name, a line of explanation, and the dataclass of its settings.
+    Subclasses say which sites it gates, with which gates, and which loss trains them.
+
+    Class attributes: `needs`, what a network must have, for people; `paper`, its source; `trains`,
+    what training changes; `aims`, whether training aims at a rate; `samples`, whether it draws
+    decisions. An instance has a name, a line of explanation, and the dataclass of its settings.
     """
 
     needs: ClassVar[str] = "something to gate"
-    trains: ClassVar[str] = "network"  # what finetune trains: the network with the gates, or the "exits" alone
-    gate_lr_factor: ClassVar[float] = 1.0  # the gates' learning rate over that of the weights, unless --set gate_lr says otherwise
-    at_least: ClassVar[bool] = False  # whether its target rate is one to reach, rather than to come down to
+    trains: ClassVar[str] = (
+        "network"  # what finetune trains: the network with the gates, or the "exits" alone
+    )
+    # the gates' learning rate over that of the weights, unless --set gate_lr says otherwise
+    gate_lr_factor: ClassVar[float] = 1.0
+    at_least: ClassVar[bool] = (
+        False  # whether its target rate is one to reach, rather than to come down to
+    )
     paper: ClassVar[str] = ""
     aims: ClassVar[bool] = True
     samples: ClassVar[bool] = True
@@ -93,19 +112,29 @@ class Method:
         return {}
 
     def ready(self, network: Network, settings: Any) -> None:
-        """Make sure that the network has the sites that these settings ask for, before any are chosen. Raises SettingError."""
+        """Make sure that the network has the sites that these settings ask for, before any are
+        chosen. Raises SettingError.
+        """
 
     def complete(self, network: Network, settings: Any, gater: Network | None = None) -> Any:
-        """The settings with what depends on the network filled in. gater: a classifier that the user gives for the gates. Raises SettingError."""
+        """The settings with what depends on the network filled in.
+
+        Gater: a classifier that the user gives for the gates. Raises SettingError.
+        """
         if gater is not None:
-            raise SettingError(f"expected --gater with a method that has a gater, but {self.name} has none")
+            raise SettingError(
+                f"expected --gater with a method that has a gater, but {self.name} has none"
+            )
         return settings
 
     def weights(self, network: Network, gater: Network) -> None:
         """Take the weights of the classifier that the user gave for the gates."""
 
     def prepare(self, sites: list[str], settings: Any) -> tuple[list[str], Any]:
-        """Which of the sites chosen to gate, and the settings in the form that is recorded. Raises SettingError."""
+        """Which of the sites chosen to gate, and the settings in the form that is recorded.
+
+        Raises SettingError.
+        """
         return sites, settings
 
     def gate(self, site: Site, settings: Any) -> Gate:
@@ -128,29 +157,44 @@ class Method:
         """Training of the gates at these sites begins, or goes on."""
 
     def shared(self, network: Network) -> list[Parameter]:
-        """What the method has besides the gates, for all of them together, to be trained as they are."""
+        """What the method has besides the gates, for all of them together, to be trained as they
+        are.
+        """
         return []
 
-    def begin_epoch(self, network: Network, sites: Iterable[str], settings: Any, done: float) -> None:
+    def begin_epoch(
+        self, network: Network, sites: Iterable[str], settings: Any, done: float
+    ) -> None:
         """An epoch of training begins; `done`: the share of the training that lies behind."""
 
     def after_step(self, network: Network, sites: Iterable[str]) -> None:
         """The optimizer has moved the parameters."""
 
     def learning_rate(self, schedule: str, base: float, done: float, settings: Any) -> float:
-        """The learning rate of all parameters, for their `base`, when the share `done` of the training lies behind."""
+        """The learning rate of all parameters, for their `base`, when the share `done` of the
+        training lies behind.
+        """
         return learning_rate(schedule, base, done)
 
     def targets(self, settings: Any, sites: Iterable[str], epoch: int) -> dict[str, float]:
         """The rate that the gate at each of `sites` aims at when `epoch` (from 0) begins."""
         raise NotImplementedError
 
-    def follow(self, settings: Any, targets: Mapping[str, float], rates: Mapping[str, float], count: int) -> dict[str, float]:
-        """The targets after the epoch's batch number `count` (from 1), in which the gates had `rates`; as they were, unless a method says otherwise."""
+    def follow(
+        self, settings: Any, targets: Mapping[str, float], rates: Mapping[str, float], count: int
+    ) -> dict[str, float]:
+        """The targets after the epoch's batch number `count` (from 1), in which the gates had
+        `rates`; as they were, unless a method says otherwise.
+        """
         return dict(targets)
 
-    def loss(self, decisions: Mapping[str, Tensor], settings: Any, targets: Mapping[str, float]) -> Tensor:
-        """The weighted loss of the gates' decisions (site -> z (N, units)) with these targets: a scalar."""
+    def loss(
+        self, decisions: Mapping[str, Tensor], settings: Any, targets: Mapping[str, float]
+    ) -> Tensor:
+        """The weighted loss of the gates' decisions (site -> z (N, units)) with these targets.
+
+        A scalar.
+        """
         raise NotImplementedError
 
     def tidy(self, network: Network) -> None:
@@ -161,15 +205,24 @@ class Method:
         return self.always_runs(network.site_gates[site], threshold)
 
     def prune(self, network: Network, kept: Mapping[str, list[int]], round_to: int) -> bool:
-        """Keep only these units at these sites, ungated, in place; sites are the method's own and no exits. False: it has no way of its own to do so."""
+        """Keep only these units at these sites, ungated, in place.
+
+        Sites are the method's own and no exits. False: it has no way of its own to do so.
+        """
         return False
 
     def penalty(self, gates: Iterable[Gate], settings: Any) -> Tensor | float:
-        """What training adds to the loss for the gates' own parameters; nothing, unless a method says otherwise."""
+        """What training adds to the loss for the gates' own parameters.
+
+        Nothing, unless a method says otherwise.
+        """
         return 0.0
 
     def always_runs(self, gate: Gate, threshold: float | None) -> list[bool] | None:
-        """For each unit of a data-independent gate, whether P(on) > threshold (none: its own); None where it depends on the data."""
+        """For each unit of a data-independent gate, whether P(on) > threshold (none: its own).
+
+        None where it depends on the data.
+        """
         if gate.data_dependent:
             return None
         limit = gate.threshold if threshold is None else torch.full_like(gate.threshold, threshold)
@@ -179,9 +232,14 @@ class Method:
 
 
 class ExitMethod(Method):
-    """A way of leaving early: exits at the ends of stages, or where the setting `after` says. Subclasses `insert` them."""
+    """A way of leaving early: exits at the ends of stages, or where the setting `after` says.
 
-    needs: ClassVar[str] = "stages that end with a change of resolution (or say where with --set after=SITE,SITE)"
+    Subclasses `insert` them.
+    """
+
+    needs: ClassVar[str] = (
+        "stages that end with a change of resolution (or say where with --set after=SITE,SITE)"
+    )
 
     def candidates(self, network: Network) -> list[Site]:
         return [site for site in network.sites.values() if site.kind == "exit"]
@@ -191,12 +249,20 @@ class ExitMethod(Method):
             surgery.place_exits(network, [name.strip() for name in settings.after.split(",")])
 
 
-def apply_plan(network: Network, plan: Mapping[str, list[int]], round_to: int = 1, dynamic: Mapping[str, list[int]] | None = None, wide: Collection[str] = ()) -> None:
-    """Prune as `plan` says (site -> kept units, ungated; sites left out stay as they are), in place.
+def apply_plan(
+    network: Network,
+    plan: Mapping[str, list[int]],
+    round_to: int = 1,
+    dynamic: Mapping[str, list[int]] | None = None,
+    wide: Collection[str] = (),
+) -> None:
+    """Prune as `plan` says (site -> kept units, ungated; sites left out stay as they are), in
+    place.
 
     round_to: where a site keeps some of its units, see Network.keep_units.
     dynamic: site -> those of the other units that stay and are decided at run time.
-    wide: sites whose readers get zeros in the place of units that are gone; the others' lose these channels too.
+    wide: sites whose readers get zeros in the place of units that are gone; the others' lose these
+        channels too.
     """
     dynamic = dynamic or {}
     exits = {site: kept for site, kept in plan.items() if network.sites[site].kind == "exit"}
@@ -210,22 +276,45 @@ def apply_plan(network: Network, plan: Mapping[str, list[int]], round_to: int = 
         if site not in exits:
             by_method.setdefault(network.methods[site], {})[site] = kept
     usual = [name for name, own in by_method.items() if not get(name).prune(network, own, round_to)]
-    _keep_units(network, {site: kept for name in usual for site, kept in by_method[name].items()}, round_to, dynamic, wide)
+    _keep_units(
+        network,
+        {site: kept for name in usual for site, kept in by_method[name].items()},
+        round_to,
+        dynamic,
+        wide,
+    )
     network.recompile()
     for name in set(network.methods.values()):
         get(name).tidy(network)
     network.recount()
 
 
-def _keep_units(network: Network, plan: Mapping[str, list[int]], round_to: int, dynamic: Mapping[str, list[int]], wide: Collection[str]) -> None:
+def _keep_units(
+    network: Network,
+    plan: Mapping[str, list[int]],
+    round_to: int,
+    dynamic: Mapping[str, list[int]],
+    wide: Collection[str],
+) -> None:
     """All sites together: what reads several of them loses their channels at once."""
-    gone = [site for site, kept in plan.items() if not kept and site not in dynamic and not network.sites[site].places]
+    gone = [
+        site
+        for site, kept in plan.items()
+        if not kept and site not in dynamic and not network.sites[site].places
+    ]
     narrowed: dict[Any, list[int]] = {}
     for site, kept in plan.items():
         if len(kept) == network.sites[site].units:
             surgery.remove_gate(network, site)
         elif site not in gone:
-            narrowed |= surgery.keep_units(network, site, kept, round_to, dynamic.get(site, []), network.sites[site].kind == "block" or site in wide)
+            narrowed |= surgery.keep_units(
+                network,
+                site,
+                kept,
+                round_to,
+                dynamic.get(site, []),
+                network.sites[site].kind == "block" or site in wide,
+            )
     surgery.remove_branches(network, gone, narrowed)
 
 
@@ -252,10 +341,11 @@ def get(name: str) -> Method:
 
 
 def parse_settings(method: Method, given: Mapping[str, Any], base: Any = None) -> Any:
-    """Check settings (values may be the command line's strings) against the method's dataclass and return an instance of it.
+    """Check settings (values may be the command line's strings) against the method's dataclass and
+    return an instance of it.
 
-    Args: base: settings to start from; structural ones may then not change. Raises: SettingError naming the setting, what was
-    expected and what came.
+    Args: base: settings to start from; structural ones may then not change. Raises: SettingError
+    naming the setting, what was expected and what came.
     """
     known = {f.name: f for f in fields(method.settings)}
     start = method.settings() if base is None else base
@@ -264,17 +354,35 @@ def parse_settings(method: Method, given: Mapping[str, Any], base: Any = None) -
         if name not in known:
             near = get_close_matches(name, known, 1)
             hint = f"; did you mean `{near[0]}`?" if near else ""
-            raise SettingError(f"`{name}` is no setting of {method.name} (it has {', '.join(known)}){hint}")
+            raise SettingError(
+                f"`{name}` is no setting of {method.name} (it has {', '.join(known)}){hint}"
+            )
         values[name] = _checked(known[name], value)
-        if base is not None and known[name].metadata["structural"] and values[name] != getattr(base, name):
-            raise SettingError(f"`{name}` shapes the gates and cannot change after attach: attach again with --set {name}={value}")
+        if (
+            base is not None
+            and known[name].metadata["structural"]
+            and values[name] != getattr(base, name)
+        ):
+            raise SettingError(
+                f"`{name}` shapes the gates and cannot change after attach: attach again with --set"
+                f" {name}={value}"
+            )
     return replace(start, **values)
 
 
 def recorded_settings(method: Method, stored: Mapping[str, Any]) -> Any:
-    """The settings that a checkpoint's recipe holds; those that its version did not know as it meant them. Raises SettingError."""
-    later = [each for each in fields(method.settings) if each.metadata["before"] and each.name not in stored]
-    return parse_settings(method, {**stored, **{each.name: each.metadata["before"](stored) for each in later}})
+    """The settings that a checkpoint's recipe holds.
+
+    Those that its version did not know as it meant them. Raises SettingError.
+    """
+    later = [
+        each
+        for each in fields(method.settings)
+        if each.metadata["before"] and each.name not in stored
+    ]
+    return parse_settings(
+        method, {**stored, **{each.name: each.metadata["before"](stored) for each in later}}
+    )
 
 
 def _checked(known: Field[Any], value: Any) -> Any:
@@ -285,15 +393,25 @@ def _checked(known: Field[Any], value: Any) -> Any:
     try:
         if isinstance(value, bool) or (kind is int and isinstance(value, float)):
             raise ValueError
-        result = float(Fraction(value)) if kind is float and isinstance(value, str) and "/" in value else kind(value)
+        result = (
+            float(Fraction(value))
+            if kind is float and isinstance(value, str) and "/" in value
+            else kind(value)
+        )
         if kind is float and not math.isfinite(result):
             raise ValueError
     except (TypeError, ValueError, ArithmeticError):
-        raise SettingError(f"expected setting `{name}` to be {_ARTICLE[kind]}, but got `{value}`") from None
+        raise SettingError(
+            f"expected setting `{name}` to be {_ARTICLE[kind]}, but got `{value}`"
+        ) from None
     low, high, choices = limits["low"], limits["high"], limits["choices"]
     if choices and result not in choices:
-        raise SettingError(f"expected setting `{name}` to be one of {', '.join(choices)}, but got `{value}`")
-    if kind is not str and not ((low is None or result >= low) and (high is None or result <= high)):
+        raise SettingError(
+            f"expected setting `{name}` to be one of {', '.join(choices)}, but got `{value}`"
+        )
+    if kind is not str and not (
+        (low is None or result >= low) and (high is None or result <= high)
+    ):
         span = f"at least {low}" if high is None else f"between {low} and {high}"
         raise SettingError(f"expected setting `{name}` to be {span}, but got `{value}`")
     return result
@@ -303,6 +421,8 @@ _ARTICLE = {int: "a whole number", float: "a number", str: "a word"}
 
 
 def _kind(known: Field[Any]) -> tuple[type, bool]:
-    """The type of a setting, from its postponed annotation (`float`, `float | None`), and whether it may be none."""
+    """The type of a setting, from its postponed annotation (`float`, `float | None`), and whether
+    it may be none.
+    """
     first, _, rest = str(known.type).partition("|")
     return {"int": int, "float": float, "str": str}[first.strip()], rest.strip() == "None"

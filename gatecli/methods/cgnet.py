@@ -1,25 +1,38 @@
-"""Channel gating: a convolution looks at a share of its input channels first, and at the others only where these promise something.
+"""Channel gating: a convolution looks at a share of its input channels first, and at the others
+only where these promise something.
 
     base path   Yp = Wp * xp,  xp = eta of the input channels
-    decision    d = 1 where BN_na(s) > Delta, s = Yp;  BN_na: BatchNorm without affine, Delta: learned, one a channel
+    decision    d = 1 where BN_na(s) > Delta, s = Yp;  BN_na: BatchNorm without affine, Delta:
+        learned, one a channel
     output      d ? BN2(W * x) : BN1(Yp),  what W has beyond Wp computed where d = 1 only
 
-Hua, Zhou, De Sa, Zhang, Suh, "Channel gating neural networks" (2019) and its supplement. Gradient: that of sigmoid(eps (BN_na(s) - Delta)), the
-decision staying hard. Loss: cross-entropy + loss_weight * sum over channels (T - Delta)^2, without weight decay on Delta. BN2 is the checkpoint's own BatchNorm.
+Hua, Zhou, De Sa, Zhang, Suh, "Channel gating neural networks" (2019) and its supplement. Gradient:
+that of sigmoid(eps (BN_na(s) - Delta)), the decision staying hard. Loss: cross-entropy +
+loss_weight * sum over channels (T - Delta)^2, without weight decay on Delta. BN2 is the
+checkpoint's own BatchNorm.
 
 Gate functions (A.5), `s` being what is compared:
-    fine    Yp, a decision for each activation; no dense kernel can use it, so what it saves is theoretical
-    coarse  the mean of Yp over its positions, one decision for each output channel (the paper: the fine ones aggregated; ours: normalised anew, so that T means
+    fine    Yp, a decision for each activation; no dense kernel can use it, so what it saves is
+        theoretical
+    coarse  the mean of Yp over its positions, one decision for each output channel (the paper: the
+        fine ones aggregated; ours: normalised anew, so that T means
             the same, standard deviations, in all four)
-    l1      the mean |x| of each input channel that is not in the base path, one decision for each of these: it is computed with, or not; no BN1
-    fc      a linear layer of all input channels' mean |x|, one decision for each output channel (ours: starts at the mean |W| of each kernel)
+    l1      the mean |x| of each input channel that is not in the base path, one decision for each
+        of these: it is computed with, or not; no BN1
+    fc      a linear layer of all input channels' mean |x|, one decision for each output channel
+        (ours: starts at the mean |W| of each kernel)
 
-With grouping (3.3), output group i has input group i for its base path, block-diagonal in the weights that are there; with shuffle, groups are made of every
-(1/eta)-th channel rather than of neighbours. Neither changes what the network computes. The stem is never gated. With groups, what an open channel still needs
-lies all over the input: it is computed in one dense convolution, its base path anew, which costs eta of it once more and is counted so.
+With grouping (3.3), output group i has input group i for its base path, block-diagonal in the
+weights that are there; with shuffle, groups are made of every (1/eta)-th channel rather than of
+neighbours. Neither changes what the network computes. The stem is never gated. With groups, what an
+open channel still needs
+lies all over the input: it is computed in one dense convolution, its base path anew, which costs
+eta of it once more and is counted so.
 
-Neutral start: no finite Delta opens every gate for every input, so a saved flag does, until the first training step clears it; Delta then starts at `start`.
+Neutral start: no finite Delta opens every gate for every input, so a saved flag does, until the
+first training step clears it; Delta then starts at `start`.
 """
+
 from __future__ import annotations
 
 import math
@@ -50,37 +63,100 @@ OPEN = 1e30  # what a neutral gate's margin is: finite, and above whatever an im
 class CGNetSettings(Settings):
     """Settings of channel gating; the paper's are named where ours differ."""
 
-    gate: str = setting("coarse", "gate function: coarse, fc and l1 save time, fine (the paper's own) on paper only", choices=GATES, structural=True)
-    eta: float = setting(0.25, "share of the input channels in the base path (1/8 in the paper, 1/4 in its code)", low=0.001, high=0.999, structural=True)
-    target: float = setting(1.0, "threshold that Delta is drawn to, T in the paper (0, 1, 2 there): the higher, the less is computed", low=-100, high=100)
-    loss_weight: float = setting(1e-4, "weight of the sum of (T - Delta)^2 beside the cross-entropy, lambda in the paper", low=0, high=1e30)
-    eps: float = setting(2.0, "steepness of the smoothed gate that gives the gradient (2, 3, 4 in the paper)", low=0.001, high=1000, structural=True)
-    start: float = setting(0.0, "what Delta starts from at the first training step", low=-100, high=100, structural=True)
-    grouping: str = setting("no", "yes: each group of output channels has its own group of input channels for its base path (not with gate=l1); open channels are then computed anew", choices=("yes", "no"), structural=True)
-    shuffle: str = setting("no", "yes: the base path takes every (1/eta)-th input channel, rather than neighbours", choices=("yes", "no"), structural=True)
+    gate: str = setting(
+        "coarse",
+        "gate function: coarse, fc and l1 save time, fine (the paper's own) on paper only",
+        choices=GATES,
+        structural=True,
+    )
+    eta: float = setting(
+        0.25,
+        "share of the input channels in the base path (1/8 in the paper, 1/4 in its code)",
+        low=0.001,
+        high=0.999,
+        structural=True,
+    )
+    target: float = setting(
+        1.0,
+        "threshold that Delta is drawn to, T in the paper (0, 1, 2 there): the higher, the less is"
+        " computed",
+        low=-100,
+        high=100,
+    )
+    loss_weight: float = setting(
+        1e-4,
+        "weight of the sum of (T - Delta)^2 beside the cross-entropy, lambda in the paper",
+        low=0,
+        high=1e30,
+    )
+    eps: float = setting(
+        2.0,
+        "steepness of the smoothed gate that gives the gradient (2, 3, 4 in the paper)",
+        low=0.001,
+        high=1000,
+        structural=True,
+    )
+    start: float = setting(
+        0.0,
+        "what Delta starts from at the first training step",
+        low=-100,
+        high=100,
+        structural=True,
+    )
+    grouping: str = setting(
+        "no",
+        "yes: each group of output channels has its own group of input channels for its base path"
+        " (not with gate=l1); open channels are then computed anew",
+        choices=("yes", "no"),
+        structural=True,
+    )
+    shuffle: str = setting(
+        "no",
+        "yes: the base path takes every (1/eta)-th input channel, rather than neighbours",
+        choices=("yes", "no"),
+        structural=True,
+    )
 
 
 class ChannelGate(Gate):
-    """Decides for a convolution's channels, from the base path's sums (fine, coarse) or from its input (l1, fc).
+    """Decides for a convolution's channels, from the base path's sums (fine, coarse) or from its
+    input (l1, fc).
 
-    Args: conv, norm: the convolution gated and the BatchNorm behind it; order, groups: its base path, see gatecli.graph.channels.
-    Attributes: of_inputs: units are input channels. shared: open channels build on the base path's sums. always: the share of the convolution that runs
-    whatever is decided, with every channel gated. `base` is BN1.
+    Args: conv, norm: the convolution gated and the BatchNorm behind it; order, groups: its base
+    path, see gatecli.graph.channels.
+    Attributes: of_inputs: units are input channels. shared: open channels build on the base path's
+    sums. always: the share of the convolution that runs whatever is decided, with every channel
+    gated. `base` is BN1.
     """
 
     undecayed = ("delta",)
     apart = True
     neutral: Tensor
 
-    def __init__(self, site: str, conv: nn.Conv2d, norm: nn.BatchNorm2d, order: tuple[int, ...], groups: int, settings: CGNetSettings) -> None:
+    def __init__(
+        self,
+        site: str,
+        conv: nn.Conv2d,
+        norm: nn.BatchNorm2d,
+        order: tuple[int, ...],
+        groups: int,
+        settings: CGNetSettings,
+    ) -> None:
         self.of_inputs = settings.gate == "l1"
         rest = others(conv.in_channels, order[: len(order) // groups])
         super().__init__(site, len(rest) if self.of_inputs else conv.out_channels)
-        self.function, self.slope, self.order, self.groups = settings.gate, settings.eps, order, groups
+        self.function, self.slope, self.order, self.groups = (
+            settings.gate,
+            settings.eps,
+            order,
+            groups,
+        )
         self.theoretical = settings.gate == "fine"
         self.reads_input, self.shared = settings.gate in ("l1", "fc"), groups == 1
         self.always = 1 - len(rest) / conv.in_channels if self.shared else 0.0
-        self.norm = (nn.BatchNorm2d if settings.gate == "fine" else nn.BatchNorm1d)(self.units, affine=False)
+        self.norm = (nn.BatchNorm2d if settings.gate == "fine" else nn.BatchNorm1d)(
+            self.units, affine=False
+        )
         self.delta = nn.Parameter(torch.full((self.units,), settings.start))
         self.register_buffer("neutral", torch.tensor(True))
         if settings.gate == "fc":
@@ -92,7 +168,9 @@ class ChannelGate(Gate):
     def keep(self, units: Sequence[int]) -> None:
         """Decide for these units alone."""
         index = torch.tensor(units)
-        keep_entries(self, ("delta", "threshold", *(("weight",) if self.function == "fc" else ())), index)
+        keep_entries(
+            self, ("delta", "threshold", *(("weight",) if self.function == "fc" else ())), index
+        )
         keep_entries(self.norm, ("running_mean", "running_var"), index)
         self.units = self.norm.num_features = len(units)
         if not self.of_inputs:
@@ -108,13 +186,21 @@ class ChannelGate(Gate):
         """Whether all units run, and nobody wants to be told."""
         if self.training or self.observer is not None or self.forced is not None:
             return False
-        return self.strategy == "always-on" or (self._is_open() and bool(self._reached(lambda: bool((self.threshold < 1).all()), self.threshold)))
+        return self.strategy == "always-on" or (
+            self._is_open()
+            and bool(self._reached(lambda: bool((self.threshold < 1).all()), self.threshold))
+        )
 
     def _is_open(self) -> bool:
-        return not self.neutral.is_meta and bool(self._flag(lambda: bool(self.neutral), self.neutral))
+        return not self.neutral.is_meta and bool(
+            self._flag(lambda: bool(self.neutral), self.neutral)
+        )
 
     def saliency(self, x: Tensor) -> Tensor:
-        """What is compared with Delta once it is normalised: the base path's sums or x, (N, C, H, W) -> (N, units), for `fine` (N, units, H, W)."""
+        """What is compared with Delta once it is normalised.
+
+        The base path's sums or x, (N, C, H, W) -> (N, units), for `fine` (N, units, H, W).
+        """
         if self.function == "fine":
             return x
         if self.function == "coarse":
@@ -127,8 +213,11 @@ class ChannelGate(Gate):
     def log_odds(self, x: Tensor) -> Tensor:
         """eps (BN_na(s) - Delta): (N, units), for `fine` (N, units, H, W). Above 0 where d = 1."""
         if self.training:
-            return self.slope * (self.norm(self.saliency(x)) - self._wide(self.delta))  # type: ignore[no-any-return]
-        exported = torch.compiler.is_compiling()  # there, nothing may depend on a tensor's value but by an operation
+            odds: Tensor = self.slope * (self.norm(self.saliency(x)) - self._wide(self.delta))
+            return odds
+        exported = (
+            torch.compiler.is_compiling()
+        )  # there, nothing may depend on a tensor's value but by an operation
         if not exported and self._is_open():
             return self._wide(torch.full((x.shape[0], self.units), OPEN, device=x.device))
         mean, var = self.norm.running_mean, self.norm.running_var
@@ -156,7 +245,9 @@ class ChannelGate(Gate):
         return smoothed(odds), odds
 
     def forward(self, x: Tensor) -> Tensor:
-        """What the gate reads -> decisions z (N, units), for `fine` (N, units, H, W), of which observers are told the means over positions."""
+        """What the gate reads -> decisions z (N, units), for `fine` (N, units, H, W), of which
+        observers are told the means over positions.
+        """
         z, odds = self._decide(x)
         if self.observer is not None:
             self.observer(self, _per_channel(z), None if odds is None else _per_channel(odds))
@@ -174,7 +265,10 @@ def _per_channel(value: Tensor) -> Tensor:
 
 
 def _like(norm: nn.BatchNorm2d, share: float) -> nn.BatchNorm2d:
-    """BN1, as like BN2 as can be said without data: its affine part, and the statistics of a `share` of the terms of its sums."""
+    """BN1, as like BN2 as can be said without data.
+
+    Its affine part, and the statistics of a `share` of the terms of its sums.
+    """
     assert norm.running_mean is not None and norm.running_var is not None
     base = nn.BatchNorm2d(norm.num_features, norm.eps, norm.momentum, norm.affine)
     with torch.no_grad():
@@ -186,7 +280,10 @@ def _like(norm: nn.BatchNorm2d, share: float) -> nn.BatchNorm2d:
 
 
 class ChannelGating(Method):
-    needs: ClassVar[str] = "convolutions behind the stem, not grouped, each with a BatchNorm that alone reads it (those of 1x1 must be named with --include)"
+    needs: ClassVar[str] = (
+        "convolutions behind the stem, not grouped, each with a BatchNorm that alone reads it"
+        " (those of 1x1 must be named with --include)"
+    )
     paper: ClassVar[str] = "Hua, Zhou, De Sa, Zhang, Suh: Channel gating neural networks, 2019"
     aims: ClassVar[bool] = False
     samples: ClassVar[bool] = False
@@ -206,15 +303,23 @@ class ChannelGating(Method):
         super().attach(network, sites, settings)
 
     def insert(self, network: Network, site: str, settings: Any) -> None:
-        conv, norm = (network.get_submodule(str(node.target)) for node in network.graph.nodes if node.name in network.sites[site].branch)
+        conv, norm = (
+            network.get_submodule(str(node.target))
+            for node in network.graph.nodes
+            if node.name in network.sites[site].branch
+        )
         assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
         order, groups = base_channels(conv.in_channels, settings)
-        surgery.insert_gate(network, site, ChannelGate(site, conv, norm, order, groups, settings), self.name)
+        surgery.insert_gate(
+            network, site, ChannelGate(site, conv, norm, order, groups, settings), self.name
+        )
 
     def targets(self, settings: Any, sites: Iterable[str], epoch: int) -> dict[str, float]:
         return {}
 
-    def loss(self, decisions: Mapping[str, Tensor], settings: Any, targets: Mapping[str, float]) -> Tensor:
+    def loss(
+        self, decisions: Mapping[str, Tensor], settings: Any, targets: Mapping[str, float]
+    ) -> Tensor:
         return next(iter(decisions.values())).new_zeros(())
 
     def penalty(self, gates: Iterable[Gate], settings: Any) -> Tensor:
@@ -223,9 +328,16 @@ class ChannelGating(Method):
 
 
 def base_channels(inputs: int, settings: CGNetSettings) -> tuple[tuple[int, ...], int]:
-    """The base path of a convolution with so many input channels: their order, group by group, and how many groups there are."""
+    """The base path of a convolution with so many input channels.
+
+    Their order, group by group, and how many groups there are.
+    """
     groups = round(1 / settings.eta)
-    order = [channel for first in range(groups) for channel in range(first, inputs, groups)] if settings.shuffle == "yes" else list(range(inputs))
+    order = (
+        [channel for first in range(groups) for channel in range(first, inputs, groups)]
+        if settings.shuffle == "yes"
+        else list(range(inputs))
+    )
     if _grouped(settings):
         return tuple(order), groups
     return tuple(sorted(order[: round(settings.eta * inputs)])), 1
@@ -243,25 +355,62 @@ def _conv(network: Network, site: Site) -> nn.Conv2d:
 
 
 def _check_eta(network: Network, sites: Iterable[str], settings: CGNetSettings) -> None:
-    """Raises SettingError where eta does not divide a convolution's channels, naming the first one and the nearest eta that divides all."""
+    """Raises SettingError where eta does not divide a convolution's channels, naming the first one
+    and the nearest eta that divides all.
+    """
     convs = {site: _conv(network, network.sites[site]) for site in sites}
-    widths = {site: math.gcd(conv.in_channels, conv.out_channels) if _grouped(settings) else conv.in_channels for site, conv in convs.items()}
+    widths = {
+        site: (
+            math.gcd(conv.in_channels, conv.out_channels)
+            if _grouped(settings)
+            else conv.in_channels
+        )
+        for site, conv in convs.items()
+    }
     odd = next((site for site, width in widths.items() if not _divides(settings, width)), None)
     if odd is None:
         return
     common = math.gcd(*widths.values())
-    shares = [Fraction(1, n) for n in range(2, common + 1) if common % n == 0] if _grouped(settings) else [Fraction(n, common) for n in range(1, common)]
+    shares = (
+        [Fraction(1, n) for n in range(2, common + 1) if common % n == 0]
+        if _grouped(settings)
+        else [Fraction(n, common) for n in range(1, common)]
+    )
     conv = convs[odd]
-    advice = f"the nearest that divides all is {min(shares, key=lambda share: abs(float(share) - settings.eta))}" if shares else f"none divides all: leave it out with --exclude '{odd}'"
-    what = f"the {conv.in_channels} input{f' and {conv.out_channels} output' if _grouped(settings) else ''} channels of `{odd}`"
-    raise SettingError(f"expected setting `eta` to divide {what}{' into equal groups' if _grouped(settings) else ''}, but got {settings.eta:g}; {advice}")
+    advice = (
+        "the nearest that divides all is"
+        f" {min(shares, key=lambda share: abs(float(share) - settings.eta))}"
+        if shares
+        else f"none divides all: leave it out with --exclude '{odd}'"
+    )
+    what = (
+        f"the {conv.in_channels}"
+        f" input{f' and {conv.out_channels} output' if _grouped(settings) else ''} channels of"
+        f" `{odd}`"
+    )
+    raise SettingError(
+        "expected setting `eta` to divide"
+        f" {what}{' into equal groups' if _grouped(settings) else ''}, but got {settings.eta:g};"
+        f" {advice}"
+    )
 
 
 def _divides(settings: CGNetSettings, width: int) -> bool:
-    """Whether eta is 1/n with n groups of whole channels, or without grouping a whole number of channels."""
+    """Whether eta is 1/n with n groups of whole channels, or without grouping a whole number of
+    channels.
+    """
     parts = 1 / settings.eta if _grouped(settings) else settings.eta * width
     whole = round(parts)
-    return abs(parts - whole) < 1e-6 and (whole > 1 and width % whole == 0 if _grouped(settings) else 0 < whole < width)
+    return abs(parts - whole) < 1e-6 and (
+        whole > 1 and width % whole == 0 if _grouped(settings) else 0 < whole < width
+    )
 
 
-register(ChannelGating("cgnet", "a share of a convolution's input channels decides whether the others are needed, for each channel", CGNetSettings))
+register(
+    ChannelGating(
+        "cgnet",
+        "a share of a convolution's input channels decides whether the others are needed, for each"
+        " channel",
+        CGNetSettings,
+    )
+)

@@ -1,15 +1,21 @@
-"""Decision gates: a linear one-vs-all classifier after each stage; who is sure enough there, leaves.
+"""Decision gates: a linear one-vs-all classifier after each stage.
+
+Who is sure enough there, leaves.
 
     d = W x - b;  leave with argmax d where max(d) >= t
 
-Shafiee, Shafiee, Wong, "Dynamic representations toward efficient inference on deep neural networks by decision gates" (2018). x is the stage's
-value, averaged over its positions (ours). Each exit is trained alone on all the training data with the network frozen, its BatchNorm statistics
-too (ours), by the hinge loss  mean max(0, 1 - y d),  y = 1 for the sample's class and -1 for the others, and weight decay. Thresholds are
+Shafiee, Shafiee, Wong, "Dynamic representations toward efficient inference on deep neural networks
+by decision gates" (2018). x is the stage's value, averaged over its positions (ours). Each exit is
+trained alone on all the training data with the network frozen, its BatchNorm statistics
+too (ours), by the hinge loss  mean max(0, 1 - y d),  y = 1 for the sample's class and -1 for the
+    others, and weight decay. Thresholds are
 chosen afterwards, on a validation split: gatecli calibrate. Until then they are infinite.
 
-With `loss=cross-entropy`, for comparison, a sample is as sure as the log-odds of its likeliest class (ours): a softmax in float32 is exactly 1 from
-about 17 nats on, where the surest images would tie.
+With `loss=cross-entropy`, for comparison, a sample is as sure as the log-odds of its likeliest
+class (ours): a softmax in float32 is exactly 1 from about 17 nats on, where the surest images would
+tie.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -32,17 +38,34 @@ OWN_SCORE = {HINGE: MARGIN, CROSS_ENTROPY: LOG_ODDS}
 
 @dataclass(frozen=True)
 class DGateSettings(ExitSettings):
-    loss: str = setting(HINGE, "hinge, or cross-entropy for comparison", choices=(HINGE, CROSS_ENTROPY), structural=True)
+    loss: str = setting(
+        HINGE,
+        "hinge, or cross-entropy for comparison",
+        choices=(HINGE, CROSS_ENTROPY),
+        structural=True,
+    )
     score: str | None = setting(
-        None, "what thresholds are compared with: margin (the largest logit), log-odds or probability of the likeliest class; none: margin with hinge, log-odds with cross-entropy",
-        choices=(MARGIN, LOG_ODDS, PROBABILITY), structural=True, before=lambda stored: PROBABILITY if stored.get("loss") == CROSS_ENTROPY else None,
-    )  # fmt: skip
+        None,
+        "what thresholds are compared with: margin (the largest logit), log-odds or probability of"
+        " the likeliest class; none: margin with hinge, log-odds with cross-entropy",
+        choices=(MARGIN, LOG_ODDS, PROBABILITY),
+        structural=True,
+        before=lambda stored: PROBABILITY if stored.get("loss") == CROSS_ENTROPY else None,
+    )
 
 
 class DGate(Exit):
     """A linear classifier of averaged features; weights and bias start at zero."""
 
-    def __init__(self, site: str, channels: int, positions: tuple[int, ...], classes: int, trained_by: str = HINGE, scored: str | None = None) -> None:
+    def __init__(
+        self,
+        site: str,
+        channels: int,
+        positions: tuple[int, ...],
+        classes: int,
+        trained_by: str = HINGE,
+        scored: str | None = None,
+    ) -> None:
         super().__init__(site)
         self.positions, self.trained_by = positions, trained_by
         self.scored = scored or OWN_SCORE[trained_by]
@@ -93,18 +116,41 @@ class Head(nn.Module):
 
 
 def hinge(margins: Tensor, labels: Tensor) -> Tensor:
-    """mean over samples and classes of max(0, 1 - y d), y = 1 for the sample's class, -1 for the others: margins (N, K), labels (N,) -> a scalar."""
+    """mean over samples and classes of max(0, 1 - y d), y = 1 for the sample's class, -1 for the
+    others: margins (N, K), labels (N,) -> a scalar.
+    """
     signs = torch.full_like(margins, -1).scatter_(1, labels[:, None], 1)
     return (1 - signs * margins).clamp(min=0).mean()
 
 
 class DGates(ExitMethod):
-    paper: ClassVar[str] = "Shafiee, Shafiee, Wong: Dynamic representations toward efficient inference on deep neural networks by decision gates, 2018"
+    paper: ClassVar[str] = (
+        "Shafiee, Shafiee, Wong: Dynamic representations toward efficient inference on deep neural"
+        " networks by decision gates, 2018"
+    )
     trains: ClassVar[str] = "exits"
 
     def insert(self, network: Network, site: str, settings: Any) -> None:
         place = network.sites[site]
-        surgery.insert_exit(network, site, DGate(site, place.channels, place.positions, network.num_classes, settings.loss, settings.score), self.name)
+        surgery.insert_exit(
+            network,
+            site,
+            DGate(
+                site,
+                place.channels,
+                place.positions,
+                network.num_classes,
+                settings.loss,
+                settings.score,
+            ),
+            self.name,
+        )
 
 
-register(DGates("dgate", "a linear classifier after each stage; images of which it is sure leave there", DGateSettings))
+register(
+    DGates(
+        "dgate",
+        "a linear classifier after each stage; images of which it is sure leave there",
+        DGateSettings,
+    )
+)

@@ -1,18 +1,29 @@
-"""Early exits by probabilistic gates: at the end of each stage a gate that says, for each image, whether to leave there, and a classifier.
+"""Early exits by probabilistic gates.
+
+At the end of each stage a gate that says, for each image, whether to leave there, and a classifier.
 
     y = z_1 c_1(x_1) + (1 - z_1) (z_2 c_2(x_2) + (1 - z_2) (... c(x)))     z_e in {0, 1}
 
-Herrmann, Bowen, Zabih, "Deep networks with probabilistic gates" (2018), section 5 and S2.4. The classifier is MSDNet's for CIFAR (Huang et al., "Multi-Scale
-Dense Networks", 2018): two 3x3 convolutions of 128 channels with stride 2, each with BatchNorm and ReLU, 2x2 average pooling, a linear layer. The gate:
-3x3 convolution to 128 -> BatchNorm -> 3x3 convolution to 128 -> BatchNorm -> 4x4 average pooling -> linear -> [stay, leave] logits. No activation is named
-between the gate's convolutions, and none is there. Where maps are smaller than a pooling window, the window is as large as the map (ours).
+Herrmann, Bowen, Zabih, "Deep networks with probabilistic gates" (2018), section 5 and S2.4. The
+classifier is MSDNet's for CIFAR (Huang et al., "Multi-Scale Dense Networks", 2018): two 3x3
+convolutions of 128 channels with stride 2, each with BatchNorm and ReLU, 2x2 average pooling, a
+linear layer. The gate: 3x3 convolution to 128 -> BatchNorm -> 3x3 convolution to 128 -> BatchNorm
+-> 4x4 average pooling -> linear -> [stay, leave] logits. No activation is named between the gate's
+convolutions, and none is there. Where maps are smaller than a pooling window, the window is as
+large as the map (ours).
 
-All is trained end to end: z is sampled with the straight-through Gumbel-softmax, the cross-entropy is that of what the image gets, so a classifier
-learns from the images that its gate chooses. An exit goes by the log-odds of leaving: P(leave) in float32 is exactly 1 for the surest images. The target is one for each exit's share of all images (.3), with the mirrored const-quad:
-    loss_weight * mean over exits of min(0, share_e - t)^2,     share_e = mean of z_e * prod over earlier exits of (1 - z)
-so that leaving more often is not punished. As attached nobody leaves; when training begins, who leaves is who does so with log-odds of at least 0 (P of
-at least 1/2), until gatecli calibrate chooses other thresholds. The last layer of the gate starts with zero weights and bias [2, 0.1]: P(leave) = .13 (ours).
+All is trained end to end: z is sampled with the straight-through Gumbel-softmax, the cross-entropy
+is that of what the image gets, so a classifier learns from the images that its gate chooses. An
+exit goes by the log-odds of leaving: P(leave) in float32 is exactly 1 for the surest images. The
+target is one for each exit's share of all images (.3), with the mirrored const-quad:
+    loss_weight * mean over exits of min(0, share_e - t)^2,     share_e = mean of z_e * prod over
+        earlier exits of (1 - z)
+so that leaving more often is not punished. As attached nobody leaves; when training begins, who
+leaves is who does so with log-odds of at least 0 (P of at least 1/2), until gatecli calibrate
+chooses other thresholds. The last layer of the gate starts with zero weights and bias [2, 0.1]:
+P(leave) = .13 (ours).
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,13 +43,27 @@ from gatecli.network import Network
 
 @dataclass(frozen=True)
 class EarlyExitSettings(ExitSettings):
-    target_rate: float = setting(0.3, "share of all images that shall leave at each exit, at least", low=0, high=1)
-    loss_weight: float = setting(1.0, "weight of the target loss beside the cross-entropy", low=0, high=1e30)
+    target_rate: float = setting(
+        0.3, "share of all images that shall leave at each exit, at least", low=0, high=1
+    )
+    loss_weight: float = setting(
+        1.0, "weight of the target loss beside the cross-entropy", low=0, high=1e30
+    )
     score: str = setting(
-        LOG_ODDS, "what thresholds are compared with: log-odds, or the probability of leaving, which ties where it rounds to 1",
-        choices=(LOG_ODDS, PROBABILITY), structural=True, before=lambda stored: PROBABILITY,
-    )  # fmt: skip
-    width: int = setting(128, "channels of the gate's and the classifier's convolutions", low=1, high=4096, structural=True)
+        LOG_ODDS,
+        "what thresholds are compared with: log-odds, or the probability of leaving, which ties"
+        " where it rounds to 1",
+        choices=(LOG_ODDS, PROBABILITY),
+        structural=True,
+        before=lambda stored: PROBABILITY,
+    )
+    width: int = setting(
+        128,
+        "channels of the gate's and the classifier's convolutions",
+        low=1,
+        high=4096,
+        structural=True,
+    )
 
 
 class GumbelExit(Exit):
@@ -47,15 +72,34 @@ class GumbelExit(Exit):
     positions = (2, 3)
     pads = True
 
-    def __init__(self, site: str, channels: int, size: Sequence[int], classes: int, width: int, scored: str = LOG_ODDS) -> None:
+    def __init__(
+        self,
+        site: str,
+        channels: int,
+        size: Sequence[int],
+        classes: int,
+        width: int,
+        scored: str = LOG_ODDS,
+    ) -> None:
         super().__init__(site)
         self.scored = scored
         self.gate = nn.Sequential(
-            nn.Conv2d(channels, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), _pool(4, size), nn.Flatten(),
-        )  # fmt: skip
+            nn.Conv2d(channels, width, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.Conv2d(width, width, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(width),
+            _pool(4, size),
+            nn.Flatten(),
+        )
         self.decide = nn.Linear(width * _windows(4, size), 2)
         half = [-(-side // 4) for side in size]  # after two strides of 2
-        self.classifier = nn.Sequential(*_convolution(channels, width), *_convolution(width, width), _pool(2, half), nn.Flatten(), nn.Linear(width * _windows(2, half), classes))
+        self.classifier = nn.Sequential(
+            *_convolution(channels, width),
+            *_convolution(width, width),
+            _pool(2, half),
+            nn.Flatten(),
+            nn.Linear(width * _windows(2, half), classes),
+        )
         nn.init.zeros_(self.decide.weight)
         with torch.no_grad():
             self.decide.bias.copy_(torch.tensor([2.0, 0.1]))
@@ -112,7 +156,11 @@ class Head(nn.Module):
 
 
 def _convolution(channels: int, width: int) -> tuple[nn.Module, ...]:
-    return nn.Conv2d(channels, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+    return (
+        nn.Conv2d(channels, width, 3, 2, 1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(inplace=True),
+    )
 
 
 def _pool(window: int, size: Sequence[int]) -> nn.Module:
@@ -131,8 +179,18 @@ class EarlyExits(ExitMethod):
         place = network.sites[site]
         shape = network.costs[place.entry].shape
         if place.positions != (2, 3) or shape is None or len(shape) != 4:
-            raise SettingError(f"{self.name} needs maps (N, C, H, W) to convolve, which `{site}` does not have: leave it out with --exclude, or take dgate")
-        surgery.insert_exit(network, site, GumbelExit(site, place.channels, shape[2:], network.num_classes, settings.width, settings.score), self.name)
+            raise SettingError(
+                f"{self.name} needs maps (N, C, H, W) to convolve, which `{site}` does not have:"
+                " leave it out with --exclude, or take dgate"
+            )
+        surgery.insert_exit(
+            network,
+            site,
+            GumbelExit(
+                site, place.channels, shape[2:], network.num_classes, settings.width, settings.score
+            ),
+            self.name,
+        )
 
     def begin(self, network: Network, sites: Iterable[str]) -> None:
         for site in sites:
@@ -143,7 +201,9 @@ class EarlyExits(ExitMethod):
     def targets(self, settings: Any, sites: Iterable[str], epoch: int) -> dict[str, float]:
         return dict.fromkeys(sites, settings.target_rate)
 
-    def loss(self, decisions: Mapping[str, Tensor], settings: Any, targets: Mapping[str, float]) -> Tensor:
+    def loss(
+        self, decisions: Mapping[str, Tensor], settings: Any, targets: Mapping[str, float]
+    ) -> Tensor:
         """decisions: in the order in which the exits are come to."""
         left, parts = next(iter(decisions.values())).new_zeros(()), []
         for site, z in decisions.items():
@@ -154,4 +214,11 @@ class EarlyExits(ExitMethod):
         return weight * torch.stack(parts).mean()
 
 
-register(EarlyExits("early-exit", "a gate and a classifier after each stage, trained end to end with the network: images leave where their gate says so", EarlyExitSettings))
+register(
+    EarlyExits(
+        "early-exit",
+        "a gate and a classifier after each stage, trained end to end with the network: images"
+        " leave where their gate says so",
+        EarlyExitSettings,
+    )
+)

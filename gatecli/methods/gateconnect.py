@@ -2,17 +2,24 @@
 
     x_j = relu(sum_k g_jk y_k),  y_k = x_k / K + F_k(x_k),  g_j in {0, 1}^C with exactly K ones
 
-Ahmed & Torresani, "Connectivity Learning in Multi-Branch Networks" (2017). Branch j of a module reads K of the C branches of the module before it: the
-fan-in. The first module of a chain reads what comes before it in full, the outputs of the last are summed. Training keeps real gates in [0, 1], which start
-uniform (1/C, ours). At each iteration K distinct connections a branch are drawn from the multinomial that they are, normalised, one draw for the whole
-batch, and the normalised gates are kept. The gradient with respect to the binary gates, those not drawn too, moves them; they are then clipped to [0, 1]; their learning rate is twice
-the weights'. After the joint phase the K largest stay, and the weights are trained on, at last with two lower rates.
+Ahmed & Torresani, "Connectivity Learning in Multi-Branch Networks" (2017). Branch j of a module
+reads K of the C branches of the module before it: the fan-in. The first module of a chain reads
+what comes before it in full, the outputs of the last are summed. Training keeps real gates in [0,
+1], which start uniform (1/C, ours). At each iteration K distinct connections a branch are drawn
+from the multinomial that they are, normalised, one draw for the whole batch, and the normalised
+gates are kept. The gradient with respect to the binary gates, those not drawn too, moves them; they
+are then clipped to [0, 1]; their learning rate is twice the weights'. After the joint phase the K
+largest stay, and the weights are trained on, at last with two lower rates.
 
-Ours, so that K = C is exactly the network as it was: the identity is carried as x_k / K (the paper sums it K times), each branch has 1 / C of the last
-BatchNorm's shift, and that BatchNorm stays one, in training with the statistics of the sum over all branches. What a module reads in full carries x_k / C.
+Ours, so that K = C is exactly the network as it was: the identity is carried as x_k / K (the paper
+sums it K times), each branch has 1 / C of the last BatchNorm's shift, and that BatchNorm stays one,
+in training with the statistics of the sum over all branches. What a module reads in full carries
+x_k / C.
 
-A branch that nobody reads is unused, and so is one that only unused ones read: prune takes them out, which changes nothing else.
+A branch that nobody reads is unused, and so is one that only unused ones read: prune takes them
+out, which changes nothing else.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
@@ -29,23 +36,61 @@ from gatecli.graph.sites import Site
 from gatecli.methods.base import Method, Settings, register, setting
 from gatecli.network import Network
 
-PHASES = {"cifar": (120, 100, 50, 50), "imagenet": (30, 30, 30, 30)}  # epochs: joint, then at the rate, a tenth, a hundredth of it
+PHASES = {
+    "cifar": (120, 100, 50, 50),
+    "imagenet": (30, 30, 30, 30),
+}  # epochs: joint, then at the rate, a tenth, a hundredth of it
 
 
 @dataclass(frozen=True)
 class GateConnectSettings(Settings):
-    gate_weight_decay: float | None = setting(0.0, "weight decay of the real gates; none: that of the weights", low=0, high=1e30)
-    fan_in: int | None = setting(None, "how many branches each branch reads, K in the paper; none: half of them, which changes predictions; all of them: attach leaves predictions as they are", low=1, high=65536, structural=True)
-    connectivity: str = setting("learned", "learned, or random for comparison: drawn once, and fixed", choices=("learned", "random"), structural=True)
-    shared: str = setting("yes", "the real gates of all branches start alike, at 1/C; no: each between half and one and a half times that, drawn with `seed`", choices=("yes", "no"), structural=True)
-    seed: int = setting(0, "of a random connectivity, and of real gates that start at random", low=0, high=2**31 - 1, structural=True)
-    phases: str = setting("cifar", "how --schedule step divides the epochs into phases: 120 joint, 100, 50, 50 (cifar), or four alike (imagenet)", choices=tuple(PHASES))
+    gate_weight_decay: float | None = setting(
+        0.0, "weight decay of the real gates; none: that of the weights", low=0, high=1e30
+    )
+    fan_in: int | None = setting(
+        None,
+        "how many branches each branch reads, K in the paper; none: half of them, which changes"
+        " predictions; all of them: attach leaves predictions as they are",
+        low=1,
+        high=65536,
+        structural=True,
+    )
+    connectivity: str = setting(
+        "learned",
+        "learned, or random for comparison: drawn once, and fixed",
+        choices=("learned", "random"),
+        structural=True,
+    )
+    shared: str = setting(
+        "yes",
+        "the real gates of all branches start alike, at 1/C; no: each between half and one and a"
+        " half times that, drawn with `seed`",
+        choices=("yes", "no"),
+        structural=True,
+    )
+    seed: int = setting(
+        0,
+        "of a random connectivity, and of real gates that start at random",
+        low=0,
+        high=2**31 - 1,
+        structural=True,
+    )
+    phases: str = setting(
+        "cifar",
+        "how --schedule step divides the epochs into phases: 120 joint, 100, 50, 50 (cifar), or"
+        " four alike (imagenet)",
+        choices=tuple(PHASES),
+    )
 
 
 class Connections(Gate):
-    """Which branches of a module (units) are read by which of the next. Called, it returns the connections (readers, branches), 0 or 1, and how many a reader has.
+    """Which branches of a module (units) are read by which of the next.
 
-    Always on, all branches are read by all: the network is as it was. `real`: the real gates (readers, branches). `chosen`: the connections once `frozen`. `reader_site`: where the readers are units themselves.
+    Called, it returns the connections (readers, branches), 0 or 1, and how many a reader has.
+
+    Always on, all branches are read by all: the network is as it was. `real`: the real gates
+    (readers, branches). `chosen`: the connections once `frozen`. `reader_site`: where the readers
+    are units themselves.
     """
 
     data_dependent = False
@@ -60,20 +105,33 @@ class Connections(Gate):
         self.register_buffer("frozen", torch.zeros((), dtype=torch.bool))
 
     def largest(self) -> Tensor:
-        """The fan_in largest real gates of each reader: (readers, branches), 0 or 1. Of equal ones those that follow the reader's own number."""
+        """The fan_in largest real gates of each reader: (readers, branches), 0 or 1.
+
+        Of equal ones those that follow the reader's own number.
+        """
         branches = self.real.shape[1]
         distance = (torch.arange(branches)[None] - torch.arange(len(self.real))[:, None]) % branches
         order = torch.argsort(distance.to(self.real.device), dim=1, stable=True)
-        ranked = self.real.detach().gather(1, order).sort(dim=1, descending=True, stable=True).indices[:, : self.fan_in]
+        ranked = (
+            self.real.detach()
+            .gather(1, order)
+            .sort(dim=1, descending=True, stable=True)
+            .indices[:, : self.fan_in]
+        )
         return torch.zeros_like(self.real.detach()).scatter_(1, order.gather(1, ranked), 1)
 
     def drawn(self) -> Tensor:
-        """fan_in distinct connections of each reader, drawn with the real gates' chances; the gradient is handed to all real gates, which from then on sum to 1."""
+        """fan_in distinct connections of each reader, drawn with the real gates' chances.
+
+        The gradient is handed to all real gates, which from then on sum to 1.
+        """
         chances = self.real.detach().clamp(min=0)
         total = chances.sum(1, keepdim=True)
         chances = torch.where(total > 0, chances / total, 1 / chances.shape[1])
         self.real.data.copy_(chances)  # as the paper's pseudocode: the step is taken from there
-        picked = torch.multinomial(chances + 1e-6, self.fan_in, replacement=False)  # clipping may have left too few above zero
+        picked = torch.multinomial(
+            chances + 1e-6, self.fan_in, replacement=False
+        )  # clipping may have left too few above zero
         binary = torch.zeros_like(chances).scatter_(1, picked, 1)
         return binary + (self.real - self.real.detach())
 
@@ -88,23 +146,37 @@ class Connections(Gate):
         self.frozen.fill_(True)
 
     def forward(self, x: Tensor) -> tuple[Tensor, int]:  # type: ignore[override]
-        found, fan_in = self.drawn() if self.training and not bool(self.frozen) else self.connections(), self.fan_in
+        found, fan_in = (
+            (self.drawn() if self.training and not bool(self.frozen) else self.connections()),
+            self.fan_in,
+        )
         if self.strategy == "always-on" and not self.training:
             found, fan_in = torch.ones_like(found), self.units
         z = (found.detach() > 0.5).any(0).to(found.dtype).expand(x.shape[0], self.units)
         if self.forced is not None:
             z = self._obeyed(x)
-            found = found * z[:, None, :] if self.forced.ndim == 2 else found * self.forced.to(found.device)
+            found = (
+                found * z[:, None, :]
+                if self.forced.ndim == 2
+                else found * self.forced.to(found.device)
+            )
         if self.observer is not None:
             self.observer(self, z, None)
         return found, fan_in
 
 
 class AllConnections(Connections):
-    """Every branch is read by all: nothing to choose. Called, it returns decisions z (N, branches)."""
+    """Every branch is read by all: nothing to choose.
+
+    Called, it returns decisions z (N, branches).
+    """
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        z = self._obeyed(x) if self.forced is not None else self.drawn().mean(0).expand(x.shape[0], self.units)
+        z = (
+            self._obeyed(x)
+            if self.forced is not None
+            else self.drawn().mean(0).expand(x.shape[0], self.units)
+        )
         if self.observer is not None:
             self.observer(self, z, None)
         return z
@@ -128,7 +200,10 @@ class Fixed(nn.Module):
 
 
 class GateConnect(Method):
-    needs: ClassVar[str] = "two or more residual modules in a row with grouped convolutions, as ResNeXt's, of equally many branches that nothing mixes (squeeze-and-excitation does)"
+    needs: ClassVar[str] = (
+        "two or more residual modules in a row with grouped convolutions, as ResNeXt's, of equally"
+        " many branches that nothing mixes (squeeze-and-excitation does)"
+    )
     paper: ClassVar[str] = "Ahmed, Torresani: Connectivity Learning in Multi-Branch Networks, 2017"
     gate_lr_factor: ClassVar[float] = 2.0
 
@@ -142,8 +217,13 @@ class GateConnect(Method):
         count = network.sites[site].units
         fan_in = count // 2 if settings.fan_in is None else settings.fan_in
         if fan_in > count:
-            raise SettingError(f"expected setting `fan_in` to be at most the {count} branches of `{site}`, but got {fan_in}")
-        gate = (AllConnections if fan_in == count else Connections)(site, count, fan_in, network.boundaries[site].reader_site)
+            raise SettingError(
+                f"expected setting `fan_in` to be at most the {count} branches of `{site}`, but got"
+                f" {fan_in}"
+            )
+        gate = (AllConnections if fan_in == count else Connections)(
+            site, count, fan_in, network.boundaries[site].reader_site
+        )
         draw = torch.Generator().manual_seed(settings.seed + list(network.boundaries).index(site))
         if settings.connectivity == "random":
             gate.freeze(_random(count, fan_in, draw))
@@ -154,11 +234,15 @@ class GateConnect(Method):
     def targets(self, settings: Any, sites: Iterable[str], epoch: int) -> dict[str, float]:
         return dict.fromkeys(sites, 1.0)
 
-    def loss(self, decisions: Mapping[str, Tensor], settings: Any, targets: Mapping[str, float]) -> Tensor:
+    def loss(
+        self, decisions: Mapping[str, Tensor], settings: Any, targets: Mapping[str, float]
+    ) -> Tensor:
         """There is none: the cross-entropy alone chooses connections."""
         return next(iter(decisions.values())).new_zeros(())
 
-    def begin_epoch(self, network: Network, sites: Iterable[str], settings: Any, done: float) -> None:
+    def begin_epoch(
+        self, network: Network, sites: Iterable[str], settings: Any, done: float
+    ) -> None:
         joint, *others = PHASES[settings.phases]
         if done < joint / (joint + sum(others)):
             return
@@ -184,7 +268,9 @@ class GateConnect(Method):
         gate = _connections(network, site)
         read = gate.connections() > 0
         if gate.reader_site in network.methods:
-            readers = torch.tensor(self.decided(network, gate.reader_site, threshold), device=read.device)
+            readers = torch.tensor(
+                self.decided(network, gate.reader_site, threshold), device=read.device
+            )
             read = read & readers[:, None]
         return [bool(flag) for flag in read.any(0)]
 
@@ -195,7 +281,9 @@ class GateConnect(Method):
             if isinstance(gate, AllConnections):
                 continue
             readers = kept.get(gate.reader_site or "", list(range(len(gate.real))))
-            rows, columns = (torch.tensor(numbers, device=gate.real.device) for numbers in (readers, units))
+            rows, columns = (
+                torch.tensor(numbers, device=gate.real.device) for numbers in (readers, units)
+            )
             fixed[site] = Fixed(gate.connections()[rows][:, columns].clone(), gate.fan_in)
         surgery.fix_connections(network, kept, fixed)
         return True
@@ -212,4 +300,12 @@ def _random(count: int, fan_in: int, draw: torch.Generator) -> Tensor:
     return torch.stack([torch.zeros(count).scatter_(0, row, 1) for row in rows])
 
 
-register(GateConnect("gateconnect", "which branches of a ResNeXt feed which branches of the next module; those that nobody reads can be pruned. With fewer than all connections, as by default, attach changes predictions: finetune next", GateConnectSettings))
+register(
+    GateConnect(
+        "gateconnect",
+        "which branches of a ResNeXt feed which branches of the next module; those that nobody"
+        " reads can be pruned. With fewer than all connections, as by default, attach changes"
+        " predictions: finetune next",
+        GateConnectSettings,
+    )
+)

@@ -1,4 +1,7 @@
-"""Decide gates for good: take them out, and the branches, units, connections and exits that go with them. `recompile` and `recount` the network once all are done."""
+"""Decide gates for good: take them out, and the branches, units, connections and exits that go with
+them. `recompile` and `recount` the network once all are done.
+"""
+
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -18,7 +21,9 @@ def remove_gate(network: Network, site: str) -> None:
     old = network.sites[site]
     if old.kind == "conv":
         reread(network, *convs.remove_channel_gate(network.graph, old), site)
-        network.sites[site] = replace(network.sites[site], units=network.channels_of(old.branch[0]), always=0.0)
+        network.sites[site] = replace(
+            network.sites[site], units=network.channels_of(old.branch[0]), always=0.0
+        )
         network.methods.pop(site)
         return
     rewrite.remove_mask(network.graph, old)
@@ -29,15 +34,26 @@ def remove_gate(network: Network, site: str) -> None:
     network.methods.pop(site)
 
 
-def remove_branches(network: Network, sites: Collection[str], narrowed: Mapping[fx.Node, Sequence[int]] | None = None) -> None:
-    """Take sites out of the network for good, with their gates; `narrowed`: what `keep_units` returned of others, to be done with them.
+def remove_branches(
+    network: Network,
+    sites: Collection[str],
+    narrowed: Mapping[fx.Node, Sequence[int]] | None = None,
+) -> None:
+    """Take sites out of the network for good, with their gates.
+
+    `narrowed`: what `keep_units` returned of others, to be done with them.
 
     Raises SettingError where one cannot be removed, see `why_not_removable`.
     """
     for site in [name for name in sites if network.sites[name].kind == "conv"]:
         keep_units(network, site, [])
     sites = [name for name in sites if name in network.sites]
-    folded = {**(narrowed or {})} | {node: gone for site in sites if network.sites[site].kind in ("layer", "filter") and not _is_summand(network, site) for node, gone in _nothing_of(network, site).items()}
+    folded = {**(narrowed or {})} | {
+        node: gone
+        for site in sites
+        if network.sites[site].kind in ("layer", "filter") and not _is_summand(network, site)
+        for node, gone in _nothing_of(network, site).items()
+    }
     if folded:
         slices.fold(network, network.graph, network.costs, folded)
     for site in sites:
@@ -49,18 +65,33 @@ def remove_branches(network: Network, sites: Collection[str], narrowed: Mapping[
 
 
 def why_not_removable(network: Network, sites: Iterable[str]) -> dict[str, str]:
-    """What stands in the way of removing the branches of these sites for good, all together; those left out where nothing does."""
+    """What stands in the way of removing the branches of these sites for good, all together.
+
+    Those left out where nothing does.
+    """
     reasons, replaced = dict[str, str](), dict[fx.Node, fx.Node]()
     for name in sites:
         site = network.sites[name]
         if site.kind == "block":
-            replaced[rewrite.node_named(network.graph, site.add)] = rewrite.node_named(network.graph, site.shortcut)
+            replaced[rewrite.node_named(network.graph, site.add)] = rewrite.node_named(
+                network.graph, site.shortcut
+            )
         elif _is_summand(network, name):
-            added = rewrite.additions_of_zero(network, rewrite.node_named(network.graph, site.value), replaced)
+            added = rewrite.additions_of_zero(
+                network, rewrite.node_named(network.graph, site.value), replaced
+            )
             if added is None:
                 reasons[name] = "nothing else would be left of the sum that it goes into"
             replaced |= added or {}
-        elif site.kind in ("layer", "filter") and (why := slices.foldable(network, network.graph, network.costs, _nothing_of(network, name))) is not None:
+        elif (
+            site.kind in ("layer", "filter")
+            and (
+                why := slices.foldable(
+                    network, network.graph, network.costs, _nothing_of(network, name)
+                )
+            )
+            is not None
+        ):
             reasons[name] = why
     return reasons
 
@@ -68,7 +99,11 @@ def why_not_removable(network: Network, sites: Iterable[str]) -> dict[str, str]:
 def _is_summand(network: Network, site: str) -> bool:
     """Whether a site's value goes into additions alone, so that these do without it."""
     place = network.sites[site]
-    return place.kind == "filter" and rewrite.additions_of_zero(network, rewrite.node_named(network.graph, place.value)) is not None
+    return (
+        place.kind == "filter"
+        and rewrite.additions_of_zero(network, rewrite.node_named(network.graph, place.value))
+        is not None
+    )
 
 
 def _nothing_of(network: Network, site: str) -> dict[fx.Node, list[int]]:
@@ -83,20 +118,34 @@ def _output(network: Network, site: str) -> fx.Node:
     return value
 
 
-def keep_units(network: Network, site: str, kept: Sequence[int], round_to: int = 1, dynamic: Sequence[int] = (), wide: bool = True) -> dict[fx.Node, list[int]]:
-    """Take all other units of a split site out for good, those in `kept` without a gate from now on; those in `dynamic` are decided as before.
+def keep_units(
+    network: Network,
+    site: str,
+    kept: Sequence[int],
+    round_to: int = 1,
+    dynamic: Sequence[int] = (),
+    wide: bool = True,
+) -> dict[fx.Node, list[int]]:
+    """Take all other units of a split site out for good, those in `kept` without a gate from now
+    on; those in `dynamic` are decided as before.
 
-    round_to: keep so many more filters, giving zeros, that their number is a multiple of this, as fast kernels like it.
-    wide: who reads the value gets zeros in the place of what is gone; else they are to lose these channels too (gatecli.graph.slices.fold).
+    round_to: keep so many more filters, giving zeros, that their number is a multiple of this, as
+        fast kernels like it.
+    wide: who reads the value gets zeros in the place of what is gone; else they are to lose these
+        channels too (gatecli.graph.slices.fold).
     Returns, for those, value -> channels that are gone.
     """
     if network.sites[site].kind == "conv":
-        _decide_units(network, site, kept, sorted(set(range(network.sites[site].units)) - {*kept, *dynamic}))
+        _decide_units(
+            network, site, kept, sorted(set(range(network.sites[site].units)) - {*kept, *dynamic})
+        )
         return {}
     old = network.sites[site]
     result = narrow.narrow(network, network.graph, network.costs, old, kept, dynamic, round_to)
     network.sites[site] = result.site
-    if result.output.name not in network.costs:  # it stands for the value in its full width, until all is done
+    if (
+        result.output.name not in network.costs
+    ):  # it stands for the value in its full width, until all is done
         network.costs[result.output.name] = network.costs[old.value]
     if not dynamic:
         network.methods.pop(site)
@@ -112,15 +161,27 @@ def keep_units(network: Network, site: str, kept: Sequence[int], round_to: int =
 
 
 def why_stays_wide(network: Network, site: str, kept: Sequence[int]) -> str | None:
-    """Why who reads a site's value must go on reading zeros in the place of units not in `kept`; None where they can lose these channels too."""
-    gone = narrow.gone_channels(network.sites[site], network.channels_of(network.sites[site].value), kept)
+    """Why who reads a site's value must go on reading zeros in the place of units not in `kept`.
+
+    None where they can lose these channels too.
+    """
+    gone = narrow.gone_channels(
+        network.sites[site], network.channels_of(network.sites[site].value), kept
+    )
     return slices.foldable(network, network.graph, network.costs, {_output(network, site): gone})
 
 
-def _decide_units(network: Network, site: str, opened: Sequence[int], closed: Sequence[int]) -> None:
-    """Let these units of a convolution always run, and these never, for good; its gate decides for the others, and goes where there are none."""
+def _decide_units(
+    network: Network, site: str, opened: Sequence[int], closed: Sequence[int]
+) -> None:
+    """Let these units of a convolution always run, and these never, for good.
+
+    Its gate decides for the others, and goes where there are none.
+    """
     gate: Any = network.site_gates[site]
-    before, now, more = convs.decide_channels(network, network.graph, network.sites[site], opened, closed)
+    before, now, more = convs.decide_channels(
+        network, network.graph, network.sites[site], opened, closed
+    )
     reread(network, before, now, site, more)
     if len(opened) + len(closed) == network.sites[site].units:
         del network.sites[site], network.methods[site]
@@ -131,10 +192,17 @@ def _decide_units(network: Network, site: str, opened: Sequence[int], closed: Se
     network.sites[site] = replace(network.sites[site], units=gate.units, always=always)
 
 
-def fix_connections(network: Network, kept: Mapping[str, Sequence[int]], fixed: Mapping[str, nn.Module]) -> None:
-    """Keep only these branches at these sites for good; `fixed`: what takes a gate's place, see gatecli.graph.branches.fix. The gates go."""
+def fix_connections(
+    network: Network, kept: Mapping[str, Sequence[int]], fixed: Mapping[str, nn.Module]
+) -> None:
+    """Keep only these branches at these sites for good.
+
+    `fixed`: what takes a gate's place, see gatecli.graph.branches.fix. The gates go.
+    """
     for site, places in kept.items():
-        branches.fix(network, network.graph, site, network.boundaries[site], places, fixed.get(site))
+        branches.fix(
+            network, network.graph, site, network.boundaries[site], places, fixed.get(site)
+        )
         network.methods.pop(site)
         network.sites.pop(site)
 
@@ -147,8 +215,16 @@ def remove_exit(network: Network, site: str) -> None:
 
 def end_at_exit(network: Network, site: str) -> None:
     """Let everybody who comes to an exit leave there; what lies behind it goes."""
-    rewrite.end_at_exit(network, network.graph, network.sites[site], network.site_exits[site].head())
+    rewrite.end_at_exit(
+        network, network.graph, network.sites[site], network.site_exits[site].head()
+    )
     left = {node.name for node in network.graph.nodes}
     network.methods.pop(site)
-    network.sites = {name: other for name, other in network.sites.items() if {other.value, other.add} - {""} <= left and other.entry in left and name != site}
-    network.methods = {name: method for name, method in network.methods.items() if name in network.sites}
+    network.sites = {
+        name: other
+        for name, other in network.sites.items()
+        if {other.value, other.add} - {""} <= left and other.entry in left and name != site
+    }
+    network.methods = {
+        name: method for name, method in network.methods.items() if name in network.sites
+    }

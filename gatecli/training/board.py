@@ -1,4 +1,5 @@
 """A run's log as TensorBoard reads it: scalars over the steps. Needs the extra `report`."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
@@ -11,25 +12,38 @@ from gatecli.errors import SettingError
 from gatecli.training.run import Run
 
 SCALARS = {  # of a logged step, and of an epoch
-    "loss": "train/loss", "rate": "train/rate", "lr": "train/lr",
-    "val_top1": "val/top1", "achieved_rate": "val/rate", "target_rate": "val/target_rate", "macs_expected": "val/macs",
-}  # fmt: skip
+    "loss": "train/loss",
+    "rate": "train/rate",
+    "lr": "train/lr",
+    "val_top1": "val/top1",
+    "achieved_rate": "val/rate",
+    "target_rate": "val/target_rate",
+    "macs_expected": "val/macs",
+}
 
 
 class Board:
-    """Writes each line of a run's log as scalars into `folder`. Raises SettingError where TensorBoard is not installed."""
+    """Writes each line of a run's log as scalars into `folder`.
+
+    Raises SettingError where TensorBoard is not installed.
+    """
 
     def __init__(self, folder: Path) -> None:
         try:
             self._writers = import_module("torch.utils.tensorboard")
         except ImportError as error:
-            raise SettingError(f"--tensorboard needs TensorBoard, which is not installed ({error}): pip install 'gatecli[report]'") from error
+            raise SettingError(
+                f"--tensorboard needs TensorBoard, which is not installed ({error}): pip install"
+                " 'gatecli[report]'"
+            ) from error
         self.folder = folder
         self._writer: Any = None
 
     def __call__(self, row: Mapping[str, Any]) -> None:
         step = row["step"]
-        if self._writer is None:  # what a run that was cut off had logged from here on comes again: drop it
+        if (
+            self._writer is None
+        ):  # what a run that was cut off had logged from here on comes again: drop it
             self._writer = self._writers.SummaryWriter(str(self.folder), purge_step=step)
         scalars = {tag: row[name] for name, tag in SCALARS.items() if row.get(name) is not None}
         scalars.update({f"rate/{site}": rate for site, rate in row.get("rates", {}).items()})
@@ -43,7 +57,10 @@ class Board:
 
 @contextmanager
 def on_board(run: Run, board: Board | None) -> Iterator[None]:
-    """Show on `board`, if any, what `run` logs inside the block. Raises OSError at once where the folder cannot be made."""
+    """Show on `board`, if any, what `run` logs inside the block.
+
+    Raises OSError at once where the folder cannot be made.
+    """
     if board is None:
         yield
         return

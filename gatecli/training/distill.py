@@ -1,10 +1,13 @@
 """Knowledge distillation: train a gated network towards what an ungated one says.
 
-    loss + weight * T^2 KL(softmax(t / T) || softmax(s / T)),  t: the teacher's logits, s: the network's own, T: the temperature
+    loss + weight * T^2 KL(softmax(t / T) || softmax(s / T)),  t: the teacher's logits, s: the
+        network's own, T: the temperature
 
-Hinton, Vinyals, Dean, "Distilling the knowledge in a neural network" (2015); Hua et al. 2019 train channel gates so. The teacher is another network, or
-this one as it was when the training began, all gates open and no exit taken. It is made anew when a run is resumed, so no state holds it.
+Hinton, Vinyals, Dean, "Distilling the knowledge in a neural network" (2015); Hua et al. 2019 train
+channel gates so. The teacher is another network, or this one as it was when the training began, all
+gates open and no exit taken. It is made anew when a run is resumed, so no state holds it.
 """
+
 from __future__ import annotations
 
 import torch
@@ -17,13 +20,21 @@ from gatecli.training.options import TrainOptions
 
 
 def distillation(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
-    """T^2 KL(taught || logits) of the softened class probabilities, mean over samples: both (N, K) -> a scalar."""
+    """T^2 KL(taught || logits) of the softened class probabilities, mean over samples.
+
+    Both (N, K) -> a scalar.
+    """
     softened, aimed = (each.float() / temperature for each in (logits, taught))
-    return temperature**2 * F.kl_div(softened.log_softmax(1), aimed.log_softmax(1), reduction="batchmean", log_target=True)
+    return temperature**2 * F.kl_div(
+        softened.log_softmax(1), aimed.log_softmax(1), reduction="batchmean", log_target=True
+    )
 
 
 class Teacher:
-    """A network that no longer changes, all its gates open; called, it gives logits (N, K) of images (N, C, H, W)."""
+    """A network that no longer changes, all its gates open.
+
+    Called, it gives logits (N, K) of images (N, C, H, W).
+    """
 
     def __init__(self, network: Network) -> None:
         self.network = network.eval().requires_grad_(False)
@@ -37,18 +48,29 @@ class Teacher:
 
 
 def check_teacher(network: Network, teacher: Network | None, options: TrainOptions) -> None:
-    """Raises SettingError where the teacher does not teach, or is not for the network's images and classes."""
+    """Raises SettingError where the teacher does not teach, or is not for the network's images and
+    classes.
+    """
     if teacher is None:
         return
     if not options.distill:
         raise SettingError("--teacher is for distillation: say how much it weighs, as --distill 1")
     mine, its = network.input, teacher.input
     if teacher.num_classes != network.num_classes:
-        raise SettingError(f"expected the teacher to know the network's {network.num_classes} classes, but it knows {teacher.num_classes}")
+        raise SettingError(
+            f"expected the teacher to know the network's {network.num_classes} classes, but it"
+            f" knows {teacher.num_classes}"
+        )
     if (its.channels, its.size) != (mine.channels, mine.size):
-        raise SettingError(f"expected the teacher to take images of {_shape(mine.channels, mine.size)}, as the network does, but it takes {_shape(its.channels, its.size)}")
+        raise SettingError(
+            f"expected the teacher to take images of {_shape(mine.channels, mine.size)}, as the"
+            f" network does, but it takes {_shape(its.channels, its.size)}"
+        )
     if its.mean is not None and (its.mean, its.std) != (mine.mean, mine.std):
-        raise SettingError(f"expected the teacher to take images normalised as the network's, by mean {mine.mean} and std {mine.std}, but it takes {its.mean} and {its.std}")
+        raise SettingError(
+            f"expected the teacher to take images normalised as the network's, by mean {mine.mean}"
+            f" and std {mine.std}, but it takes {its.mean} and {its.std}"
+        )
 
 
 def _shape(channels: int, size: tuple[int, int]) -> str:

@@ -1,4 +1,5 @@
 """finetune: baseline, loop, the best state, BatchNorm re-estimation, and the final figures."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -21,9 +22,12 @@ from gatecli.training.trained import trained_methods
 
 @dataclass(frozen=True)
 class Finetuned:
-    """The trained network and its figures on val: `top1` percent, `rates` per unit, `history` a row an epoch.
+    """The trained network and its figures on val.
 
-    `chosen` says which epoch it is and why; `batchnorm` holds val top-1 before and after the re-estimation and which was kept.
+    `top1` percent, `rates` per unit, `history` a row an epoch.
+
+    `chosen` says which epoch it is and why; `batchnorm` holds val top-1 before and after the
+    re-estimation and which was kept.
     """
 
     network: Network
@@ -50,19 +54,25 @@ def finetune(
     progress: Progress = silent,
     teacher: Network | None = None,
 ) -> Finetuned:
-    """Train what the latest attached method trains, or those that `options.train` names, in place; for layer gates, the network with them.
+    """Train what the latest attached method trains, or those that `options.train` names, in place.
+
+    For layer gates, the network with them.
 
     Args:
         network: a gated network whose input normalisation is known (see gatecli.inputs).
         data: fit on its train split, chosen on its val split.
         changes: settings of the method to change for this training, such as target_rate.
-        run: where to keep a resumable state; a run with a saved state is resumed, `network` being as it was when the run began.
-        teacher: who says what to learn where `options.distill` is not 0; changed to evaluation with all gates open. None: the network as it is now.
-    Raises: TrainingError without gates, or when the loss or a weight is no longer finite; DataError; CheckpointError where a state cannot be
-    written or read; Interrupted.
+        run: where to keep a resumable state; a run with a saved state is resumed, `network` being
+            as it was when the run began.
+        teacher: who says what to learn where `options.distill` is not 0; changed to evaluation with
+            all gates open. None: the network as it is now.
+    Raises: TrainingError without gates, or when the loss or a weight is no longer finite;
+    DataError; CheckpointError where a state cannot be written or read; Interrupted.
     """
     trained = trained_methods(network.recipe, changes or {}, options.methods)
-    loop = (ExitLoop if trained[0].method.trains == "exits" else Loop)(network, data, trained, options, run, progress, teacher)
+    loop = (ExitLoop if trained[0].method.trains == "exits" else Loop)(
+        network, data, trained, options, run, progress, teacher
+    )
     saved = run.saved() if run is not None else None
     if run is not None and saved is not None:
         loop.restore(run, *saved)
@@ -72,8 +82,13 @@ def finetune(
     try:
         result = _finish(loop, baseline)
     except Interrupted as error:
-        raise Interrupted("interrupted after the last step, before the final evaluation was over") from error
-    network.recipe = replace(network.recipe, baseline=network.recipe.baseline or {"top1": baseline, "split": "val", "data": data.spec})
+        raise Interrupted(
+            "interrupted after the last step, before the final evaluation was over"
+        ) from error
+    network.recipe = replace(
+        network.recipe,
+        baseline=network.recipe.baseline or {"top1": baseline, "split": "val", "data": data.spec},
+    )
     return result
 
 
@@ -88,13 +103,42 @@ def _finish(loop: Loop, baseline: float) -> Finetuned:
     network.eval()
     batchnorm, scores = loop.finish()
     result = Finetuned(
-        network, loop.options.epochs, scores.top1, baseline, expected_macs(network, scores.rates, scores.busy), scores.rates, target, chosen, batchnorm, position.history,
-        overall_rate(loop.trained[0].own(network, scores.rates)), loop.exit_scores(),
-    )  # fmt: skip
+        network,
+        loop.options.epochs,
+        scores.top1,
+        baseline,
+        expected_macs(network, scores.rates, scores.busy),
+        scores.rates,
+        target,
+        chosen,
+        batchnorm,
+        position.history,
+        overall_rate(loop.trained[0].own(network, scores.rates)),
+        loop.exit_scores(),
+    )
     measured = {
-        "top1": scores.top1, "top5": scores.top5, "split": "val", "macs_expected": result.macs_expected, "achieved_rate": result.achieved_rate,
-        "target_rate": target, "chosen": chosen, "batchnorm": batchnorm, "rates": site_rates(scores.rates), "unit_rates": scores.rates,
+        "top1": scores.top1,
+        "top5": scores.top5,
+        "split": "val",
+        "macs_expected": result.macs_expected,
+        "achieved_rate": result.achieved_rate,
+        "target_rate": target,
+        "chosen": chosen,
+        "batchnorm": batchnorm,
+        "rates": site_rates(scores.rates),
+        "unit_rates": scores.rates,
         "exits": {site: asdict(each) for site, each in result.exits.items()},
-    }  # fmt: skip
-    network.recipe = network.recipe.with_step(Step("finetune", {**asdict(loop.options), "method": loop.method.name, "settings": asdict(loop.settings), "data": loop.data.spec}, measured))
+    }
+    network.recipe = network.recipe.with_step(
+        Step(
+            "finetune",
+            {
+                **asdict(loop.options),
+                "method": loop.method.name,
+                "settings": asdict(loop.settings),
+                "data": loop.data.spec,
+            },
+            measured,
+        )
+    )
     return result

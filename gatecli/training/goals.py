@@ -1,7 +1,11 @@
-"""What a training aims at: a target rate, or a price in accuracy or MACs from which the target rate follows.
+"""What a training aims at.
 
-A goal gives the gates' targets for each epoch, says which epoch's state is the best, and keeps what it has learnt in plain numbers.
+A target rate, or a price in accuracy or MACs from which the target rate follows.
+
+A goal gives the gates' targets for each epoch, says which epoch's state is the best, and keeps what
+it has learnt in plain numbers.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +26,9 @@ class TargetRate:
 
     def __init__(self, network: Network, trained: Sequence[Trained], options: TrainOptions) -> None:
         self.network, self.trained, self.options = network, trained, options
-        self.units = {site: network.site_gates[site].units for each in trained for site in each.sites(network)}
+        self.units = {
+            site: network.site_gates[site].units for each in trained for site in each.sites(network)
+        }
         self.aiming = [each for each in trained if each.method.aims]
         self.state: dict[str, float] = {}
 
@@ -31,10 +37,19 @@ class TargetRate:
 
     def targets(self, epoch: int) -> dict[str, float]:
         """The rate that each gate aims at when `epoch` (from 0) begins."""
-        return {site: target for each in self.trained for site, target in each.method.targets(each.settings, each.sites(self.network), epoch).items()}
+        return {
+            site: target
+            for each in self.trained
+            for site, target in each.method.targets(
+                each.settings, each.sites(self.network), epoch
+            ).items()
+        }
 
     def mean(self, targets: Mapping[str, float], of: Trained | None = None) -> float | None:
-        """The mean target of one method's units, the first's if none is named; None where it aims at none."""
+        """The mean target of one method's units, the first's if none is named.
+
+        None where it aims at none.
+        """
         own = (of or self.trained[0]).own(self.network, targets)
         return mean_target(own, {site: self.units[site] for site in own}) if own else None
 
@@ -66,12 +81,25 @@ class TargetRate:
     def chosen(self, best: Row | None) -> str:
         """Which epoch was taken, and why."""
         if best is None:
-            return f"last: epoch {self.options.epochs}, as no epoch's rate {' and '.join(self._bound(each, 'came up to', 'came down to') for each in self.aiming)}"
-        return f"best: epoch {best['epoch']}, the highest val top-1 among those whose rate {' and '.join(self._bound(each, 'is at least', 'is at most') for each in self.aiming)}"
+            return (
+                f"last: epoch {self.options.epochs}, as no epoch's rate"
+                f" {self._bounds('came up to', 'came down to')}"
+            )
+        return (
+            f"best: epoch {best['epoch']}, the highest val top-1 among those whose rate"
+            f" {self._bounds('is at least', 'is at most')}"
+        )
+
+    def _bounds(self, up: str, down: str) -> str:
+        return " and ".join(self._bound(each, up, down) for each in self.aiming)
 
     def _bound(self, each: Trained, above: str, below: str) -> str:
         of = "" if len(self.aiming) == 1 else f" ({each.method.name})"
-        return f"{above} {self.asked(each):.2f} - .02{of}" if each.method.at_least else f"{below} {self.asked(each):.2f} + .02{of}"
+        return (
+            f"{above} {self.asked(each):.2f} - .02{of}"
+            if each.method.at_least
+            else f"{below} {self.asked(each):.2f} + .02{of}"
+        )
 
 
 class NoRate(TargetRate):
@@ -81,25 +109,39 @@ class NoRate(TargetRate):
         return None
 
     def chosen(self, best: Row | None) -> str:
-        return f"last: epoch {self.options.epochs}, as {self.trained[0].method.name} aims at no rate that would say which epoch is the best"
+        return (
+            f"last: epoch {self.options.epochs}, as {self.trained[0].method.name} aims at no rate"
+            " that would say which epoch is the best"
+        )
 
 
 class Price(TargetRate):
-    """At most `max_drop` points of val top-1 below the baseline, at most `max_gmacs` GMACs; the target rate follows from what val says.
+    """At most `max_drop` points of val top-1 below the baseline, at most `max_gmacs` GMACs.
 
-    The target is lowered, from 1 on, as long as the accuracy holds; where it does not, the target goes up again by half of the step,
-    which stays halved. With a budget of MACs alone it is lowered until the budget is met, and stays there.
+    The target rate follows from what val says.
+
+    The target is lowered, from 1 on, as long as the accuracy holds; where it does not, the target
+    goes up again by half of the step, which stays halved. With a budget of MACs alone it is lowered
+    until the budget is met, and stays there.
     """
 
     def __init__(self, network: Network, trained: Sequence[Trained], options: TrainOptions) -> None:
         super().__init__(network, trained, options)
         if len(trained) > 1 or trained[0].method.at_least or not trained[0].method.aims:
-            raise SettingError(f"--max-drop and --max-gmacs find the rate of layer gates alone, but {', '.join(each.method.name for each in trained)} are trained")
+            raise SettingError(
+                "--max-drop and --max-gmacs find the rate of layer gates alone, but"
+                f" {', '.join(each.method.name for each in trained)} are trained"
+            )
         self.limit = None if options.max_gmacs is None else options.max_gmacs * 1e9
         self.fixed = network.macs_dense - sum(network.sites[site].macs for site in self.units)
         if self.limit is not None and self.limit < self.fixed:
-            raise SettingError(f"--max-gmacs {options.max_gmacs:g} is out of reach: with all {len(self.units)} gated branches off, {self.fixed / 1e9:.4g} GMACs are left")
-        step = min(0.25, max(0.02, 1.6 / options.epochs))  # in half of the epochs it can come down to .2
+            raise SettingError(
+                f"--max-gmacs {options.max_gmacs:g} is out of reach: with all {len(self.units)}"
+                f" gated branches off, {self.fixed / 1e9:.4g} GMACs are left"
+            )
+        step = min(
+            0.25, max(0.02, 1.6 / options.epochs)
+        )  # in half of the epochs it can come down to .2
         self.floor: float | None = None  # known when the training begins
         self.state = {"target": 1 - step, "step": step}
 
@@ -117,13 +159,19 @@ class Price(TargetRate):
         return float(row["target_rate"])
 
     def meets(self, row: Row) -> bool:
-        return self._accurate(row) and (self.limit is None or bool(row["macs_expected"] <= self.limit))
+        return self._accurate(row) and (
+            self.limit is None or bool(row["macs_expected"] <= self.limit)
+        )
 
     def _accurate(self, row: Row) -> bool:
         return self.floor is None or bool(row["val_top1"] >= self.floor)
 
     def rank(self, row: Row) -> tuple[float, ...]:
-        """Those that meet the price first: the cheapest of them, or for a budget of MACs alone the most accurate; else the nearest to it."""
+        """Those that meet the price first.
+
+        The cheapest of them, or for a budget of MACs alone the most accurate; else the nearest to
+        it.
+        """
         accuracy, thrift = row["val_top1"], -row["macs_expected"]
         if self.meets(row):
             return (1, accuracy, thrift) if self.floor is None else (1, thrift, accuracy)
@@ -134,10 +182,15 @@ class Price(TargetRate):
         if not self._accurate(row):
             self.state = {"target": min(1.0, target + step / 2), "step": step / 2}
         elif self.floor is not None or not self.meets(row):
-            self.state["target"] = max(0.0, self._needed(row), min(target, row["achieved_rate"]) - step)
+            self.state["target"] = max(
+                0.0, self._needed(row), min(target, row["achieved_rate"]) - step
+            )
 
     def _needed(self, row: Row) -> float:
-        """The rate that would meet a budget of MACs alone, if cost went with rate as it does now; there is no need to go lower."""
+        """The rate that would meet a budget of MACs alone, if cost went with rate as it does now.
+
+        There is no need to go lower.
+        """
         spent = row["macs_expected"] - self.fixed
         if self.limit is None or self.floor is not None or spent <= 0:
             return 0.0
@@ -147,15 +200,30 @@ class Price(TargetRate):
 
     def chosen(self, best: Row | None) -> str:
         assert best is not None
-        drop = "" if self.options.max_drop is None else f"at most {self.options.max_drop:g} points below the baseline"
-        budget = "" if self.options.max_gmacs is None else f"at most {self.options.max_gmacs:g} GMACs"
+        drop = (
+            ""
+            if self.options.max_drop is None
+            else f"at most {self.options.max_drop:g} points below the baseline"
+        )
+        budget = (
+            "" if self.options.max_gmacs is None else f"at most {self.options.max_gmacs:g} GMACs"
+        )
         what = " and ".join(filter(None, (drop, budget)))
         if not self.meets(best):
             return f"nearest: epoch {best['epoch']}; no epoch was {what}"
-        return f"best: epoch {best['epoch']}, the {'most accurate' if self.floor is None else 'cheapest'} that was {what}"
+        return (
+            f"best: epoch {best['epoch']}, the"
+            f" {'most accurate' if self.floor is None else 'cheapest'} that was {what}"
+        )
 
 
 def goal_of(network: Network, trained: Sequence[Trained], options: TrainOptions) -> TargetRate:
     """What `options` aim at. Raises SettingError where it is out of reach."""
-    kind = Price if options.max_drop is not None or options.max_gmacs is not None else TargetRate if any(each.method.aims for each in trained) else NoRate
+    kind = (
+        Price
+        if options.max_drop is not None or options.max_gmacs is not None
+        else TargetRate
+        if any(each.method.aims for each in trained)
+        else NoRate
+    )
     return kind(network, trained, options)

@@ -1,7 +1,11 @@
-"""Re-estimate BatchNorm statistics after training: gates that are rarely open leave the running averages unsteady.
+"""Re-estimate BatchNorm statistics after training.
 
-Herrmann et al. 2018, section 4.1.1: training mode with learning rate zero over about 200 large batches, gates sampling.
+Gates that are rarely open leave the running averages unsteady.
+
+Herrmann et al. 2018, section 4.1.1: training mode with learning rate zero over about 200 large
+batches, gates sampling.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -14,9 +18,17 @@ from torch import Tensor, nn
 from gatecli.progress import Progress
 
 
-def reestimate(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], count: int, progress: Progress) -> None:
-    """Replace the running statistics of every BatchNorm that is in training mode by their plain averages over at most `count` batches."""
-    norms: list[Any] = [part for part in network.modules() if hasattr(part, "reset_running_stats") and part.track_running_stats and part.training]
+def reestimate(
+    network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], count: int, progress: Progress
+) -> None:
+    """Replace the running statistics of every BatchNorm that is in training mode by their plain
+    averages over at most `count` batches.
+    """
+    norms: list[Any] = [
+        part
+        for part in network.modules()
+        if hasattr(part, "reset_running_stats") and part.track_running_stats and part.training
+    ]
     if not norms or not count:
         return
     momenta = [norm.momentum for norm in norms]

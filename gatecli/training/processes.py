@@ -1,4 +1,8 @@
-"""Who else trains: one process now. The loop asks this class and nothing else, so several processes need only another one like it."""
+"""Who else trains: one process now.
+
+The loop asks this class and nothing else, so several processes need only another one like it.
+"""
+
 from __future__ import annotations
 
 from torch import Tensor
@@ -12,7 +16,10 @@ class OneProcess:
     is_main = True
 
     def wrap(self, network: Network) -> Network:
-        """What the loop calls forward on; with several processes, a wrapper that averages gradients."""
+        """What the loop calls forward on.
+
+        With several processes, a wrapper that averages gradients.
+        """
         return network
 
     def mean(self, value: Tensor) -> Tensor:

@@ -1,7 +1,12 @@
-"""What it costs to let branches read different sums: a training step and an evaluation of a ResNeXt, over those of the plain one, and the memory of a step.
+"""What it costs to let branches read different sums.
 
-`C` branches, `K` read by each; K = C is one stream. Memory: what autograd keeps of a step for its backward pass.
+A training step and an evaluation of a ResNeXt, over those of the plain one, and the memory of a
+step.
+
+`C` branches, `K` read by each; K = C is one stream. Memory: what autograd keeps of a step for its
+backward pass.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -22,15 +27,22 @@ SIZE, BATCH = (32, 32), 8
 
 def plain_network(branches: int) -> nn.Module:
     torch.manual_seed(0)
-    return resnet.ResNet(resnet.Bottleneck, [2, 2, 2, 2], num_classes=10, groups=branches, width_per_group=64 // branches * 2)
+    return resnet.ResNet(
+        resnet.Bottleneck,
+        [2, 2, 2, 2],
+        num_classes=10,
+        groups=branches,
+        width_per_group=64 // branches * 2,
+    )
 
 
 def step(network: nn.Module, x: Tensor) -> None:
-    F.cross_entropy(network(x), torch.arange(BATCH) % 10).backward()  # type: ignore[no-untyped-call]
+    loss: Any = F.cross_entropy(network(x), torch.arange(BATCH) % 10)
+    loss.backward()
 
 
 def kept(network: nn.Module, x: Tensor) -> int:
-    """Bytes of the distinct tensors that autograd keeps of one forward pass, parameters left out."""
+    """Bytes of the tensors that autograd keeps of one forward pass, parameters left out."""
     seen: dict[int, int] = {}
     own = {parameter.data_ptr() for parameter in network.parameters()}
 
@@ -47,23 +59,46 @@ def kept(network: nn.Module, x: Tensor) -> int:
 
 
 def of(branches: int, fan_ins: list[int], rounds: int) -> list[timing.Row]:
-    plain, images = plain_network(branches), torch.randn(32, 3, *SIZE, generator=torch.Generator().manual_seed(1))
-    networks = {f"K = {fan_in}": gatecli.attach(plain, "gateconnect", input_size=SIZE, fan_in=fan_in).network for fan_in in fan_ins}
+    plain, images = (
+        plain_network(branches),
+        torch.randn(32, 3, *SIZE, generator=torch.Generator().manual_seed(1)),
+    )
+    networks = {
+        f"K = {fan_in}": (
+            gatecli.attach(plain, "gateconnect", input_size=SIZE, fan_in=fan_in).network
+        )
+        for fan_in in fan_ins
+    }
     found = []
-    for case, batch, training in (("training step", BATCH, True), *(("evaluation", batch, False) for batch in (1, 8, 32))):
+    for case, batch, training in (
+        ("training step", BATCH, True),
+        *(("evaluation", batch, False) for batch in (1, 8, 32)),
+    ):
         x = images[:batch]
         variants: dict[str, Callable[[], Any]] = {}
         for name, network in {"plain": plain, **networks}.items():
             network.train(training)
-            variants[name] = partial(step, network, x) if training else partial(_evaluate, network, x)
+            variants[name] = (
+                partial(step, network, x) if training else partial(_evaluate, network, x)
+            )
         times = timing.interleaved(variants, rounds, warmup=1)
-        memory = {name: kept(network, x) for name, network in {"plain": plain, **networks}.items()} if training else {}
+        memory = (
+            {name: kept(network, x) for name, network in {"plain": plain, **networks}.items()}
+            if training
+            else {}
+        )
         title = f"{case}, batch {batch}, C = {branches}"
-        found.append(timing.row(title, "plain", times, note=f"{memory['plain'] / 2**20:.0f} MiB" if memory else ""))
+        found.append(
+            timing.row(
+                title, "plain", times, note=f"{memory['plain'] / 2**20:.0f} MiB" if memory else ""
+            )
+        )
         for name in networks:
             macs = f"MACs {networks[name].macs_dense / networks[name].recipe.source.macs:.2f}"
             note = f"{macs}, memory {memory[name] / memory['plain']:.2f}" if memory else macs
-            found.append(timing.row(title, name, times, timing.ratio(times, name, "plain"), note=note))
+            found.append(
+                timing.row(title, name, times, timing.ratio(times, name, "plain"), note=note)
+            )
     return found
 
 
@@ -74,7 +109,9 @@ def _evaluate(network: nn.Module, x: Tensor) -> None:
 
 def rows(asked: argparse.Namespace) -> list[timing.Row]:
     found = []
-    for branches, fan_ins in ((4, [4, 2, 1]),) if asked.quick else ((4, [4, 2, 1]), (8, [8, 4, 1]), (16, [16, 8, 1])):
+    for branches, fan_ins in (
+        ((4, [4, 2, 1]),) if asked.quick else ((4, [4, 2, 1]), (8, [8, 4, 1]), (16, [16, 8, 1]))
+    ):
         found += of(branches, fan_ins, 3 if asked.quick else 5)
     return found
 

@@ -1,11 +1,18 @@
-"""Exported networks in ONNX Runtime: how much of the promised speed-up comes true, one image at a time, one thread.
+"""Exported networks in ONNX Runtime.
 
-    realised / ideal = (plain file's time / gated file's time) / (plain MACs / expected MACs of exactly these decisions, gates or exits included)
+How much of the promised speed-up comes true, one image at a time, one thread.
 
-ResNet-50 at 224 with AIG's gates, every one computing its decision in the timed call: `all open` (the ratio is the plain file's time over this one's),
-`half closed` (every other block), `none open`. Exits: d-gates after three stages, who leaves given by the threshold; shares as in exits.py. `by hand`: torchvision's
-network without the closed blocks, exported as it is: what is left at most. `plain`: the source exported by gatecli; `torchvision`: by torch.onnx.export itself.
+    realised / ideal = (plain file's time / gated file's time) / (plain MACs / expected MACs of
+    exactly these decisions, gates or exits included)
+
+ResNet-50 at 224 with AIG's gates, every one computing its decision in the timed call: `all open`
+(the ratio is the plain file's time over this one's), `half closed` (every other block), `none
+open`. Exits: d-gates after three stages, who leaves given by the threshold; shares as in exits.py.
+`by hand`: torchvision's
+network without the closed blocks, exported as it is: what is left at most. `plain`: the source
+exported by gatecli; `torchvision`: by torch.onnx.export itself.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -44,7 +51,10 @@ def decided(network: Network, open_: list[bool]) -> Network:
 
 
 def leaving(network: Network, number: int) -> Network:
-    """Exits of which one alone lets everybody leave; none, where there are not so many. The others are looked at all the same."""
+    """Exits of which one alone lets everybody leave; none, where there are not so many.
+
+    The others are looked at all the same.
+    """
     twin = network.copy()
     for place, exit_ in enumerate(twin.site_exits.values()):
         exit_.threshold.fill_(-1e30 if place == number else 1e30)
@@ -59,7 +69,16 @@ def runner(folder: Path, name: str, network: Network, x: Tensor) -> Callable[[],
 
 
 def by_torchvision(folder: Path, model: nn.Module, x: Tensor) -> Callable[[], Any]:
-    torch.onnx.export(model, (x,), folder / "torchvision.onnx", dynamo=True, input_names=["images"], output_names=["logits"], external_data=False, verbose=False)
+    torch.onnx.export(
+        model,
+        (x,),
+        folder / "torchvision.onnx",
+        dynamo=True,
+        input_names=["images"],
+        output_names=["logits"],
+        external_data=False,
+        verbose=False,
+    )
     session, feed = session_of(folder / "torchvision.onnx"), {"images": x.numpy()}
     return lambda: session.run(["logits"], feed)
 
@@ -69,23 +88,46 @@ def gates(folder: Path, rounds: int) -> list[timing.Row]:
     model = source("resnet50")
     network = gatecli.attach(model, "aig-perbatch").network
     count, sites = len(network.site_gates), list(network.site_gates)
-    cases = {"all open": [True] * count, "half closed": [index % 2 == 1 for index in range(count)], "none open": [False] * count}
-    plain = gatecli.prune(network, rates={site: [1.0] for site in sites}).network  # the source, read by gatecli
-    hand = gatecli.prune(network, rates={site: [float(flag)] for site, flag in zip(sites, cases["half closed"], strict=True)}).network
+    cases = {
+        "all open": [True] * count,
+        "half closed": [index % 2 == 1 for index in range(count)],
+        "none open": [False] * count,
+    }
+    plain = gatecli.prune(
+        network, rates={site: [1.0] for site in sites}
+    ).network  # the source, read by gatecli
+    hand = gatecli.prune(
+        network,
+        rates={site: [float(flag)] for site, flag in zip(sites, cases["half closed"], strict=True)},
+    ).network
     assert torch.allclose(hand(x), without_blocks("NCHW", sites[::2])(x), atol=1e-4)
-    runs = {"plain": runner(folder, "plain", plain, x), "torchvision": by_torchvision(folder, model, x), "by hand, half closed": runner(folder, "by hand", hand, x)}
+    runs = {
+        "plain": runner(folder, "plain", plain, x),
+        "torchvision": by_torchvision(folder, model, x),
+        "by hand, half closed": runner(folder, "by hand", hand, x),
+    }
     for name, open_ in cases.items():
         runs[name] = runner(folder, name, decided(network, open_), x)
     times = timing.interleaved(runs, rounds, warmup=3)
     source_macs = network.recipe.source.macs
-    ideals = {name: source_macs / expected_macs(network, {site: [float(flag)] for site, flag in zip(sites, open_, strict=True)}) for name, open_ in cases.items()}
+    ideals = {
+        name: (
+            source_macs
+            / expected_macs(
+                network, {site: [float(flag)] for site, flag in zip(sites, open_, strict=True)}
+            )
+        )
+        for name, open_ in cases.items()
+    }
     case = "ResNet-50, AIG"
     return [
-        timing.row(case, "plain", times), timing.compared(case, "torchvision", times, "plain"),
+        timing.row(case, "plain", times),
+        timing.compared(case, "torchvision", times, "plain"),
         timing.row(case, "all open", times, timing.ratio(times, "plain", "all open"), ">= 0.95"),
-        timing.realised(case, "half closed", times, ideals["half closed"], ">= 0.92"), timing.realised(case, "by hand, half closed", times, source_macs / hand.macs_dense),
+        timing.realised(case, "half closed", times, ideals["half closed"], ">= 0.92"),
+        timing.realised(case, "by hand, half closed", times, source_macs / hand.macs_dense),
         timing.realised(case, "none open", times, ideals["none open"], ">= 0.80"),
-    ]  # fmt: skip
+    ]
 
 
 def exits(folder: Path, rounds: int) -> list[timing.Row]:
@@ -97,11 +139,20 @@ def exits(folder: Path, rounds: int) -> list[timing.Row]:
     for number in range(len(sites) + 1):
         runs[str(number)] = runner(folder, f"leave {number}", leaving(network, number), x)
     times = timing.interleaved(runs, rounds, warmup=3)
-    times["25/25/25/25"] = [sum(share * times[str(number)][turn] for number, share in enumerate(SHARES)) for turn in range(rounds)]
+    times["25/25/25/25"] = [
+        sum(share * times[str(number)][turn] for number, share in enumerate(SHARES))
+        for turn in range(rounds)
+    ]
     times["nobody leaves"] = times[str(len(sites))]
-    ideal = network.recipe.source.macs / expected_macs(network, {site: [share] for site, share in zip(sites, SHARES, strict=False)})
+    ideal = network.recipe.source.macs / expected_macs(
+        network, {site: [share] for site, share in zip(sites, SHARES, strict=False)}
+    )
     case = "ResNet-50, exits"
-    return [timing.row(case, "plain", times), timing.realised(case, "25/25/25/25", times, ideal, ">= 0.92"), timing.compared(case, "nobody leaves", times, "plain")]
+    return [
+        timing.row(case, "plain", times),
+        timing.realised(case, "25/25/25/25", times, ideal, ">= 0.92"),
+        timing.compared(case, "nobody leaves", times, "plain"),
+    ]
 
 
 def rows(asked: argparse.Namespace) -> list[timing.Row]:
@@ -111,4 +162,9 @@ def rows(asked: argparse.Namespace) -> list[timing.Row]:
 
 
 if __name__ == "__main__":
-    timing.main(__doc__, "Exported to ONNX: ONNX Runtime, batch 1, at 224", rows, onnxruntime=timing.needs("onnxruntime").__version__)
+    timing.main(
+        __doc__,
+        "Exported to ONNX: ONNX Runtime, batch 1, at 224",
+        rows,
+        onnxruntime=timing.needs("onnxruntime").__version__,
+    )

@@ -1,13 +1,16 @@
 """How much of the promised speed-up comes true: ResNet-50 at 224 with half of its decisions 0.
 
-    realised / ideal = (plain time / gated time) / (plain MACs / expected MACs of exactly these decisions, gates included)
+    realised / ideal = (plain time / gated time) / (plain MACs / expected MACs of exactly these
+    decisions, gates included)
 
-`ind`: decisions cost nothing. `aig`: every gate computes its decision in the timed call, and is then overruled. `mask`: the same
-decisions, but every branch is computed and multiplied, as in training. `open`: time over the plain module's, all gates open.
-The bounds, what the rest of the
-network and the convolutions at fewer samples allow: `by hand` at batch 1, a torchvision network without the closed blocks; `no copies` in a
-batch, see `without_copies`. `pruned`: every other block removed by gatecli, over the network by hand.
+`ind`: decisions cost nothing. `aig`: every gate computes its decision in the timed call, and is
+then overruled. `mask`: the same decisions, but every branch is computed and multiplied, as in
+training. `open`: time over the plain module's, all gates open. The bounds, what the rest of the
+network and the convolutions at fewer samples allow: `by hand` at batch 1, a torchvision network
+without the closed blocks; `no copies` in a batch, see `without_copies`. `pruned`: every other block
+removed by gatecli, over the network by hand.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -41,7 +44,10 @@ def gated(model: nn.Module, method: str, layout: str) -> Network:
 
 
 def half_closed(network: Network, batch: int) -> Decisions:
-    """Every other block at batch 1; in a batch each sample and block at random, the same every time."""
+    """Every other block at batch 1.
+
+    In a batch each sample and block at random, the same every time.
+    """
     draw = torch.Generator().manual_seed(1)
     sites = [name for name, site in network.sites.items() if site.kind == "block"]
     if batch == 1:
@@ -50,17 +56,24 @@ def half_closed(network: Network, batch: int) -> Decisions:
 
 
 def decide(network: Network, decisions: Decisions) -> Network:
-    """Let data-dependent gates compute their log-odds as ever, and then decide as given; force the others."""
+    """Let data-dependent gates compute their log-odds as ever, and then decide as given.
+
+    Force the others.
+    """
     for site, gate in network.site_gates.items():
         if gate.data_dependent:
-            gate.log_odds = timing.overruled(gate.log_odds, decisions[site] * 2 - 1)  # type: ignore[method-assign]
+            overruled = timing.overruled(gate.log_odds, decisions[site] * 2 - 1)
+            gate.log_odds = overruled  # type: ignore[method-assign]
         else:
             gate.forced = decisions[site]
     return network
 
 
 def without_copies(network: Network) -> Network:
-    """The bound for a batch: as many samples a branch, but always the first ones, which need no gathering and no scattering."""
+    """The bound for a batch.
+
+    As many samples a branch, but always the first ones, which need no gathering and no scattering.
+    """
     for block in network.modules():
         if isinstance(block, SkipBlock):
             block._some = MethodType(_first, block)  # type: ignore[method-assign]
@@ -74,28 +87,49 @@ def _first(block: SkipBlock, x: Tensor, shortcut: Tensor, open_: Tensor) -> Tens
 
 
 def without_blocks(layout: str, gone: list[str]) -> nn.Module:
-    """torchvision's network with blocks taken out by hand; a downsampling one leaves its projection and its ReLU."""
+    """torchvision's network with blocks taken out by hand.
+
+    A downsampling one leaves its projection and its ReLU.
+    """
     model = resnet(layout)
     for name in gone:
         block: Any = model.get_submodule(name)
-        model.set_submodule(name, nn.Identity() if block.downsample is None else nn.Sequential(block.downsample, nn.ReLU(inplace=True)))
+        model.set_submodule(
+            name,
+            (
+                nn.Identity()
+                if block.downsample is None
+                else nn.Sequential(block.downsample, nn.ReLU(inplace=True))
+            ),
+        )
     return model
 
 
 def skipping(batch: int, layout: str, rounds: int) -> list[timing.Row]:
     model = resnet(layout)
-    x = torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(2)).to(memory_format=FORMATS[layout])
+    x = torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(2)).to(
+        memory_format=FORMATS[layout]
+    )
     base = {method: gated(model, method, layout) for method in METHODS}
     half = half_closed(base["ind"], batch)
     every = {site: torch.ones_like(z) for site, z in half.items()}
-    networks = {f"{method}, {name}": decide(network.copy(), z) for method, network in base.items() for name, z in (("half closed", half), ("all open", every))}
+    networks = {
+        f"{method}, {name}": decide(network.copy(), z)
+        for method, network in base.items()
+        for name, z in (("half closed", half), ("all open", every))
+    }
     mask = decide(base["ind"].copy(), half)
-    variants: dict[str, Callable[[], Any]] = {"plain": partial(model, x), **{name: partial(network, x) for name, network in networks.items()}}
+    variants: dict[str, Callable[[], Any]] = {
+        "plain": partial(model, x),
+        **{name: partial(network, x) for name, network in networks.items()},
+    }
     variants["mask only, half closed"] = lambda: mask._masked(mask, x)
     if batch == 1:
         variants["by hand, half closed"] = partial(without_blocks(layout, list(half)[::2]), x)
     else:
-        variants["no copies, half closed"] = partial(without_copies(decide(base["ind"].copy(), half)), x)
+        variants["no copies, half closed"] = partial(
+            without_copies(decide(base["ind"].copy(), half)), x
+        )
     with torch.inference_mode():
         times = timing.interleaved(variants, rounds, warmup=1)
     case = f"batch {batch}, {layout}"
@@ -125,9 +159,14 @@ def pruned(batch: int, layout: str, rounds: int) -> list[timing.Row]:
     x = torch.randn(batch, 3, 224, 224).to(memory_format=FORMATS[layout])
     with torch.inference_mode():
         torch.testing.assert_close(smaller(x), by_hand(x))
-        times = timing.interleaved({"by hand": lambda: by_hand(x), "pruned": lambda: smaller(x)}, rounds)
+        times = timing.interleaved(
+            {"by hand": lambda: by_hand(x), "pruned": lambda: smaller(x)}, rounds
+        )
     case = f"pruned, batch {batch}, {layout}"
-    return [timing.row(case, "by hand", times), timing.compared(case, "pruned", times, "by hand", "<= 1.01")]
+    return [
+        timing.row(case, "by hand", times),
+        timing.compared(case, "pruned", times, "by hand", "<= 1.01"),
+    ]
 
 
 def rows(asked: argparse.Namespace) -> list[timing.Row]:
@@ -141,4 +180,6 @@ def rows(asked: argparse.Namespace) -> list[timing.Row]:
 
 
 if __name__ == "__main__":
-    timing.main(__doc__, "ResNet-50 at 224, half of the decisions 0: realised / ideal speed-up", rows)
+    timing.main(
+        __doc__, "ResNet-50 at 224, half of the decisions 0: realised / ideal speed-up", rows
+    )

@@ -1,8 +1,11 @@
 """How long the command line takes to start.
 
-`gatecli --help` over a bare Typer program of 14 commands, and `gatecli attach` on a ResNet-50 state dict against the import of torch and
-torchvision alone, which every such program pays; one thread (OMP_NUM_THREADS=1). CPU time of whole processes, interleaved; `where attach's time goes` is measured in one process.
+`gatecli --help` over a bare Typer program of 14 commands, and `gatecli attach` on a ResNet-50 state
+dict against the import of torch and torchvision alone, which every such program pays; one thread
+(OMP_NUM_THREADS=1). CPU time of whole processes, interleaved; `where attach's time goes` is
+measured in one process.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -22,13 +25,20 @@ COMMANDS = 14
 BARE = f"""
 import typer
 app = typer.Typer()
-def body(checkpoint: str = typer.Argument(None, help="A checkpoint."), out: str = typer.Option(None, help="Where to write."), quiet: bool = False) -> None:
+def body(
+    checkpoint: str = typer.Argument(None, help="A checkpoint."),
+    out: str = typer.Option(None, help="Where to write."),
+    quiet: bool = False,
+) -> None:
     "Do it."
 for name in range({COMMANDS}):
     app.command(f"command{{name}}")(body)
 app()
 """
-SOURCE = "import torch, torchvision; torch.save(torchvision.models.resnet50().state_dict(), 'resnet50.pt')"
+SOURCE = (
+    "import torch, torchvision; torch.save(torchvision.models.resnet50().state_dict(),"
+    " 'resnet50.pt')"
+)
 PARTS = """
 import time
 marks = []
@@ -44,12 +54,14 @@ mark("import the rest of gatecli")
 macs._fvcore(); mark("import fvcore")
 reading.read_tensors("resnet50.pt"); mark("read the tensors (alone, once more)")
 reading.file_sha256("resnet50.pt"); mark("SHA-256 of the file (alone, once more)")
-network, _ = checkpoint.read(Path("resnet50.pt")); mark("read the checkpoint: tensors, architecture, trace, MACs, sites")
+network, _ = checkpoint.read(Path("resnet50.pt"))
+mark("read the checkpoint: tensors, architecture, trace, MACs, sites")
 network._count(); mark("count the MACs (alone, once more)")
 images = attaching.random_images(network)
 with torch.no_grad():
     network(images); mark("two images forward (alone, once more)")
-result = attaching.attach(network, "aig-perbatch").network; mark("attach: copy, gates, MACs, logits before and after")
+result = attaching.attach(network, "aig-perbatch").network
+mark("attach: copy, gates, MACs, logits before and after")
 checkpoint.write(result, Path("parts.safetensors")); mark("write the file")
 for (_, before), (name, after) in zip(marks, marks[1:]):
     print(f"{name}\\t{after - before}")
@@ -61,11 +73,15 @@ def cpu_seconds(command: Sequence[str], folder: str) -> float:
     before = os.times()
     subprocess.run(command, cwd=folder, check=True, capture_output=True, env=ONE_THREAD)
     after = os.times()
-    return after.children_user - before.children_user + after.children_system - before.children_system
+    return (
+        after.children_user - before.children_user + after.children_system - before.children_system
+    )
 
 
-def interleaved(commands: Mapping[str, Sequence[str]], rounds: int, folder: str) -> tuple[timing.Times, timing.Times]:
-    """CPU and wall seconds of each command in each round, after one round to warm the disk's cache."""
+def interleaved(
+    commands: Mapping[str, Sequence[str]], rounds: int, folder: str
+) -> tuple[timing.Times, timing.Times]:
+    """CPU and wall seconds of each command in each round, after one to warm the disk's cache."""
     cpu: timing.Times = {name: [] for name in commands}
     wall: timing.Times = {name: [] for name in commands}
     order = random.Random(0)
@@ -80,7 +96,10 @@ def interleaved(commands: Mapping[str, Sequence[str]], rounds: int, folder: str)
 
 
 def help_rows(rounds: int, folder: str) -> list[timing.Row]:
-    commands = {"bare Typer, 14 commands": [sys.executable, "-c", BARE, "--help"], "gatecli --help": [sys.executable, "-m", "gatecli", "--help"]}
+    commands = {
+        "bare Typer, 14 commands": [sys.executable, "-c", BARE, "--help"],
+        "gatecli --help": [sys.executable, "-m", "gatecli", "--help"],
+    }
     cpu, wall = interleaved(commands, rounds, folder)
     bare, ours = commands
     return [
@@ -95,20 +114,44 @@ def attach_rows(rounds: int, folder: str) -> list[timing.Row]:
     subprocess.run([sys.executable, "-c", SOURCE], cwd=folder, check=True)
     commands = {
         "import torch, torchvision": [sys.executable, "-c", "import torch, torchvision"],
-        "gatecli attach": [sys.executable, "-m", "gatecli", "attach", "resnet50.pt", "--method", "aig-perbatch", "--out", "gated.safetensors", "--force", "--quiet"],
+        "gatecli attach": [
+            sys.executable,
+            "-m",
+            "gatecli",
+            "attach",
+            "resnet50.pt",
+            "--method",
+            "aig-perbatch",
+            "--out",
+            "gated.safetensors",
+            "--force",
+            "--quiet",
+        ],
     }
     rows = []
     for clock, times in zip(("CPU", "wall"), interleaved(commands, rounds, folder), strict=True):
         alone, ours = commands
         beyond = statistics.median(b - a for a, b in zip(times[alone], times[ours], strict=True))
-        rows += [timing.row(f"attach, {clock}", alone, times), timing.row(f"attach, {clock}", ours, times, beyond, "<= 3", "seconds beyond the imports")]
+        rows += [
+            timing.row(f"attach, {clock}", alone, times),
+            timing.row(
+                f"attach, {clock}", ours, times, beyond, "<= 3", "seconds beyond the imports"
+            ),
+        ]
     return rows
 
 
 def part_rows(rounds: int, folder: str) -> list[timing.Row]:
     parts: timing.Times = {}
     for _ in range(rounds):
-        printed = subprocess.run([sys.executable, "-W", "ignore", "-c", PARTS], cwd=folder, check=True, capture_output=True, text=True, env=ONE_THREAD).stdout
+        printed = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", PARTS],
+            cwd=folder,
+            check=True,
+            capture_output=True,
+            text=True,
+            env=ONE_THREAD,
+        ).stdout
         for line in printed.splitlines():
             name, _, seconds = line.partition("\t")
             parts.setdefault(name, []).append(float(seconds))
@@ -117,8 +160,19 @@ def part_rows(rounds: int, folder: str) -> list[timing.Row]:
 
 def rows(asked: argparse.Namespace) -> list[timing.Row]:
     with tempfile.TemporaryDirectory() as folder:
-        return help_rows(5 if asked.quick else 15, folder) + attach_rows(2 if asked.quick else 5, folder) + part_rows(1 if asked.quick else 3, folder)
+        return (
+            help_rows(5 if asked.quick else 15, folder)
+            + attach_rows(2 if asked.quick else 5, folder)
+            + part_rows(1 if asked.quick else 3, folder)
+        )
 
 
 if __name__ == "__main__":
-    timing.main(__doc__, "Start-up", rows, pinned=False, threads=1, clock="CPU time of the process, and wall time")
+    timing.main(
+        __doc__,
+        "Start-up",
+        rows,
+        pinned=False,
+        threads=1,
+        clock="CPU time of the process, and wall time",
+    )

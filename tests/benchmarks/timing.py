@@ -1,8 +1,11 @@
-"""What the benchmarks share: an interleaved timer of thread CPU time, ratios with their targets, a table, and the machine's facts.
+"""What the benchmarks share: an interleaved timer of thread CPU time, ratios with their targets, a
+table, and the machine's facts.
 
-CPU time of one pinned thread, as other work on a shared machine then hardly shows. Variants take turns within each round, and a
-ratio is the median over the rounds of the two times of one round, so that a slow spell hits both alike.
+CPU time of one pinned thread, as other work on a shared machine then hardly shows. Variants take
+turns within each round, and a ratio is the median over the rounds of the two times of one round, so
+that a slow spell hits both alike.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -26,8 +29,11 @@ Times = dict[str, list[float]]  # variant -> seconds, one a round
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a benchmark's table; `ratio` is what `target` ("<= 1.02", ">= 0.95") speaks of; times in milliseconds,
-    None where something else is compared."""
+    """One line of a benchmark's table; `ratio` is what `target` ("<= 1.02", ">= 0.95") speaks of.
+
+    Times in milliseconds,
+    None where something else is compared.
+    """
 
     case: str
     variant: str
@@ -51,11 +57,23 @@ def needs(package: str) -> Any:
     try:
         return import_module(package.replace("-", "_"))
     except ImportError as error:
-        raise SystemExit(f"{package} cannot be imported ({error}): pip install '.[bench]'") from None
+        raise SystemExit(
+            f"{package} cannot be imported ({error}): pip install '.[bench]'"
+        ) from None
 
 
-def main(about: str | None, title: str, rows: Callable[[argparse.Namespace], list[Row]], pinned: bool = True, **more: Any) -> None:
-    """Run a benchmark as a script: its rows, measured on one pinned thread unless it starts processes of its own, printed and written."""
+def main(
+    about: str | None,
+    title: str,
+    rows: Callable[[argparse.Namespace], list[Row]],
+    pinned: bool = True,
+    **more: Any,
+) -> None:
+    """Run a benchmark as a script.
+
+    Its rows, measured on one pinned thread unless it starts processes of its own, printed and
+    written.
+    """
     asked = arguments(about)
     if pinned:
         one_thread()
@@ -64,14 +82,24 @@ def main(about: str | None, title: str, rows: Callable[[argparse.Namespace], lis
 
 def arguments(about: str | None, out: Path | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=about)
-    parser.add_argument("--quick", action="store_true", help="few rounds and few cases, to see that it runs")
-    parser.add_argument("--json", type=Path, default=out, help="write rows and facts to this file" + ("" if out is None else f" (default: {out})"))
+    parser.add_argument(
+        "--quick", action="store_true", help="few rounds and few cases, to see that it runs"
+    )
+    parser.add_argument(
+        "--json",
+        type=Path,
+        default=out,
+        help="write rows and facts to this file" + ("" if out is None else f" (default: {out})"),
+    )
     return parser.parse_args()
 
 
 def one_thread() -> None:
-    """Compute with one thread on one core, and let glibc keep freed memory: else the kernel's clearing of fresh pages for each large
-    tensor, a tenth to a fifth of the time and different in each call, is most of what is measured."""
+    """Compute with one thread on one core, and let glibc keep freed memory.
+
+    Else the kernel's clearing of fresh pages for each large
+    tensor, a tenth to a fifth of the time and different in each call, is most of what is measured.
+    """
     import torch
 
     with suppress(OSError, AttributeError):
@@ -84,7 +112,10 @@ def one_thread() -> None:
 
 
 def interleaved(variants: Mapping[str, Callable[[], Any]], rounds: int, warmup: int = 2) -> Times:
-    """Thread CPU seconds of each variant in each round; each round has an order of its own, as a variant feels what ran before it."""
+    """Thread CPU seconds of each variant in each round.
+
+    Each round has an order of its own, as a variant feels what ran before it.
+    """
     times: Times = {name: [] for name in variants}
     order = random.Random(0)
     for turn in range(-warmup, rounds):
@@ -102,20 +133,49 @@ def ratio(times: Times, above: str, below: str) -> float:
     return statistics.median(a / b for a, b in zip(times[above], times[below], strict=True))
 
 
-def row(case: str, variant: str, times: Times, ratio: float | None = None, target: str = "", note: str = "") -> Row:
+def row(
+    case: str,
+    variant: str,
+    times: Times,
+    ratio: float | None = None,
+    target: str = "",
+    note: str = "",
+) -> Row:
     own = times[variant]
     return Row(case, variant, min(own) * 1e3, statistics.median(own) * 1e3, ratio, target, note)
 
 
 def compared(case: str, variant: str, times: Times, base: str, target: str = "") -> Row:
-    """The variant's time over that of `base`; the note has the ratio of the minima, which other work on the machine disturbs least."""
-    return row(case, variant, times, ratio(times, variant, base), target, f"of minima {min(times[variant]) / min(times[base]):.3f}")
+    """The variant's time over that of `base`.
+
+    The note has the ratio of the minima, which other work on the machine disturbs least.
+    """
+    return row(
+        case,
+        variant,
+        times,
+        ratio(times, variant, base),
+        target,
+        f"of minima {min(times[variant]) / min(times[base]):.3f}",
+    )
 
 
-def realised(case: str, variant: str, times: Times, ideal: float, target: str = "", note: str = "") -> Row:
-    """How much of the `ideal` speed-up over `plain` comes true: the ratio is realised / ideal; the note tells both, and what else there is to say."""
+def realised(
+    case: str, variant: str, times: Times, ideal: float, target: str = "", note: str = ""
+) -> Row:
+    """How much of the `ideal` speed-up over `plain` comes true: the ratio is realised / ideal.
+
+    The note tells both, and what else there is to say.
+    """
     reached = ratio(times, "plain", variant)
-    return row(case, variant, times, reached / ideal, target, ", ".join(each for each in (f"{reached:.2f}x of {ideal:.2f}x", note) if each))
+    return row(
+        case,
+        variant,
+        times,
+        reached / ideal,
+        target,
+        ", ".join(each for each in (f"{reached:.2f}x of {ideal:.2f}x", note) if each),
+    )
 
 
 def overruled(log_odds: Callable[[Any], Any], wanted: Any) -> Callable[[Any], Any]:
@@ -132,7 +192,14 @@ def facts() -> dict[str, Any]:
     import torch
 
     cpu = torch.backends.cpu.get_cpu_capability()
-    return {"torch": torch.__version__, "python": platform.python_version(), "threads": torch.get_num_threads(), "cores": os.cpu_count(), "cpu": cpu, "clock": "thread CPU time"}
+    return {
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "cpu": cpu,
+        "clock": "thread CPU time",
+    }
 
 
 def in_ms(value: float | None) -> str:
@@ -142,11 +209,24 @@ def in_ms(value: float | None) -> str:
 def report(title: str, rows: list[Row], known: Mapping[str, Any], path: Path | None) -> None:
     """Print the table as Markdown, and write it as JSON where asked."""
     print(f"\n{title}\n({', '.join(f'{key} {value}' for key, value in known.items())})\n")
-    print("| case | variant | min ms | median ms | ratio | target | held | note |\n|---|---|---:|---:|---:|---|---|---|")
+    print(
+        "| case | variant | min ms | median ms | ratio | target | held | note"
+        " |\n|---|---|---:|---:|---:|---|---|---|"
+    )
     for r in rows:
-        print(f"| {r.case} | {r.variant} | {in_ms(r.min_ms)} | {in_ms(r.median_ms)} | {in_ratio(r.ratio)} | {r.target} | {r.verdict} | {r.note} |")
+        print(
+            f"| {r.case} | {r.variant} | {in_ms(r.min_ms)} | {in_ms(r.median_ms)} |"
+            f" {in_ratio(r.ratio)} | {r.target} | {r.verdict} | {r.note} |"
+        )
     if path is not None:
-        write(path, {"title": title, "machine": dict(known), "rows": [{**asdict(r), "held": r.verdict} for r in rows]})
+        write(
+            path,
+            {
+                "title": title,
+                "machine": dict(known),
+                "rows": [{**asdict(r), "held": r.verdict} for r in rows],
+            },
+        )
 
 
 def write(path: Path, found: Mapping[str, Any]) -> None:

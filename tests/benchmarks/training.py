@@ -1,8 +1,11 @@
 """What gates cost in training, and what recording them costs in evaluation.
 
-`step`: forward, loss, backward and SGD of the gated network as `gatecli finetune` does it, over the plain network's step.
-`record`: an evaluation pass with an observer (`RateMeter`: sums, as validation uses it; `Record`: all decisions kept) over one without.
+`step`: forward, loss, backward and SGD of the gated network as `gatecli finetune` does it, over the
+plain network's step.
+`record`: an evaluation pass with an observer (`RateMeter`: sums, as validation uses it; `Record`:
+all decisions kept) over one without.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -55,7 +58,9 @@ def gated_step(network: Network, name: str) -> Callable[[Tensor, Tensor], None]:
         record.clear()
         with observe(network, record):
             loss = F.cross_entropy(network(x), y)
-        loss = loss + method.loss(record.latest(), settings, method.targets(settings, record.latest(), 0))
+        loss = loss + method.loss(
+            record.latest(), settings, method.targets(settings, record.latest(), 0)
+        )
         sgd.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         sgd.step()
@@ -68,12 +73,16 @@ def steps(case: str, rounds: int) -> list[timing.Row]:
     torch.manual_seed(0)
     model = make()
     x, y = torch.randn(batch, 3, pixels, pixels), torch.randint(10, (batch,))
-    gated = {name: gatecli.attach(model, name, input_size=(pixels, pixels)).network for name in METHODS}
+    gated = {
+        name: gatecli.attach(model, name, input_size=(pixels, pixels)).network for name in METHODS
+    }
     variants: dict[str, Callable[[], Any]] = {"plain": partial(plain_step(model), x, y)}
     variants |= {name: partial(gated_step(network, name), x, y) for name, network in gated.items()}
     times = timing.interleaved(variants, rounds)
     rows = [timing.row(f"step, {case}", "plain", times)]
-    return rows + [timing.compared(f"step, {case}", name, times, "plain", "<= 1.10") for name in METHODS]
+    return rows + [
+        timing.compared(f"step, {case}", name, times, "plain", "<= 1.10") for name in METHODS
+    ]
 
 
 def recording(case: str, rounds: int) -> list[timing.Row]:
@@ -83,12 +92,19 @@ def recording(case: str, rounds: int) -> list[timing.Row]:
     rows = []
     for name in METHODS:
         network = gatecli.attach(make().eval(), name, input_size=(pixels, pixels)).network
-        variants = {"not recorded": partial(network, x), "RateMeter": partial(_observed, network, x, RateMeter), "Record": partial(_observed, network, x, Record)}
+        variants = {
+            "not recorded": partial(network, x),
+            "RateMeter": partial(_observed, network, x, RateMeter),
+            "Record": partial(_observed, network, x, Record),
+        }
         with torch.no_grad():
             times = timing.interleaved(variants, rounds)
         title = f"evaluation, {name}, {case}"
         rows.append(timing.row(title, "not recorded", times))
-        rows += [timing.compared(title, variant, times, "not recorded", "<= 1.03") for variant in ("RateMeter", "Record")]
+        rows += [
+            timing.compared(title, variant, times, "not recorded", "<= 1.03")
+            for variant in ("RateMeter", "Record")
+        ]
     return rows
 
 

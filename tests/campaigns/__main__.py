@@ -1,4 +1,5 @@
 """python -m campaigns"""
+
 from __future__ import annotations
 
 import sys

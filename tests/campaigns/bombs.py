@@ -1,4 +1,5 @@
 """Small files that ask for much: memory, time, or depth."""
+
 from __future__ import annotations
 
 import io
@@ -136,9 +137,20 @@ def huge_input(chance: random.Random, gated: bytes) -> bytes:
 
 
 BOMBS: list[Callable[[random.Random, bytes], bytes]] = [
-    expanded, overlapping, keys, values, integers, wrappings, shared_wrappings, depth, compressed,
-    many_steps, huge_source, huge_source, huge_input,
-]  # fmt: skip
+    expanded,
+    overlapping,
+    keys,
+    values,
+    integers,
+    wrappings,
+    shared_wrappings,
+    depth,
+    compressed,
+    many_steps,
+    huge_source,
+    huge_source,
+    huge_input,
+]
 
 
 def _zipped(pickled: bytes) -> bytes:

@@ -1,4 +1,5 @@
 """The campaign's command line: run cases by number, and sum up what came of them."""
+
 from __future__ import annotations
 
 import argparse

@@ -1,4 +1,5 @@
 """gatecli's commands: in this process, and judged by what they print."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -1,4 +1,5 @@
 """Damage to any file, to JSON, and to safetensors: functions of chance and of what is damaged."""
+
 from __future__ import annotations
 
 import json

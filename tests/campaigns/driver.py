@@ -4,6 +4,7 @@ N = 0 kills nothing; the number of operations is written to REPORT when the comm
 Operations are those that change files in the working folder, seen by Python's audit events before
 they happen, and calls of fsync. A tensors' file counts twice: before it is there, and half written.
 """
+
 from __future__ import annotations
 
 import os

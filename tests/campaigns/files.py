@@ -1,4 +1,5 @@
 """Damaged files: each is read as an undamaged one, refused in one line, or what nobody can know."""
+
 from __future__ import annotations
 
 import random
@@ -23,9 +24,13 @@ from gatecli.errors import GatecliError
 CANARY = "canary"
 NUMBERS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U8": "u1"}
 COMMANDS = (
-    ("inspect",), ("log",), ("use",), ("run", "image.png"), ("eval", "--data", "npz:arrays.npz"),
+    ("inspect",),
+    ("log",),
+    ("use",),
+    ("run", "image.png"),
+    ("eval", "--data", "npz:arrays.npz"),
     ("prune", "--data", "npz:arrays.npz", "--out", "smaller.safetensors"),
-)  # fmt: skip
+)
 RAW = {"bits": damage.flip_bits, "cut off": damage.cut_off, "rearranged": damage.rearrange}
 SAFETENSORS = {
     **RAW,
@@ -228,9 +233,7 @@ ZIP = {
 LEGACY = {**RAW, "opcodes": pickles.edit_legacy_pickle}
 NPZ = {**RAW, "entries": pickles.edit_entries, "headers": folders.edit_arrays}
 FORMS = {
-    "attached": Form(
-        pattern="attached.*", weight=10, damages=SAFETENSORS, judge=judge_checkpoint
-    ),
+    "attached": Form(pattern="attached.*", weight=10, damages=SAFETENSORS, judge=judge_checkpoint),
     "tuned": Form(pattern="tuned.*", weight=12, damages=SAFETENSORS, judge=judge_checkpoint),
     "pruned": Form(pattern="pruned.*", weight=12, damages=SAFETENSORS, judge=judge_checkpoint),
     "calibrated": Form(
@@ -243,19 +246,21 @@ FORMS = {
         pattern="export.weights.safetensors", weight=3, damages=SAFETENSORS, judge=judge_checkpoint
     ),
     "zip": Form(
-        pattern="[zw]*.pt", weight=22, damages=ZIP, judge=judge_checkpoint,
+        pattern="[zw]*.pt",
+        weight=22,
+        damages=ZIP,
+        judge=judge_checkpoint,
         checked=("bits", "cut off", "rearranged", "sizes"),
     ),
     "legacy": Form(pattern="legacy.pt", weight=7, damages=LEGACY, judge=judge_checkpoint),
-    "state": Form(
-        pattern="state.safetensors", weight=2, damages=states.STATE, judge=states.judge
-    ),
+    "state": Form(pattern="state.safetensors", weight=2, damages=states.STATE, judge=states.judge),
     "onnx": Form(pattern="*.onnx", weight=6, damages=graphs.ONNX, judge=graphs.judge),
     "npz": Form(
-        pattern="arrays.npz", weight=6, damages=NPZ, judge=folders.judge_arrays,
+        pattern="arrays.npz",
+        weight=6,
+        damages=NPZ,
+        judge=folders.judge_arrays,
         checked=("bits", "cut off"),
     ),
-    "folder": Form(
-        pattern="images", weight=6, damages=folders.FOLDER, judge=folders.judge_folder
-    ),
-}  # fmt: skip
+    "folder": Form(pattern="images", weight=6, damages=folders.FOLDER, judge=folders.judge_folder),
+}

@@ -1,4 +1,5 @@
 """Damage to data sets, npz files and folders of images, and what is read of them."""
+
 from __future__ import annotations
 
 import os

@@ -1,4 +1,5 @@
 """Damage to ONNX files that gatecli exported, and what `gatecli run` makes of it."""
+
 from __future__ import annotations
 
 import json

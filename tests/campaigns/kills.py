@@ -1,4 +1,5 @@
 """Killed commands: inputs stay, outputs are whole or absent, and the next try comes to its end."""
+
 from __future__ import annotations
 
 import hashlib
@@ -53,9 +54,7 @@ class Scenario:
 
 OUT = ("out.safetensors",)
 SCENARIOS = {
-    "attach": Scenario(
-        command=["attach", "zip.pt", "--method", "aig-pergate", *SIZE], outputs=OUT
-    ),
+    "attach": Scenario(command=["attach", "zip.pt", "--method", "aig-pergate", *SIZE], outputs=OUT),
     "finetune": Scenario(command=FINETUNE, outputs=OUT),
     "finetune --force": Scenario(command=FINETUNE, outputs=OUT, old=True),
     "finetune exits": Scenario(command=[*EXITS, "--cache-features"], outputs=OUT),

@@ -1,4 +1,5 @@
 """Cases that go wrong in ways of their own, to try the workers on."""
+
 from __future__ import annotations
 
 import os

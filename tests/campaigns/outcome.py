@@ -1,4 +1,5 @@
 """What a case comes to, and the table of all of them."""
+
 from __future__ import annotations
 
 from collections import Counter, defaultdict

@@ -1,4 +1,5 @@
 """Damage to PyTorch's files: zip archives and pickles; and pickles that would run code."""
+
 from __future__ import annotations
 
 import io
@@ -145,18 +146,29 @@ def _calls(canary: str) -> list[bytes]:
         _text("os") + _text("system") + b"\x93" + command + b"\x85R",
         b"csubprocess\nPopen\n((" + _text("touch") + name + b"ltR",
         b"csubprocess\nPopen\n(" + _text("touch") + name + b"l\x85\x81",
-        b"cbuiltins\ngetattr\n(cos\n__dict__\n" + _text("get") + b"tR" + _text("system") + b"\x85R"
-        + command + b"\x85R",
+        b"cbuiltins\ngetattr\n(cos\n__dict__\n"
+        + _text("get")
+        + b"tR"
+        + _text("system")
+        + b"\x85R"
+        + command
+        + b"\x85R",
         b"cshutil\ncopyfile\n" + _text("/etc/hostname") + name + b"\x86R",
-        b"ctorch.serialization\n_import_dotted_name\n" + _text("os.system") + b"\x85R" + command
+        b"ctorch.serialization\n_import_dotted_name\n"
+        + _text("os.system")
+        + b"\x85R"
+        + command
         + b"\x85R",
         b"ctorch._utils\n_rebuild_wrapper_subclass\n(cos\nsystem\n" + command + b"tR",
         b"ctorch.hub\nload_state_dict_from_url\n" + _text(f"file://{canary}") + b"\x85R",
         b"cnumpy\nsave\n" + name + b"K\x01\x86R",
         b"clogging\nFileHandler\n" + name + b"\x85R",
         b"cpathlib\nPath.touch\n(cpathlib\nPosixPath\n" + name + b"\x85RtR",
-        b"ccollections\nOrderedDict\n)R}" + _text("__reduce__") + b"cos\nsystem\nsb0cos\nsystem\n"
-        + command + b"\x85R",
+        b"ccollections\nOrderedDict\n)R}"
+        + _text("__reduce__")
+        + b"cos\nsystem\nsb0cos\nsystem\n"
+        + command
+        + b"\x85R",
     ]
 
 

@@ -1,4 +1,5 @@
 """Undamaged files of every form, and what they say of four images, made once for a campaign."""
+
 from __future__ import annotations
 
 import argparse

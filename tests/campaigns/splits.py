@@ -4,6 +4,7 @@ Samples are drawn from large populations whose accuracy is known, so the truth a
 thresholds is known too. With confidence C at most a share of 1 - C of all draws may lead to
 thresholds that miss the target.
 """
+
 from __future__ import annotations
 
 import random

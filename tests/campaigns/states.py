@@ -1,4 +1,5 @@
 """Damage to the state of an unfinished training, and what `finetune --resume` makes of it."""
+
 from __future__ import annotations
 
 import json

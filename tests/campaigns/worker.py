@@ -1,4 +1,5 @@
 """Cases in processes of their own, with limits of time and memory; one that dies is replaced."""
+
 from __future__ import annotations
 
 import multiprocessing
