@@ -27,6 +27,7 @@ from gatecli.training.trained import Trained
 
 FUNCTIONS = ("coarse", "fine", "fc", "l1")
 SITE = "conv.channels"
+NONE = 1e-30  # an epsilon that changes no sum: not every torch takes 0
 every_function = pytest.mark.parametrize("function", FUNCTIONS)
 
 
@@ -36,7 +37,7 @@ class Pair(nn.Module):
     def __init__(self, channels: int, kernel: int, bias: bool = False) -> None:
         super().__init__()
         self.stem = nn.Conv2d(channels, channels, 1, bias=False)
-        self.conv, self.norm = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, bias=bias), nn.BatchNorm2d(channels, eps=0)
+        self.conv, self.norm = nn.Conv2d(channels, channels, kernel, padding=kernel // 2, bias=bias), nn.BatchNorm2d(channels, eps=NONE)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.conv(self.stem(x))).flatten(1)
@@ -54,7 +55,7 @@ def pair(function: str, channels: int = 2, kernel: int = 1, size: tuple[int, int
     network = gatecli.attach(model, "cgnet", input_size=size, include=[SITE], gate=function, **settings).network
     gate = gate_of(network)
     gate.neutral.fill_(False)
-    gate.norm.eps = 0
+    gate.norm.eps = NONE
     return network
 
 
@@ -81,7 +82,7 @@ def by_hand(function: str, delta: list[float], fc: list[list[float]] | None = No
             if isinstance(each, nn.BatchNorm2d):
                 each.reset_parameters()
                 each.weight.fill_(scale)
-                each.eps = 0
+                each.eps = NONE
         gate.delta.copy_(torch.tensor(delta))
         if fc is not None:
             gate.weight.copy_(torch.tensor(fc))

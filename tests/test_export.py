@@ -211,7 +211,7 @@ def test_a_closed_branch_is_not_run(tmp_path: Path) -> None:
         branch = [part for part in walk(model.graph) if part.name.startswith("run") and not any(node.op_type == "If" for node in part.node)][number]
         for weight in branch.initializer:
             if weight.data_type == onnx.TensorProto.FLOAT:
-                weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * float("nan"), weight.name))
+                weight.CopyFrom(onnx.numpy_helper.from_array(np.full_like(onnx.numpy_helper.to_array(weight), np.nan), weight.name))
         onnx.save(model, tmp_path / "nan.onnx")
         for image in images.split(1):
             ran = bool(outputs(tmp_path / "file.onnx", image)[f"gate.{site}"].any())
