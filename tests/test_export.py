@@ -296,7 +296,7 @@ def test_a_closed_branch_is_not_run(tmp_path: Path) -> None:
             if weight.data_type == onnx.TensorProto.FLOAT:
                 weight.CopyFrom(
                     onnx.numpy_helper.from_array(
-                        onnx.numpy_helper.to_array(weight) * float("nan"), weight.name
+                        np.full_like(onnx.numpy_helper.to_array(weight), np.nan), weight.name
                     )
                 )
         onnx.save(model, tmp_path / "nan.onnx")
