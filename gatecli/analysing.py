@@ -18,7 +18,7 @@ from torch import Tensor
 from gatecli.errors import SettingError
 from gatecli.gates import Exit
 from gatecli.network import Network
-from gatecli.probe import require_finite
+from gatecli.network.compare import require_finite
 from gatecli.progress import Progress, silent
 from gatecli.record import record_gates
 

@@ -13,12 +13,12 @@ from torch import nn
 from gatecli import methods
 from gatecli.architectures.identify import found_for
 from gatecli.errors import ArchitectureError, SettingError
-from gatecli.graph.sites import Site
 from gatecli.methods import Method
 from gatecli.network import Network
-from gatecli.probe import logits, random_images, relative_change
-from gatecli.recipe import InputSpec, Recipe, Source, Step
+from gatecli.network.compare import logits, random_images, relative_change
 from gatecli.record import in_evaluation
+from gatecli.traced.recipe import InputSpec, Recipe, Source, Step
+from gatecli.traced.site import Site
 
 TOLERANCE = 1e-5  # of the largest logit: a trace that is further from its model is not its trace
 
@@ -36,6 +36,7 @@ class Attached:
     units: int
     params: int
     max_logit_change: float
+    kinds: list[str]
 
 
 def attach(
@@ -44,6 +45,7 @@ def attach(
     *,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    kinds: Sequence[str] = (),
     input_size: tuple[int, int] | None = None,
     arch: str = "",
     arch_args: Mapping[str, Any] | None = None,
@@ -57,6 +59,7 @@ def attach(
         model: a Network, or any classifier (N, C, H, W) -> (N, classes) that torch.fx can trace.
         method: a name from `gatecli methods`; `settings` are its settings.
         include, exclude: patterns of site names, as `layer3.*`.
+        kinds: the kinds of sites to gate; none: those that the method's paper gates.
         input_size: for a plain model: height and width of its images in pixels; none: 224, 224.
         arch, arch_args: for a plain model that shall be saved: what a file names as its
             architecture, and the arguments that no
@@ -77,7 +80,8 @@ def attach(
     network.eval()
     parsed = chosen.complete(network, parsed, gater_network)
     chosen.ready(network, parsed)
-    sites, parsed = chosen.prepare(choose_sites(network, chosen, include, exclude, parsed), parsed)
+    choice = Choice(include=include, exclude=exclude, kinds=kinds)
+    sites, parsed = chosen.prepare(choose_sites(network, chosen, choice, parsed), parsed)
     images = random_images(network, 1)
     before = logits(network, images)
     chosen.attach(network, sites, parsed)
@@ -92,8 +96,16 @@ def attach(
             {"max_logit_change": change},
         )
     )
-    units = sum(network.sites[site].units for site in sites)
-    return Attached(network, method, len(sites), units, network.params, change)
+    places = [network.sites[site] for site in sites]
+    return Attached(
+        network=network,
+        method=method,
+        gates=len(sites),
+        units=sum(place.units for place in places),
+        params=network.params,
+        max_logit_change=change,
+        kinds=list(dict.fromkeys(place.kind for place in places)),
+    )
 
 
 def _check_unsaid(**given: Any) -> None:
@@ -105,50 +117,89 @@ def _check_unsaid(**given: Any) -> None:
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Which sites to gate.
+
+    Attributes:
+        include: Patterns of site names; none: all that the method gates by default.
+        exclude: Patterns of sites to leave out.
+        kinds: Kinds of sites; none: those that the method's paper gates.
+    """
+
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+    kinds: Sequence[str] = ()
+
+
 def choose_sites(
-    network: Network,
-    method: Method,
-    include: Sequence[str],
-    exclude: Sequence[str],
-    settings: Any = None,
+    network: Network, method: Method, choice: Choice, settings: Any = None
 ) -> list[str]:
     """Names of the sites that the method shall gate.
 
-    Raises ArchitectureError or SettingError, saying why there are none.
+    Raises:
+        ArchitectureError: There are none.
+        SettingError: The choice leaves none, or a kind is not for the method.
     """
-    candidates = method.offers(network, settings)
+    _check_kinds(network, method, choice.kinds)
+    candidates = method.offers(network, settings, choice.kinds)
+    free = _free(network, method, candidates)
+    for pattern in [*choice.include, *choice.exclude]:
+        if not any(fnmatchcase(site.name, pattern) for site in candidates):
+            raise SettingError(_unmatched(method.refused(network), pattern, candidates))
+    chosen = [site.name for site in free if _is_chosen(network, method, choice, site)]
+    if chosen:
+        return chosen
+    if choice.include or choice.exclude:
+        raise SettingError(
+            f"--include and --exclude leave none of the {len(free)} sites that {method.name} can"
+            f" gate: {_few(free)}"
+        )
+    raise ArchitectureError(
+        f"{method.name} found nothing to gate in {network.recipe.source.arch or 'this network'}"
+        f" by itself: it needs {method.needs}; there are: {_few(free)}"
+    )
+
+
+def _check_kinds(network: Network, method: Method, asked: Sequence[str]) -> None:
+    """Raises SettingError where the method cannot gate a kind, or the network has no such site."""
+    possible = method.kinds()
+    there = {site.kind for site in network.sites.values()}
+    for kind in asked:
+        if kind not in possible:
+            known = f"{method.name} can gate {', '.join(possible)}"
+            raise SettingError(f"expected --kind to name what {known}, but got `{kind}`")
+        if kind not in there:
+            have = ", ".join(name for name in possible if name in there) or "none of them"
+            raise SettingError(
+                f"expected --kind to name sites that the network has ({have} of what"
+                f" {method.name} can gate), but it has none of kind `{kind}`"
+            )
+
+
+def _free(network: Network, method: Method, candidates: Sequence[Site]) -> list[Site]:
+    """The candidates without gates."""
     if not candidates:
         raise ArchitectureError(
             f"{method.name} found nothing to gate in"
             f" {network.recipe.source.arch or 'this network'}: it needs {method.needs}"
         )
-    free = [site for site in candidates if site.name not in network.methods]
+    free = [site for site in candidates if site.name not in network.gated_by]
     if not free:
-        others = sorted({network.methods[site.name] for site in candidates})
+        others = sorted({network.gated_by[site.name] for site in candidates})
         raise ArchitectureError(
             f"{method.name} found nothing to gate: all {len(candidates)} sites carry gates already"
             f" ({', '.join(others)}); prune first"
         )
-    for pattern in [*include, *exclude]:
-        if not any(fnmatchcase(site.name, pattern) for site in candidates):
-            raise SettingError(_unmatched(method.refused(network), pattern, candidates))
-    chosen = [
-        s.name
-        for s in free
-        if (_any(s.name, include) if include else method.by_default(network, s))
-        and not _any(s.name, exclude)
-    ]
-    if not chosen and not include and not exclude:
-        raise ArchitectureError(
-            f"{method.name} found nothing to gate in {network.recipe.source.arch or 'this network'}"
-            f" by itself: it needs {method.needs}; there are: {_few(free)}"
-        )
-    if not chosen:
-        raise SettingError(
-            f"--include and --exclude leave none of the {len(free)} sites that {method.name} can"
-            f" gate: {_few(free)}"
-        )
-    return chosen
+    return free
+
+
+def _is_chosen(network: Network, method: Method, choice: Choice, site: Site) -> bool:
+    if _any(site.name, choice.exclude):
+        return False
+    if choice.include:
+        return _any(site.name, choice.include)
+    return method.by_default(network, site)
 
 
 def _unmatched(refused: Mapping[str, str], pattern: str, candidates: Sequence[Site]) -> str:

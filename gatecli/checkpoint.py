@@ -32,7 +32,7 @@ from gatecli.files import check_name, replacing
 from gatecli.graph.rewrite import renamed
 from gatecli.network import Network
 from gatecli.reading import check_sizes, file_sha256, header_fits, read_tensors
-from gatecli.recipe import InputSpec, Recipe, Source, Step
+from gatecli.traced.recipe import InputSpec, Recipe, Source, Step
 
 KEY = "gatecli"
 
@@ -196,10 +196,7 @@ def _read_own(path: Path, recipe: Recipe, how: Reading) -> Network:
             f"{path.name} has steps that cannot be replayed ({_line(error)}): the file is damaged"
         ) from error
     _fill(network, tensors, path, strict=True)
-    if (
-        network.boundaries
-    ):  # what modules cost whose connections are fixed depends on which of these are the same
-        network.recount()
+    network.recount()  # what some modules cost depends on values: on which connections are the same
     return network
 
 
@@ -242,16 +239,17 @@ def _network(recipe: Recipe) -> tuple[Network, list[str]]:
         if step.op == "attach":
             _attach(network, step)
         elif step.op == "prune" and step.settings["plan"]:
-            methods.apply_plan(
-                network,
-                step.settings["plan"],
-                *(
-                    step.settings.get(name, usual)
-                    for name, usual in (("round_to", 1), ("dynamic", {}), ("wide", []))
-                ),
-            )
+            _prune(network, step.settings)
     notes = [f"dropped {', '.join(sorted(dropped))}: evaluation never runs it"] if dropped else []
     return network.eval(), notes
+
+
+def _prune(network: Network, settings: Mapping[str, Any]) -> None:
+    """Replay one prune; what older versions did not record was not done."""
+    dynamic = settings.get("dynamic", {})
+    decisions = methods.recorded_decisions(network, settings["plan"], dynamic)
+    wide, round_to = settings.get("wide", []), settings.get("round_to", 1)
+    methods.apply_decisions(network, decisions, wide=wide, round_to=round_to)
 
 
 def _attach(network: Network, step: Step) -> None:
@@ -263,7 +261,7 @@ def _attach(network: Network, step: Step) -> None:
     for site in sites:
         if site not in network.sites:
             raise CheckpointError(f"the recipe gates `{site}`, which this network does not have")
-        if site in network.methods:
+        if site in network.gated_by:
             raise CheckpointError(f"the recipe gates `{site}` twice")
     if not sites:
         raise CheckpointError(f"the recipe attaches {method.name} to nothing")
@@ -382,7 +380,7 @@ def _check_reload(network: Network, path: Path) -> None:
         ) from error
     ours, theirs = network.state_dict(), again.state_dict()
     other = [name for name in ours if not _equal(ours[name].cpu(), theirs[name])]
-    if other or again.macs_dense != network.macs_dense or again.methods != network.methods:
+    if other or again.macs_dense != network.macs_dense or again.gated_by != network.gated_by:
         what = f"`{other[0]}`" if other else "the structure"
         raise GatecliError(
             f"what was to be written reads as another network ({what} differs): this is a bug in"

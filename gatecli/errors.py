@@ -39,6 +39,10 @@ class GatecliError(Exception):
     exit_code = 1
 
 
+class InternalError(Exception):
+    """Something that cannot be, unless gatecli is wrong: a bug in gatecli."""
+
+
 class CheckpointError(GatecliError):
     """A checkpoint cannot be read, written or trusted."""
 

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 
 import torch
 
-from gatecli.costs import CostMeter, expected_macs, spread_of
 from gatecli.data import DataSet, batches, steps
 from gatecli.errors import SettingError
 from gatecli.gates import STRATEGIES
 from gatecli.inference import ExitScore, Pass, predict, score_exits, topk
 from gatecli.network import Network
+from gatecli.network.costs import CostMeter, expected_macs, spread_of
 from gatecli.progress import Progress, silent
 from gatecli.record import strategy as deciding
 

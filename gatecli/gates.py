@@ -8,7 +8,7 @@ gate's `strategy`.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -131,8 +131,6 @@ class Gate(Forgetful):
             gatecli.record.force.
         rows: which samples of the batch are here, where others have left by an exit; None: all.
         fresh_rate: the rate as attached.
-        filters: whether its units are the single filters of a convolution. apart: whether prune
-            decides its units one by one, as those of filters.
         undecayed: names of its parameters that weight decay leaves alone.
         theoretical: whether what it saves is no time, as no dense kernel can leave it out.
         pads: whether it pads its input with zeros, so that a channel that is always the same is not
@@ -142,8 +140,6 @@ class Gate(Forgetful):
     threshold: Tensor
     data_dependent = True
     fresh_rate = 1.0
-    filters = False
-    apart = False
     undecayed: tuple[str, ...] = ()
     theoretical = False
     pads = False
@@ -176,6 +172,12 @@ class Gate(Forgetful):
         """
         pair = self.scores(x)
         return pair[..., 1] - pair[..., 0]
+
+    def keep(self, units: Sequence[int]) -> None:
+        """Decide for these units alone."""
+        self.units = len(units)
+        rows = torch.tensor(units, device=self.threshold.device)
+        self.threshold = self.threshold.index_select(0, rows)
 
     def drop_inputs(self, kept: Tensor, gone: Tensor, constants: Tensor) -> None:
         """Read the channels `kept` of the input alone.

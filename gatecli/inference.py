@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gatecli.errors import DataError
 from gatecli.network import Network
-from gatecli.probe import require_finite
+from gatecli.network.compare import require_finite
 from gatecli.progress import Progress, silent
 from gatecli.record import RateMeter, gates_of, observe
 

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from gatecli.clock import milliseconds
-from gatecli.costs import Rates, expected_macs, mean_rate, reach
 from gatecli.errors import SettingError
+from gatecli.kinds import registry
 from gatecli.network import Network
-from gatecli.probe import logits, random_images
+from gatecli.network.compare import logits, random_images
+from gatecli.network.costs import Rates, expected_macs, mean_rate, reach
 from gatecli.progress import Progress, silent
 from gatecli.record import force
 
@@ -159,29 +160,25 @@ def site_rows(subject: Subject) -> list[SiteRow]:
     network = subject.network
     if network is None:
         return []
-    rates = {
-        name: mean_rate(subject.rates.get(name, [0.0 if site.kind == "exit" else 1.0]))
-        for name, site in network.sites.items()
-    }
     theoretical = {name for name, gate in network.site_gates.items() if gate.theoretical}
-    shown = {
-        name: site
-        for name, site in network.sites.items()
-        if name in network.methods or site.kind in ("block", "layer", "exit")
-    }  # parts of branches: only those gated
-    return [
-        SiteRow(
-            name,
-            site.kind,
-            site.units,
-            site.macs,
-            network.methods.get(name),
-            rates[name],
-            network.gate_macs(name),
-            name in theoretical,
-        )
-        for name, site in shown.items()
-    ]
+    rows = []
+    for name, site in network.sites.items():
+        kind = registry.of(site)
+        if name in network.gated_by or kind.listed:  # parts of branches: only those gated
+            usual = [0.0 if kind.leaves else 1.0]
+            rows.append(
+                SiteRow(
+                    name=name,
+                    kind=site.kind,
+                    units=site.units,
+                    macs=site.macs,
+                    method=network.gated_by.get(name),
+                    rate=mean_rate(subject.rates.get(name, usual)),
+                    gate_macs=network.gate_macs(name),
+                    theoretical=name in theoretical,
+                )
+            )
+    return rows
 
 
 def subject_of(name: str, network: Network, file_bytes: int, rates: Rates) -> Subject:
@@ -207,14 +204,11 @@ def real_share(subject: Subject, size: int) -> float | None:
     network = subject.network
     if network is None:
         return None
-    gates = network.site_gates
-    alone = {
-        site: units
-        for site, units in subject.rates.items()
-        if site in network.methods
-        and network.sites[site].kind in ("filter", "conv")
-        and not gates[site].theoretical
-    }
+    alone = {}
+    for site, gate in network.site_gates.items():
+        shares = registry.of(network.sites[site]).shares_batch and not gate.theoretical
+        if site in subject.rates and shares:
+            alone[site] = subject.rates[site]
     together = {site: [1 - (1 - rate) ** size for rate in units] for site, units in alone.items()}
     promised, saved = (
         network.macs_dense - expected_macs(network, rates) for rates in (alone, together)

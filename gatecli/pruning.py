@@ -5,25 +5,22 @@ changed.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
-from gatecli import methods, surgery
-from gatecli.costs import Rates, expected_macs, known_rates, reach
-from gatecli.errors import GatecliError, SettingError
-from gatecli.gates import Exit, Gate
+from gatecli import methods
+from gatecli.errors import SettingError
+from gatecli.gates import Exit
 from gatecli.inference import Scores
-from gatecli.network import Network
-from gatecli.probe import logits, random_images, relative_change
-from gatecli.recipe import Step
-from gatecli.record import Record, at_threshold, force, in_evaluation, record_gates, with_thresholds
-
-TOLERANCE = 1e-4  # of the largest logit: above this, prune has broken something and writes nothing
-ROUNDING = 1e-3  # of a score: so near to its threshold a gate may decide either way
+from gatecli.kinds import registry
+from gatecli.network import Network, surgery
+from gatecli.network.costs import Rates, exits_before, expected_macs, known_rates, reach
+from gatecli.network.surgery import Decisions
+from gatecli.proof import verify_decisions, verify_logits
+from gatecli.traced.recipe import Step
+from gatecli.traced.site import SiteDecision
 
 
 @dataclass(frozen=True)
@@ -82,82 +79,28 @@ def prune(
     GatecliError if nothing is gated.
     """
     _check(network, threshold, collapse, static, round_to)
-    plan, dynamic = make_plan(network, threshold, rates or {}, collapse, static)
-    plan = _shortened(network, plan)
-    dynamic = {site: units for site, units in dynamic.items() if site in plan}
-    empty = [
-        site
-        for site, kept in plan.items()
-        if not kept and site not in dynamic and not network.sites[site].places
-    ]
-    stuck = surgery.why_not_removable(network, empty)
-    plan = {site: kept for site, kept in plan.items() if site not in stuck}
-    left = {site: [*kept, *dynamic.get(site, ())] for site, kept in plan.items()}
-    wide = [
-        site
-        for site, units in left.items()
-        if site not in empty
-        and network.sites[site].kind != "conv"
-        and len(units) < network.sites[site].units
-        and surgery.why_stays_wide(network, site, units) is not None
-    ]
+    how = _How(threshold=threshold, collapse=collapse, static=static)
+    decisions = _reached(network, make_plan(network, rates or {}, how))
+    decisions = _with_stuck(network, decisions)
+    stuck = {site: each for site, each in decisions.items() if each.stuck_because}
+    able = {site: each for site, each in decisions.items() if not each.stuck_because}
     smaller = network.copy().eval()
     for site in stuck:
         smaller.site_gates[site].threshold.fill_(1.0)  # P(on) is never above it
-    methods.apply_plan(smaller, plan, round_to, dynamic, wide)
+    wide = methods.apply_decisions(smaller, able, round_to=round_to)
     if threshold is not None:
         _set_threshold(smaller, threshold, stuck)
-    around = [
-        site for site in stuck if site not in smaller.methods
-    ]  # gone with what was around them
-    decided = {**plan, **{site: [] for site in stuck}}
-    change = _verify(network, smaller, decided, dynamic)
-    verify_decisions(network, smaller, decided, dynamic, threshold)
-    stuck = {site: why for site, why in stuck.items() if site not in around}
-    unit_rates = {
-        site: (
-            [0.0] * len(units)
-            if site in stuck
-            else [units[unit] for unit in dynamic.get(site, range(len(units)))]
-        )
-        for site, units in (rates or known_rates(network)).items()
-        if site in smaller.methods
-    }
-    ends = [site for site, kept in plan.items() if kept and network.sites[site].kind == "exit"]
-    units = {site: gate.units for site, gate in network.site_gates.items()}
-    result = Pruned(
-        smaller,
-        [
-            site
-            for site in network.methods
-            if site in around
-            or (
-                site in left
-                and (site in empty or (not left[site] and network.sites[site].kind == "exit"))
-            )
-        ],
-        {
-            site: [unit for unit in range(units[site]) if unit not in kept]
-            for site, kept in left.items()
-            if site not in empty and len(kept) < units[site]
-        },
-        [site for site, kept in plan.items() if len(kept) == units[site] and site not in ends],
-        {site: kept for site, kept in plan.items() if site in dynamic and kept},
-        list(smaller.methods),
-        stuck,
-        network.params,
-        network.macs_dense,
-        change,
-        unit_rates,
-        expected_macs(smaller, unit_rates),
-    )
+    change = verify_logits(network, smaller, decisions)
+    verify_decisions(network, smaller, decisions, threshold)
+    left = _left_rates(smaller, decisions, rates or known_rates(network))
+    result = _result(network, smaller, decisions, left, change)
     settings = {
         "threshold": threshold,
         "collapse": collapse,
         "static": static,
         "round_to": round_to,
-        "plan": plan,
-        "dynamic": dynamic,
+        "plan": {site: list(each.keep) for site, each in able.items()},
+        "dynamic": {site: list(each.dynamic) for site, each in able.items() if each.dynamic},
         "wide": wide,
     }
     measured = {
@@ -165,10 +108,81 @@ def prune(
         "macs_dense": smaller.macs_dense,
         "macs_expected": result.macs_expected,
         "max_logit_change": change,
-        "unit_rates": unit_rates,
+        "unit_rates": left,
     }
     smaller.recipe = network.recipe.with_step(Step("prune", settings, measured))
     return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class _How:
+    """By what is decided, see `prune`."""
+
+    threshold: float | None
+    collapse: float
+    static: float | None
+
+
+def _left_rates(smaller: Network, decisions: Decisions, rates: Rates) -> dict[str, list[float]]:
+    """The rates of the units that are still decided at run time."""
+    left = {}
+    for site, units in rates.items():
+        if site not in smaller.gated_by:
+            continue
+        decision = decisions.get(site)
+        if decision is None:
+            left[site] = list(units)
+        elif decision.stuck_because:
+            left[site] = [0.0] * len(units)
+        else:
+            left[site] = [units[unit] for unit in decision.dynamic]
+    return left
+
+
+def _result(
+    network: Network,
+    smaller: Network,
+    decisions: Decisions,
+    rates: dict[str, list[float]],
+    change: float,
+) -> Pruned:
+    removed, ungated = [], []
+    thinned, freed, stuck = {}, {}, {}
+    for site in network.gated_by:
+        decision = decisions.get(site)
+        if decision is None:
+            continue
+        leaves = registry.of(network.sites[site]).leaves
+        gone_with = decision.stuck_because and site not in smaller.gated_by
+        if gone_with or (not decision.stuck_because and _is_removed(network, site, decision)):
+            removed.append(site)
+        elif decision.stuck_because:
+            stuck[site] = decision.stuck_because
+        elif decision.drop:
+            thinned[site] = list(decision.drop)
+        elif not decision.dynamic and not leaves:
+            ungated.append(site)
+        if decision.dynamic and decision.keep:
+            freed[site] = list(decision.keep)
+    return Pruned(
+        network=smaller,
+        removed=removed,
+        thinned=thinned,
+        ungated=ungated,
+        freed=freed,
+        kept_dynamic=list(smaller.gated_by),
+        stuck=stuck,
+        params_before=network.params,
+        macs_before=network.macs_dense,
+        max_logit_change=change,
+        rates=rates,
+        macs_expected=expected_macs(smaller, rates),
+    )
+
+
+def _is_removed(network: Network, site: str, decision: SiteDecision) -> bool:
+    """Whether a site goes as a whole; where nothing of it is left but what always ran, it stays."""
+    return not decision.left and not network.sites[site].places
 
 
 def with_scores(pruned: Pruned, scores: Scores) -> Pruned:
@@ -192,16 +206,10 @@ def with_scores(pruned: Pruned, scores: Scores) -> Pruned:
     return replace(pruned, rates=scores.rates, macs_expected=macs)
 
 
-def _shortened(network: Network, plan: Mapping[str, list[int]]) -> dict[str, list[int]]:
-    """The plan without what lies behind an exit at which everybody leaves."""
-    ends = [site for site, kept in plan.items() if kept and network.sites[site].kind == "exit"]
-    return {site: kept for site, kept in plan.items() if not set(network.before(site)) & set(ends)}
-
-
 def _check(
     network: Network, threshold: float | None, collapse: float, static: float | None, round_to: int
 ) -> None:
-    if not network.methods:
+    if not network.gated_by:
         raise SettingError(
             "there are no gates to prune by: attach a method first (gatecli attach CHECKPOINT"
             " --method NAME)"
@@ -215,31 +223,55 @@ def _check(
         raise SettingError(f"expected --threshold to be a finite number, but got {threshold}")
 
 
-def make_plan(
-    network: Network, threshold: float | None, rates: Rates, collapse: float, static: float | None
-) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
-    """Which units each site keeps for good, sites that stay as they are left out, and of these
-    sites the units that stay dynamic.
-    """
-    plan, dynamic = dict[str, list[int]](), dict[str, list[int]]()
+def make_plan(network: Network, rates: Rates, how: _How) -> dict[str, SiteDecision]:
+    """What becomes of each site; those that stay as they are are left out."""
+    decisions: dict[str, SiteDecision] = {}
     for site, gate in network.site_gates.items():
         if isinstance(gate, Exit):
-            decided = _exit(network, site, gate, rates, collapse)
-            if decided is not None:
-                plan[site] = decided
-            continue
-        runs: Sequence[bool | None] | None = methods.get(network.methods[site]).decided(
-            network, site, threshold
-        )
-        if runs is None:
-            runs = _by_rate(site, rates, collapse, static)
-        undecided = [unit for unit, run in enumerate(runs) if run is None]
-        if undecided and (not (gate.filters or gate.apart) or len(undecided) == gate.units):
-            continue
-        plan[site] = [unit for unit, run in enumerate(runs) if run]
-        if undecided:
-            dynamic[site] = undecided
-    return plan, dynamic
+            decided = _exit(network, site, gate, rates, how.collapse)
+        else:
+            decided = _units(network, site, rates, how)
+        if decided is not None:
+            decisions[site] = decided
+    return decisions
+
+
+def _units(network: Network, site: str, rates: Rates, how: _How) -> SiteDecision | None:
+    """What becomes of a gate's units; None: it stays as it is."""
+    method = methods.get(network.gated_by[site])
+    runs: Sequence[bool | None] | None = method.decided(network, site, how.threshold)
+    if runs is None:
+        runs = _by_rate(site, rates, how.collapse, how.static)
+    undecided = [unit for unit, run in enumerate(runs) if run is None]
+    one_by_one = registry.of(network.sites[site]).one_by_one
+    if undecided and (not one_by_one or len(undecided) == len(runs)):
+        return None
+    kept = [unit for unit, run in enumerate(runs) if run]
+    return SiteDecision.of(len(runs), kept, undecided)
+
+
+def _reached(network: Network, decisions: Decisions) -> dict[str, SiteDecision]:
+    """The decisions without what lies behind an exit at which everybody leaves."""
+    ends = set()
+    for site, decision in decisions.items():
+        if decision.keep and registry.of(network.sites[site]).leaves:
+            ends.add(site)
+    before = {site: exits_before(network.traced, site) for site in decisions}
+    return {site: each for site, each in decisions.items() if not ends & set(before[site])}
+
+
+def _with_stuck(network: Network, decisions: Decisions) -> dict[str, SiteDecision]:
+    """The decisions, with what never runs and cannot be taken out said to be stuck."""
+    empty = []
+    for site, decision in decisions.items():
+        leaves = registry.of(network.sites[site]).leaves
+        if not leaves and _is_removed(network, site, decision):
+            empty.append(site)
+    reasons = surgery.why_not_removable(network.traced, empty)
+    result = dict(decisions)
+    for site, why in reasons.items():
+        result[site] = replace(decisions[site], stuck_because=why)
+    return result
 
 
 def _by_rate(
@@ -259,13 +291,14 @@ def _by_rate(
 
 def _exit(
     network: Network, site: str, exit_: Exit, rates: Rates, collapse: float
-) -> list[int] | None:
-    """[]: the exit goes, as nobody takes it.
+) -> SiteDecision | None:
+    """Drop: the exit goes, as nobody takes it.
 
-    [0]: what lies behind it goes, as everybody does who comes to it; None: it stays.
+    Keep: what lies behind it goes, as everybody leaves who comes to it; None: it stays.
     """
+    goes, ends = SiteDecision.of(1, []), SiteDecision.of(1, [0])
     if bool(exit_.threshold.isposinf().all()):
-        return []
+        return goes
     if site not in rates:
         raise SettingError(
             f"how many leave at `{site}` depends on the images: name a data set with --data (rates"
@@ -273,8 +306,8 @@ def _exit(
         )
     come, leave = reach(network, site, rates), rates[site][0]
     if leave < collapse:
-        return []
-    return [0] if leave > (1 - collapse) * come else None
+        return goes
+    return ends if leave > (1 - collapse) * come else None
 
 
 def _set_threshold(network: Network, threshold: float, but: Collection[str]) -> None:
@@ -285,131 +318,3 @@ def _set_threshold(network: Network, threshold: float, but: Collection[str]) -> 
     for site, gate in network.site_gates.items():
         if site not in but and not isinstance(gate, Exit):
             gate.threshold = torch.full_like(gate.threshold, threshold)
-
-
-def _verify(
-    network: Network,
-    smaller: Network,
-    plan: Mapping[str, list[int]],
-    dynamic: Mapping[str, list[int]],
-) -> float:
-    """The change of the logits where both are forced to decide alike, as planned where that is
-    decided; every second unit that stays dynamic runs.
-
-    The first image leaves nowhere, the others each at an exit that stays.
-    """
-    free = [site for site in network.site_gates if site not in plan and site in smaller.methods]
-    exits = [site for site in free if isinstance(network.site_gates[site], Exit)]
-    images = random_images(network, max(2, 1 + len(exits)))
-    runs = {site: {*kept, *dynamic.get(site, ())[::2]} for site, kept in plan.items()}
-    runs |= {
-        site: set(range(0, network.site_gates[site].units, 2)) for site in free if site not in exits
-    }
-    decisions = {site: _flags(network, site, units) for site, units in runs.items()}
-    still = {
-        site: [decisions[site][unit] for unit in units]
-        for site, units in dynamic.items()
-        if site in smaller.methods
-    }
-    alike = {site: decisions[site] for site in free if site not in exits} | _one_exit_each(
-        exits, len(images)
-    )
-    with (
-        in_evaluation(network),
-        force(network, {**decisions, **alike}),
-        force(smaller, {**still, **alike}),
-    ):
-        change = relative_change(logits(network, images), logits(smaller, images))
-    if not change <= TOLERANCE:
-        raise GatecliError(
-            f"the pruned network's logits differ by {change:.1e} of the largest logit from the"
-            " gated network's: this is a bug in gatecli; nothing was written"
-        )
-    return change
-
-
-def _one_exit_each(exits: Sequence[str], images: int) -> dict[str, Tensor]:
-    """Decisions (images, 1) by which image number k + 1 leaves at the k-th exit."""
-    numbers = torch.arange(images)[:, None]
-    return {site: (numbers == index + 1).float() for index, site in enumerate(exits)}
-
-
-def verify_decisions(
-    network: Network,
-    smaller: Network,
-    decided: Mapping[str, list[int]],
-    dynamic: Mapping[str, list[int]],
-    threshold: float | None,
-) -> None:
-    """Compare what the gates that stay decide, in both networks, on random images.
-
-    Args:
-        decided: the units of `network` that always run, by site; of a site in `dynamic` only some
-            units are decided.
-        dynamic: the other units of such sites, in the order of `smaller`'s gate.
-        threshold: at which the gates' rates were measured; none: each gate's own.
-    Raises: GatecliError where a gate decides otherwise, and not by rounding.
-    """
-    images = random_images(network)
-    limits = {
-        site: _limits(network, site, decided[site], units, threshold)
-        for site, units in dynamic.items()
-    }
-    whole = {
-        site: _flags(network, site, kept) for site, kept in decided.items() if site not in dynamic
-    }
-    wanted = _decisions(
-        network,
-        images,
-        at_threshold(network, threshold),
-        with_thresholds(network, limits),
-        force(network, whole),
-    )
-    found = _decisions(smaller, images)
-    for site, z in found.latest().items():
-        units = dynamic.get(site, range(z.shape[1]))
-        differ = z != wanted.latest()[site][:, units]
-        if bool(differ.any()):
-            _accept_rounding(smaller.site_gates[site], found.odds[site][-1][differ], site)
-            return  # what the gates behind it see is another image's by now
-
-
-def _decisions(network: Network, images: Tensor, *settings: AbstractContextManager[None]) -> Record:
-    with ExitStack() as stack:
-        for each in (in_evaluation(network), *settings):
-            stack.enter_context(each)
-        record = stack.enter_context(record_gates(network))
-        logits(network, images)
-    return record
-
-
-def _flags(network: Network, site: str, kept: Collection[int]) -> list[int]:
-    return [int(unit in kept) for unit in range(network.site_gates[site].units)]
-
-
-def _limits(
-    network: Network,
-    site: str,
-    kept: Collection[int],
-    dynamic: Collection[int],
-    threshold: float | None,
-) -> Tensor:
-    """Thresholds by which the units `kept` always run, those `dynamic` decide, and the others never
-    run.
-    """
-    own = network.site_gates[site].threshold
-    limits = torch.ones_like(own)
-    limits[list(kept)] = 0.0
-    limits[list(dynamic)] = own[list(dynamic)] if threshold is None else threshold
-    return limits
-
-
-def _accept_rounding(gate: Gate, odds: Tensor, site: str) -> None:
-    """Raises GatecliError unless these scores lie at the gate's threshold."""
-    limit = gate.threshold if isinstance(gate, Exit) else torch.logit(gate.threshold.clamp(0, 1))
-    away = (odds[:, None] - limit).abs().amin(1)
-    if bool((away > ROUNDING * odds.abs().clamp(min=1)).any()):
-        raise GatecliError(
-            f"the gate at `{site}` decides otherwise in the pruned network: this is a bug in"
-            " gatecli; nothing was written"
-        )

@@ -22,7 +22,7 @@ from gatecli.exporting.facts import KEY, Facts, facts_of
 from gatecli.exporting.onnx_file import refuse_other_files, session_of
 from gatecli.inputs import IMAGENET_MEAN, IMAGENET_STD
 from gatecli.network import Network
-from gatecli.probe import require_finite
+from gatecli.network.compare import require_finite
 from gatecli.record import record_gates
 
 

@@ -22,7 +22,7 @@ def images(count: int) -> list[tuple[Tensor, Tensor]]:
 
 def test_counts_are_those_of_the_decisions() -> None:
     network = gatecli.attach(CASES["cifar-projection"].network(), "aig-perbatch").network
-    on, off, varied, *others = network.methods
+    on, off, varied, *others = network.gated_by
     generator = torch.Generator().manual_seed(0)
     z = torch.randint(0, 2, (10, 1), generator=generator).float()
     given = {

@@ -33,7 +33,7 @@ from torch import Tensor
 import gatecli
 from gatecli.calibration import Calibrated, Point, calibrate, uniform
 from gatecli.calibration.points import Measure, choose, pareto, set_thresholds, site_values
-from gatecli.costs import expected_macs, known_rates
+from gatecli.network.costs import expected_macs, known_rates
 from gatecli.data import DataSet, batches, load_data
 from gatecli.errors import DataError, GatecliError, Interrupted, SettingError, TrainingError
 from gatecli.inference import score
@@ -192,7 +192,7 @@ def test_data_independent_gates_cost_a_pass_a_configuration(
     data = labelled(network, tmp_path / "data.npz", 1)
     passes = counted(monkeypatch)
     calibrate(network, data, target_acc=20)
-    assert len(passes) == len(network.methods) + 1
+    assert len(passes) == len(network.gated_by) + 1
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[None]:
@@ -243,12 +243,12 @@ def test_gate_by_gate_lies_between_all_subsets_and_one_threshold(tmp_path: Path)
     data = labelled(network, tmp_path / "data.npz", 3)
     found = calibrate(network, data, target_acc=50, per_gate=True)
     reached = []
-    for bits in range(2 ** len(network.methods)):
+    for bits in range(2 ** len(network.gated_by)):
         set_thresholds(
             network,
             {
                 site: [0.0 if bits >> index & 1 else 1.0]
-                for index, site in enumerate(network.methods)
+                for index, site in enumerate(network.gated_by)
             },
         )
         top1, macs = measured(network, data)
@@ -294,7 +294,11 @@ def test_the_step_tells_the_rates(tmp_path: Path) -> None:
         known_rates(found.network) == found.rates
         and expected_macs(found.network, known_rates(found.network)) == found.macs_expected
     )
-    assert found.network.recipe.baseline == {"top1": found.baseline_top1, "split": "val"}
+    assert found.network.recipe.baseline == {
+        "top1": found.baseline_top1,
+        "split": "val",
+        "data": found.network.recipe.data["spec"],
+    }
 
 
 def test_interrupted_between_batches(tmp_path: Path) -> None:

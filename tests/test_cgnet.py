@@ -18,12 +18,12 @@ from torch.nn import functional as F
 
 import gatecli
 from gatecli import methods
-from gatecli.costs import expected_macs
+from gatecli.network.costs import expected_macs
 from gatecli.errors import ArchitectureError, SettingError
-from gatecli.graph.channels import base_path
+from gatecli.kinds.conv.ops import base_path
 from gatecli.methods.cgnet import CGNetSettings, ChannelGate, base_channels, smoothed
 from gatecli.network import Network
-from gatecli.probe import relative_change
+from gatecli.network.compare import relative_change
 from gatecli.training import TrainOptions
 from gatecli.training.goals import goal_of
 from gatecli.training.trained import Trained
@@ -407,7 +407,7 @@ def test_mixed_sites_against_loops(function: str, grouping: str) -> None:
         else smaller
     )
     gate.threshold[units] = torch.tensor([float(1 - unit % 2) for unit in units])
-    assert not final.methods and torch.allclose(
+    assert not final.gated_by and torch.allclose(
         infer(final, images), infer(network, images), atol=1e-4
     )
 
@@ -448,14 +448,14 @@ def test_skips_prunes_saves_and_loads(
     for images in (x, x[:1]):
         assert relative_change(masked(network, images), infer(network, images)) <= 1e-5
     draw = torch.Generator().manual_seed(0)
-    first, second, *_ = sites = list(network.methods)
+    first, second, *_ = sites = list(network.gated_by)
     rates = {
         site: (torch.rand(network.site_gates[site].units, generator=draw) > 0.5).float().tolist()
         for site in sites
     }
     rates |= {first: [0.0] * len(rates[first]), second: [1.0] * len(rates[second])}
     pruned = gatecli.prune(network, rates=rates, static=0.5)
-    assert pruned.max_logit_change <= 1e-5 and not pruned.network.methods
+    assert pruned.max_logit_change <= 1e-5 and not pruned.network.gated_by
     assert (
         pruned.removed == [first]
         and pruned.ungated == [second]
@@ -533,7 +533,7 @@ def test_what_is_gated() -> None:
     """All 3x3 convolutions behind the stem; 1x1 ones where they are named."""
     case = CASES["bottleneck"]
     network = gatecli.attach(case.network(), "cgnet").network
-    assert list(network.methods) == [
+    assert list(network.gated_by) == [
         f"layer{n}.{i}.conv2.channels" for n, i in ((1, 0), (1, 1), (2, 0), (3, 0), (4, 0))
     ]
     named = gatecli.attach(
@@ -648,7 +648,7 @@ def test_convolutions_that_are_refused_say_why() -> None:
     network = gatecli.attach(
         grouped, "cgnet", input_size=(32, 32), include=["layer1.0.conv1.*"]
     ).network
-    assert list(network.methods) == ["layer1.0.conv1.channels"]
+    assert list(network.gated_by) == ["layer1.0.conv1.channels"]
     for pattern, why in (
         ("layer1.0.conv2.*", "`layer1.0.conv2.channels` convolves in 4 groups"),
         ("conv1.channels", "reads the image"),

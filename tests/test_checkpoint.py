@@ -28,7 +28,7 @@ from gatecli.checkpoint import KEY, Reading, check_output, read, read_recipe
 from gatecli.errors import ArchitectureError, CheckpointError, GatecliError, SettingError
 from gatecli.files import replacing
 from gatecli.network import Network
-from gatecli.recipe import FORMAT, InputSpec, Recipe, Source, Step, finite
+from gatecli.traced.recipe import FORMAT, InputSpec, Recipe, Source, Step, finite
 
 ARCH = "networks:oneblock"
 
@@ -210,7 +210,7 @@ def test_loading_gives_what_was_written(resnet: Path) -> None:
     assert (
         isinstance(network, Network)
         and not network.training
-        and list(network.methods) == ["layer1.0", "layer1.1", "layer1.2"]
+        and list(network.gated_by) == ["layer1.0", "layer1.1", "layer1.2"]
     )
     held = load_file(resnet)
     assert set(network.state_dict()) == set(held) and all(
@@ -275,7 +275,7 @@ def test_a_callable_is_not_imported_on_the_file_s_word(
     assert f"{name}:make" in text and "--arch" in text and "arch=" in text
     assert f"{name}:make" in refused(theirs, arch=ARCH) and ARCH in refused(theirs, arch=ARCH)
     assert not (tmp_path / "mark").exists() and name not in sys.modules
-    assert gatecli.load(theirs, arch=f"{name}:make").methods and (tmp_path / "mark").exists()
+    assert gatecli.load(theirs, arch=f"{name}:make").gated_by and (tmp_path / "mark").exists()
 
 
 @pytest.mark.parametrize(
@@ -713,7 +713,7 @@ def test_a_failing_save_leaves_nothing(
     )
     assert listing(tmp_path) == ({"x.safetensors": b"before"} if there else {})
     gatecli.write(network, out)
-    assert list(listing(tmp_path)) == ["x.safetensors"] and gatecli.load(out, arch=ARCH).methods
+    assert list(listing(tmp_path)) == ["x.safetensors"] and gatecli.load(out, arch=ARCH).gated_by
 
 
 def test_the_file_appears_at_once(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from gatecli.architectures.cifar_densenet import CifarDenseNet
 from gatecli.architectures.cifar_shakeshake import CifarShakeShake
 from gatecli.graph.ops import shake
 from gatecli.network import Network
-from gatecli.probe import relative_change
-from gatecli.recipe import InputSpec, Recipe, Source
+from gatecli.network.compare import relative_change
+from gatecli.traced.recipe import InputSpec, Recipe, Source
 
 SIZE = (16, 16)
 
@@ -115,7 +115,7 @@ def gated(kind: str) -> Network:
 
 def test_every_way_of_a_shake_shake_network_is_gated() -> None:
     network = gated("shakeshake")
-    assert list(network.methods) == [
+    assert list(network.gated_by) == [
         f"layer{stage}.{unit}.way{way}.conv2.filters"
         for stage in (1, 2, 3)
         for unit in range(4)
@@ -153,6 +153,6 @@ def test_filters_of_ways_go_one_by_one() -> None:
         for site, gate in network.site_gates.items()
     }
     result = gatecli.prune(network, rates=rates)
-    assert result.max_logit_change < 1e-5 and set(result.thinned) == set(network.methods)
+    assert result.max_logit_change < 1e-5 and set(result.thinned) == set(network.gated_by)
     assert result.network.get_submodule("layer1.0.way1.conv2").out_channels == 3
     assert all(gate.units == 1 for gate in result.network.site_gates.values())

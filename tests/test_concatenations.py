@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import gatecli
-from gatecli.costs import expected_macs
+from gatecli.network.costs import expected_macs
 from gatecli.network import Network
-from gatecli.probe import relative_change
+from gatecli.network.compare import relative_change
 from gatecli.profiling import real_share, subject_of
-from gatecli.recipe import InputSpec, Recipe, Source
+from gatecli.traced.recipe import InputSpec, Recipe, Source
 
 
 def conv(channels: int, width: int, size: int | tuple[int, int] = 1) -> nn.Module:
@@ -104,7 +104,7 @@ PARTS = [
 
 def test_every_part_of_a_concatenation_is_gated() -> None:
     network = gated()
-    assert sorted(network.methods) == sorted(f"{part}.filters" for part in PARTS)
+    assert sorted(network.gated_by) == sorted(f"{part}.filters" for part in PARTS)
     assert [network.sites[f"{part}.filters"].units for part in PARTS] == [4, 5, 3, 6, 4, 5, 3, 7]
     with torch.no_grad():
         assert relative_change(source()(images()), network(images())) < 1e-5
@@ -210,7 +210,7 @@ def test_a_pooling_of_which_nothing_is_read_goes() -> None:
     }
     result = gatecli.prune(network, rates=rates)
     assert (
-        result.removed == [site for site in network.methods if "pool" in site]
+        result.removed == [site for site in network.gated_by if "pool" in site]
         and result.max_logit_change < 1e-5
     )
     assert [node.name for node in result.network.graph.nodes if "pool" in node.name] == [

@@ -23,14 +23,14 @@ import gatecli
 from gatecli import methods, surgery
 from gatecli.attaching import Attached
 from gatecli.checkpoint import save_tensors
-from gatecli.costs import expected_macs
+from gatecli.network.costs import expected_macs
 from gatecli.errors import ArchitectureError, SettingError
 from gatecli.methods.base import ExitMethod
 from gatecli.methods.gateconnect import GateConnect
 from gatecli.network import Network
-from gatecli.probe import relative_change
+from gatecli.network.compare import relative_change
 from gatecli.pruning import Pruned
-from gatecli.recipe import Step
+from gatecli.traced.recipe import Step
 
 LIMIT = 1e-5  # of the largest logit
 OURS = ("gates.", "exits.", "gater.")
@@ -200,7 +200,7 @@ def watched(network: Network) -> Iterator[dict[str, list[int]]]:
 
     Site -> one number a call.
     """
-    seen: dict[str, list[int]] = {site: [] for site in network.methods}
+    seen: dict[str, list[int]] = {site: [] for site in network.gated_by}
     handles = []
     for site in seen:
         for layer in branch_layers(network, site):
@@ -215,7 +215,7 @@ def watched(network: Network) -> Iterator[dict[str, list[int]]]:
 
 
 def blocks(network: Network) -> list[str]:
-    return [site for site in network.methods if network.sites[site].kind == "block"]
+    return [site for site in network.gated_by if network.sites[site].kind == "block"]
 
 
 # --- attach ---
@@ -244,10 +244,10 @@ def test_attach_reports_what_it_did(method: str, name: str, original: Network) -
     result = attached(method, name)
     assert isinstance(result, Attached)
     assert result.method == method and result.max_logit_change <= LIMIT
-    assert result.gates == len(original.methods) == len(original.site_gates) > 0
+    assert result.gates == len(original.gated_by) == len(original.site_gates) > 0
     assert result.units == sum(gate.units for gate in original.site_gates.values())
     assert result.params == original.params > sum(p.numel() for p in source_of(name).parameters())
-    assert set(original.methods.values()) == {method} and not original.training
+    assert set(original.gated_by.values()) == {method} and not original.training
     assert [step.op for step in original.recipe.steps] == ["attach"]
 
 
@@ -255,7 +255,7 @@ def test_attach_reports_what_it_did(method: str, name: str, original: Network) -
 def test_layer_gates_take_every_block(case: Case, original: Network, method: str) -> None:
     if "layer" not in type(methods.get(method)).__name__.lower():
         pytest.skip("other methods choose otherwise")
-    assert len(original.methods) == case.blocks
+    assert len(original.gated_by) == case.blocks
 
 
 @small
@@ -292,16 +292,16 @@ def test_tensors_keep_their_names_and_values(original: Network, name: str) -> No
 def test_attach_twice_is_refused_and_patterns_choose(gated: Network, method: str) -> None:
     with pytest.raises(ArchitectureError, match=method):
         gatecli.attach(gated, method)
-    first, *others = gated.methods
+    first, *others = gated.gated_by
     fewer = gatecli.prune(
         gated,
         rates={site: [1.0] * gate.units for site, gate in gated.site_gates.items()},
         static=0.5,
     ).network
     again = gatecli.attach(fewer, method, include=[first])
-    assert list(again.network.methods) == [first]
+    assert list(again.network.gated_by) == [first]
     if others:
-        assert first not in gatecli.attach(fewer, method, exclude=[first]).network.methods
+        assert first not in gatecli.attach(fewer, method, exclude=[first]).network.gated_by
     with pytest.raises(SettingError, match="no-such-site"):
         gatecli.attach(fewer, method, include=["no-such-site*"])
 
@@ -316,10 +316,10 @@ def test_the_loss_reaches_every_gate_parameter(gated: Network, method: str, case
     torch.manual_seed(0)
     with gatecli.record_gates(gated.train()) as record:
         loss = F.cross_entropy(gated(x), labels) + chosen.loss(
-            record.latest(), chosen.settings(), chosen.targets(chosen.settings(), gated.methods, 0)
+            record.latest(), chosen.settings(), chosen.targets(chosen.settings(), gated.gated_by, 0)
         )
     loss.backward()  # type: ignore[no-untyped-call]
-    assert set(record.latest()) == set(gated.methods)
+    assert set(record.latest()) == set(gated.gated_by)
     for site, gate in gated.site_gates.items():
         for part, parameter in gate.named_parameters():
             assert parameter.grad is not None and bool(parameter.grad.isfinite().all()), (
@@ -345,7 +345,7 @@ def test_training_runs_the_masked_graph(gated: Network, case: Case) -> None:
     with gatecli.force(twin, {site: [1] * gate.units for site, gate in twin.site_gates.items()}):
         torch.manual_seed(0)
         infer(twin, x)
-    first = branch_layers(gated, next(iter(gated.methods)))
+    first = branch_layers(gated, next(iter(gated.gated_by)))
     statistics = [
         norm.running_mean
         for norm in first
@@ -353,7 +353,7 @@ def test_training_runs_the_masked_graph(gated: Network, case: Case) -> None:
     ]
     expected = [
         norm.running_mean
-        for norm in branch_layers(twin, next(iter(twin.methods)))
+        for norm in branch_layers(twin, next(iter(twin.gated_by)))
         if isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None
     ]
     assert all(torch.equal(a, b) for a, b in zip(statistics, expected, strict=True))
@@ -410,7 +410,7 @@ def test_save_and_load_are_exact(gated: Network, case: Case, tmp_path: Path) -> 
     )
     assert loaded.recipe == gated.recipe and not loaded.training
     assert (
-        loaded.methods == gated.methods
+        loaded.gated_by == gated.gated_by
         and loaded.sites == gated.sites
         and loaded.macs_dense == gated.macs_dense
     )
@@ -431,7 +431,7 @@ def test_prune_keeps_what_the_gates_decided(gated: Network, case: Case, tmp_path
             masked(gated, x), infer(smaller, x)
         )
     assert result.max_logit_change <= LIMIT and result.kept_dynamic == list(result.stuck) == list(
-        smaller.methods
+        smaller.gated_by
     )
     assert result.removed == [
         site for site, units in decisions.items() if not any(units) and site not in result.stuck
@@ -523,9 +523,9 @@ def test_prune_everything_and_nothing(gated: Network, name: str, case: Case, kep
         assert list(smaller.state_dict()) == [
             key for key in gated.state_dict() if key in source_of(name).state_dict()
         ]
-    if smaller.methods:
+    if smaller.gated_by:
         assert (
-            name == "plaindense" and list(smaller.methods) == list(gated.methods)[:-1]
+            name == "plaindense" and list(smaller.gated_by) == list(gated.gated_by)[:-1]
         )  # padded convolutions read them
         return
     assert not any(key.startswith(OURS) for key in smaller.state_dict())
@@ -539,7 +539,7 @@ def test_prune_attach_prune_again(gated: Network, method: str, case: Case, tmp_p
 
     Undecided gates stay and go on deciding.
     """
-    sites = list(gated.methods)
+    sites = list(gated.gated_by)
     if len(sites) < 3:
         pytest.skip("needs three sites")
     x = case.images(4)
@@ -552,7 +552,7 @@ def test_prune_attach_prune_again(gated: Network, method: str, case: Case, tmp_p
     ).network
     assert sites[1] not in once.sites
     twice = gatecli.attach(once, method).network
-    assert list(twice.methods) == [site for site in sites if site != sites[1]]
+    assert list(twice.gated_by) == [site for site in sites if site != sites[1]]
     assert close(infer(once, x), infer(twice, x))
     decisions = {
         site: [int(index != 0)] * gate.units
@@ -589,7 +589,7 @@ def test_undecided_data_dependent_gates_stay(gated: Network, case: Case) -> None
     again = gatecli.prune(
         result.network, rates={site: [0.0] * len(units) for site, units in rates.items()}
     )
-    assert again.removed == result.kept_dynamic and not again.network.methods
+    assert again.removed == result.kept_dynamic and not again.network.gated_by
 
 
 # --- skipping ---
@@ -675,7 +675,7 @@ def test_prune_at_thresholds_at_the_ends_and_beyond(gated: Network) -> None:
     assert (
         len(gatecli.prune(gated, threshold=1.0).removed)
         == len(gatecli.prune(gated, threshold=2.0).removed)
-        == len(gated.methods)
+        == len(gated.gated_by)
     )
     for wrong in (math.inf, math.nan):
         with pytest.raises(SettingError, match="--threshold"):
@@ -814,11 +814,11 @@ def test_a_deep_copy_is_independent(gated: Network, case: Case) -> None:
         assert not infer(twin, x).any()
         assert not any(seen.values())  # the copy's executors call the copy's modules
     twin.recipe = twin.recipe.with_step(Step("prune", {}))
-    surgery.remove_branches(twin, [list(twin.methods)[-1]])
+    surgery.remove_branches(twin, [list(twin.gated_by)[-1]])
     twin.recompile()
     assert (
         torch.equal(infer(gated, x), before)
-        and len(gated.methods) == len(twin.methods) + 1
+        and len(gated.gated_by) == len(twin.gated_by) + 1
         and len(gated.recipe.steps) == 1
     )
     with gatecli.force(gated, {site: [0] * gate.units for site, gate in gated.site_gates.items()}):
@@ -840,7 +840,7 @@ def test_on_a_gpu(gated: Network, name: str, case: Case) -> None:
     with gatecli.force(gated, z):
         assert relative_change(expected_skipped, infer(gated, x.cuda()).cpu()) <= 1e-4
     source = copy.deepcopy(source_of(name)).cuda()
-    for chosen in set(gated.methods.values()):
+    for chosen in set(gated.gated_by.values()):
         again = gatecli.attach(source, chosen, input_size=case.size)
         assert again.network.device.type == "cuda" and again.max_logit_change <= LIMIT
         decisions = draw(again.network, 0)

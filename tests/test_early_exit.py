@@ -19,7 +19,7 @@ from gatecli.inference import score_exits
 from gatecli.losses import MIRRORED, distance
 from gatecli.methods.early_exit import GumbelExit
 from gatecli.network import Network
-from gatecli.probe import relative_change
+from gatecli.network.compare import relative_change
 
 TUNE = ["--data", "npz:data.npz", "--batch-size", 32, "--lr", 0.02, "--bn-batches", 2]
 

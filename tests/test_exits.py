@@ -22,14 +22,14 @@ import gatecli
 from gatecli.architectures.build import build, build_skeleton
 from gatecli.calibration.at_exits import gather
 from gatecli.calibration.exits import Samples, measure
-from gatecli.costs import expected_macs, leaving_costs, reach
+from gatecli.network.costs import expected_macs, leaving_costs, reach
 from gatecli.errors import SettingError, TrainingError
 from gatecli.gates import log_odds_of_likeliest
 from gatecli.graph.trace import compile_graph
 from gatecli.inference import predict
 from gatecli.methods.dgate import DGate, hinge
 from gatecli.network import Network
-from gatecli.probe import relative_change
+from gatecli.network.compare import relative_change
 from gatecli.progress import silent
 from gatecli.training.exits import ExitLoop
 
@@ -163,7 +163,7 @@ def draw(network: Network, count: int, seed: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return {
         site: torch.randint(0, 2, (count, 1), generator=generator).float()
-        for site in network.methods
+        for site in network.gated_by
     }
 
 
@@ -645,7 +645,7 @@ def test_prune_takes_out_exits_that_nobody_takes_and_what_nobody_comes_to() -> N
         nn.init.normal_(exit_.get_submodule("linear").weight)  # type: ignore[arg-type]
     network.site_exits["exit2"].threshold.fill_(-1e30)
     x = case.images(5)
-    rates = {site: [1.0] for site in network.methods} | {
+    rates = {site: [1.0] for site in network.gated_by} | {
         "exit1": [0.0],
         "exit2": [1.0],
         "exit3": [0.0],
@@ -655,7 +655,7 @@ def test_prune_takes_out_exits_that_nobody_takes_and_what_nobody_comes_to() -> N
     assert (
         "exit1" in result.removed
         and list(result.network.site_exits) == []
-        and not result.network.methods
+        and not result.network.gated_by
     )
     assert not any(
         name.startswith(("layer3", "layer4", "fc", "exits.exit1", "exits.exit3"))

@@ -364,7 +364,7 @@ def test_gates_that_do_not_look_are_decided(tmp_path: Path) -> None:
     done = export(network, tmp_path / "file.onnx")
     kinds = [node.op_type for node in onnx.load(done.out).graph.node]
     assert (
-        not done.dynamic and kinds.count("Conv") == 6 and "If" not in kinds and network.methods
+        not done.dynamic and kinds.count("Conv") == 6 and "If" not in kinds and network.gated_by
     )  # the network itself is as it was
 
 

@@ -16,15 +16,15 @@ from torch import Tensor, nn
 
 import gatecli
 from gatecli import methods, targets
-from gatecli.costs import expected_macs, known_rates, mean_rate, overall_rate, site_rates
+from gatecli.network.costs import expected_macs, known_rates, mean_rate, overall_rate, site_rates
 from gatecli.errors import CheckpointError, SettingError
 from gatecli.gates import Gate, gumbel_decision
 from gatecli.graph.ops import mask
 from gatecli.inference import topk
 from gatecli.losses import batch_rate, distance, per_batch, per_gate
 from gatecli.methods.layer_gates import DataDependentGate, DataIndependentGate
-from gatecli.probe import relative_change
-from gatecli.recipe import Step
+from gatecli.network.compare import relative_change
+from gatecli.traced.recipe import Step
 from gatecli.record import RateMeter, at_threshold, force, observe, strategy
 from gatecli.schedules import annealed_target, learning_rate
 
@@ -194,7 +194,7 @@ def test_a_gate_whose_target_is_one_is_left_out() -> None:
     gated = gatecli.attach(
         CASES["own"].network(), "ind-pergate", targets="t,1,.25", target_rate=0.5
     ).network
-    left = list(gated.methods)
+    left = list(gated.gated_by)
     assert len(left) == 2 and left == [*branches(gated)][::2]
     step = gated.recipe.last("attach")
     assert step is not None and step.settings["settings"]["targets"] == f"{left[1]}:0.25"

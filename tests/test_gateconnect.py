@@ -23,12 +23,12 @@ import gatecli
 from gatecli.architectures.build import build, build_skeleton
 from gatecli.errors import ArchitectureError, SettingError
 from gatecli.graph.ops import connect, fold_streams, unfold_streams
-from gatecli.graph.streams import FanOut, SharedNorm
+from gatecli.kinds.branch.modules import FanOut, SharedNorm
 from gatecli.graph.trace import compile_graph
 from gatecli.methods import get
 from gatecli.methods.gateconnect import Connections
 from gatecli.network import Network
-from gatecli.probe import relative_change
+from gatecli.network.compare import relative_change
 from gatecli.record import strategy
 
 LIMIT, SIZE = 1e-5, (16, 16)
@@ -168,7 +168,7 @@ def test_half_is_the_default_and_attach_says_how_far_the_logits_move(kind: str) 
 
 def test_sites_and_what_is_refused(kind: str) -> None:
     network = attached(kind, fan_in=2)
-    assert all(site.endswith(".branches") for site in network.methods)
+    assert all(site.endswith(".branches") for site in network.gated_by)
     with pytest.raises(SettingError, match=r"fan_in` to be at most the \d branches"):
         attached(kind, fan_in=9)
     with pytest.raises(SettingError, match="fan_in` to be between 1"):
@@ -182,20 +182,21 @@ def test_sites_and_what_is_refused(kind: str) -> None:
 
 @pytest.mark.parametrize("arch", ["resnet50", "mobilenet_v2", "regnet_y_400mf"])
 def test_networks_without_such_modules_are_refused(arch: str) -> None:
+    source = build_skeleton(f"torchvision:{arch}", {}).to_empty(device="cpu")
+    for tensor in (*source.parameters(), *source.buffers()):
+        tensor.data.zero_()
     with pytest.raises(
         ArchitectureError, match=r"gateconnect found nothing to gate .*squeeze-and-excitation"
     ):
-        gatecli.attach(
-            build_skeleton(f"torchvision:{arch}", {}).to_empty(device="cpu"),
-            "gateconnect",
-            input_size=(32, 32),
-        )
+        gatecli.attach(source, "gateconnect", input_size=(32, 32))
 
 
 def test_regnet_is_gated_between_modules_of_equal_count() -> None:
     network = Network(
         build_skeleton("torchvision:regnet_x_400mf", {}),
-        gatecli.recipe.Recipe(gatecli.recipe.Source("x", {}), gatecli.recipe.InputSpec((32, 32))),
+        gatecli.traced.recipe.Recipe(
+            gatecli.traced.recipe.Source("x", {}), gatecli.traced.recipe.InputSpec((32, 32))
+        ),
     )  # type: ignore[attr-defined]
     counts = [site.units for site in network.sites.values() if site.kind == "branch"]
     assert (
@@ -289,7 +290,7 @@ def test_phases_and_clipping(kind: str) -> None:
         for done in (0.0, 219 / 320, 221 / 320, 269 / 320, 271 / 320)
     ]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001])
-    sites = list(network.methods)
+    sites = list(network.gated_by)
     method.begin_epoch(network, sites, chosen, 119 / 320)
     assert not any(bool(gate.frozen) for gate in gates(network).values())
     with torch.no_grad():
@@ -362,7 +363,7 @@ def test_prune_takes_out_what_nobody_reads_and_changes_nothing(
     assert {site: list(units) for site, units in result.thinned.items()} == {
         site: units for site, units in gone.items() if units
     }
-    assert result.network.params < network.params and not result.network.methods
+    assert result.network.params < network.params and not result.network.gated_by
     saved = sum(len(units) for units in gone.values())
     same = sum(
         network.sites[site].units - len({tuple(row) for row in gate.connections().tolist()})
@@ -454,7 +455,7 @@ def test_sites_of_modules_that_are_gone_go() -> None:
         names
         == [
             name
-            for name in before.methods
+            for name in before.gated_by
             if name not in ("layer1.1.branches", "layer2.0.branches")
         ]
         and len(names) >= 2
@@ -506,7 +507,7 @@ def test_channels_of_streams_are_no_sites() -> None:
     pruned = gatecli.prune(network).network
     gated = gatecli.attach(pruned, "cgnet", include=["*.channels"]).network
     assert (
-        set(gated.methods) <= names
+        set(gated.gated_by) <= names
         and relative_change(infer(pruned, images()), infer(gated, images())) <= LIMIT
     )
     taken = gatecli.attach(

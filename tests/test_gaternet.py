@@ -22,12 +22,12 @@ from torch.nn import functional as F
 import gatecli
 from gatecli import methods
 from gatecli.architectures.build import build
-from gatecli.costs import expected_macs
+from gatecli.network.costs import expected_macs
 from gatecli.errors import ArchitectureError, CheckpointError, GatecliError, SettingError
 from gatecli.gater import Gater
 from gatecli.gates import semantic_hash
 from gatecli.network import Network
-from gatecli.probe import relative_change
+from gatecli.network.compare import relative_change
 
 LIMIT = 1e-5
 
@@ -93,7 +93,7 @@ def shakeshake() -> Network:
 
 def test_residual_branches_end_in_gated_convolutions() -> None:
     network = gated("bottleneck")
-    assert list(network.methods) == [
+    assert list(network.gated_by) == [
         f"layer{stage}.{block}.conv3.filters"
         for stage, block in ((1, 0), (1, 1), (2, 0), (3, 0), (4, 0))
     ]
@@ -112,12 +112,12 @@ def test_the_first_layer_of_a_dense_block_is_left_out() -> None:
 
 def test_ways_that_are_summed_up_are_gated_each() -> None:
     network = gatecli.attach(shakeshake(), "gaternet").network
-    assert list(network.methods) == ["one.4.filters", "two.4.filters"]
+    assert list(network.gated_by) == ["one.4.filters", "two.4.filters"]
 
 
 def test_a_pattern_says_where() -> None:
     network = gated("own", where="units.*.c1")
-    assert list(network.methods) == ["units.0.c1.filters", "units.1.c1.filters"]
+    assert list(network.gated_by) == ["units.0.c1.filters", "units.1.c1.filters"]
     assert {site.kind for site in network.sites.values()} >= {"filter", "block"}
     with pytest.raises(ArchitectureError, match="found nothing to gate"):
         gated("own", where="nowhere*")
@@ -166,7 +166,7 @@ def test_the_gates_loss_reaches_the_gater_alone() -> None:
         torch.manual_seed(0)
         network(CASES["own"].images(8))
     decisions = record.latest()
-    loss = chosen.loss(decisions, own, chosen.targets(own, network.methods, 0))
+    loss = chosen.loss(decisions, own, chosen.targets(own, network.gated_by, 0))
     gates = torch.cat([z.detach() for z in decisions.values()], 1)
     assert loss.item() == pytest.approx(
         0.7 * sum(abs(v) for row in gates.tolist() for v in row) / gates.shape[1] / len(gates),
@@ -392,7 +392,7 @@ def test_costs_follow_the_filters() -> None:
     network = gated("bottleneck")
     rates = {site: [0.25] * gate.units for site, gate in network.site_gates.items()}
     gater = network.get_submodule("gater")
-    convs = sum(network.sites[site].macs for site in network.methods)
+    convs = sum(network.sites[site].macs for site in network.gated_by)
     assert expected_macs(network, rates) == pytest.approx(network.macs_dense - 0.75 * convs)
     assert network.costs["gater"].macs > 40e6 and isinstance(
         gater, Gater
@@ -407,7 +407,7 @@ def test_costs_follow_the_filters() -> None:
 
 def test_layer_gates_around_filters_skip_both_and_count_once() -> None:
     network = gatecli.attach(gated(), "ind-perbatch").network
-    assert len(network.methods) == 6
+    assert len(network.gated_by) == 6
     for seed in range(3):
         z, x = drawn(network, seed, 5), CASES["own"].images(5)
         with gatecli.force(network, z):
@@ -419,7 +419,7 @@ def test_layer_gates_around_filters_skip_both_and_count_once() -> None:
         infer(network, CASES["own"].images(1))
     assert len(seen) == 2  # the stem and the projection
     rates = {site: [0.0] * gate.units for site, gate in network.site_gates.items()}
-    blocks = [site for site in network.methods if network.sites[site].kind == "block"]
+    blocks = [site for site in network.gated_by if network.sites[site].kind == "block"]
     assert expected_macs(network, rates) == network.macs_dense - sum(
         network.sites[site].macs for site in blocks
     )
@@ -452,7 +452,7 @@ def test_filters_inside_gated_layers() -> None:
         result = gatecli.prune(network, rates=rates, static=0.5)
         assert (
             result.max_logit_change <= LIMIT
-            and not result.network.methods
+            and not result.network.gated_by
             and "gater" not in dict(result.network.named_children())
         )
 
@@ -516,18 +516,18 @@ def test_prune_keeps_what_was_decided_unit_by_unit(
         smaller = result.network
         dynamic = {
             site: [unit for unit, rate in enumerate(rates[site]) if rate == 0.5]
-            for site in network.methods
+            for site in network.gated_by
         }
         live = {
             site: units
             for site, units in dynamic.items()
-            if site in smaller.methods and site not in result.stuck
+            if site in smaller.gated_by and site not in result.stuck
         }
         assert all(
             smaller.site_gates[site].units == len(units) == smaller.sites[site].units
             for site, units in live.items()
         )
-        if smaller.methods:
+        if smaller.gated_by:
             assert smaller.get_submodule("gater.fc2").weight.shape[0] == sum(
                 gate.units for gate in smaller.site_gates.values()
             )
@@ -535,7 +535,7 @@ def test_prune_keeps_what_was_decided_unit_by_unit(
             assert not any(name.startswith(("gater.", "gates.")) for name in smaller.state_dict())
         decided = drawn(smaller, 5, 3)
         decided |= {site: torch.zeros_like(decided[site]) for site in result.stuck}
-        whole = {site: torch.tensor(rates[site]).round().repeat(3, 1) for site in network.methods}
+        whole = {site: torch.tensor(rates[site]).round().repeat(3, 1) for site in network.gated_by}
         for site, units in live.items():
             whole[site][:, units] = decided[site]
         assert close(run_with(network, whole, x), run_with(smaller, decided, x))
@@ -545,7 +545,7 @@ def test_prune_keeps_what_was_decided_unit_by_unit(
             close(run_with(smaller, decided, x), run_with(network, decided, x))
             and network.sites == smaller.sites
         )
-        if not network.methods:
+        if not network.gated_by:
             return
 
 
@@ -604,7 +604,7 @@ def test_readers_of_dense_layers_lose_the_channels_too() -> None:
         smaller.get_submodule("first.2.norm1").num_features == 16 - 2
         and smaller.get_submodule("first.2.conv1").in_channels == 14
     )
-    assert smaller.get_submodule("norm").num_features == 20 - 2 and list(smaller.methods) == [
+    assert smaller.get_submodule("norm").num_features == 20 - 2 and list(smaller.gated_by) == [
         "first.1.conv2.filters"
     ]
 

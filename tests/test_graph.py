@@ -29,12 +29,14 @@ import gatecli
 from gatecli.architectures.build import build, build_skeleton
 from gatecli.errors import ArchitectureError
 from gatecli.graph.dense import find_sites
-from gatecli.graph.macs import NodeCost, count_nodes
+from gatecli.graph.macs import count_nodes
+from gatecli.traced.traced import NodeCost
 from gatecli.graph.settle import dropout_follows_mode, without_writes
-from gatecli.graph.sites import Site, immediate_dominators
+from gatecli.graph.dominators import immediate_dominators
+from gatecli.traced.site import Site
 from gatecli.graph.trace import trace
 from gatecli.network import Network
-from gatecli.recipe import InputSpec, Recipe, Source
+from gatecli.traced.recipe import InputSpec, Recipe, Source
 
 Costs = dict[str, NodeCost]
 
@@ -833,8 +835,8 @@ def test_sites_within_the_module_of_another() -> None:
         gated = gatecli.attach(
             Calls(lambda m, x: m.stage(x), stage=Stage()), method, input_size=(8, 8)
         ).network
-        assert list(gated.methods) == ["stage.inner", "stage"] and set(gated.site_gates) == set(
-            gated.methods
+        assert list(gated.gated_by) == ["stage.inner", "stage"] and set(gated.site_gates) == set(
+            gated.gated_by
         )
         assert {"gates.stage.threshold", "gates.stage.inner.threshold"} <= set(gated.state_dict())
         with (
@@ -880,7 +882,7 @@ def test_a_branch_that_ends_in_a_view() -> None:
     )
     gated = gatecli.attach(model, "ind-perbatch", input_size=(8, 8)).network
     x, z = torch.randn(3, 3, 8, 8), torch.tensor([[1.0], [0.0], [1.0]])
-    assert list(gated.methods) == ["body"]
+    assert list(gated.gated_by) == ["body"]
     with gatecli.force(gated, {"body": z}), torch.no_grad():
         mixed = gated._masked(gated, x)
         assert torch.allclose(run(gated, x), mixed, atol=1e-6)

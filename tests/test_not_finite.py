@@ -18,7 +18,7 @@ from torch import Tensor
 import gatecli
 from gatecli import methods
 from gatecli.errors import ArchitectureError
-from gatecli.probe import relative_change
+from gatecli.network.compare import relative_change
 
 SIZE = ["--input-size", SIDE]
 WORDS = ("not finite", "too large")

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 import gatecli
 from gatecli.attaching import attach
-from gatecli.costs import expected_macs
+from gatecli.network.costs import expected_macs
 from gatecli.errors import SettingError
 from gatecli.executors import AddAt
 from gatecli.graph.ops import add_at, mask, runs_of, widen
@@ -25,7 +25,7 @@ from gatecli.graph.slices import is_channelwise, tail_of
 from gatecli.graph.trace import compile_graph
 from gatecli.inference import predict
 from gatecli.network import Network
-from gatecli.probe import relative_change
+from gatecli.network.compare import relative_change
 
 LIMIT = 1e-5
 
@@ -156,12 +156,12 @@ def test_groups_are_skipped_and_mean_what_the_masks_mean(
 ) -> None:
     gated, images = grained(source, method, units), torch.randn(5, 3, 6, 5)
     assert relative_change(infer(source, images), infer(gated, images)) <= LIMIT
-    assert [gated.sites[site].units for site in gated.methods] == [units] * 4
+    assert [gated.sites[site].units for site in gated.gated_by] == [units] * 4
     generator = torch.Generator().manual_seed(units)
     for count in (1, 5):
         decisions = {
             site: torch.randint(0, 2, (count, units), generator=generator).float()
-            for site in gated.methods
+            for site in gated.gated_by
         }
         decisions["bias"] = decisions["bias"][:1].expand(count, units)  # all alike
         decisions["norm"][-1] = 0  # one image leaves the block alone
@@ -190,7 +190,7 @@ def test_a_closed_group_is_not_computed(source: nn.Module, monkeypatch: pytest.M
         return forward(self, x, weight, bias)
 
     monkeypatch.setattr(nn.Conv2d, "_conv_forward", watch)
-    closed = {site: [0] * 4 for site in gated.methods}
+    closed = {site: [0] * 4 for site in gated.gated_by}
     for z, calls in (
         ([[0, 0, 0, 0]], []),
         ([[0, 1, 1, 0]], [(3, 12), (3, 6)]),
@@ -211,7 +211,7 @@ def test_pruned_groups_are_gone_and_the_function_stays(
     gated, images = grained(source, "ind-perbatch", 6), torch.randn(4, 3, 6, 5)
     generator = torch.Generator().manual_seed(seed)
     decisions = {
-        site: torch.randint(0, 2, (6,), generator=generator).tolist() for site in gated.methods
+        site: torch.randint(0, 2, (6,), generator=generator).tolist() for site in gated.gated_by
     }
     decisions["norm"], decisions["bias"] = [0, 1, 1, 0, 0, 0], [0] * 6
     result = gatecli.prune(decided(gated, decisions), round_to=round_to)
@@ -235,7 +235,7 @@ def test_pruned_groups_are_gone_and_the_function_stays(
     ) or round_to > 1
     again = attach(smaller, "aig-perbatch").network  # what is left can be gated again
     assert (
-        "norm" in again.methods
+        "norm" in again.gated_by
         and relative_change(infer(smaller, images), infer(again, images)) <= LIMIT
     )
     with gatecli.force(again, {"norm": torch.tensor([[1.0], [0.0], [1.0], [0.0]])}):
@@ -244,7 +244,7 @@ def test_pruned_groups_are_gone_and_the_function_stays(
 
 def test_expected_macs_count_the_shared_part_where_any_unit_runs(source: nn.Module) -> None:
     gated = grained(source, "aig-pergate", 2)
-    decisions = {site: torch.ones(4, 2) for site in gated.methods}
+    decisions = {site: torch.ones(4, 2) for site in gated.gated_by}
     decisions["norm"] = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [0.0, 0.0]])
     with gatecli.force(gated, decisions):
         seen = predict(gated, [(torch.randn(4, 3, 6, 5), torch.zeros(4))])
@@ -304,7 +304,7 @@ def test_removed_dense_layers_become_biases(keep: list[bool], seed: int) -> None
     torch.manual_seed(seed)
     gated = gated_dense(seed)
     assert [site.kind for site in branches(gated).values()] == ["layer"] * 5
-    decisions = {site: [int(flag)] for site, flag in zip(gated.methods, keep, strict=True)}
+    decisions = {site: [int(flag)] for site, flag in zip(gated.gated_by, keep, strict=True)}
     result = gatecli.prune(decided(gated, decisions))
     images = torch.randn(3, 3, 8, 12)
     with gatecli.force(gated, decisions):
@@ -350,7 +350,7 @@ def test_layers_of_a_kind_of_their_own(kind: type[nn.Module]) -> None:
     else:
         model.conv = SameConv(20, 10, 3, bias=False)  # type: ignore[assignment]
     gated = attach(traced(lively(model, torch.randn(8, 3, 8, 12)), (8, 12)), "ind-perbatch").network
-    off = {site: [0] for site in gated.methods}
+    off = {site: [0] for site in gated.gated_by}
     result = gatecli.prune(decided(gated, off))
     images = torch.randn(3, 3, 8, 12)
     with gatecli.force(gated, off):
@@ -388,7 +388,7 @@ def test_gates_that_stay_read_what_is_left() -> None:
     torch.manual_seed(1)
     for gate in gated.site_gates.values():
         torch.nn.init.normal_(gate.get_submodule("decide").weight)  # type: ignore[arg-type]
-    first, second, *others = gated.methods
+    first, second, *others = gated.gated_by
     rates = {first: [0.0], second: [0.5], **{site: [0.5] for site in others}}
     result = gatecli.prune(gated, rates=rates)
     images = torch.randn(6, 3, 8, 12)
@@ -480,7 +480,7 @@ def test_a_layer_that_cannot_be_removed_is_named(
     gated = attach(
         CASES["plaindense"].build(), "ind-perbatch", input_size=(9, 6), arch="networks:plaindense"
     ).network
-    gatecli.write(decided(gated, {site: [0] for site in gated.methods}), "gated.safetensors")
+    gatecli.write(decided(gated, {site: [0] for site in gated.gated_by}), "gated.safetensors")
     done = run("prune", "gated.safetensors", "--arch", "networks:plaindense", "--threshold", "0.4")
     assert (
         done.code == 0
@@ -489,7 +489,7 @@ def test_a_layer_that_cannot_be_removed_is_named(
         in done.err
     )
     loaded = gatecli.load("gated.pruned.safetensors", arch="networks:plaindense")
-    assert list(loaded.methods) == ["convs.0", "convs.1"] and list(branches(loaded)) == [
+    assert list(loaded.gated_by) == ["convs.0", "convs.1"] and list(branches(loaded)) == [
         "convs.0",
         "convs.1",
     ]

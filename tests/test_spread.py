@@ -12,7 +12,7 @@ from commandline import call, save_npz, save_source
 from networks import CASES
 
 import gatecli
-from gatecli.costs import CostMeter, expected_macs, spread_of
+from gatecli.network.costs import CostMeter, expected_macs, spread_of
 from gatecli.inference import predict
 from gatecli.network import Network
 
@@ -59,7 +59,7 @@ def test_costs_of_single_images_against_running_them_alone(methods: tuple[str, .
         for site in network.site_gates:
             with gatecli.record_gates(network) as record, torch.no_grad():
                 network(images)
-            if network.methods[site] == "aig-perbatch":
+            if network.gated_by[site] == "aig-perbatch":
                 network.site_gates[site].threshold.fill_(
                     record.odds[site][-1].sigmoid().flatten().sort().values[5:7].mean()
                 )  # near no image's

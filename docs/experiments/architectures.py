@@ -27,8 +27,8 @@ from gatecli.architectures.identify import Found, found_for, identify
 from gatecli.architectures.rows import shapes_of
 from gatecli.errors import ArchitectureError
 from gatecli.network import Network
-from gatecli.probe import logits, random_images, relative_change
-from gatecli.recipe import InputSpec, Recipe, Source
+from gatecli.network.compare import logits, random_images, relative_change
+from gatecli.traced.recipe import InputSpec, Recipe, Source
 
 TIMM = (
     "resnet26d",
@@ -196,7 +196,7 @@ def _compare(found: Found, sizes: tuple[int, ...], row: Row) -> None:
     del model, network
     row.attach = f"{relative_change(before, logits(gated, images)):.0e}"
     with torch.no_grad():
-        for site in random.Random(0).sample(list(gated.methods), len(gated.methods) // 2):
+        for site in random.Random(0).sample(list(gated.gated_by), len(gated.gated_by) // 2):
             gated.get_parameter(f"gates.{site}.logits").copy_(torch.tensor([[9.0, -9.0]]))
     pruned = gatecli.prune(gated)
     row.params, row.prune = (

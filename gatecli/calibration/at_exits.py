@@ -19,15 +19,15 @@ from gatecli.calibration.exit_search import search
 from gatecli.calibration.exit_table import frontier
 from gatecli.calibration.exits import OperatingPoint, Samples, leaves, measure, most_accurate
 from gatecli.calibration.latency import leaving_times
-from gatecli.costs import leaving_costs, site_rates
 from gatecli.data import DataSet, batches, steps
 from gatecli.errors import SettingError, TrainingError
 from gatecli.inference import ask_exits
 from gatecli.network import Network
-from gatecli.probe import require_finite
+from gatecli.network.compare import require_finite
+from gatecli.network.costs import exits_before, leaving_costs, site_rates
 from gatecli.progress import Progress, silent
-from gatecli.recipe import Step, finite
 from gatecli.record import record_gates
+from gatecli.traced.recipe import Step, finite
 
 COSTS = ("macs", "latency")
 HIGHEST = {"target_acc": 100.0, "max_drop": 100.0, "confidence": 1.0}
@@ -257,7 +257,7 @@ def _rates(
     rates = {site: [share] for site, share in zip(exits, point.shares, strict=False)}
     for site, z in decisions.items():
         before = torch.tensor(
-            [exits.index(name) for name in network.before(site)], dtype=left.dtype
+            [exits.index(name) for name in exits_before(network.traced, site)], dtype=left.dtype
         )
         comes = ~torch.isin(left, before)
         rates[site] = (z.double() * comes[:, None]).mean(0).tolist()

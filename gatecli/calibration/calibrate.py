@@ -16,13 +16,13 @@ from gatecli.calibration.points import (
     site_values,
 )
 from gatecli.calibration.uniform import UniformSearch
-from gatecli.costs import site_rates
 from gatecli.data import DataSet
 from gatecli.errors import SettingError, TrainingError
 from gatecli.network import Network
+from gatecli.network.costs import site_rates
 from gatecli.progress import Progress, silent
-from gatecli.recipe import Step
 from gatecli.record import strategy
+from gatecli.traced.recipe import Step
 
 CANDIDATES, REFINE = 17, 12  # passes over val
 
@@ -84,7 +84,7 @@ def calibrate(
             f"expected `candidates` to be at least 1 and `refine` at least 0, but got {candidates}"
             f" and {refine}"
         )
-    if not network.methods:
+    if not network.gated_by:
         raise TrainingError(
             f"{network.recipe.source.file or 'the network'} has no gates to calibrate: attach a"
             " method first (gatecli attach CHECKPOINT --method NAME)"

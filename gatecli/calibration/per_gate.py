@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gatecli.calibration.points import Measure, Point, choose
 from gatecli.calibration.uniform import cuts, thin
-from gatecli.costs import mean_rate
+from gatecli.network.costs import mean_rate
 
 ROUNDS = 2
 WIDTH = 4  # thresholds tried of a gate that depends on the image, besides the one that lets all run

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from gatecli import methods
-from gatecli.costs import expected_macs
 from gatecli.data import Split, batches, steps
 from gatecli.gates import Gate
 from gatecli.inference import predict
 from gatecli.network import Network
+from gatecli.network.costs import expected_macs
 from gatecli.progress import Progress, Task
-from gatecli.recipe import finite
 from gatecli.record import RateMeter
+from gatecli.traced.recipe import finite
 
 Thresholds = dict[str, list[float]]  # site -> the threshold of each of its units
 SLACK = 1e-9  # percent: 57 of 100 right is 56.99999999999999 in floating point
@@ -173,7 +173,7 @@ class Measure:
         """What the decisions depend on; sets the thresholds."""
         set_thresholds(self.network, thresholds)
         decided = {
-            site: methods.get(self.network.methods[site]).always_runs(gate, None)
+            site: methods.get(self.network.gated_by[site]).always_runs(gate, None)
             for site, gate in self.network.site_gates.items()
         }
         return tuple(

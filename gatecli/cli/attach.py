@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -25,6 +26,15 @@ def attach(
     exclude: Annotated[
         Optional[list[str]], typer.Option(help="Pattern of sites to leave alone; repeatable.")
     ] = None,
+    kind: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            help=(
+                "Kinds of sites to gate, with commas between, as filter; none: those that the"
+                " method's paper gates. See gatecli methods and gatecli inspect --kind all."
+            )
+        ),
+    ] = None,
     gater: Annotated[
         Optional[Path],
         typer.Option(
@@ -44,8 +54,9 @@ def attach(
     """
     from gatecli import attaching, methods
     from gatecli.checkpoint import check_output, write
-    from gatecli.costs import expected_macs, known_rates
     from gatecli.errors import SettingError
+    from gatecli.kinds import registry
+    from gatecli.network.costs import expected_macs, known_rates
 
     if not method:
         raise SettingError(f"expected --method NAME, one of {', '.join(methods.names())}")
@@ -53,6 +64,8 @@ def attach(
     methods.parse_settings(
         methods.get(method), settings
     )  # before any reading: a slip costs no time
+    for name in named(kind):
+        registry.get(name)
     path = session.checkpoint(checkpoint)
     target = out or default_out(path, method)
     check_output(target, force, [path])
@@ -63,6 +76,7 @@ def attach(
         method,
         include=include or (),
         exclude=exclude or (),
+        kinds=named(kind),
         gater_network=brought,
         **settings,
     )
@@ -82,8 +96,17 @@ def attach(
         "method": method,
         "gates": result.gates,
         "units": result.units,
+        "kinds": result.kinds,
         "params": result.params,
         "macs_dense": result.network.macs_dense,
         "macs_expected": expected_macs(result.network, known_rates(result.network)),
         "max_logit_change": result.max_logit_change,
     }
+
+
+def named(options: Sequence[str] | None) -> list[str]:
+    """What an option names that may be repeated, and take several with commas between."""
+    names: list[str] = []
+    for option in options or ():
+        names += [name.strip() for name in option.split(",") if name.strip()]
+    return names

@@ -117,7 +117,7 @@ def calibrate(
     target = out or default_out(path, "calibrated")
     check_output(target, force, [path])
     network = session.open(path)
-    if not network.methods:
+    if not network.gated_by:
         raise TrainingError(
             f"{path} has no gates to calibrate: attach a method first (gatecli attach"
             f" {shlex.quote(str(path))} --method NAME)"
@@ -212,7 +212,7 @@ def _threshold(point: Point) -> str:
 
 def _json(result: Calibrated, path: Path, target: Path) -> dict[str, Any]:
     from gatecli.calibration import site_values
-    from gatecli.costs import site_rates
+    from gatecli.network.costs import site_rates
 
     network = result.network
     return {

@@ -35,8 +35,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure accuracy, expected MACs and rates on one split."""
     from gatecli import evaluation
-    from gatecli.costs import site_rates
     from gatecli.inputs import open_data, split_of
+    from gatecli.network.costs import site_rates
 
     path = session.checkpoint(checkpoint)
     network = session.open(path)

@@ -171,7 +171,7 @@ def finetune(
     check_name(Path(folder or ""))
     board = None if folder is None else Board(Path(folder))
     network = session.open(path)
-    if not network.methods:
+    if not network.gated_by:
         raise TrainingError(
             f"{path} has no gates to train: attach a method first (gatecli attach"
             f" {shlex.quote(str(path))} --method NAME)"
@@ -260,7 +260,7 @@ def _report(session: Session, result: Finetuned, run: Any) -> None:
 
 
 def _json(result: Finetuned, path: Path, target: Path) -> dict[str, Any]:
-    from gatecli.costs import site_rates
+    from gatecli.network.costs import site_rates
 
     network = result.network
     return {

@@ -93,7 +93,7 @@ def _images(
     from gatecli.data import batches
     from gatecli.gates import Exit
     from gatecli.inputs import open_data, split_of
-    from gatecli.probe import random_images
+    from gatecli.network.compare import random_images
 
     if (
         data is None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,8 +12,10 @@ from gatecli.cli.session import Checkpoint, Session, reads_checkpoints
 from gatecli.cli.text import show
 from gatecli.errors import SettingError
 
-USUAL = ("block", "layer", "exit")
-KINDS = (*USUAL, "branch", "filter", "conv")
+if TYPE_CHECKING:
+    from gatecli.network import Network
+
+Site = dict[str, Any]
 
 
 @reads_checkpoints
@@ -24,73 +26,81 @@ def inspect(
         str,
         typer.Option(
             help=(
-                "Sites to list: block, layer, exit, branch, filter, conv or all; none named: the"
-                " first three, and what is gated."
+                "Sites to list: those of one kind (block, layer, exit, branch, filter, conv), or"
+                " all; none named: those that lie in a row, exits, and what is gated."
             )
         ),
     ] = "",
 ) -> dict[str, Any]:
     """Say what a checkpoint is, and list the sites that can be gated."""
-    from gatecli.costs import expected_macs, known_rates
+    from gatecli.kinds import registry
+    from gatecli.network.costs import expected_macs, known_rates
 
-    if kind not in ("", "all", *KINDS):
+    if kind not in ("", "all", *registry.names()):
         raise SettingError(
-            f"expected --kind to be one of {', '.join(KINDS)} or all, but got `{kind}`"
+            f"expected --kind to be one of {', '.join(registry.names())} or all, but got `{kind}`"
         )
     path = session.checkpoint(checkpoint)
     network = session.open(path)
-    source, size = network.recipe.source, network.input.size
-    sites = [
-        {
-            "name": site.name,
-            "kind": site.kind,
-            "units": site.units,
-            "macs": site.macs,
-            "method": network.methods.get(site.name),
-        }
-        for site in network.sites.values()
-    ]
+    source = network.recipe.source
+    sites = _sites(network)
     if not session.json_:
-        arguments = "".join(
-            f" {name}={value}" for name, value in source.arch_args.items() if name != "num_classes"
-        )
-        show(
-            f"{path}: {source.arch}{arguments}, {source.num_classes} classes, {size[0]}x{size[1]},"
-            f" {millions(network.params)} parameters, {gmacs(network.macs_dense)} GMACs"
-        )
-        shown = [
-            s
-            for s in sites
-            if kind == "all"
-            or s["kind"] == kind
-            or (not kind and (s["kind"] in USUAL or s["method"]))
-        ]
-        rows = [
-            (s["name"], s["kind"], s["units"], f"{s['macs']:,}", s["method"] or "-") for s in shown
-        ]
-        others = Counter(s["kind"] for s in sites if s not in shown)
-        more = (
-            "; not listed: "
-            + ", ".join(f"{count} of kind {name} (--kind {name})" for name, count in others.items())
-            if others
-            else ""
-        )
-        table(
-            session,
-            f"{len(sites)} sites",
-            ("<site", "<kind", "units", "MACs", "<gated by"),
-            rows,
-            MACS_FOOT + more,
-        )
+        usual = [each.name for each in registry.all_kinds() if each.listed]
+        _print(session, network, str(path))
+        _print_sites(session, sites, _shown(sites, kind, usual))
     return {
         "checkpoint": str(path),
         "arch": source.arch,
         "arch_args": source.arch_args,
         "num_classes": source.num_classes,
-        "input_size": list(size),
+        "input_size": list(network.input.size),
         "params": network.params,
         "macs_dense": network.macs_dense,
         "macs_expected": expected_macs(network, known_rates(network)),
         "uncounted": network.uncounted,
         "sites": sites,
     }
+
+
+def _sites(network: Network) -> list[Site]:
+    return [
+        {
+            "name": site.name,
+            "kind": site.kind,
+            "units": site.units,
+            "macs": site.macs,
+            "method": network.gated_by.get(site.name),
+        }
+        for site in network.sites.values()
+    ]
+
+
+def _shown(sites: list[Site], kind: str, usual: list[str]) -> list[Site]:
+    """The sites to list."""
+    if kind == "all":
+        return sites
+    if kind:
+        return [site for site in sites if site["kind"] == kind]
+    return [site for site in sites if site["kind"] in usual or site["method"]]
+
+
+def _print(session: Session, network: Network, path: str) -> None:
+    source, size = network.recipe.source, network.input.size
+    given = {name: value for name, value in source.arch_args.items() if name != "num_classes"}
+    arguments = "".join(f" {name}={value}" for name, value in given.items())
+    show(
+        f"{path}: {source.arch}{arguments}, {source.num_classes} classes, {size[0]}x{size[1]},"
+        f" {millions(network.params)} parameters, {gmacs(network.macs_dense)} GMACs"
+    )
+
+
+def _print_sites(session: Session, sites: list[Site], shown: list[Site]) -> None:
+    columns = ("<site", "<kind", "units", "MACs", "<gated by")
+    rows = [
+        (site["name"], site["kind"], site["units"], f"{site['macs']:,}", site["method"] or "-")
+        for site in shown
+    ]
+    others = Counter(site["kind"] for site in sites if site not in shown)
+    left = [f"{count} of kind {name} (--kind {name})" for name, count in others.items()]
+    foot = MACS_FOOT + ("; not listed: " + ", ".join(left) if left else "")
+    table(session, f"{len(sites)} sites", columns, rows, foot)

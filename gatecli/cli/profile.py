@@ -16,8 +16,8 @@ from gatecli.errors import SettingError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gatecli.costs import Rates
     from gatecli.network import Network
+    from gatecli.network.costs import Rates
     from gatecli.profiling import Profile
 
 
@@ -100,7 +100,7 @@ def _bytes(path: Path, network: Network) -> int:
 
 
 def _recorded(network: Network) -> Rates:
-    from gatecli.costs import known_rates
+    from gatecli.network.costs import known_rates
 
     return known_rates(network)
 

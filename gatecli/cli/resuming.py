@@ -75,7 +75,7 @@ def _believed(about: Mapping[str, Any]) -> Begun:
 
     Raises TypeError, ValueError or KeyError.
     """
-    from gatecli.recipe import checked
+    from gatecli.traced.recipe import checked
     from gatecli.training import TrainOptions
 
     begun = checked(Begun(**about))
@@ -93,7 +93,7 @@ def _believed(about: Mapping[str, Any]) -> Begun:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    from gatecli.recipe import is_a
+    from gatecli.traced.recipe import is_a
 
     return any(
         is_a(value, kind) for kind in (get_args(hint) if get_origin(hint) is Union else (hint,))

@@ -15,7 +15,7 @@ from gatecli.errors import CheckpointError
 from gatecli.files import check_name
 
 if TYPE_CHECKING:
-    from gatecli.recipe import Recipe
+    from gatecli.traced.recipe import Recipe
 
 
 def log(session: Session, checkpoint: Checkpoint = None) -> dict[str, Any]:

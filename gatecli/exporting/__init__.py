@@ -19,7 +19,7 @@ from gatecli.exporting.weights import module_path, write_weights
 from gatecli.files import replacing
 from gatecli.gates import Exit
 from gatecli.network import Network
-from gatecli.probe import logits, random_images, relative_change
+from gatecli.network.compare import logits, random_images, relative_change
 from gatecli.record import record_gates
 
 FORMATS = {

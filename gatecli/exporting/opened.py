@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from gatecli import methods, surgery
+from gatecli import methods
 from gatecli.gates import Exit, Gate
 from gatecli.graph.ops import (
     is_add,
@@ -28,7 +28,9 @@ from gatecli.graph.ops import (
     relu_after,
 )
 from gatecli.graph.trace import compile_graph, copied, remove_dead
-from gatecli.network import Network
+from gatecli.network import Network, surgery
+from gatecli.network.costs import exits_before
+from gatecli.traced.site import SiteDecision
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class Computation(nn.Module):
         self.eval()
 
     def forward(self, images: Tensor) -> Any:
-        return self.run(self.network, images)
+        return self.run(self.network.root, images)
 
 
 def decided(network: Network) -> Network:
@@ -92,19 +94,21 @@ def decided(network: Network) -> Network:
     gone; and exits at which nobody leaves are gone.
     """
     copy = network.copy().cpu().eval()
-    plan: dict[str, list[int]] = {}
+    decisions: dict[str, SiteDecision] = {}
     for site, gate in copy.site_gates.items():
         if isinstance(gate, Exit):
             if bool(gate.threshold.isposinf().all()):
-                plan[site] = []
+                decisions[site] = SiteDecision.of(1, [])
             continue
-        runs = methods.get(copy.methods[site]).decided(copy, site, None)
+        runs = methods.get(copy.gated_by[site]).decided(copy, site, None)
         if runs is not None:
-            plan[site] = [unit for unit, flag in enumerate(runs) if flag]
-    stuck = surgery.why_not_removable(
-        copy, [site for site, kept in plan.items() if not kept and site not in copy.site_exits]
-    )
-    methods.apply_plan(copy, {site: kept for site, kept in plan.items() if site not in stuck})
+            kept = [unit for unit, flag in enumerate(runs) if flag]
+            decisions[site] = SiteDecision.of(len(runs), kept)
+    exits = copy.site_exits
+    empty = [site for site, each in decisions.items() if not each.keep and site not in exits]
+    stuck = surgery.why_not_removable(copy.traced, empty)
+    able = {site: each for site, each in decisions.items() if site not in stuck}
+    methods.apply_decisions(copy, able)
     return copy
 
 
@@ -121,7 +125,7 @@ def masked(network: Network, decisions: bool = False) -> Opened:
     with graph.inserting_before(output):
         for site, z in _decisions(network, graph).items() if decisions else ():
             found[f"gate.{site}"] = graph.call_function(
-                _where_reached, (z, *(exits[name] for name in network.before(site)))
+                _where_reached, (z, *(exits[name] for name in exits_before(network.traced, site)))
             )
         if decisions and exits:
             found["exit"] = graph.call_function(_taken, tuple(exits.values()))

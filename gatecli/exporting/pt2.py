@@ -16,54 +16,11 @@ from torch import Tensor, nn
 from torch.fx import _symbolic_trace as symbolic_trace
 
 from gatecli.errors import ExportError
-from gatecli.execute import LOWERED, lower_whole, staged
-from gatecli.executors import SkipBlock, SkipLayer
 from gatecli.exporting.opened import masked
 from gatecli.exporting.quiet import quiet, reason
 from gatecli.graph.trace import compile_graph
 from gatecli.network import Network
-
-
-class CondBlock(nn.Module):
-    """A SkipBlock for one image: `relu(shortcut + z * branch(x))`."""
-
-    def __init__(self, block: SkipBlock) -> None:
-        super().__init__()
-        self.__dict__["root"] = block.root
-        self.branch, self.rectify = block.branch, block.rectify
-
-    def forward(self, x: Tensor, shortcut: Tensor, z: Tensor, *others: Tensor) -> Tensor:
-        def run(x: Tensor, shortcut: Tensor, *others: Tensor) -> Tensor:
-            value = self.branch(self.root, x, *others) + shortcut
-            return (
-                (torch.relu(value) if self.rectify else value).flatten().clone()
-            )  # both ways must agree in memory, too
-
-        def skip(x: Tensor, shortcut: Tensor, *others: Tensor) -> Tensor:
-            value = shortcut.flatten().clone()  # nor may a way return an alias of what it was given
-            return torch.relu(value) if self.rectify else value
-
-        result: Tensor = torch.cond(z.reshape(()) > 0.5, run, skip, (x, shortcut, *others))
-        return result.reshape(shortcut.shape)
-
-
-class CondLayer(nn.Module):
-    """A SkipLayer for one image: `z * branch(x)`."""
-
-    def __init__(self, layer: SkipLayer) -> None:
-        super().__init__()
-        self.__dict__["root"] = layer.root
-        self.branch, self.channels = layer.branch, layer.channels
-
-    def forward(self, x: Tensor, z: Tensor, *others: Tensor) -> Tensor:
-        def run(x: Tensor, *others: Tensor) -> Tensor:
-            return self.branch(self.root, x, *others).contiguous()
-
-        def skip(x: Tensor, *others: Tensor) -> Tensor:
-            return x.new_zeros(x.shape[0], self.channels, *x.shape[2:])
-
-        result: Tensor = torch.cond(z.reshape(()) > 0.5, run, skip, (x, *others))
-        return result
+from gatecli.network.lower import LOWERED, lower_whole, stages_of
 
 
 class Skipping(nn.Module):
@@ -72,13 +29,11 @@ class Skipping(nn.Module):
     def __init__(self, network: Network) -> None:
         super().__init__()
         self.network = network
-        lowered = lower_whole(network, network.graph, network.costs)
+        lowered = lower_whole(network.traced)
         holder: Any = network.get_submodule(LOWERED)
         for name, part in list(holder.named_children()):
-            holder.register_module(
-                name, CondLayer(part) if isinstance(part, SkipLayer) else CondBlock(part)
-            )
-        stages = staged(lowered)
+            holder.register_module(name, part.for_export())
+        stages: Any = stages_of(lowered)
         self.exits = (
             [] if stages is None else [network.get_submodule(path) for path in stages.exits]
         )
@@ -89,12 +44,12 @@ class Skipping(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if self.exits:
             return self._from(0, (images,))
-        logits: Tensor = self.parts[0](self.network, images)
+        logits: Tensor = self.parts[0](self.network.root, images)
         return logits
 
     def _from(self, number: int, values: tuple[Tensor, ...]) -> Tensor:
         """What comes of the values that stage `number` begins with."""
-        values = self.parts[number](self.network, *values)
+        values = self.parts[number](self.network.root, *values)
         if number == len(self.exits):
             return values[0]
         logits, z = self.exits[number](values[0])

@@ -53,10 +53,10 @@ def write_weights(
     Returns a function that runs the two in another process. Raises ExportError where gates remain,
     or a part cannot be written.
     """
-    if network.methods:
+    if network.gated_by:
         raise ExportError(
-            f"the weights format is for static networks, but {len(network.methods)} sites decide at"
-            f" run time ({next(iter(network.methods))}, ...): prune first, or export to onnx or pt2"
+            f"the weights format is for static networks, but {len(network.gated_by)} sites decide at"
+            f" run time ({next(iter(network.gated_by))}, ...): prune first, or export to onnx or pt2"
         )
     known = json.loads(facts["gatecli"])
     constants = {

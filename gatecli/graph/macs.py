@@ -16,7 +16,6 @@ import operator
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -27,10 +26,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
-from gatecli.graph.channels import base_path
-from gatecli.graph.ops import connect
+from gatecli.traced.traced import NodeCost, Shape
 
-Shape = tuple[int, ...]
 CONVOLUTIONS = (
     nn.Conv1d,
     nn.Conv2d,
@@ -55,7 +52,6 @@ COSTLY_FUNCTIONS = {
     torch.mm,
     torch.addmm,
     torch.einsum,
-    connect,
 }
 COSTLY_METHODS = {"matmul", "bmm", "baddbmm", "mm", "addmm"}
 MOVES = {  # what neither multiplies nor is marked as elementwise or a view by torch
@@ -105,19 +101,6 @@ MOVES = {  # what neither multiplies nor is marked as elementwise or a view by t
     "var_mean",
     "cumsum",
 }
-
-
-@dataclass(frozen=True)
-class NodeCost:
-    """One node's MACs for one image, and the shape of what it returns (None where that is no
-    tensor).
-
-    unknown: it works with weights in a way that nothing here can count, so its MACs are 0.
-    """
-
-    macs: int
-    shape: Shape | None
-    unknown: bool = False
 
 
 def meta_copy(module: nn.Module) -> nn.Module:
@@ -188,10 +171,8 @@ class _Counter(fx.Interpreter):
         return cast(Tensor, args[2] if len(args) > 2 else kwargs["weight"])
 
     def _takes_weights(self, n: fx.Node) -> bool:
-        """Whether a function or method, a base path apart, is given weights of more than one
-        dimension.
-        """
-        if n.target is base_path:
+        """Whether a function or method is given weights of more than one dimension."""
+        if getattr(n.target, "costs", None) is not None:
             return False
         attributes = [source for source in n.all_input_nodes if source.op == "get_attr"]
         return any(_is_weight(self.env.get(source)) for source in attributes)
@@ -232,13 +213,12 @@ def _multiplies(n: fx.Node, module: nn.Module | None) -> bool:
         return type(module) not in (*CONVOLUTIONS, nn.Linear, nn.Bilinear) and any(
             p.ndim > 1 for p in module.parameters()
         )
-    if (
-        n.target is base_path
-    ):  # where it is shared it is a part of the convolution, and counted there
-        return not n.args[3]
-    return (n.op == "call_function" and n.target in COSTLY_FUNCTIONS) or (
-        n.op == "call_method" and n.target in COSTLY_METHODS
-    )
+    ours = getattr(n.target, "costs", None)
+    if ours is not None:
+        return bool(ours(n))
+    if n.op == "call_method":
+        return n.target in COSTLY_METHODS
+    return n.op == "call_function" and n.target in COSTLY_FUNCTIONS
 
 
 def _on_zeros(module: nn.Module, args: Any, kwargs: Any) -> Any:

@@ -5,11 +5,20 @@ from __future__ import annotations
 import keyword
 import re
 
+__all__ = ["is_identifier", "is_writable"]
+
 WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*|[0-9]+")
+QUOTED = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def is_writable(path: str) -> bool:
-    """Whether each part of a dotted path is an ASCII identifier, but no keyword, or digits, as
-    torch.nn.Sequential's are.
+    """Whether no part of a dotted path could end a string in which it stands.
+
+    ASCII letters, digits, underscores, and hyphens, as torchvision's RegNets have them.
     """
+    return all(QUOTED.fullmatch(part) for part in path.split("."))
+
+
+def is_identifier(path: str) -> bool:
+    """Whether each part of a dotted path is an ASCII identifier, no keyword, or digits."""
     return all(WORD.fullmatch(part) and not keyword.iskeyword(part) for part in path.split("."))

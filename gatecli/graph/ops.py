@@ -5,11 +5,36 @@ operations it finds there.
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
+
+F_ = TypeVar("F_", bound=Callable[..., Any])
+
+
+def operation(
+    *,
+    fresh: bool = False,
+    makes_streams: bool = False,
+    costs: Callable[[fx.Node], bool] | None = None,
+) -> Callable[[F_], F_]:
+    """Say of a function that gatecli puts into graphs what others must know of it.
+
+    Args:
+        fresh: Its result has storage of its own.
+        makes_streams: Its result holds several streams of maps, side by side.
+        costs: Whether torch's counter shall count a node of it; none: it multiplies nothing.
+    """
+
+    def mark(function: F_) -> F_:
+        traits: Any = function
+        traits.fresh, traits.makes_streams, traits.costs = fresh, makes_streams, costs
+        return function
+
+    return mark
 
 
 def mask(value: Tensor, z: Tensor) -> Tensor:
@@ -36,6 +61,7 @@ def spread(z: Tensor, places: Sequence[int], width: int) -> Tensor:
     return whole.index_copy(1, torch.tensor(places, device=z.device), z)
 
 
+@operation(fresh=True)
 def widen(value: Tensor, runs: Runs, width: int) -> Tensor:
     """value (N, k, ...) with its channels at `runs` of `width` ones, zeros elsewhere.
 
@@ -69,6 +95,11 @@ def take_channels(x: Tensor, channels: tuple[int, ...]) -> Tensor:
     return x.index_select(1, index)
 
 
+def others(count: int, channels: Sequence[int]) -> tuple[int, ...]:
+    """Those of `count` channels that are not among `channels`."""
+    return tuple(sorted(set(range(count)) - set(channels)))
+
+
 def runs_of(numbers: Sequence[int]) -> list[tuple[int, int]]:
     """Ascending numbers as runs: [0, 1, 4] -> [(0, 2), (4, 5)]."""
     runs: list[tuple[int, int]] = []
@@ -94,53 +125,6 @@ def pick(logits: Tensor, *exits: tuple[Tensor, Tensor]) -> Tensor:
             z * early + (1 - z) * logits if z.requires_grad else torch.where(z > 0, early, logits)
         )
     return logits
-
-
-def connect(values: Tensor, shortcut: Tensor, read: tuple[Tensor, int]) -> Tensor:
-    """What each branch of the next module reads.
-
-    The sum of the branches that it is connected to, y_k = values_k + shortcut_k / fan_in.
-
-    Args: values (N, C * out, H, W), one part a branch; shortcut (N, out, H, W), or (N, C * out, H,
-    W) where the branches have streams of their own;
-    read: connections (readers, C), or (N, readers, C), and the fan_in. Returns (N, readers * out,
-        H, W).
-    """
-    connections, fan_in = read
-    batch, channels, height, width = values.shape
-    count, readers, size = (
-        connections.shape[-1],
-        connections.shape[-2],
-        channels // connections.shape[-1] * height * width,
-    )
-    carried = shortcut.reshape(
-        batch, shortcut.shape[1] * count // channels, size
-    )  # one, or one a branch
-    each = connections.to(values.dtype).expand(
-        batch, readers, count
-    )  # a matmul of one matrix with all samples would copy what it multiplies
-    found = torch.bmm(
-        each, torch.add(values.reshape(batch, count, size), carried, alpha=1 / fan_in)
-    )
-    return found.reshape(batch, channels // count * readers, height, width)
-
-
-def fold_streams(x: Tensor, count: int) -> Tensor:
-    """(N, count * C, H, W) -> (N * count, C, H, W).
-
-    Streams as samples, for layers that all of them share.
-    """
-    return x.reshape(x.shape[0] * count, x.shape[1] // count, *x.shape[2:])
-
-
-def unfold_streams(x: Tensor, count: int) -> Tensor:
-    """(N * count, C, H, W) -> (N, count * C, H, W)."""
-    return x.reshape(x.shape[0] // count, x.shape[1] * count, *x.shape[2:])
-
-
-def mean_streams(x: Tensor, count: int) -> Tensor:
-    """(N, count * C, H, W) -> (N, C, H, W)."""
-    return x.reshape(x.shape[0], count, x.shape[1] // count, *x.shape[2:]).mean(1)
 
 
 def sum_branches(x: Tensor, count: int) -> Tensor:

@@ -6,29 +6,29 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import fx, nn
 
 from gatecli.errors import ArchitectureError
-from gatecli.graph.names import is_writable
+from gatecli.graph.names import is_identifier
 from gatecli.graph.ops import (
     decided_by,
     is_add,
     is_mask,
-    is_pick,
     is_relu,
     is_shake,
     mask,
     never_negative,
-    pick,
     runs_of,
     summands,
     widen,
 )
 from gatecli.graph.settle import TRAINING
-from gatecli.graph.sites import Site
 from gatecli.graph.slices import keeps_zero
 from gatecli.graph.trace import remove_dead
+from gatecli.traced.site import Site
+from gatecli.traced.traced import Traced
 
 
 def place(root: nn.Module, path: str, module: nn.Module) -> None:
@@ -92,102 +92,51 @@ def _parent(root: nn.Module, path: str) -> tuple[nn.Module, str]:
     return root, last
 
 
-def node_named(graph: fx.Graph, name: str) -> fx.Node:
-    found: fx.Node = next(node for node in graph.nodes if node.name == name)
-    return found
-
-
 def insert_mask(
-    root: nn.Module, graph: fx.Graph, site: Site, gate: nn.Module, sees: str = ""
+    net: Traced, site: Site, gate: nn.Module, *, sees: str = "", outside: bool = True
 ) -> None:
-    """Let `gate` see the site's entry, or the node `sees`, and multiply the branch's value by what
-    it decides; the gate becomes `gates.SITE`.
+    """Multiply a site's value by what `gate`, which becomes `gates.SITE`, decides.
 
-    Filters' masks come before those of the branch that they are in.
+    Args:
+        net: The network.
+        site: The site.
+        gate: It sees the site's entry.
+        sees: The node that it sees instead.
+        outside: The mask comes after those that are there already.
     """
-    path = f"gates.{site.name}"
-    place(root, path, gate)
-    entry, value = node_named(graph, sees or site.entry), node_named(graph, site.value)
+    graph, path = net.graph, f"gates.{site.name}"
+    place(net.root, path, gate)
+    entry, value = net.node(sees or site.entry), net.node(site.value)
     with graph.inserting_after(value if sees else entry):
         decision = graph.call_module(path, (entry,))
-    while (
-        site.kind != "filter" and len(value.users) == 1 and is_mask(user := next(iter(value.users)))
-    ):
-        value = user
+    if outside:
+        value = _last_mask(value)
     with graph.inserting_after(decision if sees else value):
         masked = graph.call_function(mask, (value, decision))
     value.replace_all_uses_with(masked, delete_user_cb=lambda user: user is not masked)
 
 
+def _last_mask(value: fx.Node) -> fx.Node:
+    """The last of the masks that alone read a value one after the other, or the value."""
+    while len(value.users) == 1:
+        (user,) = value.users
+        if not is_mask(user):
+            break
+        value = user
+    return value
+
+
 def mask_of(graph: fx.Graph, site: str) -> fx.Node | None:
     """The mask that the site's gate decides; None where it has none."""
-    return next(
-        (
-            node
-            for node in graph.nodes
-            if is_mask(node) and decided_by(node).target == f"gates.{site}"
-        ),
-        None,
-    )
+    for node in graph.nodes:
+        if is_mask(node) and decided_by(node).target == f"gates.{site}":
+            return node
+    return None
 
 
-def insert_exit(root: nn.Module, graph: fx.Graph, site: Site, exit_: nn.Module) -> None:
-    """Let `exit_` see the site's value, and the network return what the first exit taken says.
-
-    The exit becomes `exits.SITE`.
-    """
-    path = f"exits.{site.name}"
-    place(root, path, exit_)
-    entry = node_named(graph, site.entry)
-    with graph.inserting_after(entry):
-        pair = graph.call_module(path, (entry,))
-    output = next(node for node in graph.nodes if node.op == "output")
-    (last,) = output.all_input_nodes
-    order = {node: index for index, node in enumerate(graph.nodes)}
-    final, others = (last.args[0], last.args[1:]) if is_pick(last) else (last, ())
-    with graph.inserting_before(output):
-        picked = graph.call_function(
-            pick, (final, *sorted([*others, pair], key=lambda node: order[node]))
-        )
-    output.args = (picked,)
-    remove_dead(graph)
-
-
-def remove_exit(graph: fx.Graph, site: Site) -> None:
-    """Take the site's exit out: nobody leaves there."""
-    picked, pairs = _exits(graph)
-    kept = [pair for pair in pairs if pair.target != f"exits.{site.name}"]
-    if kept:
-        picked.args = (picked.args[0], *kept)
-    else:
-        picked.replace_all_uses_with(picked.args[0])  # type: ignore[arg-type]
-    remove_dead(graph)
-
-
-def end_at_exit(root: nn.Module, graph: fx.Graph, site: Site, head: nn.Module) -> None:
-    """Let everybody who comes to the site's exit leave there.
-
-    `head`, its classifier, takes its place, and what lies behind goes.
-    """
-    picked, pairs = _exits(graph)
-    path = f"exits.{site.name}"
-    index = [pair.target for pair in pairs].index(path)
-    place(root, path, head)
-    if index:
-        picked.args = (pairs[index], *pairs[:index])
-    else:
-        picked.replace_all_uses_with(pairs[index])
-    remove_dead(graph)
-
-
-def _exits(graph: fx.Graph) -> tuple[fx.Node, list[fx.Node]]:
-    picked = next(node for node in graph.nodes if is_pick(node))
-    return picked, [pair for pair in picked.args[1:] if isinstance(pair, fx.Node)]
-
-
-def remove_mask(graph: fx.Graph, site: Site) -> None:
+def remove_mask(graph: fx.Graph, site: str) -> None:
     """Take the site's gate out and let its branch always run."""
-    masked = mask_of(graph, site.name)
+    masked = mask_of(graph, site)
     if masked is not None:
         masked.replace_all_uses_with(masked.args[0])  # type: ignore[arg-type]
     remove_dead(graph)
@@ -221,16 +170,30 @@ def additions_of_zero(
 def remove_zero(root: nn.Module, graph: fx.Graph, value: fx.Node) -> dict[str, str]:
     """Take `value`, which is zero for good, out of all additions, see `additions_of_zero`.
 
-    Returns what remove_branch does.
+    Returns:
+        Nodes that are gone -> what has taken their place.
     """
-    renamed_: dict[str, str] = {}
+    names: dict[str, str] = {}
     for add, other in (additions_of_zero(root, value) or {}).items():
-        renamed_ |= _replace_addition(root, add, other)
+        names |= _replaced(root, add, other)
     remove_dead(graph)
-    return renamed_
+    return names
 
 
-def _replace_addition(root: nn.Module, add: fx.Node, other: fx.Node) -> dict[str, str]:
+def replace_addition(
+    root: nn.Module, graph: fx.Graph, add: fx.Node, other: fx.Node
+) -> dict[str, str]:
+    """Let what is added to take an addition's place, and that of a ReLU that it makes needless.
+
+    Returns:
+        Nodes that are gone -> what has taken their place.
+    """
+    names = _replaced(root, add, other)
+    remove_dead(graph)
+    return names
+
+
+def _replaced(root: nn.Module, add: fx.Node, other: fx.Node) -> dict[str, str]:
     """Let what `add` added to, half of it where it took the mean, take its place, and that of a
     ReLU behind it that no longer does anything.
     """
@@ -243,27 +206,6 @@ def _replace_addition(root: nn.Module, add: fx.Node, other: fx.Node) -> dict[str
     for node in gone:
         node.replace_all_uses_with(other)
     return {node.name: other.name for node in gone}
-
-
-def remove_branch(root: nn.Module, graph: fx.Graph, site: Site) -> dict[str, str]:
-    """Take the site's branch out, with its gate.
-
-    What remains is the shortcut, and a ReLU after it only where it still does something.
-
-    Returns which nodes are gone whose values other sites may have named: name -> the name of what
-    has taken their place.
-    """
-    value = next((node for node in graph.nodes if node.name == site.value), None)
-    if site.kind == "filter" and value is not None and additions_of_zero(root, value) is not None:
-        return remove_zero(root, graph, value)
-    if site.kind != "block":  # nothing reads it any more, see gatecli.graph.slices.fold
-        remove_dead(graph)
-        return {}
-    renamed_ = _replace_addition(
-        root, node_named(graph, site.add), node_named(graph, site.shortcut)
-    )
-    remove_dead(graph)
-    return renamed_
 
 
 def insert_widen(graph: fx.Graph, value: fx.Node, places: Sequence[int], width: int) -> fx.Node:
@@ -283,18 +225,36 @@ def drop_unused(root: nn.Module, graph: fx.Graph) -> None:
 
 
 def _drop(module: nn.Module, path: str, used: set[str]) -> None:
-    for kind in (module._parameters, module._buffers):
-        for name in [name for name in kind if f"{path}{name}" not in used]:
-            del kind[name]
+    tensors: list[Any] = [module._parameters, module._buffers]
+    for held in tensors:
+        for name in [name for name in held if f"{path}{name}" not in used]:
+            del held[name]
     for name, child in list(module._modules.items()):
         if f"{path}{name}" in used:
             continue
         if child is not None:
             _drop(child, f"{path}{name}.", used)
-        if child is None or (
-            not any(True for _ in child.children()) and not child._parameters and not child._buffers
-        ):
+        if child is None or _is_empty(child):
             del module._modules[name]
+        elif type(child) is not nn.Module:
+            module._modules[name] = _container(child)
+
+
+def _is_empty(module: nn.Module) -> bool:
+    has_children = any(True for _ in module.children())
+    return not has_children and not module._parameters and not module._buffers
+
+
+def _container(module: nn.Module) -> nn.Module:
+    """What an unused module holds, in a plain one: a gate that has gone decides nothing."""
+    plain = nn.Module()
+    for name, child in module.named_children():
+        plain.add_module(name, child)
+    for name, parameter in module._parameters.items():
+        plain.register_parameter(name, parameter)
+    for name, buffer in module._buffers.items():
+        plain.register_buffer(name, buffer)
+    return plain
 
 
 def renamed(path: str, names: Mapping[str, str]) -> str:
@@ -312,7 +272,7 @@ def rename(root: nn.Module, graph: fx.Graph, names: Mapping[str, str]) -> None:
     generated source, so nothing but names is taken: ArchitectureError.
     """
     for part, name in names.items():
-        if not is_writable(name):
+        if not is_identifier(name):
             raise ArchitectureError(
                 f"expected another name for `{part}`, of letters, digits, underscores and dots, and"
                 f" no keyword of Python, but got {name!r}"

@@ -28,9 +28,9 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gatecli.errors import SettingError
-from gatecli.graph.macs import NodeCost
 from gatecli.graph.ops import is_cat, is_mask, module_of, widen
 from gatecli.graph.settle import DROPOUTS
+from gatecli.traced.traced import NodeCost
 
 QUOTIENTS = {operator.truediv, torch.div}
 PRODUCTS = {operator.mul, torch.mul, *QUOTIENTS}
@@ -216,6 +216,14 @@ def keep_entries(
             name,
             nn.Parameter(cut, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else cut,
         )
+
+
+def cut_norm(norm: nn.BatchNorm2d, kept: Sequence[int]) -> nn.BatchNorm2d:
+    """A copy of a BatchNorm for some of its channels."""
+    twin = copy.deepcopy(norm)
+    keep_entries(twin, ("weight", "bias", "running_mean", "running_var"), torch.tensor(kept))
+    twin.num_features = len(kept)
+    return twin
 
 
 # --- after a value ---

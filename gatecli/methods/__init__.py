@@ -5,9 +5,25 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from gatecli.methods.base import Method, apply_plan, get, names, parse_settings, recorded_settings
+from gatecli.methods.base import (
+    Method,
+    apply_decisions,
+    get,
+    names,
+    parse_settings,
+    recorded_decisions,
+    recorded_settings,
+)
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["Method", "apply_plan", "get", "names", "parse_settings", "recorded_settings"]
+__all__ = [
+    "Method",
+    "apply_decisions",
+    "get",
+    "names",
+    "parse_settings",
+    "recorded_decisions",
+    "recorded_settings",
+]

@@ -8,7 +8,7 @@ line, the docs and the contract tests find it here.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, replace
 from difflib import get_close_matches
 from fractions import Fraction
@@ -18,12 +18,14 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from gatecli import surgery
 from gatecli.errors import SettingError
 from gatecli.gates import Gate
-from gatecli.graph.sites import Site
-from gatecli.network import Network
+from gatecli.kinds import registry
+from gatecli.kinds.base import EXIT, MASK
+from gatecli.network import Network, surgery
+from gatecli.network.surgery import Decisions
 from gatecli.schedules import learning_rate
+from gatecli.traced.site import Site, SiteDecision
 
 
 def setting(
@@ -80,6 +82,8 @@ class Method:
     """
 
     needs: ClassVar[str] = "something to gate"
+    requires: ClassVar[frozenset[str]] = frozenset({MASK})
+    default_kinds: ClassVar[tuple[str, ...]] = ()
     trains: ClassVar[str] = (
         "network"  # what finetune trains: the network with the gates, or the "exits" alone
     )
@@ -95,13 +99,19 @@ class Method:
     def __init__(self, name: str, summary: str, settings: type[Settings]) -> None:
         self.name, self.summary, self.settings = name, summary, settings
 
-    def candidates(self, network: Network) -> list[Site]:
-        """The sites of `network` that this method can gate, gated ones included."""
-        raise NotImplementedError
+    def kinds(self) -> list[str]:
+        """The kinds of sites that the method can gate: those that offer what it requires."""
+        every = registry.all_kinds()
+        return [kind.name for kind in every if self.requires <= kind.offers]
 
-    def offers(self, network: Network, settings: Any) -> list[Site]:
+    def candidates(self, network: Network, kinds: Sequence[str] = ()) -> list[Site]:
+        """The sites of these kinds, none named: the method's own; gated ones included."""
+        chosen = kinds or self.default_kinds
+        return [site for site in network.sites.values() if site.kind in chosen]
+
+    def offers(self, network: Network, settings: Any, kinds: Sequence[str] = ()) -> list[Site]:
         """Those of the candidates that these settings speak of, gated ones included."""
-        return self.candidates(network)
+        return self.candidates(network, kinds)
 
     def by_default(self, network: Network, site: Site) -> bool:
         """Whether a candidate is gated where no --include names it."""
@@ -109,7 +119,10 @@ class Method:
 
     def refused(self, network: Network) -> dict[str, str]:
         """What a user may take for a site, but is none: name -> why, as `is depthwise`."""
-        return {}
+        found: dict[str, str] = {}
+        for kind in self.default_kinds:
+            found |= registry.get(kind).refused(network.traced)
+        return found
 
     def ready(self, network: Network, settings: Any) -> None:
         """Make sure that the network has the sites that these settings ask for, before any are
@@ -151,7 +164,8 @@ class Method:
 
     def insert(self, network: Network, site: str, settings: Any) -> None:
         """Put one gate in."""
-        surgery.insert_gate(network, site, self.gate(network.sites[site], settings), self.name)
+        gate = self.gate(network.sites[site], settings)
+        surgery.insert_gate(network.traced, site, gate, self.name)
 
     def begin(self, network: Network, sites: Iterable[str]) -> None:
         """Training of the gates at these sites begins, or goes on."""
@@ -204,13 +218,6 @@ class Method:
         """For each unit of a site, whether it always runs; None where that depends on the data."""
         return self.always_runs(network.site_gates[site], threshold)
 
-    def prune(self, network: Network, kept: Mapping[str, list[int]], round_to: int) -> bool:
-        """Keep only these units at these sites, ungated, in place.
-
-        Sites are the method's own and no exits. False: it has no way of its own to do so.
-        """
-        return False
-
     def penalty(self, gates: Iterable[Gate], settings: Any) -> Tensor | float:
         """What training adds to the loss for the gates' own parameters.
 
@@ -241,81 +248,55 @@ class ExitMethod(Method):
         "stages that end with a change of resolution (or say where with --set after=SITE,SITE)"
     )
 
-    def candidates(self, network: Network) -> list[Site]:
-        return [site for site in network.sites.values() if site.kind == "exit"]
+    requires: ClassVar[frozenset[str]] = frozenset({EXIT})
+    default_kinds: ClassVar[tuple[str, ...]] = ("exit",)
 
     def ready(self, network: Network, settings: Any) -> None:
         if settings.after is not None:
-            surgery.place_exits(network, [name.strip() for name in settings.after.split(",")])
+            names = [name.strip() for name in settings.after.split(",")]
+            for kind in self.default_kinds:
+                registry.get(kind).place(network.traced, names)
+            network.recount()
 
 
-def apply_plan(
+def apply_decisions(
     network: Network,
-    plan: Mapping[str, list[int]],
+    decisions: Decisions,
+    *,
+    wide: Sequence[str] | None = None,
     round_to: int = 1,
-    dynamic: Mapping[str, list[int]] | None = None,
-    wide: Collection[str] = (),
-) -> None:
-    """Prune as `plan` says (site -> kept units, ungated; sites left out stay as they are), in
-    place.
+) -> list[str]:
+    """Decide sites for good, in place, and let the methods tidy up behind that.
 
-    round_to: where a site keeps some of its units, see Network.keep_units.
-    dynamic: site -> those of the other units that stay and are decided at run time.
-    wide: sites whose readers get zeros in the place of units that are gone; the others' lose these
-        channels too.
+    Args:
+        network: The network.
+        decisions: What is decided, by site; sites that are left out stay as they are.
+        wide: The sites whose readers get zeros in the place of units that are gone, as a recipe
+            records them; none: worked out.
+        round_to: See gatecli.network.surgery.decide.
+
+    Returns:
+        The wide sites.
     """
-    dynamic = dynamic or {}
-    exits = {site: kept for site, kept in plan.items() if network.sites[site].kind == "exit"}
-    for site, kept in exits.items():
-        if kept:
-            surgery.end_at_exit(network, site)
-        else:
-            surgery.remove_exit(network, site)
-    by_method: dict[str, dict[str, list[int]]] = {}
-    for site, kept in plan.items():
-        if site not in exits:
-            by_method.setdefault(network.methods[site], {})[site] = kept
-    usual = [name for name, own in by_method.items() if not get(name).prune(network, own, round_to)]
-    _keep_units(
-        network,
-        {site: kept for name in usual for site, kept in by_method[name].items()},
-        round_to,
-        dynamic,
-        wide,
-    )
-    network.recompile()
-    for name in set(network.methods.values()):
+    if wide is None:
+        wide = surgery.decide(network, decisions, round_to)
+    else:
+        surgery.settle(network, decisions, wide, round_to)
+    for name in set(network.gated_by.values()):
         get(name).tidy(network)
     network.recount()
+    return list(wide)
 
 
-def _keep_units(
-    network: Network,
-    plan: Mapping[str, list[int]],
-    round_to: int,
-    dynamic: Mapping[str, list[int]],
-    wide: Collection[str],
-) -> None:
-    """All sites together: what reads several of them loses their channels at once."""
-    gone = [
-        site
-        for site, kept in plan.items()
-        if not kept and site not in dynamic and not network.sites[site].places
-    ]
-    narrowed: dict[Any, list[int]] = {}
+def recorded_decisions(
+    network: Network, plan: Mapping[str, list[int]], dynamic: Mapping[str, list[int]]
+) -> dict[str, SiteDecision]:
+    """The decisions that a prune step records: kept units by site, and those still dynamic."""
+    decisions = {}
     for site, kept in plan.items():
-        if len(kept) == network.sites[site].units:
-            surgery.remove_gate(network, site)
-        elif site not in gone:
-            narrowed |= surgery.keep_units(
-                network,
-                site,
-                kept,
-                round_to,
-                dynamic.get(site, []),
-                network.sites[site].kind == "block" or site in wide,
-            )
-    surgery.remove_branches(network, gone, narrowed)
+        units = network.sites[site].units
+        decisions[site] = SiteDecision.of(units, kept, dynamic.get(site, ()))
+    return decisions
 
 
 _REGISTRY: dict[str, Method] = {}

@@ -45,15 +45,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gatecli import surgery
 from gatecli.errors import SettingError
 from gatecli.gates import Gate, Remembered
-from gatecli.graph.channels import others
-from gatecli.graph.convs import cut_norm, refused_convs
-from gatecli.graph.sites import Site
-from gatecli.graph.slices import keep_entries
+from gatecli.graph.ops import others
+from gatecli.graph.slices import cut_norm, keep_entries
+from gatecli.kinds.base import CHANNELS
 from gatecli.methods.base import Method, Settings, register, setting
-from gatecli.network import Network
+from gatecli.network import Network, surgery
+from gatecli.traced.site import Site
 
 GATES = ("coarse", "fine", "fc", "l1")
 OPEN = 1e30  # what a neutral gate's margin is: finite, and above whatever an image can bring about
@@ -130,7 +129,6 @@ class ChannelGate(Gate):
     """
 
     undecayed = ("delta",)
-    apart = True
     neutral: Tensor
 
     def __init__(
@@ -287,15 +285,11 @@ class ChannelGating(Method):
     paper: ClassVar[str] = "Hua, Zhou, De Sa, Zhang, Suh: Channel gating neural networks, 2019"
     aims: ClassVar[bool] = False
     samples: ClassVar[bool] = False
-
-    def candidates(self, network: Network) -> list[Site]:
-        return [site for site in network.sites.values() if site.kind == "conv"]
+    requires: ClassVar[frozenset[str]] = frozenset({CHANNELS})
+    default_kinds: ClassVar[tuple[str, ...]] = ("conv",)
 
     def by_default(self, network: Network, site: Site) -> bool:
         return max(_conv(network, site).kernel_size) > 1
-
-    def refused(self, network: Network) -> dict[str, str]:
-        return refused_convs(network, network.graph)
 
     def attach(self, network: Network, sites: Iterable[str], settings: Any) -> None:
         sites = list(sites)
@@ -310,9 +304,8 @@ class ChannelGating(Method):
         )
         assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
         order, groups = base_channels(conv.in_channels, settings)
-        surgery.insert_gate(
-            network, site, ChannelGate(site, conv, norm, order, groups, settings), self.name
-        )
+        gate = ChannelGate(site, conv, norm, order, groups, settings)
+        surgery.insert_gate(network.traced, site, gate, self.name)
 
     def targets(self, settings: Any, sites: Iterable[str], epoch: int) -> dict[str, float]:
         return {}

@@ -25,11 +25,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gatecli import surgery
 from gatecli.gates import LOG_ODDS, PROBABILITY, Exit, log_odds_of_likeliest
 from gatecli.graph.slices import drop_inputs
 from gatecli.methods.base import ExitMethod, ExitSettings, register, setting
-from gatecli.network import Network
+from gatecli.network import Network, surgery
 
 HINGE, CROSS_ENTROPY = "hinge", "cross-entropy"
 MARGIN = "margin"
@@ -132,8 +131,8 @@ class DGates(ExitMethod):
 
     def insert(self, network: Network, site: str, settings: Any) -> None:
         place = network.sites[site]
-        surgery.insert_exit(
-            network,
+        surgery.insert_gate(
+            network.traced,
             site,
             DGate(
                 site,

@@ -33,12 +33,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from gatecli import surgery
 from gatecli.errors import SettingError
 from gatecli.gates import LOG_ODDS, PROBABILITY, Exit, gumbel_decision
 from gatecli.losses import MIRRORED, distance
 from gatecli.methods.base import ExitMethod, ExitSettings, register, setting
-from gatecli.network import Network
+from gatecli.network import Network, surgery
 
 
 @dataclass(frozen=True)
@@ -183,8 +182,8 @@ class EarlyExits(ExitMethod):
                 f"{self.name} needs maps (N, C, H, W) to convolve, which `{site}` does not have:"
                 " leave it out with --exclude, or take dgate"
             )
-        surgery.insert_exit(
-            network,
+        surgery.insert_gate(
+            network.traced,
             site,
             GumbelExit(
                 site, place.channels, shape[2:], network.num_classes, settings.width, settings.score

@@ -22,19 +22,19 @@ out, which changes nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from gatecli import surgery
 from gatecli.errors import SettingError
 from gatecli.gates import Gate
-from gatecli.graph.sites import Site
+from gatecli.kinds import registry
+from gatecli.kinds.base import CONNECTIONS
 from gatecli.methods.base import Method, Settings, register, setting
-from gatecli.network import Network
+from gatecli.network import Network, surgery
 
 PHASES = {
     "cifar": (120, 100, 50, 50),
@@ -94,6 +94,7 @@ class Connections(Gate):
     """
 
     data_dependent = False
+    streams = True  # each reader has maps of its own
     chosen: Tensor
     frozen: Tensor
 
@@ -145,6 +146,18 @@ class Connections(Gate):
         self.chosen.copy_(connections)
         self.frozen.fill_(True)
 
+    def fixed(self, readers: Sequence[int] | None, units: Sequence[int]) -> nn.Module | None:
+        """What takes the gate's place once its connections are fixed.
+
+        Args:
+            readers: The readers that stay; none: all.
+            units: The branches that stay.
+        """
+        numbers = range(len(self.real)) if readers is None else readers
+        rows = torch.tensor(list(numbers), device=self.real.device)
+        columns = torch.tensor(list(units), device=self.real.device)
+        return Fixed(self.connections()[rows][:, columns].clone(), self.fan_in)
+
     def forward(self, x: Tensor) -> tuple[Tensor, int]:  # type: ignore[override]
         found, fan_in = (
             (self.drawn() if self.training and not bool(self.frozen) else self.connections()),
@@ -170,6 +183,12 @@ class AllConnections(Connections):
 
     Called, it returns decisions z (N, branches).
     """
+
+    streams = False
+
+    def fixed(self, readers: Sequence[int] | None, units: Sequence[int]) -> nn.Module | None:
+        """Nothing: all read all."""
+        return None
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         z = (
@@ -207,11 +226,8 @@ class GateConnect(Method):
     paper: ClassVar[str] = "Ahmed, Torresani: Connectivity Learning in Multi-Branch Networks, 2017"
     gate_lr_factor: ClassVar[float] = 2.0
 
-    def candidates(self, network: Network) -> list[Site]:
-        return [site for site in network.sites.values() if site.kind == "branch"]
-
-    def prepare(self, sites: list[str], settings: Any) -> tuple[list[str], Any]:
-        return sites, settings
+    requires: ClassVar[frozenset[str]] = frozenset({CONNECTIONS})
+    default_kinds: ClassVar[tuple[str, ...]] = ("branch",)
 
     def insert(self, network: Network, site: str, settings: Any) -> None:
         count = network.sites[site].units
@@ -221,15 +237,16 @@ class GateConnect(Method):
                 f"expected setting `fan_in` to be at most the {count} branches of `{site}`, but got"
                 f" {fan_in}"
             )
-        gate = (AllConnections if fan_in == count else Connections)(
-            site, count, fan_in, network.boundaries[site].reader_site
-        )
-        draw = torch.Generator().manual_seed(settings.seed + list(network.boundaries).index(site))
+        net = network.traced
+        kind = registry.of(net.sites[site])
+        gate_type = AllConnections if fan_in == count else Connections
+        gate = gate_type(site, count, fan_in, kind.reader_of(net, site))
+        draw = torch.Generator().manual_seed(settings.seed + kind.number(net, site))
         if settings.connectivity == "random":
             gate.freeze(_random(count, fan_in, draw))
         if settings.shared == "no":
             gate.real.data.mul_(0.5 + torch.rand(gate.real.shape, generator=draw))
-        surgery.insert_connections(network, site, gate, self.name, streams=fan_in < count)
+        surgery.insert_gate(net, site, gate, self.name)
 
     def targets(self, settings: Any, sites: Iterable[str], epoch: int) -> dict[str, float]:
         return dict.fromkeys(sites, 1.0)
@@ -267,26 +284,12 @@ class GateConnect(Method):
         """Which branches a used branch reads, from the chain's end."""
         gate = _connections(network, site)
         read = gate.connections() > 0
-        if gate.reader_site in network.methods:
+        if gate.reader_site in network.gated_by:
             readers = torch.tensor(
                 self.decided(network, gate.reader_site, threshold), device=read.device
             )
             read = read & readers[:, None]
         return [bool(flag) for flag in read.any(0)]
-
-    def prune(self, network: Network, kept: Mapping[str, list[int]], round_to: int) -> bool:
-        fixed: dict[str, nn.Module] = {}
-        for site, units in kept.items():
-            gate = _connections(network, site)
-            if isinstance(gate, AllConnections):
-                continue
-            readers = kept.get(gate.reader_site or "", list(range(len(gate.real))))
-            rows, columns = (
-                torch.tensor(numbers, device=gate.real.device) for numbers in (readers, units)
-            )
-            fixed[site] = Fixed(gate.connections()[rows][:, columns].clone(), gate.fan_in)
-        surgery.fix_connections(network, kept, fixed)
-        return True
 
 
 def _connections(network: Network, site: str) -> Connections:

@@ -24,18 +24,19 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from gatecli import surgery
 from gatecli.architectures.arguments import is_callable_name, split_arch
 from gatecli.architectures.rows import CHANNEL_ARGS
 from gatecli.errors import SettingError
 from gatecli.gater import Gater, make_gater
 from gatecli.gates import Gate
 from gatecli.graph import rewrite
-from gatecli.graph.filters import ROLES
-from gatecli.graph.sites import Site
+from gatecli.kinds import registry
 from gatecli.methods.base import Method, Settings, register, setting
-from gatecli.network import Network
+from gatecli.network import Network, surgery
+from gatecli.traced.site import Site
 
+DEFAULT_KIND = "filter"
+ROLES = registry.get(DEFAULT_KIND).roles
 POLICIES = ("auto", *ROLES)
 SMALL_IMAGES = 64  # pixels: up to here the paper's gater is a CIFAR ResNet-20, else a ResNet-18
 
@@ -85,8 +86,6 @@ class GaterNetSettings(Settings):
 class FilterGate(Gate):
     """Its share of what the gater says: no weights of its own."""
 
-    filters = True
-
     def __init__(self, site: str, units: int, first: int) -> None:
         super().__init__(site, units)
         self.outputs: Sequence[int] = range(first, first + units)
@@ -108,10 +107,8 @@ class FilterGate(Gate):
 
     def keep(self, units: Sequence[int]) -> None:
         """Decide these units alone."""
-        self.outputs, self.units = [self.outputs[unit] for unit in units], len(units)
-        self.threshold = self.threshold.index_select(
-            0, torch.tensor(units, device=self.threshold.device)
-        )
+        super().keep(units)
+        self.outputs = [self.outputs[unit] for unit in units]
 
 
 class GaterNet(Method):
@@ -123,18 +120,16 @@ class GaterNet(Method):
         "Chen, Li, Bengio, Si: You look twice: GaterNet for dynamic filter selection in CNNs, 2019"
     )
 
-    def candidates(self, network: Network) -> list[Site]:
-        return [site for site in network.sites.values() if site.kind == "filter"]
+    default_kinds: ClassVar[tuple[str, ...]] = (DEFAULT_KIND,)
 
-    def offers(self, network: Network, settings: Any) -> list[Site]:
-        filters = self.candidates(network)
+    def offers(self, network: Network, settings: Any, kinds: Sequence[str] = ()) -> list[Site]:
+        sites = self.candidates(network, kinds)
         if settings.where is not None:
-            return [
-                site
-                for site in filters
-                if fnmatchcase(site.name.removesuffix(".filters"), settings.where)
-            ]
-        return [site for site in filters if site.role and site.role == settings.policy]
+            names = {site.name: site.name.rpartition(".")[0] for site in sites}
+            return [site for site in sites if fnmatchcase(names[site.name], settings.where)]
+        if kinds and tuple(kinds) != self.default_kinds:
+            return sites
+        return [site for site in sites if site.role and site.role == settings.policy]
 
     def complete(self, network: Network, settings: Any, gater: Network | None = None) -> Any:
         roles = {site.role for site in self.candidates(network)}
@@ -214,11 +209,12 @@ class GaterNet(Method):
             sum(network.sites[site].units for site in sites),
             seed=0,
         )
-        said = rewrite.insert_reader(network, network.graph, "gater", gater)
+        said = rewrite.insert_reader(network.root, network.graph, "gater", gater)
         first = 0
         for site in sites:
             units = network.sites[site].units
-            surgery.insert_gate(network, site, FilterGate(site, units, first), self.name, said.name)
+            gate = FilterGate(site, units, first)
+            surgery.insert_gate(network.traced, site, gate, self.name, said.name)
             first += units
         network.recompile()
         network.recount()

@@ -19,7 +19,7 @@ evaluation a branch runs where P(on) > threshold (1/2: the most probable decisio
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -29,14 +29,15 @@ from torch.nn import functional as F
 
 from gatecli.errors import SettingError
 from gatecli.gates import Gate, Remembered
-from gatecli.graph.sites import Site
-from gatecli.graph.slices import drop_inputs
+from gatecli.graph.slices import drop_inputs, keep_entries
+from gatecli.kinds import registry
+from gatecli.kinds.base import MASK, VALUE
 from gatecli.losses import FORMS as LOSS_FORMS
 from gatecli.losses import per_batch, per_gate
 from gatecli.methods.base import Method, Settings, register, setting
-from gatecli.network import Network
 from gatecli.schedules import annealed_target
 from gatecli.targets import FORMS, VARIABLE, follow, read, resolve, written
+from gatecli.traced.site import Site
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,12 @@ class DataDependentGate(Gate):
     def drop_inputs(self, kept: Tensor, gone: Tensor, constants: Tensor) -> None:
         drop_inputs(self.reduce, kept, gone, constants)
 
+    def keep(self, units: Sequence[int]) -> None:
+        super().keep(units)
+        pairs = torch.tensor(units)[:, None] * 2 + torch.tensor([0, 1])
+        keep_entries(self.decide, ("weight", "bias"), pairs.flatten())
+        self.decide.out_features = 2 * len(units)
+
     def log_odds(self, x: Tensor) -> Tensor:
         """The same with the BatchNorm folded into the first layer and one difference of logits.
 
@@ -185,6 +192,10 @@ class DataIndependentGate(Gate):
         self.logits = nn.Parameter(torch.tensor([[0.1, 4.0]]).repeat(units, 1))
         self._odds = Remembered()
 
+    def keep(self, units: Sequence[int]) -> None:
+        super().keep(units)
+        keep_entries(self, ("logits",), torch.tensor(units))
+
     def scores(self, x: Tensor) -> Tensor:
         """x (N, ...) -> (N, units, 2)."""
         return self.logits.expand(x.shape[0], self.units, 2)
@@ -204,15 +215,14 @@ class LayerGates(Method):
         "residual blocks (an addition of a shortcut and a branch) or layers of dense blocks"
     )
     paper: ClassVar[str] = "Herrmann, Bowen, Zabih: Deep networks with probabilistic gates, 2018"
+    default_kinds: ClassVar[tuple[str, ...]] = ("block", "layer")
 
     def __init__(
         self, name: str, summary: str, dependent: bool, loss_of: Callable[..., Tensor]
     ) -> None:
         super().__init__(name, summary, AigSettings if dependent else LayerGateSettings)
         self.dependent, self.loss_of = dependent, loss_of
-
-    def candidates(self, network: Network) -> list[Site]:
-        return [site for site in network.sites.values() if site.kind in ("block", "layer")]
+        self.requires = frozenset({MASK, VALUE} if dependent else {MASK})  # type: ignore[misc]
 
     def prepare(self, sites: list[str], settings: Any) -> tuple[list[str], Any]:
         if settings.targets is None:
@@ -228,12 +238,10 @@ class LayerGates(Method):
         )
 
     def gate(self, site: Site, settings: Any) -> Gate:
-        units = settings.granularity if site.kind == "block" else 1
-        return (
-            DataDependentGate(site.name, site.channels, site.positions, settings.hidden, units)
-            if self.dependent
-            else DataIndependentGate(site.name, units)
-        )
+        units = settings.granularity if registry.of(site).splits else site.units
+        if not self.dependent:
+            return DataIndependentGate(site.name, units)
+        return DataDependentGate(site.name, site.channels, site.positions, settings.hidden, units)
 
     def targets(self, settings: Any, sites: Iterable[str], epoch: int) -> dict[str, float]:
         own = read(settings.targets) if settings.targets else {}

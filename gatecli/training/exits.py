@@ -78,7 +78,7 @@ class ExitLoop(Loop):
         self.exits: dict[str, Any] = {
             site: gate
             for site, gate in self.network.site_gates.items()
-            if self.network.methods[site] == self.method.name
+            if self.network.gated_by[site] == self.method.name
         }
         self.cached: dict[str, Walked] = {}
         return BestExits(self.network, self.trained, self.options)

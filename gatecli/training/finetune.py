@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from gatecli.costs import expected_macs, overall_rate, site_rates
 from gatecli.data import DataSet
 from gatecli.errors import Interrupted
 from gatecli.inference import ExitScore
 from gatecli.network import Network
+from gatecli.network.costs import expected_macs, overall_rate, site_rates
 from gatecli.progress import Progress, silent
-from gatecli.recipe import Step
+from gatecli.traced.recipe import Step
 from gatecli.training.exits import ExitLoop
 from gatecli.training.loop import Loop
 from gatecli.training.options import TrainOptions

@@ -19,12 +19,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gatecli import methods
-from gatecli.costs import expected_macs, overall_rate, site_rates
 from gatecli.data import DataSet, batches, steps
 from gatecli.errors import CheckpointError, DataError, Interrupted, SettingError, TrainingError
 from gatecli.inference import ExitScore, Scores, score, score_exits
 from gatecli.losses import batch_rate
 from gatecli.network import Network
+from gatecli.network.costs import expected_macs, overall_rate, site_rates
 from gatecli.progress import Progress
 from gatecli.record import Record, observe, strategy
 from gatecli.training.distill import Teacher, check_teacher, distillation
@@ -128,7 +128,9 @@ class Loop:
         network = self.network
         ours = {id(p) for gate in network.site_gates.values() for p in gate.parameters()}
         ours |= {
-            id(p) for name in {*network.methods.values()} for p in methods.get(name).shared(network)
+            id(p)
+            for name in {*network.gated_by.values()}
+            for p in methods.get(name).shared(network)
         }
         groups: list[dict[str, Any]] = [
             {
@@ -228,7 +230,7 @@ class Loop:
         self.network.train()
         mine = {each.method.name for each in self.trained}
         for site, gate in self.network.site_gates.items():
-            if self.network.methods[site] not in mine:
+            if self.network.gated_by[site] not in mine:
                 gate.eval()
 
     def _save_sometimes(self) -> None:

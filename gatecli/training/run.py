@@ -17,7 +17,7 @@ from torch import Tensor
 from gatecli.checkpoint import save_tensors
 from gatecli.errors import CheckpointError, TrainingError
 from gatecli.files import replacing
-from gatecli.recipe import parsed
+from gatecli.traced.recipe import finite_number
 
 STATE, BEST, LAST, LOG = "state.safetensors", "best.safetensors", "last.safetensors", "log.jsonl"
 FORMAT = "3"  # of the state: another one whenever what it holds changes
@@ -67,7 +67,9 @@ class Run:
                     f"{states[-1]} was saved by another gatecli (its format is"
                     f" {metadata['format']}, not {FORMAT}): start a new run without --resume"
                 )
-            return cls(states[-1].parent, parsed(metadata["about"]))
+            return cls(
+                states[-1].parent, json.loads(metadata["about"], parse_constant=finite_number)
+            )
 
     @property
     def state(self) -> Path:
@@ -153,6 +155,6 @@ def intact(path: Path) -> Iterator[None]:
 
 def _read(path: Path, key: str | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     with intact(path), safe_open(path, "pt") as file:
-        position = parsed(file.metadata()[key]) if key else {}
+        position = json.loads(file.metadata()[key], parse_constant=finite_number) if key else {}
         names = file.keys()  # the file itself is no mapping
         return {name: file.get_tensor(name) for name in names}, position

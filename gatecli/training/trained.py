@@ -12,7 +12,7 @@ from gatecli import methods
 from gatecli.errors import TrainingError
 from gatecli.methods import Method
 from gatecli.network import Network
-from gatecli.recipe import Recipe
+from gatecli.traced.recipe import Recipe
 from gatecli.training.options import TrainOptions
 
 V = TypeVar("V")
@@ -27,13 +27,13 @@ class Trained:
 
     def sites(self, network: Network) -> list[str]:
         """The sites that the method gates, in the order in which their gates run."""
-        return [site for site in network.site_gates if network.methods[site] == self.method.name]
+        return [site for site in network.site_gates if network.gated_by[site] == self.method.name]
 
     def own(self, network: Network, by_site: Mapping[str, V]) -> dict[str, V]:
         return {
             site: value
             for site, value in by_site.items()
-            if network.methods[site] == self.method.name
+            if network.gated_by[site] == self.method.name
         }
 
     def groups(self, network: Network, options: TrainOptions) -> list[dict[str, Any]]:

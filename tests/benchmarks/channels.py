@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import gatecli
-from gatecli.costs import expected_macs
+from gatecli.network.costs import expected_macs
 from gatecli.network import Network
 
 GATES = {"coarse": {}, "fc": {}, "l1": {}, "coarse, groups": {"grouping": "yes"}}

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import gatecli
 from gatecli.architectures.build import build
-from gatecli.costs import expected_macs
+from gatecli.network.costs import expected_macs
 from gatecli.network import Network
 
 SHARES = {"25/25/25/25": (0.25, 0.25, 0.25, 0.25), "60/20/15/5": (0.60, 0.20, 0.15, 0.05)}

@@ -28,7 +28,7 @@ from skipping import without_blocks
 from torch import Tensor, nn
 
 import gatecli
-from gatecli.costs import expected_macs
+from gatecli.network.costs import expected_macs
 from gatecli.exporting import export
 from gatecli.exporting.onnx_file import session_of
 from gatecli.network import Network

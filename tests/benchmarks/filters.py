@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from torchvision.models.resnet import Bottleneck
 
 import gatecli
-from gatecli.costs import expected_macs
+from gatecli.network.costs import expected_macs
 from gatecli.network import Network
 
 POLICIES: dict[str, dict[str, Any]] = {"last": {}, "all": {"where": "layer?.*.conv?"}}

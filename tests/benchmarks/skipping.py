@@ -25,7 +25,7 @@ import torchvision
 from torch import Tensor, nn
 
 import gatecli
-from gatecli.costs import expected_macs
+from gatecli.network.costs import expected_macs
 from gatecli.execute import SkipBlock
 from gatecli.network import Network
 

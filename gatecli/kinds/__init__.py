@@ -1,0 +1,1 @@
+"""Kinds of sites say WHERE a decision stands; methods say WHAT decides (gatecli.methods)."""

@@ -1,0 +1,136 @@
+"""A network with exits: who leaves, leaves the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, fx, nn
+
+from gatecli.gates import Gate
+from gatecli.graph.ops import is_pick
+from gatecli.lowering.gather import take
+from gatecli.lowering.region import needed, piece
+
+__all__ = ["Staged", "staged"]
+
+Stage = Callable[..., tuple[Tensor, ...]]
+
+
+class Staged:
+    """A network with exits: the stages between them, as functions, and what comes behind the last.
+
+    Who leaves, leaves the batch.
+
+    A stage is (root, what the stage before it returned) -> the value at which the exit stands, and
+    what later stages need besides: a gater's gates, say. The first is given the images, the last
+    returns the logits alone.
+
+    Called, it returns logits (N, K) and the exit that each sample took (N,), its number from 0 on,
+    the number of exits for none.
+    """
+
+    def __init__(self, stages: Sequence[Stage], exits: Sequence[str], last: Stage) -> None:
+        self.stages, self.exits, self.last = stages, exits, last
+        self.gates: list[Gate] | None = None
+
+    def __call__(self, root: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self._one(root, x) if x.shape[0] == 1 else self._several(root, x)
+
+    def _one(self, root: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+        """A single image: no batch to leave."""
+        live: tuple[Tensor, ...] = (x,)
+        for number, (stage, path) in enumerate(zip(self.stages, self.exits, strict=True)):
+            live = stage(root, *live)
+            logits, z = root.get_submodule(path)(live[0])
+            if z.item() > 0:
+                return logits, torch.tensor([number], device=x.device)
+        return self.last(root, *live)[0], torch.tensor([len(self.exits)], device=x.device)
+
+    def _forced(self, root: nn.Module) -> list[Gate]:
+        if self.gates is None:  # walking through all modules takes as long as some layers
+            self.gates = [part for part in root.modules() if isinstance(part, Gate)]
+        return [gate for gate in self.gates if gate.forced is not None]
+
+    def _several(self, root: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+        taken = torch.full((x.shape[0],), len(self.exits), device=x.device)
+        rows, out = torch.arange(x.shape[0], device=x.device), None
+        forced = self._forced(root)
+        live: tuple[Tensor, ...] = (x,)
+        try:
+            for number, (stage, path) in enumerate(zip(self.stages, self.exits, strict=True)):
+                live = stage(root, *live)
+                logits, z = root.get_submodule(path)(live[0])
+                leaving = z.reshape(-1) > 0
+                left = leaving.nonzero().reshape(-1)
+                if left.numel() == 0:
+                    continue
+                taken[rows[left]] = number
+                out = logits.new_empty(taken.shape[0], logits.shape[1]) if out is None else out
+                out[rows[left]] = logits[left]
+                stay = (~leaving).nonzero().reshape(-1)
+                if stay.numel() == 0:
+                    return out, taken
+                live, rows = tuple(take(value, stay) for value in live), rows[stay]
+                for gate in forced:
+                    gate.rows = rows
+            (final,) = self.last(root, *live)
+        finally:
+            for gate in forced:
+                gate.rows = None
+        if out is None:
+            return final, taken
+        out[rows] = final.to(out.dtype)
+        return out, taken
+
+    def values(self, root: nn.Module, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        """The values at which the exits stand, and the network's own logits, for all samples.
+
+        Nobody leaves.
+        """
+        seen = []
+        live: tuple[Tensor, ...] = (x,)
+        for stage in self.stages:
+            live = stage(root, *live)
+            seen.append(live[0].clone())  # what comes later may write into it
+        return seen, self.last(root, *live)[0]
+
+
+def staged(graph: fx.Graph) -> Staged | None:
+    """A lowered graph cut into stages at its exits; None where it has none."""
+    picked = next((node for node in graph.nodes if is_pick(node)), None)
+    if picked is None:
+        return None
+    final, *pairs = [node for node in picked.args if isinstance(node, fx.Node)]
+    ends = [*(pair.all_input_nodes[0] for pair in pairs), final]
+    stage_of = _stages(graph, ends)
+    inputs = [next(node for node in graph.nodes if node.op == "placeholder")]
+    stages = []
+    for number, end in enumerate(ends):
+        live = [] if number == len(pairs) else _live(graph, stage_of, number, end)
+        outputs = [end, *live]
+        own = {node for node, stage in stage_of.items() if stage == number}
+        stages.append(piece(own, inputs, outputs))
+        inputs = outputs
+    return Staged(stages[:-1], [str(pair.target) for pair in pairs], stages[-1])
+
+
+def _stages(graph: fx.Graph, ends: Sequence[fx.Node]) -> dict[fx.Node, int]:
+    """Each node's stage: the first whose end needs it; the images are there from the first on."""
+    stage_of = {next(node for node in graph.nodes if node.op == "placeholder"): 0}
+    for number, end in enumerate(ends):
+        for node in needed(end):
+            stage_of.setdefault(node, number)
+    return stage_of
+
+
+def _live(
+    graph: fx.Graph, stage_of: dict[fx.Node, int], number: int, end: fx.Node
+) -> list[fx.Node]:
+    """What later stages need of this stage and those before it, beside its end; in order."""
+    found = []
+    for node in graph.nodes:
+        is_there = stage_of.get(node, number + 1) <= number and node is not end
+        if is_there and any(stage_of.get(user, 0) > number for user in node.users):
+            found.append(node)
+    return found

@@ -1,0 +1,132 @@
+"""Filters of convolutions: a closed unit is a channel of zeros."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from torch import fx
+
+from gatecli.graph import rewrite, slices
+from gatecli.graph.ops import is_add, never_negative, relu_after, widen
+from gatecli.graph.slices import tail_of
+from gatecli.kinds.base import MASK, VALUE, Gone
+from gatecli.kinds.filter.executor import FilterBlock, FilterLayer
+from gatecli.kinds.filter.find import ROLES, FilterFinder
+from gatecli.kinds.masked import MaskedKind, nothing_of
+from gatecli.lowering.context import Lowering
+from gatecli.lowering.region import tail_part
+from gatecli.traced.site import Saving, Site
+from gatecli.traced.traced import Traced
+
+__all__ = ["FILTER", "FilterKind"]
+
+
+class FilterKind(MaskedKind):
+    """The filters of a convolution, with what follows it channel by channel."""
+
+    name: ClassVar[str] = "filter"
+    offers: ClassVar[frozenset[str]] = frozenset({MASK, VALUE})
+    one_by_one: ClassVar[bool] = True
+    shares_batch: ClassVar[bool] = True
+    lies_in: ClassVar[frozenset[str]] = frozenset({MASK})
+    masks_outside: ClassVar[bool] = False
+    roles: ClassVar[tuple[str, ...]] = ROLES
+
+    def find(self, net: Traced) -> list[Site]:
+        return FilterFinder(net, self.name).run()
+
+    def refresh(self, net: Traced, site: Site) -> Site | None:
+        if not net.has(site.value, site.entry):
+            return None
+        if site.tail[-1] != site.value:
+            return site  # the convolution's channels are gated
+        branch = tuple(node for node in site.branch if node in net.costs)
+        units = site.units if site.places else net.channels(site.value)
+        channels = net.channels(site.entry)
+        return replace(site, branch=branch, units=units, channels=channels, macs=net.macs(branch))
+
+    def savings(self, net: Traced, site: Site) -> tuple[Saving, ...]:
+        share = len(site.places) / net.channels(site.value) if site.places else 1.0
+        nodes = [node for node in site.tail if node in net.costs]
+        return tuple(Saving(node=node, share=share, per_unit=True) for node in nodes)
+
+    def whole(self, net: Traced, site: Site) -> Site:
+        return replace(site, units=net.channels(site.value), places=())
+
+    def kept(self, net: Traced, site: Site, channels: int) -> Site:
+        return replace(site, units=channels, places=())
+
+    def why_not_removable(
+        self, net: Traced, site: Site, replaced: dict[fx.Node, fx.Node]
+    ) -> str | None:
+        if not _is_summand(net, site):
+            return slices.foldable(net.root, net.graph, net.costs, nothing_of(net, site))
+        added = rewrite.additions_of_zero(net.root, net.node(site.value), replaced)
+        if added is None:
+            return "nothing else would be left of the sum that it goes into"
+        replaced.update(added)
+        return None
+
+    def zeros(self, net: Traced, site: Site) -> Gone:
+        return {} if _is_summand(net, site) else nothing_of(net, site)
+
+    def remove(self, net: Traced, site: Site) -> dict[str, str]:
+        value = net.find(site.value)
+        if value is not None and rewrite.additions_of_zero(net.root, value) is not None:
+            return rewrite.remove_zero(net.root, net.graph, value)
+        rewrite.remove_dead(net.graph)  # nothing reads it any more
+        return {}
+
+    def prepare(self, low: Lowering) -> None:
+        """Filters first: a branch around them is then skipped with their executors in it."""
+        for node in list(low.graph.nodes):
+            site = low.site_of(node)
+            if site is not None and site.kind == self.name:
+                _lower(low, node)
+
+    def lower(self, low: Lowering, node: fx.Node) -> bool:
+        site = low.site_of(node)
+        return site is not None and site.kind == self.name  # done, or it stays a mask
+
+
+def _is_summand(net: Traced, site: Site) -> bool:
+    """Whether a site's value goes into additions alone, so that these do without it."""
+    return rewrite.additions_of_zero(net.root, net.node(site.value)) is not None
+
+
+def _lower(low: Lowering, masked: fx.Node) -> None:
+    """The open filters alone, added to the shortcut where there is one, else among zeros."""
+    value, decision = masked.args
+    assert isinstance(value, fx.Node) and isinstance(decision, fx.Node)
+    tail = tail_of(low.root, value)
+    if not tail:
+        return
+    (x,) = tail[0].all_input_nodes
+    last, places = _widened(masked)
+    add = next(iter(last.users))
+    if len(last.users) > 1 or not is_add(add):
+        low.replace(masked, FilterLayer(low.root, tail_part(low.root, tail)), (x, decision))
+        return
+    shortcut = next(arg for arg in add.args if arg is not last)
+    assert isinstance(shortcut, fx.Node)
+    relu = relu_after(low.root, add)
+    rectified = never_negative(low.root, shortcut)
+    part = tail_part(low.root, tail)
+    block = FilterBlock(low.root, part, places, rectify=relu is not None, rectified=rectified)
+    low.replace(relu or add, block, (x, shortcut, decision))
+
+
+def _widened(masked: fx.Node) -> tuple[fx.Node, list[int] | None]:
+    """What takes a masked value on: the value widened with zeros and its places, or itself."""
+    user = next(iter(masked.users))
+    if len(masked.users) != 1 or user.target is not widen:
+        return masked, None
+    runs: Any = user.args[1]
+    places: list[int] = []
+    for first, end in runs:
+        places += range(first, end)
+    return user, places
+
+
+FILTER = FilterKind()

@@ -1,0 +1,110 @@
+"""Gated filters: a convolution computes those that are open, for one image.
+
+In a batch those that are open for any of its images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gatecli.lowering.gather import Branch, Places, add_channels, add_to, rows_last
+from gatecli.lowering.inplace import Executor, WritingExecutor
+
+__all__ = ["FilterBlock", "FilterLayer"]
+
+
+class OpenFilters:
+    """The open filters of a convolution, with what follows it channel by channel.
+
+    X -> their values, and which they are.
+
+    tail: (root, x, channels) -> the values of these channels alone; of all, for None.
+    """
+
+    def __init__(self, tail: Branch) -> None:
+        self.tail = tail
+
+    def __call__(self, root: Any, x: Tensor, z: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """x (N, C, H, W), z (N, width) -> value (N, k, H', W') and the k channels (k,) that it is
+        of; None for all channels, or where there is no value.
+        """
+        if len(x) == 0:
+            return self.tail(root, x, None), None
+        open_ = (z[0] if len(z) == 1 else z.amax(0)).nonzero().reshape(-1)
+        if open_.numel() == 0:
+            return None, None
+        if open_.numel() == z.shape[1]:
+            value = self.tail(root, x, None)
+            return value if bool(z.all()) else value * _as_maps(z, value), None
+        value = self.tail(root, x, open_)
+        return value if len(z) == 1 else value * _as_maps(z.index_select(1, open_), value), open_
+
+
+def _as_maps(z: Tensor, value: Tensor) -> Tensor:
+    return z.to(value.dtype)[:, :, None, None]
+
+
+class FilterBlock(WritingExecutor):
+    """`relu(shortcut + z * filters(x))`.
+
+    The values of the open filters are added where they belong.
+
+    places: the shortcut's channels that the filters are, where not all are.
+    """
+
+    def __init__(
+        self,
+        root: nn.Module,
+        tail: Branch,
+        places: Sequence[int] | None,
+        *,
+        rectify: bool,
+        rectified: bool,
+    ) -> None:
+        super().__init__(root, rectify=rectify, rectified=rectified)
+        self.filters = OpenFilters(tail)
+        self.places = None if places is None else Places(places)
+
+    def forward(self, x: Tensor, shortcut: Tensor, z: Tensor, *others: Tensor) -> Tensor:
+        """x (N, C, H, W), shortcut (N, C', H', W'), z (N, width) -> the shape of the shortcut."""
+        value, open_ = self.filters(self.root, x, z)
+        if value is None:
+            return self.closed(shortcut)
+        if self.places is not None:
+            table = self.places.on(x.device)
+            open_ = table if open_ is None else table.index_select(0, open_)
+        if open_ is None:
+            return self.finish(add_to(value, shortcut))
+        return self.finish(
+            add_channels(shortcut, open_, value.to(shortcut.dtype), self.may_write())
+        )
+
+
+class FilterLayer(Executor):
+    """`z * filters(x)`: the values of the open filters, zeros in the others' places."""
+
+    def __init__(self, root: nn.Module, tail: Branch) -> None:
+        super().__init__(root)
+        self.filters = OpenFilters(tail)
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        """x (N, C, H, W), z (N, width) -> (N, width, H', W')."""
+        value, open_ = self.filters(self.root, x, z)
+        if value is None:  # one filter's, to know the size
+            open_ = torch.zeros(1, dtype=torch.long, device=x.device)
+            value = self.filters.tail(self.root, x, open_) * 0
+        if open_ is None:
+            return value
+        whole = torch.empty(
+            len(value),
+            z.shape[1],
+            *value.shape[2:],
+            dtype=value.dtype,
+            device=value.device,
+            memory_format=torch.channels_last if rows_last(value) else torch.contiguous_format,
+        )
+        return add_channels(whole.zero_(), open_, value, not torch.is_grad_enabled())

@@ -1,0 +1,76 @@
+"""What kinds have in common whose decision is a mask: a value is multiplied by it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import fx, nn
+
+from gatecli.graph import rewrite, slices
+from gatecli.graph.ops import is_mask
+from gatecli.kinds.base import Cut, Gone, Keeping, Kind
+from gatecli.kinds.units import gone_channels, narrow, widen_again
+from gatecli.traced.site import Site, SiteDecision
+from gatecli.traced.traced import Traced
+
+__all__ = ["MaskedKind", "output_of"]
+
+
+class MaskedKind(Kind):
+    """A kind whose sites are masked; see gatecli.graph.ops.mask."""
+
+    masks_outside = True  # its masks come after those of what lies within
+
+    def insert(self, net: Traced, site: str, gate: nn.Module, sees: str = "") -> None:
+        place = net.sites[site]
+        rewrite.insert_mask(net, place, gate, sees=sees, outside=self.masks_outside)
+
+    def ungate(self, net: Traced, site: str) -> None:
+        rewrite.remove_mask(net.graph, net.sites[site].name)
+        net.sites[site] = self.whole(net, net.sites[site])
+
+    def whole(self, net: Traced, site: Site) -> Site:
+        """The site as it is where nothing gates it."""
+        return replace(site, units=1, tail=())
+
+    def why_wide(self, net: Traced, site: Site, kept: Sequence[int]) -> str | None:
+        gone = gone_channels(site, net.channels(site.value), kept)
+        return slices.foldable(net.root, net.graph, net.costs, {output_of(net, site): gone})
+
+    def keep(self, net: Traced, site: str, decision: SiteDecision, how: Keeping) -> Cut:
+        old = net.sites[site]
+        result = narrow(net, old, decision, how.round_to)
+        net.sites[site] = result.site
+        if not decision.dynamic:
+            rewrite.remove_mask(net.graph, site)
+            net.sites[site] = self.kept(net, result.site, len(result.kept))
+        if result.output.name not in net.costs:
+            # it stands for the value in its full width, until all is done
+            net.costs[result.output.name] = net.costs[old.value]
+        if not result.gone:
+            return Cut()
+        if not how.wide:
+            return Cut(gone={result.output: result.gone})
+        wide = widen_again(net.graph, result)
+        return Cut(names={old.value: wide.name}, more=[wide.name])
+
+    def kept(self, net: Traced, site: Site, channels: int) -> Site:
+        """The site without a gate, of whose value so many channels are left."""
+        return replace(site, units=1, tail=())
+
+
+def output_of(net: Traced, site: Site) -> fx.Node:
+    """What others read of a site: its value, masked where it is gated."""
+    value = net.node(site.value)
+    while len(value.users) == 1:
+        (user,) = value.users
+        if not is_mask(user):
+            break
+        value = user
+    return value
+
+
+def nothing_of(net: Traced, site: Site) -> Gone:
+    """The site's value with all its channels zero."""
+    return {output_of(net, site): list(range(net.channels(site.value)))}

@@ -1,0 +1,150 @@
+"""Take some units of a masked site out for good.
+
+The layers that make its value lose their channels, and the gate those that are decided for good.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import fx, nn
+
+from gatecli.graph import rewrite, slices
+from gatecli.graph.ops import decided_by, module_of, runs_of, spread, take_channels, widen
+from gatecli.graph.trace import remove_dead
+from gatecli.traced.site import Site, SiteDecision
+from gatecli.traced.traced import Traced
+
+__all__ = ["Narrow", "channels_of", "gone_channels", "narrow", "widen_again"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Narrow:
+    """A site that has lost units.
+
+    Attributes:
+        site: As it is now.
+        output: What others read of it.
+        kept: Of the former channels those that are left.
+        gone: Those that are not.
+        width: How many there were.
+    """
+
+    site: Site
+    output: fx.Node
+    kept: list[int]
+    gone: list[int]
+    width: int
+
+
+def channels_of(site: Site, width: int, units: Sequence[int]) -> list[int]:
+    """The channels, of the value's `width`, that these units are."""
+    if site.places:
+        return [site.places[unit] for unit in units]
+    each = width // site.units
+    channels: list[int] = []
+    for unit in units:
+        channels += range(unit * each, (unit + 1) * each)
+    return channels
+
+
+def gone_channels(site: Site, width: int, kept: Sequence[int]) -> list[int]:
+    """The channels of the units that are not in `kept`."""
+    stays = set(kept)
+    return channels_of(site, width, [unit for unit in range(site.units) if unit not in stays])
+
+
+def narrow(net: Traced, site: Site, decision: SiteDecision, round_to: int = 1) -> Narrow:
+    """Take the units that are dropped out of what makes the site's value.
+
+    Its mask stays, and its gate decides the dynamic ones alone.
+
+    Args:
+        net: The network.
+        site: A site with a mask.
+        decision: Which units stay.
+        round_to: Keep so many more channels, giving zeros, that they are a multiple of this.
+    """
+    width, value = net.channels(site.value), net.node(site.value)
+    tail = [net.node(name) for name in site.tail]
+    out = gone_channels(site, width, decision.left)
+    stays = sorted(set(range(width)) - set(out))
+    is_made = any(isinstance(module_of(net.root, node), nn.Conv2d) for node in tail)
+    silent: list[int] = []
+    if is_made and slices.stays_zero(net.root, tail):
+        silent = out[: -len(stays) % round_to]
+    places = sorted([*stays, *silent])
+    if is_made:
+        slices.keep_outputs(net.root, tail, places, silent)
+    elif out:
+        value = _taken(net.graph, value, places)
+        site = replace(site, value=value.name, branch=(value.name,), tail=(value.name,))
+    output = value
+    if decision.dynamic:
+        output = _mask(net, site)
+        now = [places.index(channel) for channel in channels_of(site, width, decision.dynamic)]
+        site = _narrow_gate(net, site, output, decision.dynamic, now, len(places))
+    gone = sorted(set(range(width)) - set(places))
+    return Narrow(site=site, output=output, kept=places, gone=gone, width=width)
+
+
+def _mask(net: Traced, site: Site) -> fx.Node:
+    masked = rewrite.mask_of(net.graph, site.name)
+    assert masked is not None
+    return masked
+
+
+def _taken(graph: fx.Graph, value: fx.Node, channels: Sequence[int]) -> fx.Node:
+    """Let who reads a value that no convolution has made read these channels of it.
+
+    Returns:
+        What they read.
+    """
+    with graph.inserting_after(value):
+        taken = graph.call_function(take_channels, (value, tuple(channels)))
+    value.replace_all_uses_with(taken, delete_user_cb=lambda user: user is not taken)
+    return taken
+
+
+def _narrow_gate(
+    net: Traced,
+    site: Site,
+    masked: fx.Node,
+    dynamic: Sequence[int],
+    places: list[int],
+    width: int,
+) -> Site:
+    """Let the gate decide the units `dynamic` alone, at `places` of the channels that are left."""
+    decision = decided_by(masked)
+    gate: Any = net.root.get_submodule(str(decision.target))
+    gate.keep(dynamic)
+    if len(places) == width:
+        masked.args = (masked.args[0], decision)
+        remove_dead(net.graph)
+        return replace(site, units=len(dynamic), places=())
+    with net.graph.inserting_before(masked):
+        whole = net.graph.call_function(spread, (decision, tuple(places), width))
+    masked.args = (masked.args[0], whole)
+    remove_dead(net.graph)
+    return replace(site, units=len(dynamic), places=tuple(places))
+
+
+def widen_again(graph: fx.Graph, result: Narrow) -> fx.Node:
+    """Let who reads a value that has lost channels read zeros in their place.
+
+    Returns:
+        The wide value.
+    """
+    users = list(result.output.users)
+    if len(users) != 1 or users[0].target is not widen:
+        return rewrite.insert_widen(graph, result.output, result.kept, result.width)
+    wide = users[0]  # it has lost some before
+    args: Any = wide.args
+    before: list[int] = []
+    for first, end in args[1]:
+        before += range(first, end)
+    runs = tuple(runs_of([before[channel] for channel in result.kept]))
+    wide.args = (result.output, runs, args[2])
+    return wide

@@ -1,0 +1,114 @@
+"""A traced network as data: modules, graph, costs, sites, and which method gates which site."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx, nn
+
+from gatecli.errors import InternalError
+from gatecli.traced.site import Site
+
+__all__ = ["NodeCost", "Shape", "Traced"]
+
+Shape = tuple[int, ...]
+TOKENS = 3  # dimensions of (N, L, C)
+
+
+@dataclass(frozen=True)
+class NodeCost:
+    """What a node costs.
+
+    Attributes:
+        macs: Multiply-accumulates for one image.
+        shape: Of what the node returns for one image; None where that is no tensor.
+        unknown: It works with weights in a way that nothing here can count, so its MACs are 0.
+    """
+
+    macs: int
+    shape: Shape | None
+    unknown: bool = False
+
+
+class Traced:
+    """A network's modules and its graph, with what is known of its nodes and sites.
+
+    Attributes:
+        root: Holds the modules and tensors that the graph calls, by the graph's targets.
+        graph: What the network means.
+        costs: The cost of every node, by name.
+        sites: What can be gated, by name.
+        gated_by: Site -> the method that gates it.
+        details: What a kind knows of the network besides its sites, by the kind's name.
+    """
+
+    def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
+        self.root = root
+        self.graph = graph
+        self.costs: dict[str, NodeCost] = {}
+        self.sites: dict[str, Site] = {}
+        self.gated_by: dict[str, str] = {}
+        self.details: dict[str, Any] = {}
+        self._index: dict[str, fx.Node] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Traced:
+        twin = Traced(copy.deepcopy(self.root, memo), copy.deepcopy(self.graph, memo))
+        memo[id(self)] = twin
+        twin.costs = dict(self.costs)
+        twin.sites = dict(self.sites)
+        twin.gated_by = dict(self.gated_by)
+        twin.details = dict(self.details)
+        return twin
+
+    def find(self, name: str) -> fx.Node | None:
+        """The node of that name; None where the graph has none."""
+        node = self._index.get(name)
+        if node is None or node._erased or node.graph is not self.graph:
+            self._index = {each.name: each for each in self.graph.nodes}
+            node = self._index.get(name)
+        return node
+
+    def node(self, name: str) -> fx.Node:
+        """The node of that name.
+
+        Raises:
+            InternalError: The graph has none.
+        """
+        found = self.find(name)
+        if found is None:
+            raise InternalError(f"expected a node `{name}` in the graph")
+        return found
+
+    def has(self, *names: str) -> bool:
+        """Whether the graph has nodes of all these names."""
+        return all(self.find(name) is not None for name in names)
+
+    def shape(self, node: fx.Node | str) -> Shape:
+        """The shape of a node's value for one image.
+
+        Raises:
+            InternalError: The value is no tensor, or the node has not been counted.
+        """
+        cost = self.costs.get(node if isinstance(node, str) else node.name)
+        if cost is None or cost.shape is None:
+            raise InternalError(f"expected `{node}` to be a tensor of a known shape")
+        return cost.shape
+
+    def channel_axis(self, node: fx.Node | str) -> int:
+        """The dimension of a value that its channels are: the second of maps, a token's last."""
+        return -1 if len(self.shape(node)) == TOKENS else 1
+
+    def channels(self, node: fx.Node | str) -> int:
+        """How many channels a node's value has."""
+        return self.shape(node)[self.channel_axis(node)]
+
+    def macs(self, nodes: Iterator[str] | tuple[str, ...] | list[str]) -> int:
+        """MACs of these nodes together; those that the graph has no more cost nothing."""
+        return sum(self.costs[node].macs for node in nodes if node in self.costs)
+
+    def module(self, node: fx.Node) -> nn.Module | None:
+        """The module that a node calls; None where it calls none."""
+        return self.root.get_submodule(str(node.target)) if node.op == "call_module" else None
