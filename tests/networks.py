@@ -12,14 +12,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from gatecli.architectures.build import build
 from gatecli.architectures.cifar import CifarResNet
-from gatecli.traced.site import Site
+from gatecli.kinds import registry
 from gatecli.network import Network
+from gatecli.network.network import find_sites
 from gatecli.traced.recipe import InputSpec, Recipe, Source
+from gatecli.traced.site import Site
+from gatecli.traced.traced import NodeCost, Traced
 
 
 def cifar_projection() -> nn.Module:
@@ -401,3 +404,19 @@ def lively(model: nn.Module, images: Tensor) -> nn.Module:
     for norm in norms:
         norm.momentum = 0.1
     return model.eval()
+
+
+def in_line(model: nn.Module, graph: fx.Graph, costs: dict[str, NodeCost]) -> dict[str, Site]:
+    """The sites that follow one another, blocks and layers, as a network finds them."""
+    net = Traced(model, graph)
+    net.costs = costs
+    find_sites(net)
+    lines = {kind.name for kind in registry.all_kinds() if kind.in_line}
+    return {name: site for name, site in net.sites.items() if site.kind in lines}
+
+
+def unit_macs(network: Network, site: str) -> float:
+    """What one closed unit of a site saves by itself."""
+    place = network.sites[site]
+    own = [saving for saving in place.savings if saving.per_unit]
+    return sum(network.costs[each.node].macs * each.share for each in own) / place.units

@@ -33,12 +33,12 @@ from torch import Tensor
 import gatecli
 from gatecli.calibration import Calibrated, Point, calibrate, uniform
 from gatecli.calibration.points import Measure, choose, pareto, set_thresholds, site_values
-from gatecli.network.costs import expected_macs, known_rates
 from gatecli.data import DataSet, batches, load_data
 from gatecli.errors import DataError, GatecliError, Interrupted, SettingError, TrainingError
 from gatecli.inference import score
 from gatecli.methods.layer_gates import DataDependentGate, DataIndependentGate
 from gatecli.network import Network
+from gatecli.network.costs import expected_macs, known_rates
 from gatecli.progress import Task, silent
 from gatecli.record import at_threshold, strategy
 

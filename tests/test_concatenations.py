@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import gatecli
-from gatecli.network.costs import expected_macs
 from gatecli.network import Network
 from gatecli.network.compare import relative_change
+from gatecli.network.costs import expected_macs
 from gatecli.profiling import real_share, subject_of
 from gatecli.traced.recipe import InputSpec, Recipe, Source
 

@@ -20,17 +20,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import gatecli
-from gatecli import methods, surgery
+from gatecli import methods
 from gatecli.attaching import Attached
 from gatecli.checkpoint import save_tensors
-from gatecli.network.costs import expected_macs
 from gatecli.errors import ArchitectureError, SettingError
 from gatecli.methods.base import ExitMethod
 from gatecli.methods.gateconnect import GateConnect
 from gatecli.network import Network
 from gatecli.network.compare import relative_change
+from gatecli.network.costs import expected_macs
+from gatecli.network.surgery import decide as decide_for_good
 from gatecli.pruning import Pruned
 from gatecli.traced.recipe import Step
+from gatecli.traced.site import SiteDecision
 
 LIMIT = 1e-5  # of the largest logit
 OURS = ("gates.", "exits.", "gater.")
@@ -814,8 +816,8 @@ def test_a_deep_copy_is_independent(gated: Network, case: Case) -> None:
         assert not infer(twin, x).any()
         assert not any(seen.values())  # the copy's executors call the copy's modules
     twin.recipe = twin.recipe.with_step(Step("prune", {}))
-    surgery.remove_branches(twin, [list(twin.gated_by)[-1]])
-    twin.recompile()
+    last = list(twin.gated_by)[-1]
+    decide_for_good(twin, {last: SiteDecision.of(twin.sites[last].units, [])})
     assert (
         torch.equal(infer(gated, x), before)
         and len(gated.gated_by) == len(twin.gated_by) + 1

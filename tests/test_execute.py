@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import gatecli
-from gatecli.execute import SkipBlock
 from gatecli.graph.trace import compile_graph
+from gatecli.lowering.inplace import WritingExecutor as SkipBlock
 from gatecli.network import Network
 
 WIDTH = 4

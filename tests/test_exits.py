@@ -22,7 +22,6 @@ import gatecli
 from gatecli.architectures.build import build, build_skeleton
 from gatecli.calibration.at_exits import gather
 from gatecli.calibration.exits import Samples, measure
-from gatecli.network.costs import expected_macs, leaving_costs, reach
 from gatecli.errors import SettingError, TrainingError
 from gatecli.gates import log_odds_of_likeliest
 from gatecli.graph.trace import compile_graph
@@ -30,6 +29,7 @@ from gatecli.inference import predict
 from gatecli.methods.dgate import DGate, hinge
 from gatecli.network import Network
 from gatecli.network.compare import relative_change
+from gatecli.network.costs import exits_before, expected_macs, leaving_costs, reach
 from gatecli.progress import silent
 from gatecli.training.exits import ExitLoop
 
@@ -240,7 +240,7 @@ def test_rates_are_shares_of_all_and_macs_add_up(name: str, stacked: Network) ->
     for number, site in enumerate(exits):
         assert seen.rates[site] == [pytest.approx((taken == number).double().mean().item())]
     for site, z in layers.items():
-        before = stacked.before(site)
+        before = exits_before(stacked.traced, site)
         here = torch.tensor(
             [not any(taken[i] == exits.index(each) for each in before) for i in range(count)]
         )

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 import gatecli
 from gatecli import methods, targets
-from gatecli.network.costs import expected_macs, known_rates, mean_rate, overall_rate, site_rates
 from gatecli.errors import CheckpointError, SettingError
 from gatecli.gates import Gate, gumbel_decision
 from gatecli.graph.ops import mask
@@ -24,9 +23,10 @@ from gatecli.inference import topk
 from gatecli.losses import batch_rate, distance, per_batch, per_gate
 from gatecli.methods.layer_gates import DataDependentGate, DataIndependentGate
 from gatecli.network.compare import relative_change
-from gatecli.traced.recipe import Step
+from gatecli.network.costs import expected_macs, known_rates, mean_rate, overall_rate, site_rates
 from gatecli.record import RateMeter, at_threshold, force, observe, strategy
 from gatecli.schedules import annealed_target, learning_rate
+from gatecli.traced.recipe import Step
 
 # --- losses ---
 

@@ -22,9 +22,9 @@ from torchvision.models import resnet
 import gatecli
 from gatecli.architectures.build import build, build_skeleton
 from gatecli.errors import ArchitectureError, SettingError
-from gatecli.graph.ops import connect, fold_streams, unfold_streams
-from gatecli.kinds.branch.modules import FanOut, SharedNorm
 from gatecli.graph.trace import compile_graph
+from gatecli.kinds.branch.modules import FanOut, SharedNorm
+from gatecli.kinds.branch.ops import connect, fold_streams, unfold_streams
 from gatecli.methods import get
 from gatecli.methods.gateconnect import Connections
 from gatecli.network import Network

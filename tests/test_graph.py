@@ -21,22 +21,21 @@ import torchvision
 from counting import counted
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import CASES, Own, branches, lively, oneblock, traced
+from networks import CASES, Own, branches, in_line, lively, oneblock, traced
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 import gatecli
 from gatecli.architectures.build import build, build_skeleton
 from gatecli.errors import ArchitectureError
-from gatecli.graph.dense import find_sites
-from gatecli.graph.macs import count_nodes
-from gatecli.traced.traced import NodeCost
-from gatecli.graph.settle import dropout_follows_mode, without_writes
 from gatecli.graph.dominators import immediate_dominators
-from gatecli.traced.site import Site
+from gatecli.graph.macs import count_nodes
+from gatecli.graph.settle import dropout_follows_mode, without_writes
 from gatecli.graph.trace import trace
 from gatecli.network import Network
 from gatecli.traced.recipe import InputSpec, Recipe, Source
+from gatecli.traced.site import Site
+from gatecli.traced.traced import NodeCost
 
 Costs = dict[str, NodeCost]
 
@@ -50,7 +49,7 @@ def ghost(arch: str, **args: Any) -> nn.Module:
 def explore(model: nn.Module, image: tuple[int, int, int]) -> tuple[dict[str, Site], Costs]:
     graph = trace(model)
     costs = count_nodes(model, graph, image)
-    return find_sites(model, graph, costs), costs
+    return in_line(model, graph, costs), costs
 
 
 def total(costs: Costs) -> int:

@@ -41,8 +41,8 @@ from gatecli.exporting.source import _Writer
 from gatecli.graph import rewrite
 from gatecli.graph.trace import trace
 from gatecli.reading import read_tensors
-from gatecli.traced.recipe import Recipe
 from gatecli.running import exported
+from gatecli.traced.recipe import Recipe
 
 TENSORS = {"a": torch.arange(8.0), "b": torch.arange(8.0, 24.0)}
 

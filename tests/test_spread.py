@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from commandline import call, save_npz, save_source
-from networks import CASES
+from networks import CASES, unit_macs
 
 import gatecli
-from gatecli.network.costs import CostMeter, expected_macs, spread_of
 from gatecli.inference import predict
 from gatecli.network import Network
+from gatecli.network.costs import CostMeter, expected_macs, spread_of
 
 
 def perturbed(*methods: str) -> Network:
@@ -82,9 +82,8 @@ def test_costs_of_single_images_against_running_them_alone(methods: tuple[str, .
             if place.kind == "exit":
                 total -= place.macs * on[0]
             else:
-                total -= place.unit_macs * on.count(0.0) + (
-                    place.macs - place.units * place.unit_macs
-                ) * (not any(on))
+                own = unit_macs(network, site)
+                total -= own * on.count(0.0) + (place.macs - place.units * own) * (not any(on))
         expected.append(total)
     assert len({*expected}) > 1
     assert meter.costs().tolist() == pytest.approx(expected, rel=1e-9)

@@ -55,8 +55,9 @@ def write_weights(
     """
     if network.gated_by:
         raise ExportError(
-            f"the weights format is for static networks, but {len(network.gated_by)} sites decide at"
-            f" run time ({next(iter(network.gated_by))}, ...): prune first, or export to onnx or pt2"
+            f"the weights format is for static networks, but {len(network.gated_by)} sites decide"
+            f" at run time ({next(iter(network.gated_by))}, ...): prune first, or export to onnx"
+            " or pt2"
         )
     known = json.loads(facts["gatecli"])
     constants = {

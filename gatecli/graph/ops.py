@@ -6,35 +6,32 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-F_ = TypeVar("F_", bound=Callable[..., Any])
 
-
-def operation(
+def describe(
+    function: Callable[..., Any],
     *,
     fresh: bool = False,
     makes_streams: bool = False,
     costs: Callable[[fx.Node], bool] | None = None,
-) -> Callable[[F_], F_]:
+) -> None:
     """Say of a function that gatecli puts into graphs what others must know of it.
 
+    No decorator: a function's source is copied into files that are exported.
+
     Args:
+        function: The function.
         fresh: Its result has storage of its own.
         makes_streams: Its result holds several streams of maps, side by side.
         costs: Whether torch's counter shall count a node of it; none: it multiplies nothing.
     """
-
-    def mark(function: F_) -> F_:
-        traits: Any = function
-        traits.fresh, traits.makes_streams, traits.costs = fresh, makes_streams, costs
-        return function
-
-    return mark
+    traits: Any = function
+    traits.fresh, traits.makes_streams, traits.costs = fresh, makes_streams, costs
 
 
 def mask(value: Tensor, z: Tensor) -> Tensor:
@@ -61,13 +58,15 @@ def spread(z: Tensor, places: Sequence[int], width: int) -> Tensor:
     return whole.index_copy(1, torch.tensor(places, device=z.device), z)
 
 
-@operation(fresh=True)
 def widen(value: Tensor, runs: Runs, width: int) -> Tensor:
     """value (N, k, ...) with its channels at `runs` of `width` ones, zeros elsewhere.
 
     (N, width, ...).
     """
     return add_at(value.new_zeros(value.shape[0], width, *value.shape[2:]), value, runs, True)
+
+
+describe(widen, fresh=True)
 
 
 def add_at(x: Tensor, value: Tensor, runs: Runs, in_place: bool = False) -> Tensor:

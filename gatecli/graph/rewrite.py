@@ -128,6 +128,7 @@ def _last_mask(value: fx.Node) -> fx.Node:
 
 def mask_of(graph: fx.Graph, site: str) -> fx.Node | None:
     """The mask that the site's gate decides; None where it has none."""
+    node: fx.Node
     for node in graph.nodes:
         if is_mask(node) and decided_by(node).target == f"gates.{site}":
             return node

@@ -110,6 +110,7 @@ class Kind(ABC):
 
     def refresh_all(self, net: Traced) -> None:
         """Offer or withdraw sites after the graph has changed, before each is refreshed."""
+        return None
 
     # --- putting a decision in ---
 
@@ -170,6 +171,7 @@ class Kind(ABC):
 
     def prepare(self, low: Lowering) -> None:
         """Lower what has to be lowered before anything else."""
+        return None
 
     def lower(self, low: Lowering, node: fx.Node) -> bool:
         """Let an executor take the place of a node and what goes with it; False: not mine."""
@@ -185,6 +187,7 @@ class Kind(ABC):
 
     def recount(self, net: Traced) -> None:
         """Correct `net.costs` where evaluation computes less than the graph says."""
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)

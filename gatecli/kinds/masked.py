@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 from torch import fx, nn
 
@@ -20,7 +21,7 @@ __all__ = ["MaskedKind", "output_of"]
 class MaskedKind(Kind):
     """A kind whose sites are masked; see gatecli.graph.ops.mask."""
 
-    masks_outside = True  # its masks come after those of what lies within
+    masks_outside: ClassVar[bool] = True  # its masks come after those of what lies within
 
     def insert(self, net: Traced, site: str, gate: nn.Module, sees: str = "") -> None:
         place = net.sites[site]

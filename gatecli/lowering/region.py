@@ -178,9 +178,14 @@ def _channels(module: Any, x: Tensor, part: slice | Tensor) -> Tensor:
         weight, bias = _entries(module.weight, part), _entries(module.bias, part)
         result: Tensor = module._conv_forward(x, weight, bias)  # type: ignore[arg-type]
         return result
-    names = ("running_mean", "running_var", "weight", "bias")
-    tensors = [_entries(getattr(module, name), part) for name in names]
-    return F.batch_norm(x, *tensors, False, 0.0, module.eps)
+    return F.batch_norm(
+        x,
+        _entries(module.running_mean, part),
+        _entries(module.running_var, part),
+        _entries(module.weight, part),
+        _entries(module.bias, part),
+        eps=module.eps,
+    )
 
 
 def _entries(tensor: Tensor | None, part: slice | Tensor) -> Tensor | None:

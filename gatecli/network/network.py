@@ -26,7 +26,7 @@ from gatecli.traced.recipe import InputSpec, Recipe
 from gatecli.traced.site import Site
 from gatecli.traced.traced import NodeCost, Traced
 
-__all__ = ["Network", "input_channels"]
+__all__ = ["Network", "find_sites", "input_channels"]
 
 Form = Callable[..., Any]  # (root, images) -> logits
 RESERVED = ("gates", "exits", "gater", LOWERED)
@@ -78,7 +78,7 @@ class Network(nn.Module):
         self.__dict__["traced"] = Traced(root, graph)
         self.__dict__["_forms"] = {}
         self._count()
-        _find_sites(self.traced)
+        find_sites(self.traced)
         self._refresh_savings()
         self.recompile()
         self.train(source.training)
@@ -117,7 +117,7 @@ class Network(nn.Module):
         return self.traced.gated_by
 
     @property
-    def training(self) -> bool:  # type: ignore[override]
+    def training(self) -> bool:
         return self.root.training
 
     @training.setter
@@ -366,7 +366,7 @@ def _check_names(graph: fx.Graph) -> None:
             )
 
 
-def _find_sites(net: Traced) -> None:
+def find_sites(net: Traced) -> None:
     """Let every kind find its sites; they are listed kind by kind, those in line in order."""
     kinds = registry.all_kinds()
     order = {node.name: index for index, node in enumerate(net.graph.nodes)}

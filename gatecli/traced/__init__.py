@@ -1,1 +1,1 @@
-"""Plain data, below everything: a traced network, its sites, and what a checkpoint says of itself."""
+"""Plain data, below everything: a traced network, its sites, and a checkpoint's recipe."""

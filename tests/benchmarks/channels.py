@@ -31,8 +31,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import gatecli
-from gatecli.network.costs import expected_macs
 from gatecli.network import Network
+from gatecli.network.costs import expected_macs
 
 GATES = {"coarse": {}, "fc": {}, "l1": {}, "coarse, groups": {"grouping": "yes"}}
 

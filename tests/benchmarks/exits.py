@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 import gatecli
 from gatecli.architectures.build import build
-from gatecli.network.costs import expected_macs
 from gatecli.network import Network
+from gatecli.network.costs import expected_macs
 
 SHARES = {"25/25/25/25": (0.25, 0.25, 0.25, 0.25), "60/20/15/5": (0.60, 0.20, 0.15, 0.05)}
 SIZE = (32, 32)

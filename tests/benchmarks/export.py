@@ -28,10 +28,10 @@ from skipping import without_blocks
 from torch import Tensor, nn
 
 import gatecli
-from gatecli.network.costs import expected_macs
 from gatecli.exporting import export
 from gatecli.exporting.onnx_file import session_of
 from gatecli.network import Network
+from gatecli.network.costs import expected_macs
 
 SHARES = (0.25, 0.25, 0.25, 0.25)
 

@@ -30,8 +30,8 @@ from torch.nn import functional as F
 from torchvision.models.resnet import Bottleneck
 
 import gatecli
-from gatecli.network.costs import expected_macs
 from gatecli.network import Network
+from gatecli.network.costs import expected_macs
 
 POLICIES: dict[str, dict[str, Any]] = {"last": {}, "all": {"where": "layer?.*.conv?"}}
 

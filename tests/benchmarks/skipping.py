@@ -25,9 +25,9 @@ import torchvision
 from torch import Tensor, nn
 
 import gatecli
-from gatecli.network.costs import expected_macs
-from gatecli.execute import SkipBlock
+from gatecli.lowering.inplace import WritingExecutor as SkipBlock
 from gatecli.network import Network
+from gatecli.network.costs import expected_macs
 
 FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 METHODS = ("ind", "aig")

@@ -1,4 +1,4 @@
-"""How evaluation computes what branches read (gatecli.kinds.branch.executor), and what that costs."""
+"""How evaluation computes what branches read (see the executor), and what that costs."""
 
 from __future__ import annotations
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gatecli.graph.ops import operation
+from gatecli.graph.ops import describe
 
 __all__ = ["connect", "fold_streams", "mean_streams", "unfold_streams"]
 
 
-@operation(fresh=True, makes_streams=True, costs=lambda node: True)
 def connect(values: Tensor, shortcut: Tensor, read: tuple[Tensor, int]) -> Tensor:
     """What each branch of the next module reads.
 
@@ -38,6 +37,9 @@ def connect(values: Tensor, shortcut: Tensor, read: tuple[Tensor, int]) -> Tenso
         each, torch.add(values.reshape(batch, count, size), carried, alpha=1 / fan_in)
     )
     return found.reshape(batch, channels // count * readers, height, width)
+
+
+describe(connect, fresh=True, makes_streams=True, costs=lambda node: True)
 
 
 def fold_streams(x: Tensor, count: int) -> Tensor:

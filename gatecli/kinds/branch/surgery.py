@@ -129,7 +129,7 @@ def fix(
         return
     gate = next(node for node in net.graph.nodes if node.target == path)
     (masked,) = gate.users
-    masked.replace_all_uses_with(masked.args[0])  # type: ignore[arg-type]
+    masked.replace_all_uses_with(masked.args[0])
     remove_dead(net.graph)
 
 

@@ -10,7 +10,7 @@ from torch import fx, nn
 from gatecli.graph.ops import module_of
 from gatecli.kinds.base import CHANNELS, Cut, Keeping, Kind
 from gatecli.kinds.conv.executor import SkipChannels, SkipInputs
-from gatecli.kinds.conv.find import SUFFIX, find_convs, refused_convs
+from gatecli.kinds.conv.find import find_convs, refused_convs
 from gatecli.kinds.conv.ops import choose, keep_inputs
 from gatecli.kinds.conv.surgery import (
     Change,

@@ -31,9 +31,11 @@ class SkipChannels(Forgetful):
     """`choose(norm(conv(x)), base(base_path(x)), z, rows)`, the convolution computed for open
     output channels only.
 
-    paths: of the convolution, the BatchNorm and the gate; parts, shared: the base path's, see gatecli.kinds.conv.ops; rows: the
-        output channels that are gated, the others are always open;
-    reads_input: the gate looks at x, not at the base path.
+    Attributes:
+        paths: Of the convolution, the BatchNorm and the gate.
+        parts: The base path's, see gatecli.kinds.conv.ops; so is `shared`.
+        rows: The output channels that are gated; the others are always open.
+        reads_input: The gate looks at x, not at the base path.
     """
 
     fresh = True

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gatecli.graph.ops import operation, others, take_channels
+from gatecli.graph.ops import describe, others, take_channels
 
 Channels = tuple[int, ...]
 Parts = tuple[tuple[Channels, Channels], ...]
@@ -89,7 +89,6 @@ def in_parts(
     return torch.cat(values, 1)
 
 
-@operation(fresh=True, costs=lambda node: not node.args[3])  # shared: a part of the convolution
 def base_path(
     x: Tensor, weight: Tensor, parts: Parts, shared: bool, stride: Any, padding: Any, dilation: Any
 ) -> Tensor:
@@ -102,7 +101,6 @@ def base_path(
     return in_parts(x, base_weight(weight, parts), parts, stride, padding, dilation)
 
 
-@operation(fresh=True)
 def choose(opened: Tensor, closed: Tensor, z: Tensor, rows: Channels) -> Tensor:
     """`opened` (N, C, H, W), but of its channels `rows` those in which z = 0 are `closed`'s (N, k,
     H, W); z (N, k) or (N, k, H, W), which gets a gradient.
@@ -114,7 +112,6 @@ def choose(opened: Tensor, closed: Tensor, z: Tensor, rows: Channels) -> Tensor:
     return opened.index_copy(1, index, z * opened.index_select(1, index) + (1 - z) * closed)
 
 
-@operation(fresh=True)
 def keep_inputs(x: Tensor, z: Tensor, order: Channels) -> Tensor:
     """x (N, Ci, H, W) with zeros where a channel's decision is 0.
 
@@ -127,7 +124,6 @@ def keep_inputs(x: Tensor, z: Tensor, order: Channels) -> Tensor:
     return x * flags[:, :, None, None]
 
 
-@operation(fresh=True)
 def merge(opened: Tensor, closed: Tensor, places: Channels) -> Tensor:
     """The channels of two values as one value.
 
@@ -138,6 +134,12 @@ def merge(opened: Tensor, closed: Tensor, places: Channels) -> Tensor:
         place: index for index, place in enumerate([*places, *others(together.shape[1], places)])
     }
     return take_channels(together, tuple(origin[place] for place in range(together.shape[1])))
+
+
+# Where a base path is shared it is a part of the convolution, and counted there.
+describe(base_path, fresh=True, costs=lambda node: not node.args[3])
+for _operation in (choose, keep_inputs, merge):
+    describe(_operation, fresh=True)
 
 
 class BasePath(nn.Module):

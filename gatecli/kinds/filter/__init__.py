@@ -10,6 +10,7 @@ from torch import fx
 from gatecli.graph import rewrite, slices
 from gatecli.graph.ops import is_add, never_negative, relu_after, widen
 from gatecli.graph.slices import tail_of
+from gatecli.graph.trace import remove_dead
 from gatecli.kinds.base import MASK, VALUE, Gone
 from gatecli.kinds.filter.executor import FilterBlock, FilterLayer
 from gatecli.kinds.filter.find import ROLES, FilterFinder
@@ -75,7 +76,7 @@ class FilterKind(MaskedKind):
         value = net.find(site.value)
         if value is not None and rewrite.additions_of_zero(net.root, value) is not None:
             return rewrite.remove_zero(net.root, net.graph, value)
-        rewrite.remove_dead(net.graph)  # nothing reads it any more
+        remove_dead(net.graph)  # nothing reads it any more
         return {}
 
     def prepare(self, low: Lowering) -> None:

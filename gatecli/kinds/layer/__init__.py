@@ -7,8 +7,9 @@ from typing import ClassVar
 
 from torch import fx
 
-from gatecli.graph import rewrite, slices
+from gatecli.graph import slices
 from gatecli.graph.ops import is_cat
+from gatecli.graph.trace import remove_dead
 from gatecli.kinds.base import MASK, VALUE, Gone
 from gatecli.kinds.layer.executor import SkipLayer
 from gatecli.kinds.layer.find import find_layers
@@ -52,7 +53,7 @@ class LayerKind(MaskedKind):
         return nothing_of(net, site)
 
     def remove(self, net: Traced, site: Site) -> dict[str, str]:
-        rewrite.remove_dead(net.graph)  # nothing reads it any more
+        remove_dead(net.graph)  # nothing reads it any more
         return {}
 
     def lower(self, low: Lowering, node: fx.Node) -> bool:
