@@ -539,7 +539,7 @@ def test_what_is_gated() -> None:
     named = gatecli.attach(
         case.network(), "cgnet", include=["layer1.*"], exclude=["*downsample*"]
     ).network
-    assert list(named.methods) == [
+    assert list(named.gated_by) == [
         f"layer1.{i}.conv{n}.channels" for i in (0, 1) for n in (1, 2, 3)
     ]
     sites = case.network().sites

@@ -124,7 +124,7 @@ def test_every_way_of_a_shake_shake_network_is_gated() -> None:
 
 
 def test_layers_of_a_densenet_are_gated_but_for_the_first_of_a_block() -> None:
-    assert list(gated("densenet").methods) == [
+    assert list(gated("densenet").gated_by) == [
         f"dense{block}.1.conv2.filters" for block in (1, 2, 3)
     ]
 

@@ -103,7 +103,7 @@ def test_residual_branches_end_in_gated_convolutions() -> None:
 
 
 def test_the_first_layer_of_a_dense_block_is_left_out() -> None:
-    assert list(gated("dense").methods) == [
+    assert list(gated("dense").gated_by) == [
         "first.1.conv2.filters",
         "first.2.conv2.filters",
         "second.1.conv2.filters",
@@ -621,7 +621,7 @@ def test_a_way_that_never_runs_leaves_the_other() -> None:
         assert close(infer(network, x), infer(result.network, x))
     both = gatecli.prune(network, rates={site: [0.0] * 8 for site in one}).network
     assert (
-        not any(name.startswith(("one", "two")) for name in both.state_dict()) and not both.methods
+        not any(name.startswith(("one", "two")) for name in both.state_dict()) and not both.gated_by
     )
     with gatecli.force(network, {site: [0] * 8 for site in one}):
         assert close(infer(network, x), infer(both, x))

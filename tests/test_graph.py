@@ -765,7 +765,7 @@ def test_wrong_images_and_outputs_are_named() -> None:
 
 
 def test_reserved_names_are_refused() -> None:
-    for name in ("gates", "graph", "input", "copy", "sites"):
+    for name in ("gates", "exits", "gater"):
         model = Calls(lambda m, x, name=name: m._modules[name](x), **{name: conv(4, 4)})
         with pytest.raises(ArchitectureError, match=f"`{name}`"):
             traced(model, (8, 8))

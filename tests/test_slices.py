@@ -504,7 +504,7 @@ def test_adding_at_an_index_is_adding_at_runs(layout: torch.memory_format, count
         torch.randn(count, 8, 4, 4).contiguous(memory_format=layout),
     )
     for rectify in (False, True):
-        block = AddAt(torch.nn.Module(), runs, rectify, False)
+        block = AddAt(torch.nn.Module(), runs, rectify=rectify, rectified=False)
         expected = add_at(x, value, runs)
         before = x.clone()
         seen = block(value, x)

@@ -41,6 +41,7 @@ def opinionated(network: Network, seed: int = 0) -> Network:
 
 
 def made(folder: Path, *methods: str, **settings: Any) -> Path:
+    torch.manual_seed(0)
     network = build("cifar:resnet20", {}).eval()
     args: dict[str, Any] = {"input_size": (SIDE, SIDE), "arch": "cifar:resnet20"}
     for method in methods:

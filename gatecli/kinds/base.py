@@ -58,6 +58,8 @@ class Kind(ABC):
         one_by_one: Whether prune decides each unit for itself, rather than all or none.
         splits: Whether a site can be split into as many units as a gate has.
         leaves: Whether a decision of 1 means that a sample leaves the network.
+        linked: Whether what is decided of one site changes what another's units read: `insert`
+            refuses what stands in the way itself, and `keep` is asked where nothing goes too.
         always_wide: Whether what reads a site keeps its width, whatever units go.
         lies_in: Kinds within whose gated sites a gate of this kind may stand.
         shares_batch: Whether a batch computes what any of its images opens.
@@ -72,6 +74,7 @@ class Kind(ABC):
     leaves: ClassVar[bool] = False
     in_line: ClassVar[bool] = False
     always_wide: ClassVar[bool] = False
+    linked: ClassVar[bool] = False
     lies_in: ClassVar[frozenset[str]] = frozenset()
     shares_batch: ClassVar[bool] = False
     roles: ClassVar[tuple[str, ...]] = ()

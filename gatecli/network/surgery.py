@@ -49,7 +49,8 @@ def insert_gate(net: Traced, site: str, gate: nn.Module, method: str, sees: str 
     if site in net.gated_by:
         what, did = ("have no exit", "has put one there") if kind.leaves else _CARRIES
         raise SettingError(f"expected `{site}` to {what}, but {net.gated_by[site]} {did}")
-    _check_not_nested(net, place)
+    if not kind.linked:
+        _check_not_nested(net, place)
     units = getattr(gate, "units", place.units)
     if kind.splits and units > 1 and not place.tail:
         net.sites[site] = kind.split(net, place, units)
@@ -114,7 +115,7 @@ def settle(network: Network, decisions: Decisions, wide: Sequence[str], round_to
         if site not in net.sites or site in removed or registry.of(net.sites[site]).leaves:
             continue
         kind, place = registry.of(net.sites[site]), net.sites[site]
-        if not decision.dynamic and not decision.drop:
+        if not decision.dynamic and not decision.drop and not kind.linked:
             kind.ungate(net, site)
             net.gated_by.pop(site, None)
             continue
@@ -203,7 +204,7 @@ def stays_wide(net: Traced, site: str, decision: SiteDecision) -> bool:
     """Whether who reads a site that loses some units must read zeros in their place."""
     place = net.sites[site]
     kind = registry.of(place)
-    if not decision.left or not decision.drop or MASK not in kind.offers:
+    if not decision.drop or MASK not in kind.offers or _goes(net, site, decision):
         return False
     return kind.why_wide(net, place, decision.left) is not None
 

@@ -32,6 +32,7 @@ class BranchKind(Kind):
     name: ClassVar[str] = "branch"
     offers: ClassVar[frozenset[str]] = frozenset({CONNECTIONS})
     one_by_one: ClassVar[bool] = True
+    linked: ClassVar[bool] = True
 
     def find(self, net: Traced) -> list[Site]:
         found = find_boundaries(net, list(net.sites.values()))
