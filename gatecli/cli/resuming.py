@@ -14,7 +14,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
 
-from gatecli.cli.session import READING, Session, is_function, parse_pairs, remembered
+from gatecli.cli.options import READING
+from gatecli.cli.parsing import is_function, parse_pairs, remembered
+from gatecli.cli.session import MOST_THREADS, Session
 from gatecli.cli.workspace import RUNS
 from gatecli.errors import CheckpointError, Interrupted, SettingError
 
@@ -23,13 +25,30 @@ if TYPE_CHECKING:
 
     from gatecli.training import Run
 
+__all__ = ["Begun", "resumable", "unfinished"]
+
 SUFFIX = ".safetensors"
-THREADS = 1024
+# where a log goes, and what is allowed, changes no training: these may differ in a resumed run
+MAY_DIFFER = {"resume", "force", "tensorboard", "trust_pickle"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Begun:
-    """All that is needed to start a training again. `samples`: the data's fingerprint."""
+    """All that is needed to start a training again.
+
+    Attributes:
+        checkpoint: The file that it began with, and `sha256` its content's.
+        out: Where the result goes.
+        data: The data set named; None: the one that the checkpoint remembers.
+        settings: What --set says.
+        options: The fields of gatecli.training.TrainOptions.
+        threads: CPU threads.
+        device: What --device says.
+        reading: What the options for reading checkpoints say.
+        teacher: The file that teaches, if any, and `teacher_sha256` its content's.
+        tensorboard: The folder of a TensorBoard log, if any.
+        samples: The data's fingerprint.
+    """
 
     checkpoint: str
     sha256: str
@@ -46,10 +65,18 @@ class Begun:
     samples: dict[str, str] = field(default_factory=dict)
 
 
-def unfinished(session: Session, context: typer.Context, force: bool) -> tuple[Run, Begun]:
-    """The unfinished run and what it was begun with; the session reads as it did.
+def unfinished(session: Session, context: typer.Context, *, force: bool) -> tuple[Run, Begun]:
+    """Return the unfinished run and what it was begun with; the session then reads as it did.
 
-    Raises SettingError where the command line contradicts it, or says too little.
+    Args:
+        session: The command's, changed to the run's device and its way of reading.
+        context: The command line, which says what the user has named.
+        force: Whether an output that exists may be replaced.
+
+    Raises:
+        TrainingError: There is no unfinished run.
+        SettingError: The command line contradicts the run, or says too little.
+        CheckpointError: The run's state or one of its files is not what it was.
     """
     import torch
 
@@ -59,13 +86,14 @@ def unfinished(session: Session, context: typer.Context, force: bool) -> tuple[R
     run = Run.unfinished(RUNS)
     with intact(run.state):
         begun = _believed(run.about)
-        lacking = _must_be_named(begun, session, _given(context), force)
+        lacking = _lacking(begun, session, _given(context), force=force)
     _compare(begun, context)
     if lacking is not None:
         raise SettingError(f"the state in {run.folder} {lacking}")
     _check_files(begun)
     torch.set_num_threads(begun.threads)
-    session.device, session.reading = begun.device, _trusted(session, begun.reading)
+    session.device = begun.device
+    session.reading = _trusted(session, begun.reading)
     session.say(f"resuming {begun.out} from {run.folder}")
     return run, begun
 
@@ -73,7 +101,8 @@ def unfinished(session: Session, context: typer.Context, force: bool) -> tuple[R
 def _believed(about: Mapping[str, Any]) -> Begun:
     """What a state says, with every value of the right type.
 
-    Raises TypeError, ValueError or KeyError.
+    Raises:
+        TypeError, ValueError, KeyError: A value is not.
     """
     from gatecli.recipe import checked
     from gatecli.training import TrainOptions
@@ -83,66 +112,77 @@ def _believed(about: Mapping[str, Any]) -> Begun:
     if begun.reading.keys() != READING.keys():
         raise KeyError(f"reading {sorted(begun.reading)}")
     for name, value in begun.reading.items():
-        if not _fits(value, get_args(READING[name][0])[0]):
+        if not _fits(value, READING[name].type):
             raise TypeError(f"{name} is {value!r}")
-    if not 1 <= begun.threads <= THREADS or (begun.teacher is None) != (
-        begun.teacher_sha256 is None
-    ):
+    taught = begun.teacher is not None
+    if not 1 <= begun.threads <= MOST_THREADS or taught != (begun.teacher_sha256 is not None):
         raise ValueError(f"{begun.threads} threads, teacher {begun.teacher}")
     return begun
 
 
 def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value out of JSON is of an option's type, `Optional[...]` or plain."""
     from gatecli.recipe import is_a
 
-    return any(
-        is_a(value, kind) for kind in (get_args(hint) if get_origin(hint) is Union else (hint,))
-    )
+    kinds = get_args(hint) if get_origin(hint) is Union else (hint,)
+    return any(is_a(value, kind) for kind in kinds)
 
 
 def _given(context: typer.Context) -> set[str]:
     """The parameters that the user named on the command line."""
-    sources = {name: context.get_parameter_source(name) for name in context.params}
-    return {
-        name
-        for name, source in sources.items()
-        if source is not None and source.name == "COMMANDLINE"
-    }
+    given = set()
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            given.add(name)
+    return given
 
 
-def _must_be_named(begun: Begun, session: Session, given: set[str], force: bool) -> str | None:
+def _lacking(begun: Begun, session: Session, given: set[str], *, force: bool) -> str | None:
     """What the user has to say again, as a state's word is not enough for it; None: nothing."""
+    needed: dict[str, Any] = _paths_outside(begun)
     out = Path(begun.out)
-    needed: dict[str, Any] = {}
-    if not _stays(out, SUFFIX) or (force and out.exists() and not _is_ours(out)):
-        needed["out"] = begun.out
-    if begun.tensorboard is not None and not _stays(Path(begun.tensorboard)):
-        needed["tensorboard"] = begun.tensorboard
+    if force and out.exists() and not _is_ours(out):
+        needed = {"out": begun.out, **needed}
     if session.reading["trust_pickle"]:
-        needed |= {
-            "checkpoint": begun.checkpoint,
-            **({} if begun.teacher is None else {"teacher": begun.teacher}),
-        }
-    if _is_callable(begun) and begun.reading["arch_arg"] and "arch" in given:
+        needed |= _inputs(begun)
+    if _is_callable(begun.reading) and begun.reading["arch_arg"] and "arch" in given:
         needed["arch_arg"] = begun.reading["arch_arg"]
     left = {name: value for name, value in needed.items() if name not in given}
     if not left:
         return None
-    spelled = _spell(left)
+    values = ", ".join(str(value) for value in left.values())
     return (
-        f"names {', '.join(str(value) for value in left.values())}, which a state's word is not"
-        f" enough for: if that is right, say it again with {spelled}"
+        f"names {values}, which a state's word is not enough for: if that is right, say it again"
+        f" with {_spell(left)}"
     )
+
+
+def _paths_outside(begun: Begun) -> dict[str, Any]:
+    """Where the run writes, by the option's name, so far as a state's word is not enough for it."""
+    paths: dict[str, Any] = {}
+    if not _stays(Path(begun.out), SUFFIX):
+        paths["out"] = begun.out
+    if begun.tensorboard is not None and not _stays(Path(begun.tensorboard)):
+        paths["tensorboard"] = begun.tensorboard
+    return paths
+
+
+def _inputs(begun: Begun) -> dict[str, str]:
+    """The checkpoints that the run reads, by the parameter's name."""
+    inputs = {"checkpoint": begun.checkpoint}
+    if begun.teacher is not None:
+        inputs["teacher"] = begun.teacher
+    return inputs
 
 
 def _stays(path: Path, suffix: str = "") -> bool:
     """Whether a path leads into the working folder and to nothing hidden, such as .git."""
-    here, there = Path.cwd().resolve(), path.resolve()
-    hidden = (
-        [part for part in there.relative_to(here).parts if part.startswith(".")]
-        if there.is_relative_to(here)
-        else [".."]
-    )
+    here = Path.cwd().resolve()
+    there = path.resolve()
+    if not there.is_relative_to(here):
+        return False
+    hidden = any(part.startswith(".") for part in there.relative_to(here).parts)
     return not hidden and path.name.endswith(suffix)
 
 
@@ -156,45 +196,48 @@ def _is_ours(path: Path) -> bool:
         return False
 
 
-def _is_callable(begun: Begun) -> bool:
+def _is_callable(reading: Mapping[str, Any]) -> bool:
+    """Whether the architecture is named as a callable, package.module:callable."""
     from gatecli.architectures.arguments import is_callable_name
 
-    return is_callable_name(begun.reading["arch"] or "")
+    return is_callable_name(reading["arch"] or "")
 
 
 def _spell(named: Mapping[str, Any]) -> str:
     """Options as a user types them."""
     words = []
     for name, value in named.items():
-        option = [] if name == "checkpoint" else [f"--{name.replace('_', '-')}"]
-        words += [
-            word
-            for each in (value if isinstance(value, list) else [value])
-            for word in (*option, str(each))
-        ]
+        for each in value if isinstance(value, list) else [value]:
+            if name != "checkpoint":
+                words.append(_option(name))
+            words.append(str(each))
     return shlex.join(words)
 
 
+def _option(name: str) -> str:
+    """A parameter's name as a user types it: `set_` becomes `--set`."""
+    return name if name == "checkpoint" else f"--{name.strip('_').replace('_', '-')}"
+
+
 def _compare(begun: Begun, context: typer.Context) -> None:
+    """Refuse what the command line says otherwise than the run."""
     was = {**asdict(begun), **begun.options, **begun.reading, "set_": begun.settings}
-    for name in _given(context) - {
-        "resume",
-        "force",
-        "tensorboard",
-        "trust_pickle",
-    }:  # where a log goes changes no training
+    for name in _given(context) - MAY_DIFFER:
         if name not in was:
             continue
-        value = context.params[name]
-        given = (
-            parse_pairs(value) if name == "set_" else remembered(value) if name == "data" else value
-        )
+        given = _as_kept(name, context.params[name])
         if str(given) != str(was[name]):
-            option = name if name == "checkpoint" else f"--{name.strip('_').replace('_', '-')}"
             raise SettingError(
-                f"--resume goes on with the run's own settings: {option} was {was[name]}, not"
-                f" {given}; leave it out, or start a new run without --resume"
+                f"--resume goes on with the run's own settings: {_option(name)} was {was[name]},"
+                f" not {given}; leave it out, or start a new run without --resume"
             )
+
+
+def _as_kept(name: str, value: Any) -> Any:
+    """A parameter's value in the form in which a run keeps it."""
+    if name == "set_":
+        return parse_pairs(value)
+    return remembered(value) if name == "data" else value
 
 
 def _check_files(begun: Begun) -> None:
@@ -208,22 +251,25 @@ def _check_files(begun: Begun) -> None:
             )
 
 
-def _trusted(session: Session, reading: dict[str, Any]) -> dict[str, Any]:
+def _trusted(session: Session, reading: Mapping[str, Any]) -> dict[str, Any]:
     """How the run read its checkpoint, less what would run code on a file's word.
 
     For that the user must ask again.
     """
-    from gatecli.architectures.arguments import is_callable_name
-
-    asked = {"trust_pickle"} | (
-        {"arch", "arch_arg"} if is_callable_name(reading["arch"] or "") else set()
-    )
-    return {**reading, **{name: session.reading[name] for name in asked}}
+    trusted = {**reading, "trust_pickle": session.reading["trust_pickle"]}
+    if _is_callable(reading):
+        trusted["arch"] = session.reading["arch"]
+        trusted["arch_arg"] = session.reading["arch_arg"]
+    return trusted
 
 
 @contextmanager
 def resumable(session: Session, begun: Begun) -> Iterator[None]:
-    """Where the work is interrupted, say how to go on."""
+    """Say how to go on where the work inside is interrupted.
+
+    Raises:
+        Interrupted: It was.
+    """
     again = f"gatecli finetune --resume{_rest(begun)}"
     try:
         with session.working():
@@ -238,18 +284,17 @@ def resumable(session: Session, begun: Begun) -> Iterator[None]:
 
 def _rest(begun: Begun) -> str:
     """What a user has to say again when this run is resumed."""
-    reading, named = begun.reading, dict[str, Any]()
-    if _is_callable(begun):
-        named |= {"arch": reading["arch"], "arch_arg": reading["arch_arg"] or []}
+    reading = begun.reading
+    named: dict[str, Any] = {}
+    if _is_callable(reading):
+        named["arch"] = reading["arch"]
+        named["arch_arg"] = reading["arch_arg"] or []
     if is_function(begun.data or ""):
         named["data"] = begun.data
     if reading["trust_pickle"]:
-        named |= {"checkpoint": begun.checkpoint, "teacher": begun.teacher or []}
-    if not _stays(Path(begun.out), SUFFIX):
-        named["out"] = begun.out
-    if begun.tensorboard is not None and not _stays(Path(begun.tensorboard)):
-        named["tensorboard"] = begun.tensorboard
-    flags = (
-        " --trust-pickle" * bool(reading["trust_pickle"]) + " --force" * Path(begun.out).exists()
-    )
-    return (f" {_spell(named)}" if named else "") + flags
+        named |= _inputs(begun)
+    named |= _paths_outside(begun)
+    rest = f" {_spell(named)}" if named else ""
+    if reading["trust_pickle"]:
+        rest += " --trust-pickle"
+    return rest + " --force" if Path(begun.out).exists() else rest
