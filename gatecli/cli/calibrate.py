@@ -130,17 +130,9 @@ def calibrate(
         batch_size=batch_size,
         workers=workers,
     )
+    _check(asked, per_gate=per_gate, has_exits=bool(network.site_exits))
     if network.site_exits:
-        if per_gate:
-            raise SettingError(
-                "--per-gate is for gates: the thresholds of exits are chosen together as it is"
-            )
         return exits.calibrate(session, network, path, target, asked)
-    if asked.for_exits:
-        raise SettingError(
-            "gates are calibrated to --target-acc or --max-drop; --max-gmacs, --max-ms, --cost,"
-            " --confidence and --reuse are for exits"
-        )
     calibration.check_target(target_acc, max_drop)
     dataset = open_data(network, asked.data)
     result = calibration.calibrate(
@@ -159,6 +151,19 @@ def calibrate(
     session.written(target)
     session.say(f"next: gatecli prune --data {shlex.quote(data or dataset.spec)}")
     return _json(result, path, target)
+
+
+def _check(asked: exits.Asked, *, per_gate: bool, has_exits: bool) -> None:
+    """Refuse options for gates where a network has exits, and those for exits where it has none."""
+    if has_exits and per_gate:
+        raise SettingError(
+            "--per-gate is for gates: the thresholds of exits are chosen together as it is"
+        )
+    if not has_exits and asked.for_exits:
+        raise SettingError(
+            "gates are calibrated to --target-acc or --max-drop; --max-gmacs, --max-ms, --cost,"
+            " --confidence and --reuse are for exits"
+        )
 
 
 def _report(session: Session, result: Calibrated) -> None:

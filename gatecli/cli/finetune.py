@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from gatecli.cli.begun import Begun
 from gatecli.cli.options import Checkpoint, Data, Force, Out, Set, Workers, reads_checkpoints
 from gatecli.cli.parsing import is_function, parse_pairs, remembered
 from gatecli.cli.progress import Reporter
 from gatecli.cli.render import exit_facts, gmacs
-from gatecli.cli.resuming import Begun, resumable, unfinished
+from gatecli.cli.resuming import resumable, unfinished
 from gatecli.cli.session import Session
 from gatecli.cli.workspace import RUNS, default_out
 from gatecli.files import check_name
 
 if TYPE_CHECKING:
+    from gatecli.data import DataSet
+    from gatecli.network import Network
     from gatecli.training import Finetuned, Run
     from gatecli.training.board import Board
 
@@ -123,8 +126,6 @@ def finetune(
 ) -> dict[str, Any]:
     """Train the gates, and the weights with them. Interrupted runs go on with --resume."""
     from gatecli.checkpoint import check_output, write
-    from gatecli.data.fingerprint import check_same, fingerprint
-    from gatecli.inputs import open_data
     from gatecli.training import Run, TrainOptions
     from gatecli.training import finetune as train_gates
     from gatecli.training.board import on_board
@@ -147,9 +148,7 @@ def finetune(
         network.recipe, begun.settings, options.methods
     )  # a slip in --set costs no time
     # a state's word is not the user's
-    dataset = open_data(network, begun.data, trusted=not resume or data is not None)
-    samples = fingerprint(dataset, pixels=not is_function(dataset.spec))
-    check_same(dataset, samples, begun.samples)
+    dataset, samples = _data(network, begun, trusted=not resume or data is not None)
     taught_by = None if begun.teacher is None else session.open(Path(begun.teacher))
     check_teacher(network, taught_by, options)
     begun = replace(begun, samples=samples)
@@ -168,8 +167,7 @@ def finetune(
         run.finish()
     _report(session, result, run)
     session.written(target)
-    then = "calibrate --max-drop 1" if result.network.site_exits else "prune"
-    session.say(f"next: gatecli {then}")
+    session.say(f"next: gatecli {_next(result.network)}")
     return _json(result, path, target)
 
 
@@ -212,6 +210,28 @@ def _board(folder: str | Path | None) -> Board | None:
         return None
     check_name(Path(folder))
     return Board(Path(folder))
+
+
+def _data(network: Network, begun: Begun, *, trusted: bool) -> tuple[DataSet, dict[str, str]]:
+    """The data set and its fingerprint.
+
+    Args:
+        network: What the images are for.
+        begun: The run, whose fingerprint, where it has one, must be the same.
+        trusted: Whether the user has named the data set.
+    """
+    from gatecli.data.fingerprint import check_same, fingerprint
+    from gatecli.inputs import open_data
+
+    dataset = open_data(network, begun.data, trusted=trusted)
+    samples = fingerprint(dataset, pixels=not is_function(dataset.spec))
+    check_same(dataset, samples, begun.samples)
+    return dataset, samples
+
+
+def _next(network: Network) -> str:
+    """The command that comes next."""
+    return "calibrate --max-drop 1" if network.site_exits else "prune"
 
 
 def _report(session: Session, result: Finetuned, run: Run) -> None:
