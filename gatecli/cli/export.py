@@ -159,7 +159,7 @@ def _report(session: Session, result: Exported, compared: Images) -> None:
 def _images(session: Session, network: Network, data: str | None, count: int) -> Images:
     """Up to `count` images of val, and the classes' names.
 
-    None where there is no data set, or the one remembered is not to be had.
+    There are neither where no data set is known, or the one remembered is not to be had.
 
     Raises:
         DataError: The data set that `data` names cannot be read.

@@ -144,9 +144,8 @@ def finetune(
     # where a log goes changes no training: a resumed run may name another folder
     board = _board(tensorboard or begun.tensorboard)
     network = session.open_gated(path, "train")
-    trained_methods(
-        network.recipe, begun.settings, options.methods
-    )  # a slip in --set costs no time
+    # a slip in --set costs no time
+    trained_methods(network.recipe, begun.settings, options.methods)
     # a state's word is not the user's
     dataset, samples = _data(network, begun, trusted=not resume or data is not None)
     taught_by = None if begun.teacher is None else session.open(Path(begun.teacher))

@@ -186,9 +186,9 @@ def _draw(session: Session, network: Network, use: Use, folder: Path, format: st
 
 
 def _connections(network: Network) -> dict[str, Tensor]:
-    """Which branches are read, by the site's name as pictures show it, where connections are gated.
+    """Which branches each module reads, by the name of its site in pictures.
 
-    Each is true or false, (readers, branches).
+    Of sites whose connections are gated alone; true or false, (readers, branches).
     """
     connections = {}
     for site, gate in network.site_gates.items():

@@ -79,8 +79,10 @@ COMMON = {
 Arch = Annotated[
     typing.Optional[str],
     _reading(
-        help="torchvision:NAME, cifar:NAME, timm:NAME or package.module:callable; none: found from"
-        " the tensors."
+        help=(
+            "torchvision:NAME, cifar:NAME, timm:NAME or package.module:callable; none: found from"
+            " the tensors."
+        )
     ),
 ]
 ArchArg = Annotated[
@@ -134,8 +136,10 @@ Data = Annotated[
     typing.Optional[str],
     typer.Option(
         "--data",
-        help="digits, cifar10:DIR, cifar100:DIR, imagefolder:DIR, npz:FILE or"
-        " package.module:callable; none: the one remembered.",
+        help=(
+            "digits, cifar10:DIR, cifar100:DIR, imagefolder:DIR, npz:FILE or"
+            " package.module:callable; none: the one remembered."
+        ),
     ),
 ]
 Set = Annotated[

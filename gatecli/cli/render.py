@@ -25,9 +25,14 @@ def table(
     rows: Iterable[Sequence[Any]],
     foot: str = "",
 ) -> None:
-    """Print a table; columns that begin with `<` are text, the others are set to the right.
+    """Print a table.
 
-    Before a title that begins with a line end comes an empty line.
+    Args:
+        session: The command's: its JSON moves tables to stderr, and with --quiet leaves them out.
+        title: Above the table; an empty line comes before one that begins with a line end.
+        columns: Their names; those that begin with `<` are text, the others are set to the right.
+        rows: A cell a column.
+        foot: Below the table.
     """
     if session.quiet and session.json_:
         return
