@@ -31,7 +31,7 @@ class Evaluation:
 
     MACs of one image, averaged over it (all runs' together for `ensemble`); each unit's rate;
     for `threshold`, what each exit says of all images and of those that leave there; how single
-    images' MACs lie (see gatecli.costs.spread_of), where there are gates.
+    images' MACs lie (see gatecli.network.costs.spread_of), where there are gates.
     """
 
     split: str

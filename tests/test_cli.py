@@ -5,7 +5,9 @@ Every command, what it prints, what it writes, and what it leaves alone.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import inspect
 import json
 import os
 import re
@@ -755,6 +757,14 @@ def test_options_of_finetune(files: Path, options: str) -> None:
 
 
 # --- other architectures and data ---
+
+
+def test_defaults_of_finetune_are_the_library_s() -> None:
+    """The signature repeats them, as `--help` shows them and must not import torch."""
+    given = inspect.signature(COMMANDS["finetune"]).parameters
+    for option in dataclasses.fields(gatecli.TrainOptions):
+        if option.name != "seed":
+            assert given[option.name].default == option.default, option.name
 
 
 def a_module(name: str, text: str) -> None:

@@ -27,10 +27,9 @@ def __getattr__(name: str) -> Any:
 
 
 def main() -> None:
-    """The console script."""
-    if (
-        signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    ):  # else whoever started us wants it ignored
+    """Run the console script."""
+    # any other handler: whoever started us wants Ctrl-C ignored
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, leave)
     from gatecli.cli.program import start
 

@@ -1,33 +1,34 @@
-"""gatecli calibrate"""
+"""gatecli calibrate: thresholds for gates; those for exits are in gatecli.cli.exits."""
 
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
 from gatecli.cli import exits
-from gatecli.cli.progress import Reporter
-from gatecli.cli.render import MACS_FOOT, gmacs, percent, table
-from gatecli.cli.session import (
+from gatecli.cli.options import (
     BatchSize,
     Checkpoint,
     Data,
     Force,
     Out,
-    Session,
     Workers,
     reads_checkpoints,
-    remembered,
 )
+from gatecli.cli.parsing import remembered
+from gatecli.cli.progress import Reporter
+from gatecli.cli.render import MACS_FOOT, gmacs, percent, table
+from gatecli.cli.session import Session
 from gatecli.cli.workspace import default_out
-from gatecli.errors import SettingError, TrainingError
+from gatecli.errors import SettingError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from gatecli.calibration import Calibrated, Point
+
+__all__ = ["calibrate"]
 
 HEURISTIC = "gate by gate (a heuristic, not necessarily the best)"
 
@@ -115,38 +116,25 @@ def calibrate(
         calibration.check_target(target_acc)
     path = session.checkpoint(checkpoint)
     target = out or default_out(path, "calibrated")
-    check_output(target, force, [path])
-    network = session.open(path)
-    if not network.gated_by:
-        raise TrainingError(
-            f"{path} has no gates to calibrate: attach a method first (gatecli attach"
-            f" {shlex.quote(str(path))} --method NAME)"
-        )
+    check_output(target, force=force, inputs=[path])
+    network = session.open_gated(path, "calibrate")
+    asked = exits.Asked(
+        target_acc=target_acc,
+        max_drop=max_drop,
+        max_gmacs=max_gmacs,
+        max_ms=max_ms,
+        confidence=confidence,
+        cost=cost,
+        reuse=reuse,
+        data=remembered(data),
+        batch_size=batch_size,
+        workers=workers,
+    )
+    _check(asked, per_gate=per_gate, has_exits=bool(network.site_exits))
     if network.site_exits:
-        if per_gate:
-            raise SettingError(
-                "--per-gate is for gates: the thresholds of exits are chosen together as it is"
-            )
-        asked = exits.Asked(
-            {
-                "target_acc": target_acc,
-                "max_drop": max_drop,
-                "max_gmacs": max_gmacs,
-                "max_ms": max_ms,
-            },
-            confidence,
-            cost,
-        )
-        return exits.calibrate(
-            session, network, path, target, asked, reuse, remembered(data), batch_size, workers
-        )
-    if {max_gmacs, max_ms, confidence} != {None} or cost != "macs" or reuse:
-        raise SettingError(
-            "gates are calibrated to --target-acc or --max-drop; --max-gmacs, --max-ms, --cost,"
-            " --confidence and --reuse are for exits"
-        )
+        return exits.calibrate(session, network, path, target, asked)
     calibration.check_target(target_acc, max_drop)
-    dataset = open_data(network, remembered(data))
+    dataset = open_data(network, asked.data)
     result = calibration.calibrate(
         network,
         dataset,
@@ -165,20 +153,22 @@ def calibrate(
     return _json(result, path, target)
 
 
+def _check(asked: exits.Asked, *, per_gate: bool, has_exits: bool) -> None:
+    """Refuse options for gates where a network has exits, and those for exits where it has none."""
+    if has_exits and per_gate:
+        raise SettingError(
+            "--per-gate is for gates: the thresholds of exits are chosen together as it is"
+        )
+    if not has_exits and asked.for_exits:
+        raise SettingError(
+            "gates are calibrated to --target-acc or --max-drop; --max-gmacs, --max-ms, --cost,"
+            " --confidence and --reuse are for exits"
+        )
+
+
 def _report(session: Session, result: Calibrated) -> None:
     if not session.json_:
-        rows = [_row(point, result) for point in result.frontier]
-        foot = (
-            f"* chosen, for {percent(result.target_top1)} asked; all gates open:"
-            f" {percent(result.baseline_top1)}. {MACS_FOOT}"
-        )
-        table(
-            session,
-            "frontier on val",
-            ("<", "<threshold", "val top-1", "GMACs", "of all on"),
-            rows,
-            foot,
-        )
+        _print_frontier(session, result)
     if result.per_gate:
         before = result.single
         session.say(
@@ -192,22 +182,32 @@ def _report(session: Session, result: Calibrated) -> None:
     )
 
 
+def _print_frontier(session: Session, result: Calibrated) -> None:
+    columns = ("<", "<threshold", "val top-1", "GMACs", "of all on")
+    rows = [_row(point, result) for point in result.frontier]
+    foot = (
+        f"* chosen, for {percent(result.target_top1)} asked; all gates open:"
+        f" {percent(result.baseline_top1)}. {MACS_FOOT}"
+    )
+    table(session, "frontier on val", columns, rows, foot)
+
+
 def _row(point: Point, result: Calibrated) -> tuple[str, ...]:
-    mark = "*" if point.thresholds == result.thresholds else ""
+    share = point.macs / result.network.macs_dense
     return (
-        mark,
+        "*" if point.thresholds == result.thresholds else "",
         _threshold(point),
         percent(point.top1),
         gmacs(point.macs),
-        f"{100 * point.macs / result.network.macs_dense:.1f} %",
+        f"{100 * share:.1f} %",
     )
 
 
 def _threshold(point: Point) -> str:
-    values = sorted({value for units in point.thresholds.values() for value in units})
-    return (
-        f"{values[0]:.6g}" if len(values) == 1 else f"{values[0]:.6g} to {values[-1]:.6g}, by site"
-    )
+    """The threshold of all gates, or the range of theirs."""
+    least = min(min(units) for units in point.thresholds.values())
+    most = max(max(units) for units in point.thresholds.values())
+    return f"{least:.6g}" if least == most else f"{least:.6g} to {most:.6g}, by site"
 
 
 def _json(result: Calibrated, path: Path, target: Path) -> dict[str, Any]:
@@ -215,6 +215,10 @@ def _json(result: Calibrated, path: Path, target: Path) -> dict[str, Any]:
     from gatecli.network.costs import site_rates
 
     network = result.network
+    frontier = []
+    for point in result.frontier:
+        thresholds = site_values(point.thresholds)
+        frontier.append({"thresholds": thresholds, "top1": point.top1, "macs": point.macs})
     return {
         "checkpoint": str(path),
         "out": str(target),
@@ -229,8 +233,5 @@ def _json(result: Calibrated, path: Path, target: Path) -> dict[str, Any]:
         "macs_expected": result.macs_expected,
         "rates": site_rates(result.rates),
         "per_gate": result.per_gate,
-        "frontier": [
-            {"thresholds": site_values(point.thresholds), "top1": point.top1, "macs": point.macs}
-            for point in result.frontier
-        ],
+        "frontier": frontier,
     }

@@ -1,4 +1,4 @@
-"""gatecli demo"""
+"""gatecli demo: the other commands, one after the other, on a small network."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from gatecli.cli.render import MACS_FOOT, gmacs, megabytes, millions, percent, t
 from gatecli.cli.session import Session
 from gatecli.errors import GatecliError
 
+__all__ = ["demo"]
+
 SOURCE = "resnet20.pt"
+REPEATS = 50  # timed calls
 ATTACH = (
     "attach {0} --method ind-perbatch --set target_rate=0.5 --set loss_weight=4 --set gate_lr=10"
     " --input-size {1} --force"
@@ -50,20 +53,19 @@ def demo(
         attached = _call(session, ATTACH.format(SOURCE, SIZE))
         tuned = _call(session, FINETUNE.format(epochs))
         pruned = _call(session, PRUNE)
-        files = [SOURCE, tuned["out"], pruned["out"]]
-        scores = [
-            _call(session, EVAL.format(file) + (f" --input-size {SIZE}" if file == SOURCE else ""))
-            for file in files
-        ]
-        profiled = _call(session, PROFILE.format(" ".join(files[1:]), 50))
-    rows = [
-        {**row, "top1": score["top1"]} for row, score in zip(profiled["rows"], scores, strict=True)
-    ]
+        scores = [_call(session, f"{EVAL.format(SOURCE)} --input-size {SIZE}")]
+        for file in (tuned["out"], pruned["out"]):
+            scores.append(_call(session, EVAL.format(file)))
+        profiled = _call(session, PROFILE.format(f"{tuned['out']} {pruned['out']}", REPEATS))
+    rows = []
+    for row, score in zip(profiled["rows"], scores, strict=True):
+        rows.append({**row, "top1": score["top1"]})
     _print(session, rows, profiled["threads"])
+    removed = ", ".join(pruned["removed"]) or "nothing"
     session.say("")
     session.say(
-        f"removed {', '.join(pruned['removed']) or 'nothing'}; the files are in {folder}/. Now"
-        f" yours: gatecli attach YOUR.pt --method {attached['method']}"
+        f"removed {removed}; the files are in {folder}/. Now yours: gatecli attach YOUR.pt --method"
+        f" {attached['method']}"
     )
     return {
         "rows": rows,
@@ -80,15 +82,11 @@ def _call(session: Session, line: str) -> dict[str, Any]:
 
     session.say("")
     session.say(f"$ gatecli {line}")
-    common = [
-        "--json",
-        "--seed",
-        str(session.seed),
-        "--device",
-        session.device,
-        *(["--quiet"] if session.quiet else []),
-        *(["--debug"] if session.debug else []),
-    ]
+    common = ["--json", "--seed", str(session.seed), "--device", session.device]
+    if session.quiet:
+        common.append("--quiet")
+    if session.debug:
+        common.append("--debug")
     if session.threads is not None:
         common += ["--threads", str(session.threads)]
     captured = io.StringIO()
@@ -102,6 +100,7 @@ def _call(session: Session, line: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _inside(folder: Path) -> Iterator[None]:
+    """Work in another folder."""
     before = Path.cwd()
     os.chdir(folder)
     try:
@@ -124,22 +123,23 @@ def _print(session: Session, rows: list[dict[str, Any]], threads: int) -> None:
         "ideal",
         "realised",
     ]
-    cells = [
-        [
-            name,
-            percent(row["top1"]),
-            gmacs(row["macs_expected"]),
-            millions(row["params"]),
-            megabytes(row["file_bytes"]),
-            *(f"{row['latency_ms'][size]['median']:.2f}" for size in sizes),
-            f"{row['speedup']:.2f}x",
-            f"{row['ideal_speedup']:.2f}x",
-            f"{row['realised']:.2f}",
-        ]
-        for name, row in zip(names, rows, strict=True)
-    ]
+    cells = [_cells(name, row) for name, row in zip(names, rows, strict=True)]
     foot = (
         f"{MACS_FOOT}. Latency measured ({threads} threads, medians of interleaved calls); speed-up"
         f" at batch {sizes[0]}; ideal: by MACs."
     )
     table(session, "\nbefore and after", columns, cells, foot)
+
+
+def _cells(name: str, row: dict[str, Any]) -> list[str]:
+    return [
+        name,
+        percent(row["top1"]),
+        gmacs(row["macs_expected"]),
+        millions(row["params"]),
+        megabytes(row["file_bytes"]),
+        *(f"{times['median']:.2f}" for times in row["latency_ms"].values()),
+        f"{row['speedup']:.2f}x",
+        f"{row['ideal_speedup']:.2f}x",
+        f"{row['realised']:.2f}",
+    ]

@@ -1,24 +1,23 @@
-"""gatecli eval"""
+"""gatecli eval: accuracy, MACs and rates on a split."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gatecli.cli.options import BatchSize, Checkpoint, Data, Workers, reads_checkpoints
+from gatecli.cli.parsing import remembered
 from gatecli.cli.progress import Reporter
-from gatecli.cli.render import gmacs, percent, table
-from gatecli.cli.session import (
-    BatchSize,
-    Checkpoint,
-    Data,
-    Session,
-    Workers,
-    reads_checkpoints,
-    remembered,
-)
+from gatecli.cli.render import exit_facts, gmacs, percent, table
+from gatecli.cli.session import Session
 from gatecli.cli.text import show
+
+if TYPE_CHECKING:
+    from gatecli.evaluation import Evaluation
+
+__all__ = ["evaluate"]
 
 
 @reads_checkpoints
@@ -52,35 +51,8 @@ def evaluate(
         progress=Reporter(session),
     )
     if not session.json_:
-        spread = "" if result.top1_std is None else f" +- {result.top1_std:.2f}"
-        show(
-            f"{path} on {split} ({result.samples} images, {strategy}): top-1"
-            f" {percent(result.top1)}{spread}, top-5 {percent(result.top5)},"
-            f" {gmacs(result.macs_expected)} GMACs an image"
-        )
-        if result.macs_spread.get("std"):
-            lie = {name: gmacs(value) for name, value in result.macs_spread.items()}
-            show(
-                f"single images cost {lie['min']} to {lie['max']} GMACs, half of them {lie['p25']}"
-                f" to {lie['p75']}; standard deviation {lie['std']}"
-            )
-        if result.exits:
-            rows = [
-                (
-                    site,
-                    f"{100 * each.share:.1f} %",
-                    percent(each.top1_all),
-                    percent(each.top1_chosen),
-                )
-                for site, each in result.exits.items()
-            ]
-            table(
-                session,
-                f"\nexits on {split}",
-                ("<exit", "leave there", "top-1 on all images", "on those that leave"),
-                rows,
-            )
-    return {
+        _print(session, result, path)
+    facts: dict[str, Any] = {
         "checkpoint": str(path),
         "arch": network.recipe.source.arch,
         "split": split,
@@ -92,11 +64,36 @@ def evaluate(
         "macs_dense": network.macs_dense,
         "macs_expected": result.macs_expected,
         "rates": site_rates(result.rates),
-        **(
-            {"exits": {site: asdict(each) for site, each in result.exits.items()}}
-            if result.exits
-            else {}
-        ),
-        **({"macs_per_image": result.macs_spread} if result.macs_spread else {}),
-        **({"top1_std": result.top1_std} if result.top1_std is not None else {}),
+        **exit_facts(result.exits),
     }
+    if result.macs_spread:
+        facts["macs_per_image"] = result.macs_spread
+    if result.top1_std is not None:
+        facts["top1_std"] = result.top1_std
+    return facts
+
+
+def _print(session: Session, result: Evaluation, path: Path) -> None:
+    spread = "" if result.top1_std is None else f" +- {result.top1_std:.2f}"
+    show(
+        f"{path} on {result.split} ({result.samples} images, {result.strategy}): top-1"
+        f" {percent(result.top1)}{spread}, top-5 {percent(result.top5)},"
+        f" {gmacs(result.macs_expected)} GMACs an image"
+    )
+    if result.macs_spread.get("std"):
+        lie = {name: gmacs(value) for name, value in result.macs_spread.items()}
+        show(
+            f"single images cost {lie['min']} to {lie['max']} GMACs, half of them {lie['p25']}"
+            f" to {lie['p75']}; standard deviation {lie['std']}"
+        )
+    if result.exits:
+        _print_exits(session, result)
+
+
+def _print_exits(session: Session, result: Evaluation) -> None:
+    columns = ("<exit", "leave there", "top-1 on all images", "on those that leave")
+    rows = []
+    for site, each in result.exits.items():
+        share = f"{100 * each.share:.1f} %"
+        rows.append((site, share, percent(each.top1_all), percent(each.top1_chosen)))
+    table(session, f"\nexits on {result.split}", columns, rows)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gatecli.cli.frontier import Figures, print_frontier, spell_thresholds
 from gatecli.cli.progress import Reporter
-from gatecli.cli.render import MACS_FOOT, gmacs, percent, table
+from gatecli.cli.render import gmacs, percent
 from gatecli.cli.session import Session
 from gatecli.errors import SettingError
 
@@ -15,60 +16,85 @@ if TYPE_CHECKING:
     from gatecli.calibration.at_exits import ExitsCalibrated
     from gatecli.network import Network
 
-SHOWN = 20  # rows of the frontier
+__all__ = ["Asked", "calibrate"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What calibrate shall reach: one of `goals` (by the option's name), with what confidence, at
-    what kind of cost.
+    """What calibrate shall reach, one goal of four, and how.
+
+    Attributes:
+        target_acc: Val top-1 in percent.
+        max_drop: The same, in points below the baseline.
+        max_gmacs: GMACs of an image at most.
+        max_ms: Milliseconds of an image at most.
+        confidence: The probability with which the accuracy holds on unseen data.
+        cost: What thresholds shall save: macs or latency.
+        reuse: Whether to take the frontier that is recorded, instead of data.
+        data: The data set; None: the one remembered.
+        batch_size: Images a batch.
+        workers: Processes that read images.
     """
 
-    goals: dict[str, float | None]
+    target_acc: float | None
+    max_drop: float | None
+    max_gmacs: float | None
+    max_ms: float | None
     confidence: float | None
     cost: str
+    reuse: bool
+    data: str | None
+    batch_size: int
+    workers: int
+
+    @property
+    def for_exits(self) -> bool:
+        """Whether anything is asked for that only exits can do."""
+        limits = (self.max_gmacs, self.max_ms, self.confidence)
+        return any(limit is not None for limit in limits) or self.cost != "macs" or self.reuse
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """The network with its thresholds, their figures, and what else there is to say."""
+
+    network: Network
+    figures: Figures
+    notes: list[str]
 
 
 def calibrate(
-    session: Session,
-    network: Network,
-    path: Path,
-    out: Path,
-    asked: Asked,
-    reuse: bool,
-    data: str | None,
-    batch_size: int,
-    workers: int,
+    session: Session, network: Network, path: Path, out: Path, asked: Asked
 ) -> dict[str, Any]:
     """Choose the exits' thresholds by data, or along a frontier that is recorded.
 
-    Write and report.
+    Args:
+        session: The command's.
+        network: What `path` holds.
+        path: The checkpoint read.
+        out: Where to write.
+        asked: The goal.
+
+    Returns:
+        The command's JSON.
+
+    Raises:
+        SettingError: No thresholds reach the goal, or --reuse cannot be combined with it.
     """
     from gatecli.checkpoint import write
 
-    network_out, found = (
-        _reused(network, asked, data)
-        if reuse
-        else _measured(session, network, asked, data, batch_size, workers)
-    )
-    write(network_out, out)
-    if not session.json_ and found["frontier"]:
-        _print(session, found)
-    target = "" if found["target_top1"] is None else f" ({percent(found['target_top1'])} asked)"
-    time = (
-        ""
-        if found["ms"] is None
-        else (
-            f", {found['ms']:.3g} ms of {found['leaving_ms'][-1]:.3g}"
-            if found["leaving_ms"]
-            else f", {found['ms']:.3g} ms"
-        )
-    )
+    found = _reused(network, asked) if asked.reuse else _measured(session, network, asked)
+    write(found.network, out)
+    figures = found.figures
+    if not session.json_ and figures.frontier:
+        print_frontier(session, figures)
+    target = "" if figures.target_top1 is None else f" ({percent(figures.target_top1)} asked)"
+    spelled = spell_thresholds(figures.thresholds)
     session.say(
-        f"val top-1 {percent(found['top1'])}{target}, {gmacs(found['macs_expected'])} GMACs of"
-        f" {gmacs(network.macs_dense)}{time}; thresholds {_spell(found['thresholds'])}"
+        f"val top-1 {percent(figures.top1)}{target}, {gmacs(figures.macs_expected)} GMACs of"
+        f" {gmacs(network.macs_dense)}{_time(figures)}; thresholds {spelled}"
     )
-    for line in found.pop("notes"):
+    for line in found.notes:
         session.say(line)
     session.written(out)
     session.say("next: gatecli profile")
@@ -77,175 +103,133 @@ def calibrate(
         "out": str(out),
         "arch": network.recipe.source.arch,
         "split": "val",
-        "params": network_out.params,
-        "macs_dense": network_out.macs_dense,
-        **found,
+        "params": found.network.params,
+        "macs_dense": found.network.macs_dense,
+        **asdict(figures),
     }
 
 
-def _measured(
-    session: Session,
-    network: Network,
-    asked: Asked,
-    data: str | None,
-    batch_size: int,
-    workers: int,
-) -> tuple[Network, dict[str, Any]]:
+def _measured(session: Session, network: Network, asked: Asked) -> Found:
     from gatecli.calibration.at_exits import calibrate_exits, recorded
     from gatecli.inputs import open_data
 
-    dataset = open_data(network, data)
-    how: dict[str, Any] = {
-        "confidence": asked.confidence,
-        "cost": asked.cost,
-        "seed": session.seed,
-        "batch_size": batch_size,
-        "workers": workers,
-    }
-    result = calibrate_exits(network, dataset, progress=Reporter(session), **{**asked.goals, **how})
-    frontier = [recorded(result, point) for point in result.frontier]
+    result = calibrate_exits(
+        network,
+        open_data(network, asked.data),
+        target_acc=asked.target_acc,
+        max_drop=asked.max_drop,
+        max_gmacs=asked.max_gmacs,
+        max_ms=asked.max_ms,
+        confidence=asked.confidence,
+        cost=asked.cost,
+        seed=session.seed,
+        batch_size=asked.batch_size,
+        workers=asked.workers,
+        progress=Reporter(session),
+    )
     chosen = recorded(result, result.point)
-    return result.network, {
-        "thresholds": chosen["thresholds"],
-        "shares": chosen["shares"],
-        "top1": result.point.top1,
-        "macs_expected": result.point.cost,
-        "baseline_top1": result.baseline_top1,
-        "target_top1": result.target_top1,
-        "gap": result.gap,
-        "ms": chosen.get("ms"),
-        "leaving_ms": result.times,
-        "frontier": frontier,
-        "notes": _notes(result),
-    }
+    figures = Figures(
+        thresholds=chosen["thresholds"],
+        shares=chosen["shares"],
+        top1=result.point.top1,
+        macs_expected=result.point.cost,
+        baseline_top1=result.baseline_top1,
+        target_top1=result.target_top1,
+        gap=result.gap,
+        ms=chosen.get("ms"),
+        leaving_ms=result.times,
+        frontier=[recorded(result, point) for point in result.frontier],
+    )
+    return Found(network=result.network, figures=figures, notes=_notes(result))
 
 
 def _notes(result: ExitsCalibrated) -> list[str]:
-    notes = [
-        f"nobody leaves at {site}: gatecli prune removes it"
-        for site, share in zip(result.network.site_exits, result.point.shares, strict=False)
-        if share == 0
-    ]
+    notes = []
+    for site, share in zip(result.network.site_exits, result.point.shares, strict=False):
+        if share == 0:
+            notes.append(f"nobody leaves at {site}: gatecli prune removes it")
     if result.gap is not None:
         notes.append(f"no thresholds at all could be cheaper by more than {100 * result.gap:.2f} %")
-    if result.certified is not None:
-        c = result.certified
+    certified = result.certified
+    if certified is not None:
         notes.append(
-            f"certified: top-1 of at least {percent(c.target_top1)} on unseen data with probability"
-            f" {c.confidence:g} ({percent(c.tested.top1)} on the half that the test used, p ="
-            f" {c.p_value:.3g})"
+            f"certified: top-1 of at least {percent(certified.target_top1)} on unseen data with"
+            f" probability {certified.confidence:g} ({percent(certified.tested.top1)} on the half"
+            f" that the test used, p = {certified.p_value:.3g})"
         )
     return notes
 
 
-def _reused(network: Network, asked: Asked, data: str | None) -> tuple[Network, dict[str, Any]]:
+def _reused(network: Network, asked: Asked) -> Found:
+    """Take a point of the recorded frontier; `network` itself moves to it, and its recipe says so.
+
+    Raises:
+        SettingError: Something is asked for that needs data, or no recorded point is good enough.
+    """
+    _check_reuse(asked)
+    goals = {
+        "target_acc": asked.target_acc,
+        "max_gmacs": asked.max_gmacs,
+        "max_ms": asked.max_ms,
+    }
+    point = network.set_operating_point(**goals)
+    measured = _record(network, goals, point)
+    figures = Figures(
+        thresholds=measured["thresholds"],
+        shares=point["shares"],
+        top1=point["top1"],
+        macs_expected=point["macs"],
+        baseline_top1=measured["baseline_top1"],
+        target_top1=asked.target_acc,
+        gap=None,
+        ms=point["ms"],
+        leaving_ms=None,
+        frontier=[],
+    )
+    notes = ["taken from the recorded frontier: nothing was measured anew"]
+    return Found(network=network, figures=figures, notes=notes)
+
+
+def _record(
+    network: Network, goals: dict[str, float | None], point: dict[str, Any]
+) -> dict[str, Any]:
+    """Add a step to the recipe for the point taken; returns the step's results."""
     from gatecli.traced.recipe import Step, finite
 
-    goals = {name: value for name, value in asked.goals.items() if name != "max_drop"}
-    if (
-        asked.goals["max_drop"] is not None
-        or asked.confidence is not None
-        or data is not None
-        or asked.cost != "macs"
-    ):
+    before = network.recipe.last("calibrate")
+    assert before is not None  # whose frontier the point is of
+    exits = {}
+    for site, share in zip(network.site_exits, point["shares"], strict=False):
+        exits[site] = [share]
+    rates = before.results["unit_rates"]
+    others = {site: units for site, units in rates.items() if site not in exits}
+    results = {
+        "top1": point["top1"],
+        "macs_expected": point["macs"],
+        "split": "val",
+        "thresholds": {site: finite(value) for site, value in point["thresholds"].items()},
+        "unit_rates": {**others, **exits},
+        "exit_frontier": before.results["exit_frontier"],
+        "baseline_top1": before.results["baseline_top1"],
+    }
+    step = Step(op="calibrate", settings={**goals, "reuse": True}, results=results)
+    network.recipe = network.recipe.with_step(step)
+    return results
+
+
+def _check_reuse(asked: Asked) -> None:
+    needs_data = (asked.max_drop, asked.confidence, asked.data)
+    if any(each is not None for each in needs_data) or asked.cost != "macs":
         raise SettingError(
             "--reuse moves along what is recorded: expected it with --target-acc, --max-gmacs or"
             " --max-ms alone"
         )
-    before = network.recipe.last("calibrate")
-    point = network.set_operating_point(**goals)
-    rates = {
-        site: [share] for site, share in zip(network.site_exits, point["shares"], strict=False)
-    }
-    others = {
-        site: units
-        for site, units in (before.results["unit_rates"] if before else {}).items()
-        if site not in rates
-    }
-    thresholds = {site: finite(value) for site, value in point["thresholds"].items()}
-    known = (
-        {
-            "exit_frontier": before.results["exit_frontier"],
-            "baseline_top1": before.results["baseline_top1"],
-        }
-        if before
-        else {}
-    )
-    measured = {
-        "top1": point["top1"],
-        "macs_expected": point["macs"],
-        "split": "val",
-        "thresholds": thresholds,
-        "unit_rates": {**others, **rates},
-        **known,
-    }
-    network.recipe = replace(
-        network.recipe.with_step(Step("calibrate", {**goals, "reuse": True}, measured))
-    )
-    return network, {
-        "thresholds": thresholds,
-        "shares": point["shares"],
-        "top1": point["top1"],
-        "macs_expected": point["macs"],
-        "baseline_top1": known.get("baseline_top1"),
-        "target_top1": goals["target_acc"],
-        "gap": None,
-        "ms": point["ms"],
-        "leaving_ms": None,
-        "frontier": [],
-        "notes": ["taken from the recorded frontier: nothing was measured anew"],
-    }
 
 
-def _print(session: Session, found: dict[str, Any]) -> None:
-    points, sites, timed = (
-        found["frontier"],
-        list(found["thresholds"]),
-        found["leaving_ms"] is not None,
-    )
-    shown = (
-        {round(index * (len(points) - 1) / (SHOWN - 1)) for index in range(SHOWN)}
-        if len(points) > SHOWN
-        else set(range(len(points)))
-    )
-    rows = []
-    for index, point in enumerate(points):
-        chosen = point["thresholds"] == found["thresholds"]
-        if index in shown or chosen:
-            leaving = " / ".join(f"{100 * share:.1f}" for share in point["shares"])
-            rows.append(
-                (
-                    "*" if chosen else "",
-                    _spell(point["thresholds"]),
-                    percent(point["top1"]),
-                    gmacs(point["macs"]),
-                    *([f"{point['ms']:.3g}"] if timed else []),
-                    leaving,
-                )
-            )
-    foot = (
-        f"* chosen; {len(points)} points in all; nobody leaving early:"
-        f" {percent(found['baseline_top1'])}. {MACS_FOOT}"
-        + ("; ms: of single images, on this machine" if timed else "")
-    )
-    table(
-        session,
-        "frontier on val",
-        (
-            "<",
-            f"<thresholds of {', '.join(sites)}",
-            "val top-1",
-            "GMACs",
-            *(["ms"] if timed else []),
-            "% leaving at each, at the end",
-        ),
-        rows,
-        foot,
-    )
-
-
-def _spell(thresholds: dict[str, float | None]) -> str:
-    return ", ".join(
-        "never" if value is None else "all" if value < -1e38 else f"{value:.4g}"
-        for value in thresholds.values()
-    )
+def _time(figures: Figures) -> str:
+    """What to say of an image's milliseconds, where they are known."""
+    if figures.ms is None:
+        return ""
+    if not figures.leaving_ms:
+        return f", {figures.ms:.3g} ms"
+    return f", {figures.ms:.3g} ms of {figures.leaving_ms[-1]:.3g}"

@@ -1,57 +1,31 @@
-"""gatecli finetune"""
+"""gatecli finetune: train the gates, and say what came out."""
 
 from __future__ import annotations
 
-import shlex
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from gatecli.cli.begun import Begun
+from gatecli.cli.options import Checkpoint, Data, Force, Out, Set, Workers, reads_checkpoints
+from gatecli.cli.parsing import is_function, parse_pairs, remembered
 from gatecli.cli.progress import Reporter
-from gatecli.cli.render import gmacs
-from gatecli.cli.resuming import Begun, resumable, unfinished
-from gatecli.cli.session import (
-    Checkpoint,
-    Data,
-    Force,
-    Out,
-    Session,
-    Set,
-    Workers,
-    is_function,
-    parse_pairs,
-    reads_checkpoints,
-    remembered,
-)
+from gatecli.cli.render import exit_facts, gmacs
+from gatecli.cli.resuming import resumable, unfinished
+from gatecli.cli.session import Session
 from gatecli.cli.workspace import RUNS, default_out
-from gatecli.errors import TrainingError
 from gatecli.files import check_name
 
 if TYPE_CHECKING:
-    from gatecli.training import Finetuned
+    from gatecli.data import DataSet
+    from gatecli.network import Network
+    from gatecli.training import Finetuned, Run
+    from gatecli.training.board import Board
 
-OPTIONS = (
-    "epochs",
-    "lr",
-    "batch_size",
-    "weight_decay",
-    "momentum",
-    "schedule",
-    "precision",
-    "augment",
-    "label_smoothing",
-    "workers",
-    "bn_batches",
-    "save_every",
-    "max_drop",
-    "max_gmacs",
-    "cache_features",
-    "train",
-    "distill",
-    "temperature",
-)
+__all__ = ["finetune"]
 
 
 @reads_checkpoints
@@ -151,46 +125,38 @@ def finetune(
     force: Force = False,
 ) -> dict[str, Any]:
     """Train the gates, and the weights with them. Interrupted runs go on with --resume."""
-    from gatecli import training
     from gatecli.checkpoint import check_output, write
-    from gatecli.data.fingerprint import check_same, fingerprint
-    from gatecli.inputs import open_data
-    from gatecli.training.board import Board, on_board
+    from gatecli.training import Run, TrainOptions
+    from gatecli.training import finetune as train_gates
+    from gatecli.training.board import on_board
     from gatecli.training.distill import check_teacher
     from gatecli.training.trained import trained_methods
 
-    run, begun = (
-        unfinished(session, context, force) if resume else (None, _begun(session, context.params))
-    )
-    path, target = Path(begun.checkpoint), Path(begun.out)
-    check_output(target, force, [path])
-    chosen = training.TrainOptions(**begun.options)
-    folder = (
-        tensorboard or begun.tensorboard
-    )  # where a log goes changes no training: a resumed run may name another
-    check_name(Path(folder or ""))
-    board = None if folder is None else Board(Path(folder))
-    network = session.open(path)
-    if not network.gated_by:
-        raise TrainingError(
-            f"{path} has no gates to train: attach a method first (gatecli attach"
-            f" {shlex.quote(str(path))} --method NAME)"
-        )
-    trained_methods(network.recipe, begun.settings, chosen.methods)  # a slip in --set costs no time
-    dataset = open_data(
-        network, begun.data, trusted=not resume or data is not None
-    )  # a state's word is not the user's
-    samples = fingerprint(dataset, pixels=not is_function(dataset.spec))
-    check_same(dataset, samples, begun.samples)
+    run = None
+    if resume:
+        run, begun = unfinished(session, context, force=force)
+    else:
+        begun = _begun(session, context.params)
+    path = Path(begun.checkpoint)
+    target = Path(begun.out)
+    check_output(target, force=force, inputs=[path])
+    options = TrainOptions(**begun.options)
+    # where a log goes changes no training: a resumed run may name another folder
+    board = _board(tensorboard or begun.tensorboard)
+    network = session.open_gated(path, "train")
+    # a slip in --set costs no time
+    trained_methods(network.recipe, begun.settings, options.methods)
+    # a state's word is not the user's
+    dataset, samples = _data(network, begun, trusted=not resume or data is not None)
     taught_by = None if begun.teacher is None else session.open(Path(begun.teacher))
-    check_teacher(network, taught_by, chosen)
+    check_teacher(network, taught_by, options)
     begun = replace(begun, samples=samples)
-    run = run or training.Run.begin(RUNS / target.name.removesuffix(".safetensors"), asdict(begun))
+    run = run or Run.begin(RUNS / target.name.removesuffix(".safetensors"), asdict(begun))
     with resumable(session, begun), on_board(run, board):
-        result = training.finetune(
+        result = train_gates(
             network,
             dataset,
-            chosen,
+            options,
             changes=begun.settings,
             run=run,
             progress=Reporter(session),
@@ -200,51 +166,80 @@ def finetune(
         run.finish()
     _report(session, result, run)
     session.written(target)
-    session.say(
-        f"next: gatecli {'calibrate --max-drop 1' if result.network.site_exits else 'prune'}"
-    )
+    session.say(f"next: gatecli {_next(result.network)}")
     return _json(result, path, target)
 
 
-def _begun(session: Session, params: dict[str, Any]) -> Begun:
-    """All that is needed to start the run that the command line asks for again."""
+def _begun(session: Session, params: Mapping[str, Any]) -> Begun:
+    """All that is needed to start the run that the command line asks for again.
+
+    Args:
+        session: The command's.
+        params: Every option by its parameter's name, the common ones too.
+    """
     import torch
 
     from gatecli.reading import file_sha256
+    from gatecli.training import TrainOptions
 
-    path, teacher = session.checkpoint(params["checkpoint"]), params["teacher"]
+    path = session.checkpoint(params["checkpoint"])
+    teacher = params["teacher"]
+    tensorboard = params["tensorboard"]
     return Begun(
         checkpoint=str(path),
         sha256=file_sha256(path),
         out=str(params["out"] or default_out(path, "tuned")),
         data=remembered(params["data"]),
         settings=parse_pairs(params["set_"]),
-        options={**{name: params[name] for name in OPTIONS}, "seed": session.seed},
+        options={option.name: params[option.name] for option in fields(TrainOptions)},
         threads=torch.get_num_threads(),
         device=session.device,
         reading=session.reading,
         teacher=None if teacher is None else str(teacher),
         teacher_sha256=None if teacher is None else file_sha256(teacher),
-        tensorboard=None if params["tensorboard"] is None else str(params["tensorboard"]),
+        tensorboard=None if tensorboard is None else str(tensorboard),
     )
 
 
-def _report(session: Session, result: Finetuned, run: Any) -> None:
-    from gatecli import methods
+def _board(folder: str | Path | None) -> Board | None:
+    """The TensorBoard log asked for, if any; its folder's name is checked before any work."""
+    from gatecli.training.board import Board
 
-    norms = result.batchnorm
+    if folder is None:
+        return None
+    check_name(Path(folder))
+    return Board(Path(folder))
+
+
+def _data(network: Network, begun: Begun, *, trusted: bool) -> tuple[DataSet, dict[str, str]]:
+    """The data set and its fingerprint.
+
+    Args:
+        network: What the images are for.
+        begun: The run, whose fingerprint, where it has one, must be the same.
+        trusted: Whether the user has named the data set.
+    """
+    from gatecli.data.fingerprint import check_same, fingerprint
+    from gatecli.inputs import open_data
+
+    dataset = open_data(network, begun.data, trusted=trusted)
+    samples = fingerprint(dataset, pixels=not is_function(dataset.spec))
+    check_same(dataset, samples, begun.samples)
+    return dataset, samples
+
+
+def _next(network: Network) -> str:
+    """The command that comes next."""
+    return "calibrate --max-drop 1" if network.site_exits else "prune"
+
+
+def _report(session: Session, result: Finetuned, run: Run) -> None:
     session.say(f"chosen {result.chosen}")
+    norms = result.batchnorm
     if norms["after"] is not None:
         session.say(
             f"BatchNorm re-estimated: val top-1 {norms['before']:.2f} before, {norms['after']:.2f}"
             f" after; kept: {norms['kept']}"
-        )
-    step = result.network.recipe.last("finetune")
-    if step is not None and methods.get(step.settings["method"]).trains == "exits":
-        rates = "no exit taken until gatecli calibrate"
-    else:
-        rates = f"rate {result.achieved_rate:.3f}" + (
-            "" if result.target_rate is None else f" for {result.target_rate:.2f} asked"
         )
     for site, each in result.exits.items():
         chosen = "" if each.top1_chosen is None else f", {each.top1_chosen:.2f} of those"
@@ -254,9 +249,20 @@ def _report(session: Session, result: Finetuned, run: Any) -> None:
         )
     session.say(
         f"val top-1 {result.top1:.2f} (all gates open before training: {result.baseline_top1:.2f}),"
-        f" {rates}, {gmacs(result.macs_expected)} GMACs of {gmacs(result.network.macs_dense)}; log,"
-        f" best and last state in {run.folder}"
+        f" {_rates(result)}, {gmacs(result.macs_expected)} GMACs of"
+        f" {gmacs(result.network.macs_dense)}; log, best and last state in {run.folder}"
     )
+
+
+def _rates(result: Finetuned) -> str:
+    """What to say of the rate that was reached."""
+    from gatecli import methods
+
+    step = result.network.recipe.last("finetune")
+    if step is not None and methods.get(step.settings["method"]).trains == "exits":
+        return "no exit taken until gatecli calibrate"
+    asked = "" if result.target_rate is None else f" for {result.target_rate:.2f} asked"
+    return f"rate {result.achieved_rate:.3f}{asked}"
 
 
 def _json(result: Finetuned, path: Path, target: Path) -> dict[str, Any]:
@@ -280,9 +286,5 @@ def _json(result: Finetuned, path: Path, target: Path) -> dict[str, Any]:
         "chosen": result.chosen,
         "batchnorm": result.batchnorm,
         "history": result.history,
-        **(
-            {"exits": {site: asdict(each) for site, each in result.exits.items()}}
-            if result.exits
-            else {}
-        ),
+        **exit_facts(result.exits),
     }

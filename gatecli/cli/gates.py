@@ -1,30 +1,30 @@
-"""gatecli gates"""
+"""gatecli gates: what the gates of a network do on a split."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional, cast
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from gatecli.cli.options import BatchSize, Checkpoint, Data, Workers, reads_checkpoints
+from gatecli.cli.parsing import remembered
 from gatecli.cli.progress import Reporter
 from gatecli.cli.render import table
-from gatecli.cli.session import (
-    BatchSize,
-    Checkpoint,
-    Data,
-    Session,
-    Workers,
-    reads_checkpoints,
-    remembered,
-)
+from gatecli.cli.session import Session
 from gatecli.errors import SettingError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from gatecli.analysing import Use
     from gatecli.network import Network
+
+__all__ = ["gates"]
+
+WITHOUT_DATA = 2  # random images, where no gate looks at them
 
 
 @reads_checkpoints
@@ -58,11 +58,15 @@ def gates(
         raise SettingError(f"expected --images to be at least 1, but got {images}")
     path = session.checkpoint(checkpoint)
     network = session.open(path)
-    use = analyse(
+    looked_at = _images(
         network,
-        _images(network, remembered(data), split, images, batch_size, workers),
-        Reporter(session),
+        remembered(data),
+        split=split,
+        count=images,
+        batch_size=batch_size,
+        workers=workers,
     )
+    use = analyse(network, looked_at, Reporter(session))
     if not session.json_:
         _print(session, use)
     files = [] if plot is None else _draw(session, network, use, plot, picture)
@@ -82,42 +86,41 @@ def gates(
 
 
 def _images(
-    network: Network, data: str | None, split: str, count: int, batch_size: int, workers: int
-) -> Any:
-    """Batches of the split.
+    network: Network, data: str | None, *, split: str, count: int, batch_size: int, workers: int
+) -> Iterable[tuple[Tensor, Tensor]]:
+    """Batches (images, labels) of the split's first images.
 
     Of random images where no gate looks at them and no data set is known.
     """
     import torch
 
     from gatecli.data import batches
-    from gatecli.gates import Exit
     from gatecli.inputs import open_data, split_of
     from gatecli.network.compare import random_images
 
-    if (
-        data is None
-        and network.recipe.data is None
-        and not any(
-            gate.data_dependent
-            for gate in network.site_gates.values()
-            if not isinstance(gate, Exit)
-        )
-    ):
-        return [(random_images(network, 2), torch.zeros(2, dtype=torch.long))]
+    known = data is not None or network.recipe.data is not None
+    if not known and not _look_at_images(network):
+        images = random_images(network, WITHOUT_DATA)
+        return [(images, torch.zeros(WITHOUT_DATA, dtype=torch.long))]
     dataset = open_data(network, data)
-    return _first(
-        batches(
-            dataset.splits[split_of(dataset, split)],
-            input=network.input,
-            batch_size=min(batch_size, count),
-            workers=workers,
-        ),
-        count,
+    passes = batches(
+        dataset.splits[split_of(dataset, split)],
+        input=network.input,
+        batch_size=min(batch_size, count),
+        workers=workers,
     )
+    return _first(passes, count)
 
 
-def _first(batches: Iterable[Any], count: int) -> Iterator[Any]:
+def _look_at_images(network: Network) -> bool:
+    """Whether any gate but an exit decides by the image."""
+    from gatecli.gates import Exit
+
+    gates = [gate for gate in network.site_gates.values() if not isinstance(gate, Exit)]
+    return any(gate.data_dependent for gate in gates)
+
+
+def _first(batches: Iterable[tuple[Tensor, Tensor]], count: int) -> Iterator[tuple[Tensor, Tensor]]:
     """The first `count` images."""
     for x, y in batches:
         yield x[:count], y[:count]
@@ -127,41 +130,43 @@ def _first(batches: Iterable[Any], count: int) -> Iterator[Any]:
 
 
 def _print(session: Session, use: Use) -> None:
-    rows: list[tuple[Any, ...]] = [
-        (s.name, s.kind, s.units, s.on, s.dependent, s.off, f"{s.rate:.3f}") for s in use.sites
-    ]
-    total = [sum(int(row[place]) for row in rows) for place in range(2, 6)]
+    _print_units(session, use)
+    if any(site.dependent for site in use.sites):
+        _print_histogram(session, use)
+
+
+def _print_units(session: Session, use: Use) -> None:
+    columns = ("<site", "<kind", "units", "always on", "by the image", "always off", "rate")
+    rows: list[tuple[Any, ...]] = []
+    for site in use.sites:
+        counts = (site.units, site.on, site.dependent, site.off)
+        rows.append((site.name, site.kind, *counts, f"{site.rate:.3f}"))
+    units = sum(site.units for site in use.sites)
     if len(rows) > 1:
-        rows.append(
-            ("all", "", *total, f"{sum(s.rate * s.units for s in use.sites) / total[0]:.3f}")
-        )
+        on = sum(site.on for site in use.sites)
+        dependent = sum(site.dependent for site in use.sites)
+        off = sum(site.off for site in use.sites)
+        rate = sum(site.rate * site.units for site in use.sites) / units
+        rows.append(("all", "", units, on, dependent, off, f"{rate:.3f}"))
     least, mean, most = use.per_image
     foot = (
-        f"units on for an image: {mean:.1f} on average, {least:g} to {most:g}, of {total[0]};"
+        f"units on for an image: {mean:.1f} on average, {least:g} to {most:g}, of {units};"
         f" {len(use.labels)} images"
     )
-    table(
-        session,
-        "units",
-        ("<site", "<kind", "units", "always on", "by the image", "always off", "rate"),
-        rows,
-        foot,
-    )
-    if total[2]:
-        width = 100 // len(use.histogram)
-        bins = [
-            (f"{width * index}-{width * (index + 1)} %", count)
-            for index, count in enumerate(use.histogram)
-        ]
-        table(
-            session,
-            "\nhow often units that depend on the image are on",
-            ("<of the images", "units"),
-            bins,
-        )
+    table(session, "units", columns, rows, foot)
+
+
+def _print_histogram(session: Session, use: Use) -> None:
+    width = 100 // len(use.histogram)  # percent
+    rows = []
+    for index, count in enumerate(use.histogram):
+        rows.append((f"{width * index}-{width * (index + 1)} %", count))
+    title = "\nhow often units that depend on the image are on"
+    table(session, title, ("<of the images", "units"), rows)
 
 
 def _draw(session: Session, network: Network, use: Use, folder: Path, format: str) -> list[Path]:
+    """Write the pictures that there is something for; returns their files."""
     from gatecli import drawing
     from gatecli.analysing import embedded
 
@@ -172,16 +177,22 @@ def _draw(session: Session, network: Network, use: Use, folder: Path, format: st
             pictures["t-sne"] = drawing.points(embedded(use.vectors, session.seed), use.labels)
         except SettingError as error:
             session.say(f"no t-SNE: {error}")
-    wired = {
-        site: cast(Any, gate).connections().cpu()
-        for site, gate in network.site_gates.items()
-        if hasattr(gate, "connections")
-    }
+    wired = _connections(network)
     if wired:
-        pictures["connections"] = drawing.connectivity(
-            [(site.removesuffix(".branches"), read) for site, read in wired.items()]
-        )
-        pictures["branches"] = drawing.active(
-            {site.removesuffix(".branches"): int(read.any(0).sum()) for site, read in wired.items()}
-        )
+        in_use = {site: int(read.any(0).sum()) for site, read in wired.items()}
+        pictures["connections"] = drawing.connectivity(list(wired.items()))
+        pictures["branches"] = drawing.active(in_use)
     return drawing.draw(folder, pictures, format)
+
+
+def _connections(network: Network) -> dict[str, Tensor]:
+    """Which branches each module reads, by the name of its site in pictures.
+
+    Of sites whose connections are gated alone; true or false, (readers, branches).
+    """
+    connections = {}
+    for site, gate in network.site_gates.items():
+        wired: Any = gate
+        if hasattr(wired, "connections"):
+            connections[site.removesuffix(".branches")] = wired.connections().cpu()
+    return connections

@@ -12,6 +12,8 @@ TYPE_CHECKING = False  # as in gatecli/__init__.py
 if TYPE_CHECKING:
     from types import CodeType, FrameType
 
+__all__ = ["importing", "leave"]
+
 CODE = 130  # as a shell reports a program that Ctrl-C ended
 
 
@@ -25,7 +27,12 @@ def leave(number: int = signal.SIGINT, frame: FrameType | None = None) -> None:
 
 
 def importing(frame: FrameType | None, within: CodeType) -> bool:
-    """Whether the innermost call of `within` on the stack is, at `frame`, importing a module."""
+    """Whether the innermost call of `within` on the stack is, at `frame`, importing a module.
+
+    Args:
+        frame: Where the program is; None: nowhere.
+        within: The code of a function.
+    """
     while frame is not None and frame.f_code is not within:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             return True

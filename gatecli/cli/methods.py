@@ -1,15 +1,20 @@
-"""gatecli methods"""
+"""gatecli methods: what gating methods there are, and their settings."""
 
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
 from gatecli.cli.render import table
 from gatecli.cli.session import Session
 from gatecli.cli.text import show
+
+if TYPE_CHECKING:
+    from gatecli.methods import Method
+
+__all__ = ["methods"]
 
 
 def methods(
@@ -19,38 +24,43 @@ def methods(
     """Explain the gating methods and their settings, with defaults and papers."""
     from gatecli import methods as registry
 
-    chosen = [registry.get(name)] if name else [registry.get(each) for each in registry.names()]
-    described: list[dict[str, Any]] = [
-        {
-            "name": m.name,
-            "summary": m.summary,
-            "needs": m.needs,
-            "paper": m.paper,
-            "settings": [
-                {
-                    "name": f.name,
-                    "type": str(f.type),
-                    "default": f.default,
-                    "help": f.metadata["help"],
-                    "choices": list(f.metadata["choices"]),
-                }
-                for f in fields(m.settings)
-            ],
-        }
-        for m in chosen
-    ]
+    names = [name] if name else registry.names()
+    described = [_describe(registry.get(each)) for each in names]
     if not session.json_:
-        for m in described:
-            for line in (
-                "",
-                f"{m['name']}: {m['summary']}",
-                f"  needs {m['needs']}",
-                f"  {m['paper']}",
-            ):
-                show(line)
-            rows = [
-                (s["name"], "none" if s["default"] is None else s["default"], s["help"])
-                for s in m["settings"]
-            ]
-            table(session, "", ("<--set", "<default", "<meaning"), rows)
+        for method in described:
+            _print(session, method)
     return {"methods": described}
+
+
+def _describe(method: Method) -> dict[str, Any]:
+    """A method as the JSON has it."""
+    settings = []
+    for field in fields(method.settings):
+        settings.append(
+            {
+                "name": field.name,
+                "type": str(field.type),
+                "default": field.default,
+                "help": field.metadata["help"],
+                "choices": list(field.metadata["choices"]),
+            }
+        )
+    return {
+        "name": method.name,
+        "summary": method.summary,
+        "needs": method.needs,
+        "paper": method.paper,
+        "settings": settings,
+    }
+
+
+def _print(session: Session, method: dict[str, Any]) -> None:
+    show("")
+    show(f"{method['name']}: {method['summary']}")
+    show(f"  needs {method['needs']}")
+    show(f"  {method['paper']}")
+    rows = []
+    for setting in method["settings"]:
+        default = "none" if setting["default"] is None else setting["default"]
+        rows.append((setting["name"], default, setting["help"]))
+    table(session, "", ("<--set", "<default", "<meaning"), rows)

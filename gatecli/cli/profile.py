@@ -1,24 +1,34 @@
-"""gatecli profile"""
+"""gatecli profile: what checkpoints cost, by count and by the clock."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from gatecli.cli.options import Data, reads_checkpoints
+from gatecli.cli.parsing import remembered
+from gatecli.cli.profile_tables import print_profile
 from gatecli.cli.progress import Reporter
-from gatecli.cli.render import MACS_FOOT, gmacs, megabytes, millions, table
-from gatecli.cli.session import Data, Session, reads_checkpoints, remembered
+from gatecli.cli.session import Session
 from gatecli.errors import SettingError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from gatecli.data import Split
     from gatecli.network import Network
     from gatecli.network.costs import Rates
-    from gatecli.profiling import Profile
+    from gatecli.profiling import Subject
+
+__all__ = ["profile"]
+
+TIMED_BATCHES = 2  # of real images to time with
+BATCH_SIZE = 256  # of the pass that measures rates
 
 
 @reads_checkpoints
@@ -37,20 +47,23 @@ def profile(
     MACs promise.
     """
     from gatecli import profiling
+    from gatecli.network.costs import known_rates
 
     sizes = _sizes(batch)
     paths = [Path(name) for name in checkpoints] if checkpoints else [session.checkpoint(None)]
     networks = [session.open(path) for path in paths]
-    rates, images = _real(session, networks, remembered(data)) if data is not None else (None, None)
-    subjects = [
-        profiling.subject_of(
-            path.name, network, _bytes(path, network), rates[index] if rates else _recorded(network)
-        )
-        for index, (path, network) in enumerate(zip(paths, networks, strict=True))
-    ]
-    source = _source(session, networks[0])
+    rates: list[Rates]
+    images: Tensor | None = None
+    if data is None:
+        rates = [known_rates(network) for network in networks]
+    else:
+        rates, images = _measured(session, networks, remembered(data))
+    subjects = []
+    for path, network, known in zip(paths, networks, rates, strict=True):
+        size = path.stat().st_size if path.exists() else network.recipe.source.file_bytes
+        subjects.append(profiling.subject_of(path.name, network, size, known))
     result = profiling.profile(
-        source,
+        _source(networks[0]),
         subjects,
         batch_sizes=sizes,
         repeats=repeats,
@@ -58,7 +71,7 @@ def profile(
         progress=Reporter(session),
     )
     if not session.json_:
-        _print(session, result, sites)
+        print_profile(session, result, with_sites=sites)
         _say_what_is_real(session, subjects[-1], sizes)
     return {
         "checkpoint": str(paths[-1]),
@@ -75,11 +88,15 @@ def profile(
     }
 
 
-def _say_what_is_real(session: Session, subject: Any, sizes: list[int]) -> None:
+def _say_what_is_real(session: Session, subject: Subject, sizes: Sequence[int]) -> None:
     """Of what filters' and channels' gates promise to save, what a batch does save."""
     from gatecli.profiling import real_share
 
-    shares = {size: share for size in sizes if (share := real_share(subject, size)) is not None}
+    shares = {}
+    for size in sizes:
+        share = real_share(subject, size)
+        if share is not None:
+            shares[size] = share
     if shares and max(shares) > 1:
         real = ", ".join(f"{100 * share:.0f} % at batch {size}" for size, share in shares.items())
         session.say(
@@ -95,17 +112,7 @@ def _sizes(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def _bytes(path: Path, network: Network) -> int:
-    return path.stat().st_size if path.exists() else network.recipe.source.file_bytes
-
-
-def _recorded(network: Network) -> Rates:
-    from gatecli.network.costs import known_rates
-
-    return known_rates(network)
-
-
-def _source(session: Session, network: Network) -> Any:
+def _source(network: Network) -> Subject:
     """The source, built anew with random weights: its latency does not depend on them.
 
     Its bytes and counts are those recorded.
@@ -114,130 +121,43 @@ def _source(session: Session, network: Network) -> Any:
     from gatecli.profiling import Subject
 
     source = network.recipe.source
-    module = skeleton_with_weights(source).to(network.device).eval()
     return Subject(
-        source.file or source.arch,
-        module,
-        source.file_bytes,
-        source.params,
-        source.macs,
-        source.macs,
-        {},
+        name=source.file or source.arch,
+        module=skeleton_with_weights(source).to(network.device).eval(),
+        file_bytes=source.file_bytes,
+        params=source.params,
+        macs_dense=source.macs,
+        macs_expected=source.macs,
+        rates={},
     )
 
 
-def _real(
-    session: Session, networks: list[Network], data: str | None
+def _measured(
+    session: Session, networks: Sequence[Network], data: str | None
 ) -> tuple[list[Rates], Tensor]:
-    """Each network's rates on val, and up to 512 images of it to time with."""
-    import torch
-
+    """Each network's rates on val, and two batches of it, (N, C, H, W), to time with."""
     from gatecli.data import batches, steps
     from gatecli.inference import score
     from gatecli.inputs import open_data
 
     rates: list[Rates] = []
-    images: list[Tensor] = []
+    images = None
     for network in networks:
         split = open_data(network, data).splits["val"]
-        passes = batches(split, input=network.input, batch_size=256)
-        rates.append(
-            score(
-                network, passes, Reporter(session), "measuring rates on val", steps(split, 256)
-            ).rates
-        )
-        if not images:
-            images = [
-                x
-                for x, _ in zip(
-                    (x for x, _ in batches(split, input=network.input, batch_size=256)),
-                    range(2),
-                    strict=False,
-                )
-            ]
-    return rates, torch.cat(images)
+        passes = batches(split, input=network.input, batch_size=BATCH_SIZE)
+        total = steps(split, BATCH_SIZE)
+        scores = score(network, passes, Reporter(session), "measuring rates on val", total)
+        rates.append(scores.rates)
+        if images is None:
+            images = _first_images(network, split)
+    assert images is not None  # there is at least one network
+    return rates, images
 
 
-def _print(session: Session, result: Profile, with_sites: bool) -> None:
-    sizes = [
-        (
-            row.name,
-            millions(row.params),
-            megabytes(row.file_bytes),
-            gmacs(row.macs_dense),
-            gmacs(row.macs_expected),
-        )
-        for row in result.rows
-    ]
-    table(
-        session,
-        "size",
-        ("<checkpoint", "parameters", "file", "GMACs all on", "GMACs expected"),
-        sizes,
-        MACS_FOOT,
-    )
-    times = [
-        (
-            row.name,
-            batch,
-            f"{ms.median:.2f}",
-            f"{ms.p95:.2f}",
-            f"{ms.min:.2f}",
-            *(f"{x:.2f}x" for x in (row.speedups[batch], row.ideal_speedup)),
-            f"{row.speedups[batch] / row.ideal_speedup:.2f}",
-        )
-        for row in result.rows
-        for batch, ms in row.latency_ms.items()
-    ]
-    how = (
-        "decided by real images" if result.decisions == "measured" else "drawn from recorded rates"
-    )
-    foot = (
-        f"{result.repeats} interleaved calls, {result.threads} threads; gates {how}; ideal: what"
-        " expected MACs promise; realised = speed-up / ideal"
-    )
-    table(
-        session,
-        "\nlatency",
-        ("<checkpoint", "batch", "median ms", "p95", "min", "speed-up", "ideal", "realised"),
-        times,
-        foot,
-    )
-    gated = [site for site in result.sites if site.method]
-    if any(site.theoretical for site in gated):
-        session.say(
-            "note: expected GMACs are theoretical where gates decide for single activations, which"
-            " no dense kernel can leave out: they save no time"
-        )
-    if with_sites and gated:
-        site_rows = [
-            (
-                s.name,
-                s.kind,
-                s.units,
-                gmacs(s.macs),
-                s.method,
-                f"{s.rate:.3f}{_remark(s)}",
-                gmacs(s.gate_macs),
-            )
-            for s in gated
-        ]
-        foot = (
-            "GMACs: what the gate decides about (an exit: what leaving there saves); its own: what"
-            f" deciding costs. {len(result.sites) - len(gated)} sites without a gate: gatecli"
-            " inspect"
-        )
-        table(
-            session,
-            f"\nsites of {result.rows[-1].name}",
-            ("<site", "<kind", "units", "GMACs", "<gated by", "rate", "its own"),
-            site_rows,
-            foot,
-        )
+def _first_images(network: Network, split: Split) -> Tensor:
+    import torch
 
+    from gatecli.data import batches
 
-def _remark(site: Any) -> str:
-    """What stands behind a site's rate."""
-    if site.theoretical:
-        return " (theoretical)"
-    return "" if site.macs else " (saves nothing)"
+    passes = batches(split, input=network.input, batch_size=BATCH_SIZE)
+    return torch.cat([x for x, _ in itertools.islice(passes, TIMED_BATCHES)])

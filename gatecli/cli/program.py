@@ -28,17 +28,16 @@ from gatecli.cli import (
     run,
     state,
 )
-from gatecli.cli.session import command
+from gatecli.cli.commands import command
 from gatecli.cli.text import printable, tell
+
+__all__ = ["COMMANDS", "PlainCommand", "PlainGroup", "app", "start"]
 
 MARKUP = getattr(typer.core, "HAS_RICH", True)  # whether typer reads help texts as rich's markup
 
 
 class _Plain:
-    """Help is shown as it is written, [brackets] too.
-
-    An error tells what was given in printable characters.
-    """
+    """Shows help as it is written, [brackets] too, and errors in printable characters."""
 
     def format_help(self, context: Any, formatter: Any) -> None:
         super(_Plain, _escaped(self)).format_help(context, formatter)  # type: ignore[misc]
@@ -125,14 +124,15 @@ def _main(
 
 
 def start() -> None:
-    """The program, in a process of its own."""
+    """Run the program in a process of its own, and end it."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what a terminal cannot show is no reason to stop
             stream.reconfigure(errors="backslashreplace")
     try:
         sys.exit(app())
     except Exception as error:  # with --debug
-        for line in "".join(traceback.format_exception(error)).splitlines():
+        text = "".join(traceback.format_exception(error))
+        for line in text.splitlines():
             tell(line)
         sys.exit(1)
     finally:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from gatecli.cli.session import Session
 from gatecli.cli.text import printable
 
+if TYPE_CHECKING:
+    from gatecli.inference import ExitScore
+
+__all__ = ["MACS_FOOT", "exit_facts", "gmacs", "megabytes", "millions", "percent", "table"]
+
 MACS_FOOT = "GMACs: convolutions and linear layers of one image; FLOPs = 2 x MACs"
+WIDTH = 160  # columns where no terminal says
 
 
 def table(
@@ -18,52 +25,69 @@ def table(
     rows: Iterable[Sequence[Any]],
     foot: str = "",
 ) -> None:
-    """Print a table; columns that begin with `<` are text, the others are set to the right.
+    """Print a table.
 
-    Before a title that begins with a line end comes an empty line.
+    Args:
+        session: The command's: its JSON moves tables to stderr, and with --quiet leaves them out.
+        title: Above the table; an empty line comes before one that begins with a line end.
+        columns: Their names; those that begin with `<` are text, the others are set to the right.
+        rows: A cell a column.
+        foot: Below the table.
     """
     if session.quiet and session.json_:
         return
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
 
-    result = Table(box=box.SIMPLE_HEAD)
-    for column in columns:
-        result.add_column(
-            printable(column.removeprefix("<")),
-            justify="left" if column.startswith("<") else "right",
-            overflow="fold",
-        )
-    for row in rows:
-        result.add_row(*(printable(cell) for cell in row))
     console = Console(stderr=session.json_, markup=False, emoji=False, highlight=False)
     if not console.is_terminal:
-        console.width = 160
+        console.width = WIDTH
     with console.capture() as captured:
         if title.startswith("\n"):
             console.print()
-        for part, style in (
-            (printable(title.removeprefix("\n")), "bold"),
-            (result, None),
-            (printable(foot), "italic"),
-        ):
-            if part:
-                console.print(part, style=style)
+        if title.removeprefix("\n"):
+            console.print(printable(title.removeprefix("\n")), style="bold")
+        console.print(_grid(columns, rows))
+        if foot:
+            console.print(printable(foot), style="italic")
     print("\n".join(line.rstrip() for line in captured.get().splitlines()), file=console.file)
 
 
+def _grid(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Any:
+    """The table itself, as rich draws it."""
+    from rich import box
+    from rich.table import Table
+
+    grid = Table(box=box.SIMPLE_HEAD)
+    for column in columns:
+        justify: Any = "left" if column.startswith("<") else "right"
+        grid.add_column(printable(column.removeprefix("<")), justify=justify, overflow="fold")
+    for row in rows:
+        grid.add_row(*(printable(cell) for cell in row))
+    return grid
+
+
 def gmacs(macs: float) -> str:
+    """Spell MACs in GMACs: 4.089, and small numbers with four digits."""
     return f"{macs / 1e9:.4g}" if macs < 1e9 else f"{macs / 1e9:.3f}"
 
 
 def millions(count: int) -> str:
+    """Spell a count of parameters in millions."""
     return f"{count / 1e6:.3f} M"
 
 
 def megabytes(count: int) -> str:
+    """Spell bytes in megabytes, of a million each."""
     return f"{count / 1e6:.2f} MB"
 
 
 def percent(value: float | None) -> str:
+    """Spell a percentage with two decimals; nothing for None."""
     return "" if value is None else f"{value:.2f}"
+
+
+def exit_facts(exits: Mapping[str, ExitScore]) -> dict[str, Any]:
+    """Return the key `exits` of a command's JSON; no key where there are no exits."""
+    if not exits:
+        return {}
+    return {"exits": {site: asdict(each) for site, each in exits.items()}}

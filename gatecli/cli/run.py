@@ -1,4 +1,4 @@
-"""gatecli run"""
+"""gatecli run: classify image files."""
 
 from __future__ import annotations
 
@@ -8,13 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gatecli.cli.options import Data, reads_checkpoints
+from gatecli.cli.parsing import check_between, remembered
 from gatecli.cli.render import table
-from gatecli.cli.session import Data, Session, reads_checkpoints, remembered
-from gatecli.errors import DataError, SettingError
+from gatecli.cli.session import Session
+from gatecli.errors import DataError
 from gatecli.files import check_name
 
 if TYPE_CHECKING:
     from gatecli.running import Prediction, Runner
+
+__all__ = ["run"]
+
+MOST = 10000  # classes shown, or timed calls
 
 
 @reads_checkpoints
@@ -33,15 +39,13 @@ def run(
     """Classify image files: the classes, the exit taken, the blocks skipped, and milliseconds."""
     from gatecli import running
 
-    for name, value in (("top", top), ("repeats", repeats)):
-        if not 1 <= value <= 10000:
-            raise SettingError(f"expected --{name} to be between 1 and 10000, but got {value}")
+    check_between("top", top, 1, MOST)
+    check_between("repeats", repeats, 1, MOST)
     check_name(Path(model))
-    runner = (
-        running.exported(Path(model))
-        if model.endswith(".onnx")
-        else _native(session, model, remembered(data))
-    )
+    if model.endswith(".onnx"):
+        runner = running.exported(Path(model))
+    else:
+        runner = _native(session, model, remembered(data))
     found = running.predict(runner, images, top, repeats)
     if not session.json_:
         _print(session, found, runner)
@@ -55,13 +59,15 @@ def run(
 
 
 def _native(session: Session, model: str, data: str | None) -> Runner:
-    """The checkpoint's network, with the classes' names and the normalisation of its data set where
-    that is to be had.
+    """The checkpoint's network.
+
+    With the classes' names and the normalisation of its data set where that is to be had.
     """
     from gatecli import running
     from gatecli.inputs import open_data
 
-    network, classes = session.open(Path(model)), tuple[str, ...]()
+    network = session.open(Path(model))
+    classes: tuple[str, ...] = ()
     try:
         if data is not None or network.recipe.data:
             classes = open_data(network, data).classes
@@ -72,31 +78,25 @@ def _native(session: Session, model: str, data: str | None) -> Runner:
 
 
 def _print(session: Session, found: list[Prediction], runner: Runner) -> None:
-    gates, rows = len(runner.facts["gates"]), []
+    rows = []
     for one in found:
-        classes = ", ".join(
-            f"{each['name'] or each['class']} {100 * each['probability']:.1f} %"
-            for each in one.classes
-        )
-        skipped = (
-            "not told"
-            if one.skipped is None
-            else f"{len(one.skipped)} of {gates}"
-            if gates
-            else "-"
-        )
-        rows.append(
-            (
-                one.image,
-                classes,
-                (one.exit or "not told") if runner.facts["exits"] else "-",
-                skipped,
-                f"{one.ms:.2f}",
-            )
-        )
-    foot = (
-        "not told: export with --decisions"
-        if any(one.exit is None or one.skipped is None for one in found)
-        else ""
-    )
+        left_at = (one.exit or "not told") if runner.facts["exits"] else "-"
+        skipped = _skipped(one, len(runner.facts["gates"]))
+        rows.append((one.image, _classes(one), left_at, skipped, f"{one.ms:.2f}"))
+    untold = any(one.exit is None or one.skipped is None for one in found)
+    foot = "not told: export with --decisions" if untold else ""
     table(session, "", ("<image", "<classes", "<left at", "skipped", "ms"), rows, foot)
+
+
+def _classes(one: Prediction) -> str:
+    """The likeliest classes with their probabilities."""
+    words = []
+    for each in one.classes:
+        words.append(f"{each['name'] or each['class']} {100 * each['probability']:.1f} %")
+    return ", ".join(words)
+
+
+def _skipped(one: Prediction, gates: int) -> str:
+    if one.skipped is None:
+        return "not told"
+    return f"{len(one.skipped)} of {gates}" if gates else "-"

@@ -1,4 +1,4 @@
-"""gatecli log, gatecli use"""
+"""gatecli log and gatecli use: what made a checkpoint, and which one is current."""
 
 from __future__ import annotations
 
@@ -9,13 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gatecli.cli import workspace
+from gatecli.cli.options import Checkpoint
 from gatecli.cli.render import gmacs, percent, table
-from gatecli.cli.session import Checkpoint, Session
+from gatecli.cli.session import Session
 from gatecli.errors import CheckpointError
 from gatecli.files import check_name
 
 if TYPE_CHECKING:
-    from gatecli.traced.recipe import Recipe
+    from gatecli.traced.recipe import Recipe, Step
+
+__all__ = ["log", "use"]
+
+LONG = ("settings", "plan", "sites")  # settings too long to tell
 
 
 def log(session: Session, checkpoint: Checkpoint = None) -> dict[str, Any]:
@@ -44,38 +49,31 @@ def log(session: Session, checkpoint: Checkpoint = None) -> dict[str, Any]:
         "arch": recipe.source.arch,
         "source": asdict(recipe.source),
         "baseline": recipe.baseline,
-        "steps": [asdict(s) for s in recipe.steps],
+        "steps": [asdict(step) for step in recipe.steps],
     }
 
 
 def _rows(recipe: Recipe) -> list[tuple[str, ...]]:
-    rows: list[tuple[str, ...]] = [
-        (
-            "source",
-            "",
-            f"{recipe.source.file}: {recipe.source.arch}",
-            percent((recipe.baseline or {}).get("top1")),
-            gmacs(recipe.source.macs),
-        )
-    ]
-    for step in recipe.steps:
-        settings = {**step.settings, **step.settings.get("settings", {})}
-        told = ", ".join(
-            f"{k}={v}"
-            for k, v in settings.items()
-            if k not in ("settings", "plan", "sites") and v is not None
-        )
-        macs = step.results.get("macs_expected")
-        rows.append(
-            (
-                step.op,
-                step.at.replace("+00:00", "Z"),
-                told,
-                percent(step.results.get("top1")),
-                "" if macs is None else gmacs(macs),
-            )
-        )
-    return rows
+    source = recipe.source
+    baseline = percent((recipe.baseline or {}).get("top1"))
+    first = ("source", "", f"{source.file}: {source.arch}", baseline, gmacs(source.macs))
+    return [first, *(_row(step) for step in recipe.steps)]
+
+
+def _row(step: Step) -> tuple[str, ...]:
+    settings = {**step.settings, **step.settings.get("settings", {})}
+    told = []
+    for name, value in settings.items():
+        if name not in LONG and value is not None:
+            told.append(f"{name}={value}")
+    macs = step.results.get("macs_expected")
+    return (
+        step.op,
+        step.at.replace("+00:00", "Z"),
+        ", ".join(told),
+        percent(step.results.get("top1")),
+        "" if macs is None else gmacs(macs),
+    )
 
 
 def use(

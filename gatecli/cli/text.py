@@ -8,26 +8,31 @@ from __future__ import annotations
 
 import sys
 
+__all__ = ["LONGEST", "one_line", "printable", "show", "tell"]
+
 LONGEST = 600  # characters of an error's line
 GAP = " ... "
 
 
 def printable(text: object) -> str:
-    """`text` with all that is no visible character escaped.
+    """Return `text` with all that is no visible character escaped.
 
-    Control characters, line ends, what turns the direction of writing, bytes of a name that is not
-    UTF-8.
+    These are control characters, line ends, what turns the direction of writing, and bytes of a
+    name that is not UTF-8.
     """
-    return "".join(
-        each if each.isprintable() else each.encode("unicode_escape").decode("ascii")
-        for each in str(text)
-    )
+    return "".join(_visible(each) for each in str(text))
+
+
+def _visible(character: str) -> str:
+    if character.isprintable():
+        return character
+    return character.encode("unicode_escape").decode("ascii")
 
 
 def one_line(text: str, longest: int = LONGEST) -> str:
-    """`text` in one printable line of at most `longest` characters.
+    """Return `text` in one printable line of at most `longest` characters.
 
-    Its middle is left out, as the way out stands at the end.
+    Where it is too long its middle is left out, as the way out stands at the end.
     """
     line = printable(" ".join(text.split()))
     if len(line) <= longest:
@@ -37,10 +42,10 @@ def one_line(text: str, longest: int = LONGEST) -> str:
 
 
 def show(line: str) -> None:
-    """A line of a command's result, on stdout."""
+    """Print a line of a command's result, on stdout."""
     print(printable(line))
 
 
 def tell(line: str) -> None:
-    """A line about the work, on stderr."""
+    """Print a line about the work, on stderr."""
     print(printable(line), file=sys.stderr, flush=True)

@@ -8,6 +8,8 @@ from pathlib import Path
 from gatecli.errors import CheckpointError
 from gatecli.files import replacing
 
+__all__ = ["CURRENT", "FOLDER", "RUNS", "current", "default_out", "make_current"]
+
 FOLDER = Path(".gatecli")
 CURRENT = FOLDER / "current"
 RUNS = FOLDER / "runs"
@@ -16,7 +18,11 @@ SUFFIXES = (".safetensors", ".pth.tar", ".pt", ".pth", ".bin", ".ckpt", ".pkl", 
 
 
 def current() -> Path:
-    """The current checkpoint. Raises CheckpointError where there is none, or it is gone."""
+    """Return the current checkpoint.
+
+    Raises:
+        CheckpointError: There is none, or it is gone.
+    """
     name = _written()
     if not name:
         raise CheckpointError(
@@ -46,7 +52,11 @@ def _written() -> str:
 
 
 def make_current(path: Path) -> None:
-    """Make `path` the current checkpoint."""
+    """Make `path` the current checkpoint.
+
+    Raises:
+        CheckpointError: The working folder cannot be written.
+    """
     try:
         FOLDER.mkdir(exist_ok=True)
         with replacing(CURRENT) as temporary:
@@ -56,7 +66,10 @@ def make_current(path: Path) -> None:
 
 
 def default_out(checkpoint: Path, done: str) -> Path:
-    """`resnet50.pt` + `aig-perbatch` -> `resnet50.aig-perbatch.safetensors`, in this folder."""
+    """Name an output in this folder by what was done.
+
+    `resnet50.pt` and `aig-perbatch` make `resnet50.aig-perbatch.safetensors`.
+    """
     name = checkpoint.name.removeprefix("torchvision:").removeprefix("timm:")
     for suffix in SUFFIXES:
         if name.endswith(suffix):

@@ -122,7 +122,7 @@ class ChannelGate(Gate):
     input (l1, fc).
 
     Args: conv, norm: the convolution gated and the BatchNorm behind it; order, groups: its base
-    path, see gatecli.graph.channels.
+    path, see gatecli.kinds.conv.ops.
     Attributes: of_inputs: units are input channels. shared: open channels build on the base path's
     sums. always: the share of the convolution that runs whatever is decided, with every channel
     gated. `base` is BN1.
