@@ -24,7 +24,6 @@ from gatecli.graph.macs import NodeCost, count_nodes
 from gatecli.graph.ops import is_pick
 from gatecli.graph.sites import Site
 from gatecli.graph.trace import compile_graph, trace
-from gatecli.operating import choose_recorded
 from gatecli.recipe import InputSpec, Recipe
 from gatecli.record import gates_of
 
@@ -264,6 +263,8 @@ class Network(nn.Module):
             GMACs, or milliseconds where calibrate measured them.
         Raises: SettingError where no frontier is recorded, or it holds no such point.
         """
+        from gatecli.calibration.exits.operating_points import choose_recorded
+
         point = choose_recorded(self.recipe, list(self.site_exits), target_acc, max_gmacs, max_ms)
         for site, exit_ in self.site_exits.items():
             exit_.threshold.fill_(point["thresholds"][site])

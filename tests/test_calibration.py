@@ -31,8 +31,9 @@ from networks import CASES
 from torch import Tensor
 
 import gatecli
-from gatecli.calibration import Calibrated, Point, calibrate, uniform
-from gatecli.calibration.points import Measure, choose, pareto, set_thresholds, site_values
+from gatecli.calibration import Calibrated, Point, calibrate
+from gatecli.calibration.gates import uniform
+from gatecli.calibration.gates.points import Measure, choose, pareto, set_thresholds, site_values
 from gatecli.costs import expected_macs, known_rates
 from gatecli.data import DataSet, batches, load_data
 from gatecli.errors import DataError, GatecliError, Interrupted, SettingError, TrainingError

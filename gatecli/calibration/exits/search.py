@@ -2,7 +2,7 @@
 thresholds at all could cost.
 
 Upwards: the joint table's best point, then joint tables of ever finer windows around the best so
-far, then each exit alone at full resolution. Downwards: exit_bound; where little enough of the
+far, then each exit alone at full resolution. Downwards: bound; where little enough of the
 space remains, a last joint table settles it.
 """
 
@@ -15,8 +15,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from gatecli.calibration.exit_bound import box_bound, oracle_cost
-from gatecli.calibration.exit_table import (
+from gatecli.calibration.exits.bound import box_bound, oracle_cost
+from gatecli.calibration.exits.samples import OperatingPoint, Pick, Samples, cheapest
+from gatecli.calibration.exits.table import (
     CELLS,
     Grid,
     candidates,
@@ -25,7 +26,6 @@ from gatecli.calibration.exit_table import (
     spread,
     table_frontier,
 )
-from gatecli.calibration.exits import OperatingPoint, Pick, Samples, cheapest
 
 WINDOW = 2**17  # combinations in one window of the refinement
 ROUNDS = 100  # windows looked at; each halves the step or has found a better point

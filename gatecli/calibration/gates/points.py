@@ -1,7 +1,7 @@
 """Settings of thresholds, measured: what each gives on a split, which of them are worth having,
 which one to take.
 
-Nothing here knows how a setting is found: a search (gatecli.calibration.uniform, per_gate)
+Nothing here knows how a setting is found: a search (gatecli.calibration.gates.uniform, per_gate)
 proposes, this measures and judges.
 """
 

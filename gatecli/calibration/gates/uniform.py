@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gatecli.calibration.points import Measure, Point, Thresholds, choose, get_thresholds
+from gatecli.calibration.gates.points import Measure, Point, Thresholds, choose, get_thresholds
 from gatecli.network import Network
 
 # log-odds closer than this are one value: a pass in other batches may round them otherwise

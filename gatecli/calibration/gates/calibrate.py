@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from gatecli.calibration.per_gate import descend
-from gatecli.calibration.points import (
+from gatecli.calibration.gates.per_gate import descend
+from gatecli.calibration.gates.points import (
     Measure,
     Point,
     Thresholds,
@@ -15,7 +15,7 @@ from gatecli.calibration.points import (
     set_thresholds,
     site_values,
 )
-from gatecli.calibration.uniform import UniformSearch
+from gatecli.calibration.gates.uniform import UniformSearch
 from gatecli.costs import site_rates
 from gatecli.data import DataSet
 from gatecli.errors import SettingError, TrainingError

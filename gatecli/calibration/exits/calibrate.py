@@ -14,11 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gatecli.calibration.certify import Certified, certify
-from gatecli.calibration.exit_search import search
-from gatecli.calibration.exit_table import frontier
-from gatecli.calibration.exits import OperatingPoint, Samples, leaves, measure, most_accurate
-from gatecli.calibration.latency import leaving_times
+from gatecli.calibration.exits.certify import Certified, certify
+from gatecli.calibration.exits.latency import leaving_times
+from gatecli.calibration.exits.samples import (
+    OperatingPoint,
+    Samples,
+    leaves,
+    measure,
+    most_accurate,
+)
+from gatecli.calibration.exits.search import search
+from gatecli.calibration.exits.table import frontier
 from gatecli.costs import leaving_costs, site_rates
 from gatecli.data import DataSet, batches, steps
 from gatecli.errors import SettingError, TrainingError
@@ -80,9 +86,9 @@ def calibrate_exits(
         max_gmacs: the highest val top-1 for at most so many GMACs an image; max_ms: for at most so
             many milliseconds, with `cost` latency.
         confidence: the accuracy shall hold on unseen data with this probability (see
-            gatecli.calibration.certify); with a target.
+            gatecli.calibration.exits.certify); with a target.
         cost: "macs", or "latency": milliseconds that single images take on this machine, see
-            gatecli.calibration.latency.
+            gatecli.calibration.exits.latency.
     Raises: SettingError for values out of range or out of reach; TrainingError without trained
     exits; DataError; Interrupted.
     """

@@ -22,8 +22,8 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from gatecli.calibration.exit_table import Grid, candidates, ranks, root, spread, total
-from gatecli.calibration.exits import SLACK, OperatingPoint, Samples
+from gatecli.calibration.exits.samples import SLACK, OperatingPoint, Samples
+from gatecli.calibration.exits.table import Grid, candidates, ranks, root, spread, total
 
 BOXES = 2**16
 BOXED = 6  # exits; each more doubles the passes over the samples, for ever coarser boxes

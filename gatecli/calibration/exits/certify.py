@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gatecli.calibration.exit_table import frontier, leaving_sums, ranks
-from gatecli.calibration.exits import OperatingPoint, Samples, measure
+from gatecli.calibration.exits.samples import OperatingPoint, Samples, measure
+from gatecli.calibration.exits.table import frontier, leaving_sums, ranks
 from gatecli.errors import SettingError
 
 
@@ -59,7 +59,7 @@ def certify(
     fails, so that no correction for many tests is owed.
 
     Args:
-        levels: as in `exit_table.frontier`.
+        levels: as in `table.frontier`.
     Raises: SettingError for a target or confidence out of range, fewer than two samples, and where
     no point can be certified: the text says what could be.
     """

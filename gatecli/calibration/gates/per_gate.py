@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gatecli.calibration.points import Measure, Point, choose
-from gatecli.calibration.uniform import cuts, thin
+from gatecli.calibration.gates.points import Measure, Point, choose
+from gatecli.calibration.gates.uniform import cuts, thin
 from gatecli.costs import mean_rate
 
 ROUNDS = 2

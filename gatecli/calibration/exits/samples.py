@@ -3,8 +3,8 @@
 The words that choosing them is done in.
 
 A sample leaves at the first exit e with margin_e >= t_e, t_e = inf meaning never and -inf always;
-who leaves nowhere reaches the final classifier. How points are found: exit_table (all combinations
-at once), exit_search (finer, with a bound), certify (with confidence).
+who leaves nowhere reaches the final classifier. How points are found: table (all combinations
+at once), search (finer, with a bound), certify (with confidence).
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from gatecli.calibration.exits import OperatingPoint, Samples, point
+from gatecli.calibration.exits.samples import OperatingPoint, Samples, point
 from gatecli.errors import SettingError
 
 CELLS, EXITS = 2**21, 10  # 127 thresholds each for three exits
