@@ -31,7 +31,7 @@ from gatecli.methods.dgate import DGate, hinge
 from gatecli.network import Network
 from gatecli.probe import relative_change
 from gatecli.progress import silent
-from gatecli.training.exits import ExitLoop
+from gatecli.training.exits import ExitLoop, Seen
 
 LIMIT = 1e-5
 
@@ -325,7 +325,12 @@ def test_a_cache_changes_nothing_but_the_time(here: Path, monkeypatch: pytest.Mo
     attach()
     passes: list[int] = []
     seen = ExitLoop._seen
-    monkeypatch.setattr(ExitLoop, "_seen", lambda self, x: passes.append(len(x)) or seen(self, x))
+
+    def counted(self: ExitLoop, x: Tensor, y: Tensor) -> Seen:
+        passes.append(len(x))
+        return seen(self, x, y)
+
+    monkeypatch.setattr(ExitLoop, "_seen", counted)
     call("finetune", *TUNE, "--epochs", 2, "--augment", "none", "--out", "slow.safetensors")
     slow = sum(passes)
     passes.clear()

@@ -20,6 +20,7 @@ from gatecli.files import replacing
 from gatecli.recipe import parsed
 
 STATE, BEST, LAST, LOG = "state.safetensors", "best.safetensors", "last.safetensors", "log.jsonl"
+LOG_EVERY = 20  # steps between lines of the log
 FORMAT = "3"  # of the state: another one whenever what it holds changes
 
 
