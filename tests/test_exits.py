@@ -31,7 +31,8 @@ from gatecli.methods.dgate import DGate, hinge
 from gatecli.network import Network
 from gatecli.probe import relative_change
 from gatecli.progress import silent
-from gatecli.training.exits import ExitLoop, Seen
+from gatecli.training.exits import ExitLoop
+from gatecli.training.features import Seen
 
 LIMIT = 1e-5
 

@@ -7,7 +7,6 @@ BatchNorm's statistics are frozen too. Without augmentation what the exits see n
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -20,55 +19,10 @@ from gatecli.inference import Scores
 from gatecli.network import Network
 from gatecli.training.course import Course
 from gatecli.training.distill import Teacher, distillation
+from gatecli.training.features import Seen, joined
 from gatecli.training.goals import Row, TargetRate
 from gatecli.training.run import LOG_EVERY
 from gatecli.training.trained import Trained
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What the exits see of N images, and what they are to learn of it.
-
-    Attributes:
-        features: By exit, (N, C).
-        logits: Of the final classifier, (N, K).
-        taught: The logits of who teaches the exits, (N, K).
-        labels: (N,).
-    """
-
-    features: dict[str, Tensor]
-    logits: Tensor
-    taught: Tensor
-    labels: Tensor
-
-    def to(self, device: torch.device | str) -> Seen:
-        """The same on another device."""
-        return Seen(
-            features={site: each.to(device) for site, each in self.features.items()},
-            logits=self.logits.to(device),
-            taught=self.taught.to(device),
-            labels=self.labels.to(device),
-        )
-
-    def take(self, rows: Tensor) -> Seen:
-        """Some of the images, by index (n,)."""
-        return Seen(
-            features={site: each[rows] for site, each in self.features.items()},
-            logits=self.logits[rows],
-            taught=self.taught[rows],
-            labels=self.labels[rows],
-        )
-
-
-def joined(parts: list[Seen]) -> Seen:
-    """Several batches as one."""
-    sites = parts[0].features
-    return Seen(
-        features={site: torch.cat([part.features[site] for part in parts]) for site in sites},
-        logits=torch.cat([part.logits for part in parts]),
-        taught=torch.cat([part.taught for part in parts]),
-        labels=torch.cat([part.labels for part in parts]),
-    )
 
 
 class BestExits(TargetRate):
@@ -166,7 +120,12 @@ class ExitLoop(Course):
             values, logits = self.network.at_exits(x)
             taught = logits if self.teacher is None else self.teacher(x)
             features = {site: gate.features(values[site]) for site, gate in self.exits.items()}
-        return Seen(features, logits.float(), taught.float(), y.to(self.network.device))
+        return Seen(
+            features=features,
+            logits=logits.float(),
+            taught=taught.float(),
+            labels=y.to(self.network.device),
+        )
 
     def _walk(self, split: str) -> Iterator[Seen]:
         """What the exits see of a whole split, in order, on the CPU.
