@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 import gatecli
 from gatecli.architectures.build import build, build_skeleton
-from gatecli.calibration.exits.calibrate import gather
+from gatecli.calibration.exits.gather import gather
 from gatecli.calibration.exits.samples import Samples, measure
 from gatecli.costs import expected_macs, leaving_costs, reach
 from gatecli.errors import SettingError, TrainingError

@@ -12,7 +12,7 @@ from gatecli.cli.session import Session
 from gatecli.errors import SettingError
 
 if TYPE_CHECKING:
-    from gatecli.calibration.exits.calibrate import ExitsCalibrated
+    from gatecli.calibration.exits.result import ExitsCalibrated
     from gatecli.network import Network
 
 SHOWN = 20  # rows of the frontier
@@ -91,7 +91,8 @@ def _measured(
     batch_size: int,
     workers: int,
 ) -> tuple[Network, dict[str, Any]]:
-    from gatecli.calibration.exits.calibrate import calibrate_exits, recorded
+    from gatecli.calibration.exits.calibrate import calibrate_exits
+    from gatecli.calibration.exits.result import recorded
     from gatecli.inputs import open_data
 
     dataset = open_data(network, data)

@@ -36,7 +36,7 @@ from torch import Tensor, fx, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import gatecli
-from gatecli.calibration.exits.calibrate import gather
+from gatecli.calibration.exits.gather import gather
 from gatecli.calibration.exits.samples import Samples, measure
 from gatecli.calibration.exits.search import search
 from gatecli.data import DataSet, batches
