@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from typing import Any
 
     from gatecli.attaching import attach
-    from gatecli.calibration.at_exits import calibrate_exits
-    from gatecli.calibration.calibrate import calibrate
+    from gatecli.calibration.exits.calibrate import calibrate_exits
+    from gatecli.calibration.gates.calibrate import calibrate
     from gatecli.checkpoint import load, write
     from gatecli.data import load_data
     from gatecli.errors import GatecliError
@@ -53,7 +53,7 @@ _HOMES = {
     "TrainOptions": "training",
     "attach": "attaching",
     "calibrate": "calibration",
-    "calibrate_exits": "calibration.at_exits",
+    "calibrate_exits": "calibration.exits.calibrate",
     "evaluate": "evaluation",
     "export": "exporting",
     "finetune": "training",

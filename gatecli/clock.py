@@ -25,12 +25,19 @@ def milliseconds(module: nn.Module, x: Tensor) -> float:
 def by_events(
     module: nn.Module, x: Tensor, event: Callable[..., Any], wait: Callable[[], None]
 ) -> float:
-    """Time between two events on the device.
+    """Milliseconds between two events on the device, before and after module(x).
 
     It is idle at the first one, so what the host takes to start the work counts too.
+
+    Args:
+        module: What to call.
+        x: With what; on the device.
+        event: Makes an event of the device.
+        wait: Returns when the device is idle.
     """
     wait()
-    start, end = event(enable_timing=True), event(enable_timing=True)
+    start = event(enable_timing=True)
+    end = event(enable_timing=True)
     start.record()
     module(x)
     end.record()

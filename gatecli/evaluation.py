@@ -1,18 +1,22 @@
-"""eval: accuracy and cost of a checkpoint on one split, by one of four ways of deciding.
+"""Accuracy and cost of a network on one split, by one of four ways of deciding.
 
-Herrmann et al. 2018, section 3.2: `threshold` (run where P(on) > threshold, 1/2 unless calibrated),
-`stochastic` (sample; mean and deviation over 5 runs), `always-on`, `ensemble` (the mean of the
-class probabilities of 5 stochastic runs).
+They are `threshold` (run where P(on) > threshold, 1/2 unless calibrated), `stochastic` (sample;
+mean and deviation over 5 runs), `always-on`, and `ensemble` (the mean of the class probabilities of
+5 stochastic runs).
+
+Reference: Herrmann et al. 2018, section 3.2.
 """
 
 from __future__ import annotations
 
 import statistics
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
-from gatecli.data import DataSet, batches, steps
+from gatecli.data import DataSet, Split, batches, steps
 from gatecli.errors import SettingError
 from gatecli.gates import STRATEGIES
 from gatecli.inference import ExitScore, Pass, predict, score_exits, topk
@@ -27,11 +31,20 @@ RUNS = 5
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Percent right on `split`.
+    """What a network does on a split.
 
-    MACs of one image, averaged over it (all runs' together for `ensemble`); each unit's rate;
-    for `threshold`, what each exit says of all images and of those that leave there; how single
-    images' MACs lie (see gatecli.network.costs.spread_of), where there are gates.
+    Attributes:
+        split: Its name.
+        strategy: How the gates decided.
+        samples: How many images there are.
+        top1: Percent; of several runs the mean.
+        top5: Likewise.
+        macs_expected: Mean MACs of one image; for `ensemble` all runs' together.
+        rates: Each unit's rate, by site.
+        top1_std: For `stochastic`, the runs' standard deviation.
+        exits: For `threshold`, what each exit says of all images and of those that leave there.
+        macs_spread: How single images' MACs lie, where there are gates (see
+            gatecli.network.costs.spread_of).
     """
 
     split: str
@@ -57,82 +70,117 @@ def evaluate(
     seed: int = 0,
     progress: Progress = silent,
 ) -> Evaluation:
-    """Evaluate `network` on a split that `data` has, its input normalisation being known (see
-    gatecli.inputs). Raises SettingError.
+    """Evaluate `network` on a split.
+
+    Args:
+        network: With its input normalisation known (see gatecli.inputs).
+        data: Has the split.
+        split: Its name.
+        strategy: How the gates decide, one of ALL_STRATEGIES.
+        batch_size: Images at a time.
+        workers: Processes that read images.
+        seed: Of the first run, where gates are sampled; each further one has the next.
+        progress: Is told of each batch.
+
+    Raises:
+        SettingError: There is no such strategy.
     """
     if strategy not in ALL_STRATEGIES:
         raise SettingError(
             f"expected --strategy to be one of {', '.join(ALL_STRATEGIES)}, but got `{strategy}`"
         )
-    several = strategy in ("stochastic", "ensemble")
-    total = steps(data.splits[split], batch_size)
-    passes: list[Pass] = []
-    meters: list[CostMeter] = []
-    with deciding(network, "stochastic" if several else strategy):
-        for run in range(RUNS if several else 1):
-            torch.manual_seed(seed + run)
-            meters.append(CostMeter(network))
-            images = batches(
-                data.splits[split], input=network.input, batch_size=batch_size, workers=workers
-            )
-            passes.append(
-                predict(
-                    network,
-                    images,
-                    progress,
-                    f"{strategy} on {split}" + (f", run {run + 1}/{RUNS}" if several else ""),
-                    total,
-                    meters[-1],
-                )
-            )
+    images = _Images(network, data.splits[split], batch_size, workers)
+    label = f"{strategy} on {split}"
+    runs = _run(network, images, strategy, label, seed, progress)
+    passes = [each.seen for each in runs]
     labels = passes[0].labels
-    rates = {
-        site: [
-            statistics.fmean(unit)
-            for unit in zip(*(each.rates[site] for each in passes), strict=True)
-        ]
-        for site in passes[0].rates
-    }
-    macs = statistics.fmean(expected_macs(network, each.rates, each.busy) for each in passes)
-    costs = torch.stack([meter.costs() for meter in meters]).mean(0) * (
-        RUNS if strategy == "ensemble" else 1
-    )
-    single = spread_of(costs) if len(costs) else {}
-    if strategy == "ensemble":
-        mean = torch.stack([each.logits.softmax(1) for each in passes]).mean(0)
-        return Evaluation(
-            split,
-            strategy,
-            len(labels),
-            topk(mean, labels, 1),
-            topk(mean, labels, 5),
-            RUNS * macs,
-            rates,
-            macs_spread=single,
-        )
-    top1s = [each.top(1) for each in passes]
-    spread = statistics.stdev(top1s) if strategy == "stochastic" else None
-    exits = (
-        score_exits(
-            network,
-            batches(
-                data.splits[split], input=network.input, batch_size=batch_size, workers=workers
-            ),
-            progress,
-            total,
-        )
-        if strategy == "threshold"
-        else {}
-    )
+    top1, top5 = _accuracy(passes, strategy)
+    top1_std = None
+    if strategy == "stochastic":
+        top1_std = statistics.stdev([each.top(1) for each in passes])
+    exits = {}
+    if strategy == "threshold":
+        exits = score_exits(network, images.batches(), progress, images.steps)
+    times = RUNS if strategy == "ensemble" else 1  # how often an image is computed
+    macs = [expected_macs(network, each.rates, each.busy) for each in passes]
+    costs = torch.stack([each.costs for each in runs]).mean(0) * times
     return Evaluation(
-        split,
-        strategy,
-        len(labels),
-        statistics.fmean(top1s),
-        statistics.fmean(each.top(5) for each in passes),
-        macs,
-        rates,
-        spread,
-        exits,
-        single,
+        split=split,
+        strategy=strategy,
+        samples=len(labels),
+        top1=top1,
+        top5=top5,
+        macs_expected=times * statistics.fmean(macs),
+        rates=_mean_rates(passes),
+        top1_std=top1_std,
+        exits=exits,
+        macs_spread=spread_of(costs) if len(costs) else {},
     )
+
+
+class _Images:
+    """A split in batches for a network, as often as they are asked for."""
+
+    def __init__(self, network: Network, split: Split, batch_size: int, workers: int) -> None:
+        self.network = network
+        self.split = split
+        self.batch_size = batch_size
+        self.workers = workers
+        self.steps = steps(split, batch_size)
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return batches(
+            self.split,
+            input=self.network.input,
+            batch_size=self.batch_size,
+            workers=self.workers,
+        )
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One pass, and the MACs of each image in it, (N,), or (0,) without gates."""
+
+    seen: Pass
+    costs: Tensor
+
+
+def _run(
+    network: Network,
+    images: _Images,
+    strategy: str,
+    label: str,
+    seed: int,
+    progress: Progress,
+) -> list[_Run]:
+    """Pass over the images, once, or RUNS times where gates are sampled."""
+    several = strategy in ("stochastic", "ensemble")
+    runs = []
+    with deciding(network, "stochastic" if several else strategy):
+        for number in range(RUNS if several else 1):
+            torch.manual_seed(seed + number)
+            meter = CostMeter(network)
+            name = f"{label}, run {number + 1}/{RUNS}" if several else label
+            seen = predict(network, images.batches(), progress, name, images.steps, meter)
+            runs.append(_Run(seen=seen, costs=meter.costs()))
+    return runs
+
+
+def _accuracy(passes: list[Pass], strategy: str) -> tuple[float, float]:
+    """Top-1 and top-5 in percent: of the mean probabilities for `ensemble`, else the means."""
+    if strategy == "ensemble":
+        labels = passes[0].labels
+        mean = torch.stack([each.logits.softmax(1) for each in passes]).mean(0)
+        return topk(mean, labels, 1), topk(mean, labels, 5)
+    top1 = statistics.fmean(each.top(1) for each in passes)
+    top5 = statistics.fmean(each.top(5) for each in passes)
+    return top1, top5
+
+
+def _mean_rates(passes: list[Pass]) -> dict[str, list[float]]:
+    """Each unit's mean rate over the passes, by site."""
+    rates = {}
+    for site in passes[0].rates:
+        by_unit = zip(*(each.rates[site] for each in passes), strict=True)
+        rates[site] = [statistics.fmean(unit) for unit in by_unit]
+    return rates

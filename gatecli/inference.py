@@ -20,9 +20,14 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Scores:
-    """Accuracy in percent over `samples` images.
+    """Accuracy on a split, and how often the gates let anything run.
 
-    The measured rate of each unit of each gated site, and how often any of a site's units ran.
+    Attributes:
+        top1: Percent.
+        top5: Percent.
+        samples: How many images there are.
+        rates: Of each unit of each gated site.
+        busy: For sites of several units, the share of images for which any of them ran.
     """
 
     top1: float
@@ -36,7 +41,11 @@ class Scores:
 class Pass:
     """One pass over a split.
 
-    Logits (N, classes) and labels (N,), on the CPU, and what the gates did, as in Scores.
+    Attributes:
+        logits: (N, classes), on the CPU.
+        labels: (N,), on the CPU.
+        rates: As in Scores.
+        busy: As in Scores.
     """
 
     logits: Tensor
@@ -45,6 +54,7 @@ class Pass:
     busy: dict[str, float]
 
     def top(self, k: int) -> float:
+        """Percent of images whose label is among the k likeliest classes."""
         return topk(self.logits, self.labels, k)
 
 
@@ -55,14 +65,28 @@ def score(
     label: str = "evaluating",
     total: int | None = None,
 ) -> Scores:
-    """Accuracy and rates of `network`, in evaluation mode, over the batches (images (N, C, H, W),
-    labels (N,)).
+    """Accuracy and rates of `network` in evaluation mode.
 
-    Raises: DataError where there are no batches. CheckpointError where logits are not finite.
-    Interrupted, from `progress`, between batches.
+    Args:
+        network: (N, C, H, W) -> logits (N, classes).
+        batches: Images (N, C, H, W) and labels (N,).
+        progress: Is told of each batch.
+        label: What it is told.
+        total: How many batches there are.
+
+    Raises:
+        DataError: There are no batches.
+        CheckpointError: Logits are not finite.
+        Interrupted: From `progress`, between batches.
     """
     seen = predict(network, batches, progress, label, total)
-    return Scores(seen.top(1), seen.top(5), len(seen.labels), seen.rates, seen.busy)
+    return Scores(
+        top1=seen.top(1),
+        top5=seen.top(5),
+        samples=len(seen.labels),
+        rates=seen.rates,
+        busy=seen.busy,
+    )
 
 
 def predict(
@@ -73,10 +97,15 @@ def predict(
     total: int | None = None,
     meter: RateMeter | None = None,
 ) -> Pass:
-    """One pass in evaluation mode; `meter` counts what the gates do, and may see more."""
+    """One pass in evaluation mode; `meter` counts what the gates do, and may see more.
+
+    Otherwise as `score`.
+    """
     device = next(network.parameters()).device
     training = network.training
-    logits, labels, meter = [], [], meter or RateMeter()
+    logits = []
+    labels = []
+    meter = meter or RateMeter()
     with torch.no_grad(), observe(network.eval(), meter), progress.task(label, total) as task:
         for x, y in batches:
             logits.append(network(x.to(device)).float().cpu())
@@ -89,7 +118,10 @@ def predict(
     nobody_came = {site: [0.0] * gate.units for site, gate in gates_of(network).items()}
     require_finite(torch.cat(logits))
     return Pass(
-        torch.cat(logits), torch.cat(labels), {**nobody_came, **meter.rates()}, meter.busy()
+        logits=torch.cat(logits),
+        labels=torch.cat(labels),
+        rates={**nobody_came, **meter.rates()},
+        busy=meter.busy(),
     )
 
 
@@ -97,8 +129,10 @@ def predict(
 class ExitScore:
     """One exit on a split.
 
-    The share of all images that leave there, top-1 in percent on all images, and on those that
-    leave; None where nobody does.
+    Attributes:
+        share: Of all images, those that leave there.
+        top1_all: Percent, on all images.
+        top1_chosen: Percent, on those that leave there; None where nobody does.
     """
 
     share: float
@@ -109,8 +143,11 @@ class ExitScore:
 def score_exits(
     network: Network, batches: Batches, progress: Progress = silent, total: int | None = None
 ) -> dict[str, ExitScore]:
-    """What each exit says of all images, and of those that it lets leave (Herrmann et al. 2018,
-    figure 9); empty where there are no exits.
+    """What each exit says of all images, and of those that it lets leave.
+
+    Empty where there are no exits. Arguments as of `score`.
+
+    Reference: Herrmann et al. 2018, figure 9.
     """
     exits = network.site_exits
     if not exits:
@@ -121,19 +158,23 @@ def score_exits(
         for x, y in batches:
             answers, scores, _ = ask_exits(network, x)
             here = torch.ones_like(y, dtype=torch.bool)
-            for site, exit_ in exits.items():
-                right, leaves = (
-                    answers[site].argmax(1).cpu() == y,
-                    (scores[site] >= exit_.threshold).cpu() & here,
-                )
+            for site, gate in exits.items():
+                right = answers[site].argmax(1).cpu() == y
+                leaves = (scores[site] >= gate.threshold).cpu() & here
                 sums[site] += torch.stack([right.sum(), leaves.sum(), (right & leaves).sum()])
                 here = here & ~leaves
             count += len(y)
             task.advance()
-    return {
-        site: ExitScore(left / count, 100 * right / count, 100 * both / left if left else None)
-        for site, (right, left, both) in ((site, each.tolist()) for site, each in sums.items())
-    }
+    return {site: _exit_score(*each.tolist(), count=count) for site, each in sums.items()}
+
+
+def _exit_score(right: float, left: float, both: float, *, count: int) -> ExitScore:
+    """The score of an exit that is right on `right` of `count` images, where `left` leave."""
+    return ExitScore(
+        share=left / count,
+        top1_all=100 * right / count,
+        top1_chosen=100 * both / left if left else None,
+    )
 
 
 def ask_exits(
@@ -141,18 +182,16 @@ def ask_exits(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
     """What the network says of images (N, C, H, W) with nobody leaving.
 
-    By exit its logits (N, K) and how sure it is (N,), and the logits of the network's own end.
+    Returns:
+        By exit its logits (N, K), by exit how sure it is (N,), and the final classifier's logits.
     """
     values, logits = network.at_exits(images.to(network.device))
-    answers = {site: exit_.classify(values[site]) for site, exit_ in network.site_exits.items()}
-    return (
-        answers,
-        {
-            site: exit_.finite_score(values[site], answers[site]).reshape(-1)
-            for site, exit_ in network.site_exits.items()
-        },
-        logits,
-    )
+    answers = {}
+    sure = {}
+    for site, gate in network.site_exits.items():
+        answers[site] = gate.classify(values[site])
+        sure[site] = gate.finite_score(values[site], answers[site]).reshape(-1)
+    return answers, sure, logits
 
 
 def topk(scores: Tensor, labels: Tensor, k: int) -> float:

@@ -1,7 +1,4 @@
-"""Bring a network and a data set together.
-
-Class counts, normalisation, and remembering which data it was.
-"""
+"""Bring a network and a data set together: class counts, normalisation, which data it was."""
 
 from __future__ import annotations
 
@@ -11,18 +8,23 @@ from gatecli.data import DataSet, check_classes, load_data
 from gatecli.errors import DataError, SettingError
 from gatecli.network import Network
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def open_data(network: Network, spec: str | None, trusted: bool = True) -> DataSet:
-    """The data set that `spec` names, or the one that the checkpoint remembers, fitted to the
-    network, whose recipe then remembers it.
+    """The data set that `spec` names, or the one that the checkpoint remembers.
 
-    `trusted`: whether the user has typed `spec` just now; a function that it names is called only
-    then.
+    It is fitted to the network, whose recipe then remembers it.
 
-    Raises: DataError where neither names one, it cannot be read, or its class count is not the
-    network's.
+    Args:
+        network: The recipe changes.
+        spec: None: as the checkpoint remembers.
+        trusted: Whether the user has typed `spec` just now; a function that it names is called only
+            then.
+
+    Raises:
+        DataError: Neither names one, it cannot be read, or its class count is not the network's.
     """
     remembered = network.recipe.data or {}
     if spec is None and not remembered:
@@ -43,8 +45,13 @@ def open_data(network: Network, spec: str | None, trusted: bool = True) -> DataS
 
 
 def fit(network: Network, data: DataSet) -> None:
-    """Check the class counts, take the data set's normalisation where the network has none, and
-    record the data set.
+    """Check the class counts and record the data set in the network's recipe.
+
+    Where the network has no normalisation of its own, the data set's is taken.
+
+    Raises:
+        DataError: The class counts differ.
+        SettingError: The normalisation has another number of channels than the network.
     """
     check_classes(data, network.recipe.source.num_classes)
     given = network.input
@@ -63,7 +70,11 @@ def fit(network: Network, data: DataSet) -> None:
 
 
 def split_of(data: DataSet, name: str) -> str:
-    """The split's name if the data set has it. Raises DataError naming those that it has."""
+    """The split's name if the data set has it.
+
+    Raises:
+        DataError: It does not; names those that it has.
+    """
     if name not in data.splits:
         raise DataError(
             f"expected --split to be one of {', '.join(data.splits)} for {data.spec}, but got"

@@ -2,7 +2,8 @@
 
 `decisions` maps a site to its gate's decisions z (N, units) in {0, 1}, with a straight-through
 gradient.
-Source: Herrmann et al. 2018, sections 3.1 and S2.2.
+
+Reference: Herrmann et al. 2018, sections 3.1 and S2.2.
 """
 
 from __future__ import annotations
@@ -28,11 +29,8 @@ def per_batch(
 
     With `const-quad`, zero where that mean is at or below t (S2.2).
     """
-    return distance(
-        batch_rate(decisions),
-        mean_target(targets, {site: z.shape[1] for site, z in decisions.items()}),
-        form,
-    )
+    units = {site: z.shape[1] for site, z in decisions.items()}
+    return distance(batch_rate(decisions), mean_target(targets, units), form)
 
 
 def per_gate(
@@ -42,9 +40,8 @@ def per_gate(
 
     With `const-quad`, a gate at or below its t adds nothing.
     """
-    return torch.cat(
-        [distance(z.mean(0), targets[site], form) for site, z in decisions.items()]
-    ).mean()
+    distances = [distance(z.mean(0), targets[site], form) for site, z in decisions.items()]
+    return torch.cat(distances).mean()
 
 
 def mean_target(targets: Mapping[str, float], units: Mapping[str, int]) -> float:
@@ -53,10 +50,13 @@ def mean_target(targets: Mapping[str, float], units: Mapping[str, int]) -> float
 
 
 def distance(rate: Tensor, target: float, form: str) -> Tensor:
-    """Squared distance of a rate from its target, one-sided for `const-quad`, on the other side for
-    its mirror image.
+    """Squared distance of a rate from its target, elementwise.
+
+    Above the target alone for `const-quad`, below it alone for its mirror image.
     """
     excess = rate - target
     if form == MIRRORED:
-        return excess.clamp(max=0).square()
-    return (excess.clamp(min=0) if form == "const-quad" else excess).square()
+        excess = excess.clamp(max=0)
+    elif form == "const-quad":
+        excess = excess.clamp(min=0)
+    return excess.square()

@@ -14,11 +14,15 @@ from typing import Protocol
 
 
 class Task(Protocol):
+    """Work of a known number of batches."""
+
     def advance(self, **shown: str) -> None:
         """One more batch is done; `shown` are short texts by name, such as loss="0.31"."""
 
 
 class Progress(Protocol):
+    """Is told what is being done, and how far it is."""
+
     def task(self, label: str, total: int | None) -> AbstractContextManager[Task]:
         """Work of `total` batches begins.
 

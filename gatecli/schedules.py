@@ -9,10 +9,15 @@ MILESTONES = (0.3, 0.6, 0.9)  # of all epochs: the papers' 30, 60, 90 of 100
 
 
 def learning_rate(schedule: str, base: float, progress: float) -> float:
-    """The learning rate at `progress`, the share of the training that is done, in [0, 1).
+    """The learning rate at a point of the training.
 
-    step: x0.1 at each of MILESTONES (Herrmann et al. 2018, section 4.1.1). cosine: half a cosine
-        down to zero. constant: `base`.
+    Args:
+        schedule: `step`: x0.1 at each of MILESTONES; `cosine`: half a cosine down to zero;
+            `constant`: `base`.
+        base: At the start.
+        progress: The share of the training that is done, in [0, 1).
+
+    Reference: Herrmann et al. 2018, section 4.1.1, for `step`.
     """
     if schedule == "step":
         return base * 0.1 ** sum(progress >= milestone for milestone in MILESTONES)
@@ -26,6 +31,8 @@ def annealed_target(target: float, epoch: int, start: float, step: float, every:
 
     From `start` down by `step` every `every` epochs, never below `target`; step 0: no annealing.
 
-    Source: Herrmann et al. 2018, S2.1 (typical: step .05, every 5 epochs).
+    Reference: Herrmann et al. 2018, S2.1 (typical: step .05, every 5 epochs).
     """
-    return target if step == 0 else max(target, start - step * (epoch // every))
+    if step == 0:
+        return target
+    return max(target, start - step * (epoch // every))

@@ -2,7 +2,7 @@
 
 Per-gate targets as users write them, and targets that follow the network.
 
-Source: Herrmann et al. 2018, sections 3.1 (t may differ per gate) and S2.2 (variable targets).
+Reference: Herrmann et al. 2018, sections 3.1 (t may differ per gate) and S2.2 (variable targets).
 """
 
 from __future__ import annotations
@@ -21,12 +21,15 @@ FORMS = (
 
 
 def resolve(text: str, sites: Sequence[str]) -> dict[str, float]:
-    """What `text` says of each of `sites`, those left out that it does not mention.
+    """The target rates that `text` names, of the forms that FORMS says.
 
-    Site -> target rate in [0, 1].
+    Of several patterns that match a site the last one counts.
 
-    Of several patterns that match a site the last one counts. Raises SettingError naming what was
-    expected and what came.
+    Returns:
+        Site -> target rate in [0, 1]; sites that `text` does not mention are left out.
+
+    Raises:
+        SettingError: It says what was expected, and what came.
     """
     parts = [part.strip() for part in text.split(",")]
     if ":" in text:
@@ -67,10 +70,16 @@ def _rate(text: str) -> float:
 
 
 def read(text: str) -> dict[str, float]:
-    """Targets by site, from the form that `written` gives. Raises SettingError."""
-    return {
-        site: _rate(rate) for site, _, rate in (part.rpartition(":") for part in text.split(","))
-    }
+    """Targets by site, from the form that `written` gives.
+
+    Raises:
+        SettingError: It has another form.
+    """
+    targets = {}
+    for part in text.split(","):
+        site, _, rate = part.rpartition(":")
+        targets[site] = _rate(rate)
+    return targets
 
 
 def written(targets: Mapping[str, float]) -> str | None:
@@ -81,10 +90,15 @@ def written(targets: Mapping[str, float]) -> str | None:
 def follow(
     kind: str, momentum: float, targets: Mapping[str, float], rates: Mapping[str, float], count: int
 ) -> dict[str, float]:
-    """The targets after a batch whose gates had these rates, the `count`-th of the epoch (from 1).
+    """The targets after a batch whose gates had these rates.
 
-    moving: the mean of the target that the epoch began with and all its batches' rates;
-        exponential: t <- momentum t + (1 - momentum) rate.
+    Args:
+        kind: `moving`: the mean of the target that the epoch began with and all its batches' rates;
+            `exponential`: t <- momentum t + (1 - momentum) rate.
+        momentum: Of `exponential`.
+        targets: Before the batch, by site.
+        rates: The batch's, by site.
+        count: Its number in the epoch, from 1.
     """
     share = 1 / (count + 1) if kind == "moving" else 1 - momentum
     return {site: target + share * (rates[site] - target) for site, target in targets.items()}

@@ -31,8 +31,9 @@ from networks import CASES
 from torch import Tensor
 
 import gatecli
-from gatecli.calibration import Calibrated, Point, calibrate, uniform
-from gatecli.calibration.points import Measure, choose, pareto, set_thresholds, site_values
+from gatecli.calibration import Calibrated, Point, calibrate
+from gatecli.calibration.gates import uniform
+from gatecli.calibration.gates.points import Measure, choose, pareto, set_thresholds, site_values
 from gatecli.data import DataSet, batches, load_data
 from gatecli.errors import DataError, GatecliError, Interrupted, SettingError, TrainingError
 from gatecli.inference import score
@@ -294,11 +295,8 @@ def test_the_step_tells_the_rates(tmp_path: Path) -> None:
         known_rates(found.network) == found.rates
         and expected_macs(found.network, known_rates(found.network)) == found.macs_expected
     )
-    assert found.network.recipe.baseline == {
-        "top1": found.baseline_top1,
-        "split": "val",
-        "data": found.network.recipe.data["spec"],
-    }
+    baseline = {"top1": found.baseline_top1, "split": "val", "data": data.spec}
+    assert found.network.recipe.baseline == baseline
 
 
 def test_interrupted_between_batches(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from torch import Tensor
 import gatecli
 from gatecli.errors import SettingError
 from gatecli.training import TrainOptions
+from gatecli.training.course import Course
 from gatecli.training.distill import Teacher, check_teacher, distillation
-from gatecli.training.loop import Loop
 
 
 def test_the_formula_by_loops() -> None:
@@ -109,18 +109,18 @@ def test_goes_on_to_the_same_bits(
     call(*words, "--out", "whole.safetensors")
     call(*plain, "--out", "alone.safetensors")
     assert not same("alone.safetensors", "whole.safetensors")
-    save, seen = Loop.save, []
+    save, seen = Course.save, []
 
-    def killed(loop: Loop) -> None:
+    def killed(loop: Course) -> None:
         save(loop)
         seen.append(loop.position.step)
         if loop.position.step == 3:
             raise Stop
 
-    monkeypatch.setattr(Loop, "save", killed)
+    monkeypatch.setattr(Course, "save", killed)
     with pytest.raises(Stop):
         call(*words, "--out", "cut.safetensors")
-    monkeypatch.setattr(Loop, "save", save)
+    monkeypatch.setattr(Course, "save", save)
     refused("finetune --resume --temperature 4", "--temperature was 3")
     if teacher:
         shutil.move("r20.pt", "away.pt")

@@ -14,11 +14,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gatecli.calibration.certify import binomial_tails, certify, halves, lower_bound, right_counts
-from gatecli.calibration.exit_bound import box_bound, oracle_cost
-from gatecli.calibration.exit_search import refine, search
-from gatecli.calibration.exit_table import CELLS, candidates, frontier, make_grid
-from gatecli.calibration.exits import (
+from gatecli.calibration.exits.bound import box_bound, oracle_cost
+from gatecli.calibration.exits.certify import (
+    binomial_tails,
+    certify,
+    halves,
+    lower_bound,
+    right_counts,
+)
+from gatecli.calibration.exits.samples import (
     OperatingPoint,
     Samples,
     cheapest,
@@ -26,6 +30,8 @@ from gatecli.calibration.exits import (
     measure,
     most_accurate,
 )
+from gatecli.calibration.exits.search import refine, search
+from gatecli.calibration.exits.table import CELLS, candidates, frontier, make_grid
 from gatecli.errors import DataError, SettingError
 
 INF, NAN = math.inf, math.nan

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 import gatecli
 from gatecli.architectures.build import build, build_skeleton
-from gatecli.calibration.at_exits import gather
-from gatecli.calibration.exits import Samples, measure
+from gatecli.calibration.exits.gather import gather
+from gatecli.calibration.exits.samples import Samples, measure
 from gatecli.errors import SettingError, TrainingError
 from gatecli.gates import log_odds_of_likeliest
 from gatecli.graph.trace import compile_graph
@@ -32,6 +32,7 @@ from gatecli.network.compare import relative_change
 from gatecli.network.costs import exits_before, expected_macs, leaving_costs, reach
 from gatecli.progress import silent
 from gatecli.training.exits import ExitLoop
+from gatecli.training.features import Seen
 
 LIMIT = 1e-5
 
@@ -325,7 +326,12 @@ def test_a_cache_changes_nothing_but_the_time(here: Path, monkeypatch: pytest.Mo
     attach()
     passes: list[int] = []
     seen = ExitLoop._seen
-    monkeypatch.setattr(ExitLoop, "_seen", lambda self, x: passes.append(len(x)) or seen(self, x))
+
+    def counted(self: ExitLoop, x: Tensor, y: Tensor) -> Seen:
+        passes.append(len(x))
+        return seen(self, x, y)
+
+    monkeypatch.setattr(ExitLoop, "_seen", counted)
     call("finetune", *TUNE, "--epochs", 2, "--augment", "none", "--out", "slow.safetensors")
     slow = sum(passes)
     passes.clear()
@@ -455,7 +461,7 @@ def test_milliseconds_as_the_price(trained: Path, monkeypatch: pytest.MonkeyPatc
         itertools.cycle([3.0, 5.0, 4.0])
     )  # a disturbed clock: to leave nowhere cannot be quicker than at the last exit
     monkeypatch.setattr(
-        "gatecli.calibration.latency.milliseconds",
+        "gatecli.calibration.exits.latency.milliseconds",
         lambda module, image: [float(image.shape[0]), module(image) * 0, next(clock)][2],
     )
     seen, _ = gather(network, data, 256, 0, silent)
@@ -624,7 +630,7 @@ def test_bad_calibrations(here: Path) -> None:
         "calibrate r20.ind-perbatch.safetensors --data npz:data.npz --max-gmacs 1", "are for exits"
     )
     with pytest.raises(TrainingError, match="no exits"):
-        from gatecli.calibration.at_exits import calibrate_exits
+        from gatecli.calibration.exits.calibrate import calibrate_exits
         from gatecli.data import load_data
 
         calibrate_exits(

@@ -13,7 +13,7 @@ from gatecli.cli.session import Session
 from gatecli.errors import SettingError
 
 if TYPE_CHECKING:
-    from gatecli.calibration.at_exits import ExitsCalibrated
+    from gatecli.calibration.exits.result import ExitsCalibrated
     from gatecli.network import Network
 
 __all__ = ["Asked", "calibrate"]
@@ -110,7 +110,8 @@ def calibrate(
 
 
 def _measured(session: Session, network: Network, asked: Asked) -> Found:
-    from gatecli.calibration.at_exits import calibrate_exits, recorded
+    from gatecli.calibration.exits.calibrate import calibrate_exits
+    from gatecli.calibration.exits.result import recorded
     from gatecli.inputs import open_data
 
     result = calibrate_exits(

@@ -20,7 +20,7 @@ class Figures:
 
     Attributes:
         leaving_ms: What leaving at each exit, and nowhere, takes, where latency was the price.
-        frontier: Points as gatecli.calibration.at_exits.recorded gives them.
+        frontier: Points as gatecli.calibration.exits.result.recorded gives them.
     """
 
     thresholds: dict[str, float | None]

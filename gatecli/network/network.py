@@ -327,7 +327,7 @@ class Network(nn.Module):
         Raises:
             SettingError: No frontier is recorded, or it holds no such point.
         """
-        from gatecli.operating import choose_recorded
+        from gatecli.calibration.exits.operating_points import choose_recorded
 
         exits = self.site_exits
         point = choose_recorded(self.recipe, list(exits), target_acc, max_gmacs, max_ms)

@@ -1,4 +1,7 @@
-"""A run's log as TensorBoard reads it: scalars over the steps. Needs the extra `report`."""
+"""A run's log as TensorBoard reads it: scalars over the steps.
+
+Needs the extra `report`.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ from typing import Any
 from gatecli.errors import SettingError
 from gatecli.training.run import Run
 
-SCALARS = {  # of a logged step, and of an epoch
+# of a logged step, and of an epoch
+SCALARS = {
     "loss": "train/loss",
     "rate": "train/rate",
     "lr": "train/lr",
@@ -23,12 +27,14 @@ SCALARS = {  # of a logged step, and of an epoch
 
 
 class Board:
-    """Writes each line of a run's log as scalars into `folder`.
-
-    Raises SettingError where TensorBoard is not installed.
-    """
+    """Writes each line of a run's log as scalars into a folder."""
 
     def __init__(self, folder: Path) -> None:
+        """Write into `folder`, which is made when the first line comes.
+
+        Raises:
+            SettingError: TensorBoard is not installed.
+        """
         try:
             self._writers = import_module("torch.utils.tensorboard")
         except ImportError as error:
@@ -40,10 +46,10 @@ class Board:
         self._writer: Any = None
 
     def __call__(self, row: Mapping[str, Any]) -> None:
+        """Write one line of the log."""
         step = row["step"]
-        if (
-            self._writer is None
-        ):  # what a run that was cut off had logged from here on comes again: drop it
+        if self._writer is None:
+            # what a run that was cut off had logged from here on comes again: drop it
             self._writer = self._writers.SummaryWriter(str(self.folder), purge_step=step)
         scalars = {tag: row[name] for name, tag in SCALARS.items() if row.get(name) is not None}
         scalars.update({f"rate/{site}": rate for site, rate in row.get("rates", {}).items()})
@@ -51,6 +57,7 @@ class Board:
             self._writer.add_scalar(tag, value, step)
 
     def close(self) -> None:
+        """Write out what is still in memory."""
         if self._writer is not None:
             self._writer.close()
 
@@ -59,7 +66,8 @@ class Board:
 def on_board(run: Run, board: Board | None) -> Iterator[None]:
     """Show on `board`, if any, what `run` logs inside the block.
 
-    Raises OSError at once where the folder cannot be made.
+    Raises:
+        OSError: The board's folder cannot be made; at once.
     """
     if board is None:
         yield

@@ -1,11 +1,13 @@
 """Knowledge distillation: train a gated network towards what an ungated one says.
 
-    loss + weight * T^2 KL(softmax(t / T) || softmax(s / T)),  t: the teacher's logits, s: the
-        network's own, T: the temperature
+    loss + weight * T^2 KL(softmax(t / T) || softmax(s / T))
 
-Hinton, Vinyals, Dean, "Distilling the knowledge in a neural network" (2015); Hua et al. 2019 train
-channel gates so. The teacher is another network, or this one as it was when the training began, all
-gates open and no exit taken. It is made anew when a run is resumed, so no state holds it.
+with t the teacher's logits, s the network's own, and T the temperature. The teacher is another
+network, or this one as it was when the training began, all gates open and no exit taken. It is made
+anew when a run is resumed, so no state holds it.
+
+Reference: Hinton, Vinyals, Dean, "Distilling the knowledge in a neural network" (2015); Hua et al.
+2019 train channel gates so.
 """
 
 from __future__ import annotations
@@ -22,19 +24,22 @@ from gatecli.training.options import TrainOptions
 def distillation(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
     """T^2 KL(taught || logits) of the softened class probabilities, mean over samples.
 
-    Both (N, K) -> a scalar.
+    Args:
+        logits: The network's, (N, K).
+        taught: The teacher's, (N, K).
+        temperature: T.
+
+    Returns:
+        A scalar.
     """
-    softened, aimed = (each.float() / temperature for each in (logits, taught))
-    return temperature**2 * F.kl_div(
-        softened.log_softmax(1), aimed.log_softmax(1), reduction="batchmean", log_target=True
-    )
+    softened = (logits.float() / temperature).log_softmax(1)
+    target = (taught.float() / temperature).log_softmax(1)
+    divergence = F.kl_div(softened, target, reduction="batchmean", log_target=True)
+    return temperature**2 * divergence
 
 
 class Teacher:
-    """A network that no longer changes, all its gates open.
-
-    Called, it gives logits (N, K) of images (N, C, H, W).
-    """
+    """A network that no longer changes, all its gates open."""
 
     def __init__(self, network: Network) -> None:
         self.network = network.eval().requires_grad_(False)
@@ -42,20 +47,24 @@ class Teacher:
             gate.strategy = "always-on"
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Logits (N, K) of images (N, C, H, W)."""
         with torch.no_grad():
             logits: Tensor = self.network(x)
         return logits
 
 
 def check_teacher(network: Network, teacher: Network | None, options: TrainOptions) -> None:
-    """Raises SettingError where the teacher does not teach, or is not for the network's images and
-    classes.
+    """Check that a teacher, if there is one, teaches this network's images and classes.
+
+    Raises:
+        SettingError: It does not.
     """
     if teacher is None:
         return
     if not options.distill:
         raise SettingError("--teacher is for distillation: say how much it weighs, as --distill 1")
-    mine, its = network.input, teacher.input
+    mine = network.input
+    its = teacher.input
     if teacher.num_classes != network.num_classes:
         raise SettingError(
             f"expected the teacher to know the network's {network.num_classes} classes, but it"

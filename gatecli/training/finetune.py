@@ -13,6 +13,7 @@ from gatecli.network import Network
 from gatecli.network.costs import expected_macs, overall_rate, site_rates
 from gatecli.progress import Progress, silent
 from gatecli.traced.recipe import Step
+from gatecli.training.course import Course
 from gatecli.training.exits import ExitLoop
 from gatecli.training.loop import Loop
 from gatecli.training.options import TrainOptions
@@ -24,10 +25,19 @@ from gatecli.training.trained import trained_methods
 class Finetuned:
     """The trained network and its figures on val.
 
-    `top1` percent, `rates` per unit, `history` a row an epoch.
-
-    `chosen` says which epoch it is and why; `batchnorm` holds val top-1 before and after the
-    re-estimation and which was kept.
+    Attributes:
+        network: In evaluation mode, in the best epoch's state.
+        epochs: How many there were.
+        top1: Percent.
+        baseline_top1: Percent, before training, all gates open.
+        macs_expected: Mean MACs of an image.
+        rates: Each unit's rate, by site.
+        target_rate: The rate asked for; None for exits, which have none.
+        chosen: Which epoch it is, and why.
+        batchnorm: Val top-1 before and after the re-estimation, and which was kept.
+        history: A row an epoch.
+        achieved_rate: Mean over the gates of the (first) method trained.
+        exits: What exits that were trained with the network say.
     """
 
     network: Network
@@ -36,12 +46,12 @@ class Finetuned:
     baseline_top1: float
     macs_expected: float
     rates: dict[str, list[float]]
-    target_rate: float | None  # None: exits have none
+    target_rate: float | None
     chosen: str
     batchnorm: dict[str, Any]
     history: list[dict[str, Any]]
-    achieved_rate: float  # mean over the gates of the (first) method trained
-    exits: dict[str, ExitScore]  # of exits that have been trained with the network
+    achieved_rate: float
+    exits: dict[str, ExitScore]
 
 
 def finetune(
@@ -56,28 +66,30 @@ def finetune(
 ) -> Finetuned:
     """Train what the latest attached method trains, or those that `options.train` names, in place.
 
-    For layer gates, the network with them.
+    For layer gates that is the network with them, for d-gates the exits alone.
 
     Args:
-        network: a gated network whose input normalisation is known (see gatecli.inputs).
-        data: fit on its train split, chosen on its val split.
-        changes: settings of the method to change for this training, such as target_rate.
-        run: where to keep a resumable state; a run with a saved state is resumed, `network` being
+        network: A gated network whose input normalisation is known (see gatecli.inputs).
+        data: Fit on its train split, chosen on its val split.
+        options: How to train.
+        changes: Settings of the method to change for this training, such as target_rate.
+        run: Where to keep a resumable state; a run with a saved state is resumed, `network` being
             as it was when the run began.
-        teacher: who says what to learn where `options.distill` is not 0; changed to evaluation with
+        progress: Is told how far the training is.
+        teacher: Who says what to learn where `options.distill` is not 0; changed to evaluation with
             all gates open. None: the network as it is now.
-    Raises: TrainingError without gates, or when the loss or a weight is no longer finite;
-    DataError; CheckpointError where a state cannot be written or read; Interrupted.
+
+    Raises:
+        TrainingError: There are no gates, or the loss or a weight is no longer finite.
+        DataError: The data does not serve.
+        CheckpointError: A state cannot be written or read.
+        Interrupted: The user stopped it.
     """
     trained = trained_methods(network.recipe, changes or {}, options.methods)
-    loop = (ExitLoop if trained[0].method.trains == "exits" else Loop)(
-        network, data, trained, options, run, progress, teacher
-    )
-    saved = run.saved() if run is not None else None
-    if run is not None and saved is not None:
-        loop.restore(run, *saved)
-    else:
-        loop.save()  # whatever happens from now on, there is a state to resume from
+    kind = ExitLoop if trained[0].method.trains == "exits" else Loop
+    loop = kind(network, data, trained, options, progress, teacher)
+    if run is not None:
+        loop.keep_in(run)
     baseline = loop.train()
     try:
         result = _finish(loop, baseline)
@@ -85,60 +97,62 @@ def finetune(
         raise Interrupted(
             "interrupted after the last step, before the final evaluation was over"
         ) from error
-    network.recipe = replace(
-        network.recipe,
-        baseline=network.recipe.baseline or {"top1": baseline, "split": "val", "data": data.spec},
-    )
+    if not network.recipe.baseline:
+        own = {"top1": baseline, "split": "val", "data": data.spec}
+        network.recipe = replace(network.recipe, baseline=own)
     return result
 
 
-def _finish(loop: Loop, baseline: float) -> Finetuned:
-    network, position = loop.network, loop.position
+def _finish(loop: Course, baseline: float) -> Finetuned:
+    """Go back to the best epoch, re-estimate the BatchNorm statistics, and measure."""
+    network = loop.network
+    position = loop.position
     if loop.run is not None:
         loop.run.save_last(network.state_dict())
-    best = None if position.best is None else position.history[position.best]
+    best = position.best_row()
     if best is not None:
         network.load_state_dict(loop.best_tensors)
-    chosen, target = loop.goal.chosen(best), loop.goal.reported(best or position.history[-1])
+    chosen = loop.goal.chosen(best)
+    target = loop.goal.reported(best or position.history[-1])
     network.eval()
     batchnorm, scores = loop.finish()
     result = Finetuned(
-        network,
-        loop.options.epochs,
-        scores.top1,
-        baseline,
-        expected_macs(network, scores.rates, scores.busy),
-        scores.rates,
-        target,
-        chosen,
-        batchnorm,
-        position.history,
-        overall_rate(loop.trained[0].own(network, scores.rates)),
-        loop.exit_scores(),
+        network=network,
+        epochs=loop.options.epochs,
+        top1=scores.top1,
+        baseline_top1=baseline,
+        macs_expected=expected_macs(network, scores.rates, scores.busy),
+        rates=scores.rates,
+        target_rate=target,
+        chosen=chosen,
+        batchnorm=batchnorm,
+        history=position.history,
+        achieved_rate=overall_rate(loop.trained[0].own(network, scores.rates)),
+        exits=loop.exit_scores(),
     )
+    network.recipe = network.recipe.with_step(_step(loop, result, scores.top5))
+    return result
+
+
+def _step(loop: Course, result: Finetuned, top5: float) -> Step:
+    """The training as the recipe records it."""
+    settings = {
+        **asdict(loop.options),
+        "method": loop.method.name,
+        "settings": asdict(loop.settings),
+        "data": loop.data.spec,
+    }
     measured = {
-        "top1": scores.top1,
-        "top5": scores.top5,
+        "top1": result.top1,
+        "top5": top5,
         "split": "val",
         "macs_expected": result.macs_expected,
         "achieved_rate": result.achieved_rate,
-        "target_rate": target,
-        "chosen": chosen,
-        "batchnorm": batchnorm,
-        "rates": site_rates(scores.rates),
-        "unit_rates": scores.rates,
+        "target_rate": result.target_rate,
+        "chosen": result.chosen,
+        "batchnorm": result.batchnorm,
+        "rates": site_rates(result.rates),
+        "unit_rates": result.rates,
         "exits": {site: asdict(each) for site, each in result.exits.items()},
     }
-    network.recipe = network.recipe.with_step(
-        Step(
-            "finetune",
-            {
-                **asdict(loop.options),
-                "method": loop.method.name,
-                "settings": asdict(loop.settings),
-                "data": loop.data.spec,
-            },
-            measured,
-        )
-    )
-    return result
+    return Step("finetune", settings, measured)

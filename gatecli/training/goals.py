@@ -1,9 +1,7 @@
-"""What a training aims at.
+"""What a training aims at: a target rate, or a price from which the target rate follows.
 
-A target rate, or a price in accuracy or MACs from which the target rate follows.
-
-A goal gives the gates' targets for each epoch, says which epoch's state is the best, and keeps what
-it has learnt in plain numbers.
+Prices are in accuracy or MACs. A goal gives the gates' targets for each epoch, says which epoch's
+state is the best, and keeps what it has learnt in plain numbers.
 """
 
 from __future__ import annotations
@@ -18,6 +16,7 @@ from gatecli.training.options import TrainOptions
 from gatecli.training.trained import Trained
 
 RATE_SLACK = 0.02  # an epoch may be the best if its achieved rate is at most the target plus this
+SLACK_TEXT = f"{RATE_SLACK:.2f}".removeprefix("0")
 Row = Mapping[str, Any]  # an epoch's figures: val_top1, achieved_rate, macs_expected, target_rate
 
 
@@ -25,25 +24,26 @@ class TargetRate:
     """The rates that the methods' settings ask for; the first method's is the one to name."""
 
     def __init__(self, network: Network, trained: Sequence[Trained], options: TrainOptions) -> None:
-        self.network, self.trained, self.options = network, trained, options
-        self.units = {
-            site: network.site_gates[site].units for each in trained for site in each.sites(network)
-        }
+        self.network = network
+        self.trained = trained
+        self.options = options
+        self.units: dict[str, int] = {}
+        for each in trained:
+            for site in each.sites(network):
+                self.units[site] = network.site_gates[site].units
         self.aiming = [each for each in trained if each.method.aims]
         self.state: dict[str, float] = {}
 
     def begin(self, baseline: float) -> None:
-        """`baseline`: val top-1 with all gates open."""
+        """Take notice of the training's beginning; `baseline`: val top-1 with all gates open."""
 
     def targets(self, epoch: int) -> dict[str, float]:
         """The rate that each gate aims at when `epoch` (from 0) begins."""
-        return {
-            site: target
-            for each in self.trained
-            for site, target in each.method.targets(
-                each.settings, each.sites(self.network), epoch
-            ).items()
-        }
+        targets: dict[str, float] = {}
+        for each in self.trained:
+            sites = each.sites(self.network)
+            targets.update(each.method.targets(each.settings, sites, epoch))
+        return targets
 
     def mean(self, targets: Mapping[str, float], of: Trained | None = None) -> float | None:
         """The mean target of one method's units, the first's if none is named.
@@ -51,7 +51,9 @@ class TargetRate:
         None where it aims at none.
         """
         own = (of or self.trained[0]).own(self.network, targets)
-        return mean_target(own, {site: self.units[site] for site in own}) if own else None
+        if not own:
+            return None
+        return mean_target(own, {site: self.units[site] for site in own})
 
     def asked(self, of: Trained | None = None) -> float | None:
         """The mean rate to be reached at the end."""
@@ -66,10 +68,12 @@ class TargetRate:
         return all(self._met(each, row["achieved"][each.method.name]) for each in self.trained)
 
     def _met(self, each: Trained, rate: float) -> bool:
-        asked = self.asked(each)
-        if asked is None:
+        target = self.asked(each)
+        if target is None:
             return True
-        return rate >= asked - RATE_SLACK if each.method.at_least else rate <= asked + RATE_SLACK
+        if each.method.at_least:
+            return rate >= target - RATE_SLACK
+        return rate <= target + RATE_SLACK
 
     def rank(self, row: Row) -> tuple[float, ...] | None:
         """What the best epoch has the highest of; None where an epoch cannot be the best."""
@@ -81,25 +85,19 @@ class TargetRate:
     def chosen(self, best: Row | None) -> str:
         """Which epoch was taken, and why."""
         if best is None:
-            return (
-                f"last: epoch {self.options.epochs}, as no epoch's rate"
-                f" {self._bounds('came up to', 'came down to')}"
-            )
-        return (
-            f"best: epoch {best['epoch']}, the highest val top-1 among those whose rate"
-            f" {self._bounds('is at least', 'is at most')}"
-        )
+            bounds = self._bounds("came up to", "came down to")
+            return f"last: epoch {self.options.epochs}, as no epoch's rate {bounds}"
+        bounds = self._bounds("is at least", "is at most")
+        return f"best: epoch {best['epoch']}, the highest val top-1 among those whose rate {bounds}"
 
     def _bounds(self, up: str, down: str) -> str:
         return " and ".join(self._bound(each, up, down) for each in self.aiming)
 
     def _bound(self, each: Trained, above: str, below: str) -> str:
         of = "" if len(self.aiming) == 1 else f" ({each.method.name})"
-        return (
-            f"{above} {self.asked(each):.2f} - .02{of}"
-            if each.method.at_least
-            else f"{below} {self.asked(each):.2f} + .02{of}"
-        )
+        if each.method.at_least:
+            return f"{above} {self.asked(each):.2f} - {SLACK_TEXT}{of}"
+        return f"{below} {self.asked(each):.2f} + {SLACK_TEXT}{of}"
 
 
 class NoRate(TargetRate):
@@ -118,16 +116,15 @@ class NoRate(TargetRate):
 class Price(TargetRate):
     """At most `max_drop` points of val top-1 below the baseline, at most `max_gmacs` GMACs.
 
-    The target rate follows from what val says.
-
-    The target is lowered, from 1 on, as long as the accuracy holds; where it does not, the target
-    goes up again by half of the step, which stays halved. With a budget of MACs alone it is lowered
-    until the budget is met, and stays there.
+    The target rate follows from what val says: it is lowered, from 1 on, as long as the accuracy
+    holds; where it does not, the target goes up again by half of the step, which stays halved. With
+    a budget of MACs alone it is lowered until the budget is met, and stays there.
     """
 
     def __init__(self, network: Network, trained: Sequence[Trained], options: TrainOptions) -> None:
         super().__init__(network, trained, options)
-        if len(trained) > 1 or trained[0].method.at_least or not trained[0].method.aims:
+        method = trained[0].method
+        if len(trained) > 1 or method.at_least or not method.aims:
             raise SettingError(
                 "--max-drop and --max-gmacs find the rate of layer gates alone, but"
                 f" {', '.join(each.method.name for each in trained)} are trained"
@@ -139,9 +136,8 @@ class Price(TargetRate):
                 f"--max-gmacs {options.max_gmacs:g} is out of reach: with all {len(self.units)}"
                 f" gated branches off, {self.fixed / 1e9:.4g} GMACs are left"
             )
-        step = min(
-            0.25, max(0.02, 1.6 / options.epochs)
-        )  # in half of the epochs it can come down to .2
+        # in half of the epochs it can come down to .2
+        step = min(0.25, max(0.02, 1.6 / options.epochs))
         self.floor: float | None = None  # known when the training begins
         self.state = {"target": 1 - step, "step": step}
 
@@ -159,32 +155,33 @@ class Price(TargetRate):
         return float(row["target_rate"])
 
     def meets(self, row: Row) -> bool:
-        return self._accurate(row) and (
-            self.limit is None or bool(row["macs_expected"] <= self.limit)
-        )
+        return self._accurate(row) and self._cheap(row)
+
+    def _cheap(self, row: Row) -> bool:
+        return self.limit is None or bool(row["macs_expected"] <= self.limit)
 
     def _accurate(self, row: Row) -> bool:
         return self.floor is None or bool(row["val_top1"] >= self.floor)
 
     def rank(self, row: Row) -> tuple[float, ...]:
-        """Those that meet the price first.
+        """Those that meet the price first, else the nearest to it.
 
-        The cheapest of them, or for a budget of MACs alone the most accurate; else the nearest to
-        it.
+        Of those that meet it the cheapest is best, or for a budget of MACs alone the most accurate.
         """
-        accuracy, thrift = row["val_top1"], -row["macs_expected"]
+        accuracy = row["val_top1"]
+        thrift = -row["macs_expected"]
         if self.meets(row):
             return (1, accuracy, thrift) if self.floor is None else (1, thrift, accuracy)
         return (0.5, thrift, accuracy) if self._accurate(row) else (0, accuracy, thrift)
 
     def learn(self, row: Row) -> None:
-        target, step = self.state["target"], self.state["step"]
+        target = self.state["target"]
+        step = self.state["step"]
         if not self._accurate(row):
             self.state = {"target": min(1.0, target + step / 2), "step": step / 2}
         elif self.floor is not None or not self.meets(row):
-            self.state["target"] = max(
-                0.0, self._needed(row), min(target, row["achieved_rate"]) - step
-            )
+            lower = min(target, row["achieved_rate"]) - step
+            self.state["target"] = max(0.0, self._needed(row), lower)
 
     def _needed(self, row: Row) -> float:
         """The rate that would meet a budget of MACs alone, if cost went with rate as it does now.
@@ -199,31 +196,27 @@ class Price(TargetRate):
         return 0.98 * rate * share
 
     def chosen(self, best: Row | None) -> str:
-        assert best is not None
-        drop = (
-            ""
-            if self.options.max_drop is None
-            else f"at most {self.options.max_drop:g} points below the baseline"
-        )
-        budget = (
-            "" if self.options.max_gmacs is None else f"at most {self.options.max_gmacs:g} GMACs"
-        )
-        what = " and ".join(filter(None, (drop, budget)))
+        assert best is not None  # every epoch has a rank
+        limits = []
+        if self.options.max_drop is not None:
+            limits.append(f"at most {self.options.max_drop:g} points below the baseline")
+        if self.options.max_gmacs is not None:
+            limits.append(f"at most {self.options.max_gmacs:g} GMACs")
+        what = " and ".join(limits)
         if not self.meets(best):
             return f"nearest: epoch {best['epoch']}; no epoch was {what}"
-        return (
-            f"best: epoch {best['epoch']}, the"
-            f" {'most accurate' if self.floor is None else 'cheapest'} that was {what}"
-        )
+        merit = "most accurate" if self.floor is None else "cheapest"
+        return f"best: epoch {best['epoch']}, the {merit} that was {what}"
 
 
 def goal_of(network: Network, trained: Sequence[Trained], options: TrainOptions) -> TargetRate:
-    """What `options` aim at. Raises SettingError where it is out of reach."""
-    kind = (
-        Price
-        if options.max_drop is not None or options.max_gmacs is not None
-        else TargetRate
-        if any(each.method.aims for each in trained)
-        else NoRate
-    )
-    return kind(network, trained, options)
+    """What `options` aim at.
+
+    Raises:
+        SettingError: It is out of reach.
+    """
+    if options.max_drop is not None or options.max_gmacs is not None:
+        return Price(network, trained, options)
+    if any(each.method.aims for each in trained):
+        return TargetRate(network, trained, options)
+    return NoRate(network, trained, options)

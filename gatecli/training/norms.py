@@ -2,8 +2,8 @@
 
 Gates that are rarely open leave the running averages unsteady.
 
-Herrmann et al. 2018, section 4.1.1: training mode with learning rate zero over about 200 large
-batches, gates sampling.
+Reference: Herrmann et al. 2018, section 4.1.1: training mode with learning rate zero over about 200
+large batches, gates sampling.
 """
 
 from __future__ import annotations
@@ -21,14 +21,17 @@ from gatecli.progress import Progress
 def reestimate(
     network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], count: int, progress: Progress
 ) -> None:
-    """Replace the running statistics of every BatchNorm that is in training mode by their plain
-    averages over at most `count` batches.
+    """Replace the running statistics of BatchNorms by their plain averages over some batches.
+
+    Only those of BatchNorms in training mode.
+
+    Args:
+        network: Called once a batch, without gradients.
+        batches: Images (N, C, H, W) and labels (N,).
+        count: How many batches at most.
+        progress: Is told of each.
     """
-    norms: list[Any] = [
-        part
-        for part in network.modules()
-        if hasattr(part, "reset_running_stats") and part.track_running_stats and part.training
-    ]
+    norms: list[Any] = [part for part in network.modules() if _updates_statistics(part)]
     if not norms or not count:
         return
     momenta = [norm.momentum for norm in norms]
@@ -42,3 +45,8 @@ def reestimate(
             task.advance()
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
+
+
+def _updates_statistics(part: Any) -> bool:
+    is_norm = hasattr(part, "reset_running_stats")
+    return is_norm and part.track_running_stats and part.training

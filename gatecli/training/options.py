@@ -26,22 +26,37 @@ RANGES = {
     "distill": (0, 1e30),
     "temperature": (0.01, 1e6),
 }
+CHOICES = {"schedule": LEARNING_RATES, "precision": PRECISIONS, "augment": AUGMENTS}
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """SGD as in Herrmann et al.
+    """How to train; by default with SGD as the papers do on ImageNet.
 
-    2018, section 4.1.1: 100 epochs, momentum .9, weight decay 1e-4, lr .1 divided by 10 every 30
-    epochs, batches of 256.
+    Attributes:
+        epochs: Passes over the training split.
+        lr: Learning rate at the start.
+        batch_size: Images a batch.
+        weight_decay: Of SGD.
+        momentum: Of SGD.
+        schedule: One of LEARNING_RATES; milestones scale with `epochs`.
+        precision: One of PRECISIONS; bf16 is autocast.
+        augment: How images are augmented; None: the data set's own way.
+        label_smoothing: Of the cross-entropy.
+        seed: Of all that is random.
+        workers: Processes that read images.
+        bn_batches: Batches for the BatchNorm statistics' re-estimation, at most one pass over the
+            training split.
+        save_every: Seconds between saved states.
+        max_drop: Points of val top-1 below the baseline; takes the target rate's place, see
+            gatecli.training.goals.
+        max_gmacs: GMACs of an image; likewise.
+        cache_features: Compute what exits see once, rather than in every epoch.
+        train: The methods to train, with commas between; None: the latest attached.
+        distill: Weight of the distillation loss, see gatecli.training.distill.
+        temperature: Of distillation.
 
-    Milestones scale with `epochs`. `augment` none: the data set's own. `bn_batches`: batches for
-    the BatchNorm statistics' re-estimation, at most one pass over the training split. `save_every`:
-    seconds between saved states. `max_drop` (points of val top-1 below the baseline) and
-    `max_gmacs` take the target rate's place, see gatecli.training.goals. `cache_features`: compute
-    what exits see once, rather than in every epoch.
-    `train`: the methods to train, with commas between; none: the latest attached. `distill`: the
-    weight of the distillation loss, and its `temperature`, see gatecli.training.distill.
+    Reference: Herrmann et al. 2018, section 4.1.1.
     """
 
     epochs: int = 100
@@ -70,22 +85,25 @@ class TrainOptions:
         return [name for name in (self.train or "").split(",") if name]
 
     def __post_init__(self) -> None:
-        for name, (low, high) in RANGES.items():
-            value = getattr(self, name)
-            if value is None:
-                continue
-            if not low <= value <= high or value == math.inf:
-                span = f"at least {low}" if high == math.inf else f"between {low} and {high}"
-                raise SettingError(
-                    f"expected --{name.replace('_', '-')} to be {span}, but got {value}"
-                )
-        for name, choices in (
-            ("schedule", LEARNING_RATES),
-            ("precision", PRECISIONS),
-            ("augment", (None, *AUGMENTS)),
-        ):
-            if getattr(self, name) not in choices:
-                raise SettingError(
-                    f"expected --{name} to be one of {', '.join(filter(None, choices))}, but got"
-                    f" `{getattr(self, name)}`"
-                )
+        for name in RANGES:
+            self._check_range(name)
+        for name in CHOICES:
+            self._check_choice(name)
+
+    def _check_range(self, name: str) -> None:
+        low, high = RANGES[name]
+        value = getattr(self, name)
+        if value is None:
+            return
+        if not low <= value <= high or value == math.inf:
+            span = f"at least {low}" if high == math.inf else f"between {low} and {high}"
+            raise SettingError(f"expected --{name.replace('_', '-')} to be {span}, but got {value}")
+
+    def _check_choice(self, name: str) -> None:
+        value = getattr(self, name)
+        if value is None and name == "augment":
+            return
+        if value not in CHOICES[name]:
+            raise SettingError(
+                f"expected --{name} to be one of {', '.join(CHOICES[name])}, but got `{value}`"
+            )

@@ -16,9 +16,10 @@ class OneProcess:
     is_main = True
 
     def wrap(self, network: Network) -> Network:
-        """What the loop calls forward on.
+        """What the loop calls forward on; of several processes, a wrapper that averages gradients.
 
-        With several processes, a wrapper that averages gradients.
+        Args:
+            network: The one being trained.
         """
         return network
 

@@ -1,4 +1,4 @@
-"""A method that a training trains, with its settings."""
+"""The methods that a training trains, with their settings."""
 
 from __future__ import annotations
 
@@ -27,38 +27,36 @@ class Trained:
 
     def sites(self, network: Network) -> list[str]:
         """The sites that the method gates, in the order in which their gates run."""
-        return [site for site in network.site_gates if network.gated_by[site] == self.method.name]
+        return [site for site in network.site_gates if self._gates(network, site)]
 
     def own(self, network: Network, by_site: Mapping[str, V]) -> dict[str, V]:
-        return {
-            site: value
-            for site, value in by_site.items()
-            if network.gated_by[site] == self.method.name
-        }
+        """The part of `by_site` that is of the method's sites."""
+        return {site: by_site[site] for site in by_site if self._gates(network, site)}
+
+    def _gates(self, network: Network, site: str) -> bool:
+        return network.gated_by[site] == self.method.name
 
     def groups(self, network: Network, options: TrainOptions) -> list[dict[str, Any]]:
-        """The optimizer's groups of the method's own parameters, those that weight decay leaves
-        alone apart.
+        """The optimizer's groups of the method's own parameters.
+
+        Those that weight decay leaves alone are a group apart, if there are any.
         """
-        gates = [network.site_gates[site] for site in self.sites(network)]
-        named = [
-            (name, parameter, gate.undecayed)
-            for gate in gates
-            for name, parameter in gate.named_parameters()
-        ]
-        free = [parameter for name, parameter, undecayed in named if name in undecayed]
-        own = self.group(
-            [
-                *(parameter for name, parameter, undecayed in named if name not in undecayed),
-                *self.method.shared(network),
-            ],
-            options,
-        )
-        return [own, {**self.group(free, options), "weight_decay": 0.0}] if free else [own]
+        decayed: list[nn.Parameter] = []
+        free: list[nn.Parameter] = []
+        for site in self.sites(network):
+            gate = network.site_gates[site]
+            for name, parameter in gate.named_parameters():
+                (free if name in gate.undecayed else decayed).append(parameter)
+        decayed.extend(self.method.shared(network))
+        groups = [self.group(decayed, options)]
+        if free:
+            groups.append({**self.group(free, options), "weight_decay": 0.0})
+        return groups
 
     def group(self, parameters: Sequence[nn.Parameter], options: TrainOptions) -> dict[str, Any]:
-        """The optimizer's group of the method's own parameters."""
-        lr, decay = self.settings.gate_lr, self.settings.gate_weight_decay
+        """The optimizer's group of some of the method's own parameters."""
+        lr = self.settings.gate_lr
+        decay = self.settings.gate_weight_decay
         return {
             "params": list(parameters),
             "base_lr": options.lr * self.method.gate_lr_factor if lr is None else lr,
@@ -66,15 +64,58 @@ class Trained:
         }
 
 
+def optimizer_groups(
+    network: Network, trained: Sequence[Trained], options: TrainOptions
+) -> list[dict[str, Any]]:
+    """The optimizer's groups of the network's own parameters and of the trained methods'.
+
+    What belongs to methods that are not trained is in none.
+    """
+    of_methods: set[int] = set()
+    for gate in network.site_gates.values():
+        of_methods.update(map(id, gate.parameters()))
+    for name in set(network.gated_by.values()):
+        of_methods.update(map(id, methods.get(name).shared(network)))
+    own = [parameter for parameter in network.parameters() if id(parameter) not in of_methods]
+    groups: list[dict[str, Any]] = [{"params": own, "base_lr": options.lr}]
+    for each in trained:
+        groups.extend(each.groups(network, options))
+    return groups
+
+
 def trained_methods(
     recipe: Recipe, changes: Mapping[str, Any], names: Sequence[str] = ()
 ) -> list[Trained]:
-    """The methods to train: those of these names, none: the one that the latest attach put in.
+    """The methods to train, with their settings.
 
-    `changes` of settings are for the first of them.
+    Args:
+        recipe: The network's, which says what is attached.
+        changes: Settings to change, of the first of the methods.
+        names: Which methods; none: the one that the latest attach put in.
 
-    Raises: TrainingError where one is not attached, is named twice, or trains something that does
-    not go with the others.
+    Raises:
+        TrainingError: A method is not attached, is named twice, or trains something that does not
+            go with the others.
+    """
+    attached = _attached(recipe)
+    chosen = list(names) or [list(attached)[-1]]
+    _check_names(chosen, attached)
+    found = [methods.get(name) for name in chosen]
+    _check_together(found)
+    trained: list[Trained] = []
+    for method in found:
+        recorded = methods.recorded_settings(method, attached[method.name])
+        own_changes = {} if trained else changes
+        settings = methods.parse_settings(method, own_changes, recorded)
+        trained.append(Trained(method, settings))
+    return trained
+
+
+def _attached(recipe: Recipe) -> dict[str, Any]:
+    """The recorded settings of the methods attached, by name, the latest last.
+
+    Raises:
+        TrainingError: Nothing is attached, or nothing is left of it.
     """
     step = recipe.last("attach", "prune")
     if step is None or (step.op == "prune" and not step.results.get("unit_rates")):
@@ -82,31 +123,24 @@ def trained_methods(
             f"{recipe.source.file or 'the network'} has no gates to train: attach a method first"
             " (gatecli attach CHECKPOINT --method NAME)"
         )
-    attached = {
-        each.settings["method"]: each.settings["settings"]
-        for each in recipe.steps
-        if each.op == "attach"
-    }
-    asked = list(names) or [list(attached)[-1]]
-    for name in asked:
-        if name not in attached or asked.count(name) > 1:
+    steps = [each.settings for each in recipe.steps if each.op == "attach"]
+    return {settings["method"]: settings["settings"] for settings in steps}
+
+
+def _check_names(names: Sequence[str], attached: Mapping[str, Any]) -> None:
+    for name in names:
+        if name not in attached or names.count(name) > 1:
             raise TrainingError(
                 f"expected --train to name attached methods, each once ({', '.join(attached)}), but"
-                f" got `{','.join(asked)}`"
+                f" got `{','.join(names)}`"
             )
-    found = [methods.get(name) for name in asked]
+
+
+def _check_together(found: Sequence[Method]) -> None:
     alone = [method.name for method in found if method.trains == "exits"]
     if alone and len(found) > 1:
+        others = [method.name for method in found if method.name not in alone]
         raise TrainingError(
             f"{alone[0]} trains its exits alone, with the network as it is: train it by itself,"
-            f" after {', '.join(name for name in asked if name not in alone)}"
+            f" after {', '.join(others)}"
         )
-    settings = [
-        methods.parse_settings(
-            method,
-            changes if index == 0 else {},
-            methods.recorded_settings(method, attached[method.name]),
-        )
-        for index, method in enumerate(found)
-    ]
-    return [Trained(method, own) for method, own in zip(found, settings, strict=True)]

@@ -18,9 +18,9 @@ from functools import partial
 import timing
 import torch
 
-from gatecli.calibration.exit_search import search
-from gatecli.calibration.exit_table import frontier
-from gatecli.calibration.exits import OperatingPoint, Samples, cheapest, measure
+from gatecli.calibration.exits.samples import OperatingPoint, Samples, cheapest, measure
+from gatecli.calibration.exits.search import search
+from gatecli.calibration.exits.table import frontier
 
 SAMPLES, GRID = 50_000, 100
 MACS = (0.4e9, 1.2e9, 2.4e9, 2.51e9)  # of the order of ResNet-101's stages at 32x32

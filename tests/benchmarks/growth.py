@@ -125,8 +125,8 @@ def _passes(network: Any, x: Any, count: int) -> None:
 def choose(how: str, count: int) -> Prepared:
     from calibration import synthetic
 
-    from gatecli.calibration.exit_search import search
-    from gatecli.calibration.exit_table import frontier
+    from gatecli.calibration.exits.search import search
+    from gatecli.calibration.exits.table import frontier
 
     samples = synthetic(count)
     target = 100 * samples.correct[:, -1].double().mean().item() - 1

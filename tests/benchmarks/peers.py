@@ -36,9 +36,9 @@ from torch import Tensor, fx, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import gatecli
-from gatecli.calibration.at_exits import gather
-from gatecli.calibration.exit_search import search
-from gatecli.calibration.exits import Samples, measure
+from gatecli.calibration.exits.gather import gather
+from gatecli.calibration.exits.samples import Samples, measure
+from gatecli.calibration.exits.search import search
 from gatecli.data import DataSet, batches
 from gatecli.demo import SIZE, train_source
 from gatecli.graph.macs import count_nodes

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from campaigns.outcome import FAILED, REFUSED, RIGHT, Outcome
-from gatecli.calibration.certify import binomial_tails, certify
-from gatecli.calibration.exits import Samples, measure
+from gatecli.calibration.exits.certify import binomial_tails, certify
+from gatecli.calibration.exits.samples import Samples, measure
 from gatecli.errors import SettingError
 
 PEOPLE = 4000  # of a population

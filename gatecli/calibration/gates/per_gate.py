@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gatecli.calibration.points import Measure, Point, choose
-from gatecli.calibration.uniform import cuts, thin
+from gatecli.calibration.gates.points import Measure, Point, choose
+from gatecli.calibration.gates.uniform import cuts, thin
 from gatecli.network.costs import mean_rate
 
 ROUNDS = 2
@@ -24,9 +24,12 @@ WIDTH = 4  # thresholds tried of a gate that depends on the image, besides the o
 
 @dataclass(frozen=True)
 class Move:
-    """Give all units of a site the threshold `tau`.
+    """Give all units of a site one threshold.
 
-    `saving`: MACs of one image, by what the last pass saw.
+    Attributes:
+        site: Which one.
+        tau: The threshold.
+        saving: MACs of one image, by what the last pass saw.
     """
 
     site: str
@@ -49,6 +52,7 @@ def descend(measure: Measure, best: Point, target: float, rounds: int = ROUNDS) 
 
 
 def _try(measure: Measure, moves: list[Move], best: Point, target: float) -> Point:
+    """Measure the moves in turn and keep those that save, one a site at most."""
     moved: set[str] = set()
     for move in moves:
         if move.site in moved:
@@ -62,18 +66,24 @@ def _try(measure: Measure, moves: list[Move], best: Point, target: float) -> Poi
 
 
 def _moves(measure: Measure, best: Point, odds: dict[str, Tensor]) -> list[Move]:
-    """What may be worth a pass.
+    """What may be worth a pass, what saves most first.
 
     Running more often saves nothing unless later gates look at what it changes.
     """
-    network, moves = measure.network, []
+    network = measure.network
+    moves: list[Move] = []
     for site, gate in network.site_gates.items():
         seen = odds.get(site, torch.empty(0)).flatten()
         for tau in (0.0, *thin(cuts(seen), WIDTH)):
-            rate = (
-                (seen > torch.logit(torch.tensor(tau))).double().mean().item() if len(seen) else 1.0
-            )
-            saving = network.sites[site].macs * (mean_rate(best.rates[site]) - rate)
+            fewer = mean_rate(best.rates[site]) - _rate_above(seen, tau)
+            saving = network.sites[site].macs * fewer
             if saving > 0 or (saving < 0 and gate.data_dependent):
-                moves.append(Move(site, tau, saving))
+                moves.append(Move(site=site, tau=tau, saving=saving))
     return sorted(moves, key=lambda move: -move.saving)
+
+
+def _rate_above(odds: Tensor, tau: float) -> float:
+    """The share of log-odds (n,) above the threshold `tau`; 1 where there are none."""
+    if not len(odds):
+        return 1.0
+    return (odds > torch.logit(torch.tensor(tau))).double().mean().item()

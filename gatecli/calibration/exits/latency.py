@@ -1,7 +1,4 @@
-"""What leaving at each exit takes on this machine, in milliseconds.
-
-A price for `calibrate --cost latency` beside MACs.
-"""
+"""What leaving at each exit takes on this machine: the cost of `calibrate --cost latency`."""
 
 from __future__ import annotations
 
@@ -14,24 +11,24 @@ from gatecli.clock import milliseconds
 from gatecli.network import Network
 from gatecli.record import force
 
-ROUNDS, WARMUP = 15, 3
+ROUNDS = 15
+WARMUP = 3  # rounds before these
 
 
 def leaving_times(network: Network, images: Tensor) -> Tensor:
     """Milliseconds of a call with one image that leaves at each exit in turn, and nowhere.
 
-    (E + 1,), float64, never falling.
-
     Medians over rounds in which the exits take turns, so that a slow spell of the machine hits all
     of them; layer gates decide as they do.
 
-    Args: images (n, C, H, W), normalised, of which each round takes one.
+    Args:
+        network: With E exits, in evaluation mode.
+        images: (n, C, H, W), normalised, of which each round takes one.
+
+    Returns:
+        (E + 1,), float64, never falling.
     """
-    exits = list(network.site_exits)
-    decisions = [
-        {site: [int(number == taken)] for number, site in enumerate(exits)}
-        for taken in range(len(exits) + 1)
-    ]
+    decisions = [_leaving_at(taken, network) for taken in (*network.site_exits, None)]
     times: list[list[float]] = [[] for _ in decisions]
     for turn in range(-WARMUP, ROUNDS):
         image = images[turn % len(images)][None].to(network.device)
@@ -40,8 +37,10 @@ def leaving_times(network: Network, images: Tensor) -> Tensor:
                 elapsed = milliseconds(network, image)
             if turn >= 0:
                 times[taken].append(elapsed)
-    return (
-        torch.tensor([statistics.median(each) for each in times], dtype=torch.float64)
-        .cummax(0)
-        .values
-    )
+    medians = [statistics.median(each) for each in times]
+    return torch.tensor(medians, dtype=torch.float64).cummax(0).values
+
+
+def _leaving_at(taken: str | None, network: Network) -> dict[str, list[int]]:
+    """Decisions by which everybody leaves at the exit `taken`; None: nowhere."""
+    return {site: [int(site == taken)] for site in network.site_exits}

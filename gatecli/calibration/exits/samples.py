@@ -1,10 +1,8 @@
 """What thresholds of early exits give on samples whose margins are known.
 
-The words that choosing them is done in.
-
 A sample leaves at the first exit e with margin_e >= t_e, t_e = inf meaning never and -inf always;
-who leaves nowhere reaches the final classifier. How points are found: exit_table (all combinations
-at once), exit_search (finer, with a bound), certify (with confidence).
+one that leaves nowhere reaches the final classifier. How points are found: table (all combinations
+at once), search (finer, with a bound), certify (with confidence).
 """
 
 from __future__ import annotations
@@ -25,8 +23,11 @@ SLACK = 1e-9  # percent: 57 of 100 right is 56.99999999999999 in floating point
 class OperatingPoint:
     """Thresholds of the E exits and what they give.
 
-    Top-1 in percent, mean cost of a sample, the share of samples that leaves at each
-    exit and, last, at the final classifier.
+    Attributes:
+        thresholds: One an exit.
+        top1: Percent.
+        cost: Mean of a sample, in the samples' unit.
+        shares: Of the samples that leave at each exit and, last, at the final classifier.
     """
 
     thresholds: tuple[float, ...]
@@ -35,17 +36,18 @@ class OperatingPoint:
     shares: tuple[float, ...]
 
 
-Pick = Callable[
-    [Iterable[OperatingPoint]], "OperatingPoint | None"
-]  # `cheapest` or `most_accurate` with its limit filled in
+# `cheapest` or `most_accurate` with its limit filled in
+Pick = Callable[[Iterable[OperatingPoint]], "OperatingPoint | None"]
 
 
 @dataclass(frozen=True)
 class Samples:
-    """One pass over val.
+    """One pass over val: N samples at E exits and at the final classifier.
 
-    Margins: (N, E), floating, never infinite above; correct: (N, E + 1), bool; costs: (N, E + 1),
-    float64.
+    Attributes:
+        margins: (N, E), floating, never infinite above.
+        correct: (N, E + 1), bool.
+        costs: (N, E + 1), float64.
     """
 
     margins: Tensor
@@ -63,15 +65,17 @@ class Samples:
                 classifier's, prediction is right.
             costs: (N, E + 1) or (E + 1,): MACs, or milliseconds, spent on a sample that leaves
                 there.
-        Raises: DataError for no samples, shapes that do not fit each other, or a cost that is
-        negative, infinite or NaN.
+
+        Raises:
+            DataError: There are no samples, shapes do not fit each other, or a cost is negative,
+                infinite or NaN.
         """
-        count, exits = margins.shape if margins.dim() == 2 else (0, 0)
-        if not count or not exits:
+        if margins.dim() != 2 or not margins.numel():
             raise DataError(
                 "expected the margins of at least one sample at one exit, of shape (N, E), but got"
                 f" {tuple(margins.shape)}"
             )
+        count, exits = margins.shape
         if correct.shape != (count, exits + 1) or correct.dtype != torch.bool:
             raise DataError(
                 f"expected `correct` to be bool of shape {(count, exits + 1)} for margins of"
@@ -86,26 +90,29 @@ class Samples:
             raise DataError("expected costs to be finite and not negative")
         margins = margins.detach().cpu().to(torch.promote_types(margins.dtype, torch.float32))
         return cls(
-            margins.clamp(max=torch.finfo(margins.dtype).max),
-            correct.cpu(),
-            _summable(costs.detach().cpu().double().expand(count, -1)),
+            margins=margins.clamp(max=torch.finfo(margins.dtype).max),
+            correct=correct.cpu(),
+            costs=_summable(costs.detach().cpu().double().expand(count, -1)),
         )
 
     @property
     def exits(self) -> int:
+        """E, the number of exits."""
         return self.margins.shape[1]
 
     def __len__(self) -> int:
         return len(self.margins)
 
     def take(self, index: Tensor) -> Samples:
+        """Some of the samples, by index (n,)."""
         return Samples(self.margins[index], self.correct[index], self.costs[index])
 
 
 def _summable(costs: Tensor) -> Tensor:
-    """The costs on a grid of powers of two so fine that nothing shows (whole MACs stay as they are)
-    and so coarse that every sum of
-    them is exact: then a cost does not depend on the order in which it was summed, and equal points
+    """Round costs so that every sum of them is exact.
+
+    They come to lie on a grid of a power of two, so fine that nothing shows: whole MACs stay as
+    they are. Then a cost does not depend on the order in which it was summed, and equal points
     compare as equal.
     """
     highest = costs.amax().item() * len(costs)
@@ -116,17 +123,22 @@ def _summable(costs: Tensor) -> Tensor:
 def leaves(margins: Tensor, thresholds: Sequence[float]) -> Tensor:
     """Where each sample leaves, (N,): the exit's index, E for the final classifier.
 
-    Margins: (N, E).
+    Args:
+        margins: (N, E).
+        thresholds: E of them.
     """
     limits = margins.new_tensor(thresholds)
     taken = (margins >= limits) & (limits < math.inf)
-    return (
-        torch.cat([taken, taken.new_ones(len(taken), 1)], 1).int().argmax(1)
-    )  # argmax: the first of equals
+    ends = torch.cat([taken, taken.new_ones(len(taken), 1)], 1)
+    return ends.int().argmax(1)  # the first of equals
 
 
 def measure(samples: Samples, thresholds: Sequence[float]) -> OperatingPoint:
-    """What one setting of the E thresholds gives on the samples."""
+    """What one setting of the E thresholds gives on the samples.
+
+    Raises:
+        SettingError: There are more or fewer thresholds than exits, or one is NaN.
+    """
     if len(thresholds) != samples.exits or any(math.isnan(value) for value in thresholds):
         raise SettingError(
             f"expected {samples.exits} thresholds, one an exit and none NaN, but got"
@@ -134,10 +146,8 @@ def measure(samples: Samples, thresholds: Sequence[float]) -> OperatingPoint:
         )
     where = leaves(samples.margins, thresholds)[:, None]
     counts = torch.bincount(where.flatten(), minlength=samples.exits + 1).tolist()
-    right, cost = (
-        samples.correct.gather(1, where).sum().item(),
-        samples.costs.gather(1, where).sum().item(),
-    )
+    right = samples.correct.gather(1, where).sum().item()
+    cost = samples.costs.gather(1, where).sum().item()
     return point(thresholds, right, cost, counts, len(samples))
 
 
@@ -146,28 +156,26 @@ def point(
 ) -> OperatingPoint:
     """An operating point from sums over `total` samples."""
     return OperatingPoint(
-        tuple(thresholds),
-        100 * right / total,
-        cost / total,
-        tuple(count / total for count in counts),
+        thresholds=tuple(thresholds),
+        top1=100 * right / total,
+        cost=cost / total,
+        shares=tuple(count / total for count in counts),
     )
 
 
 def cheapest(points: Iterable[OperatingPoint], target_top1: float) -> OperatingPoint | None:
-    """The point of least cost whose top-1 is at least `target_top1` percent, the more accurate,
-    then the first of equals; None where none reaches it.
+    """The point of least cost whose top-1 is at least `target_top1` percent.
+
+    Of equals the more accurate, then the first; None where none reaches the target.
     """
-    return min(
-        (p for p in points if p.top1 >= target_top1 - SLACK),
-        key=lambda p: (p.cost, -p.top1),
-        default=None,
-    )
+    good = [point for point in points if point.top1 >= target_top1 - SLACK]
+    return min(good, key=lambda point: (point.cost, -point.top1), default=None)
 
 
 def most_accurate(points: Iterable[OperatingPoint], budget: float) -> OperatingPoint | None:
-    """The point of highest top-1 whose mean cost is at most `budget`, the cheaper, then the first
-    of equals; None where none is so cheap.
+    """The point of highest top-1 whose mean cost is at most `budget`.
+
+    Of equals the cheaper, then the first; None where none is so cheap.
     """
-    return min(
-        (p for p in points if p.cost <= budget), key=lambda p: (-p.top1, p.cost), default=None
-    )
+    good = [point for point in points if point.cost <= budget]
+    return min(good, key=lambda point: (-point.top1, point.cost), default=None)

@@ -2,10 +2,10 @@
 
 Decisions change only where the threshold passes a P(on). Where no gate depends on the image there
 are at most gates + 1 ways to decide, and each is measured. Elsewhere P(on) is known only for the
-threshold that a pass was made with, as what one gate skips
-changes what the next ones see: thresholds are taken from what the passes saw, spread evenly first,
-then halving the gap where a cheaper point that reaches the target may lie. A gap is closed for good
-when the passes on its two sides saw nothing more to part.
+threshold that a pass was made with, as what one gate skips changes what the next ones see:
+thresholds are taken from what the passes saw, spread evenly first, then halving the gap where a
+cheaper point that reaches the target may lie. A gap is closed for good when the passes on its two
+sides saw nothing more to part.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gatecli.calibration.points import Measure, Point, Thresholds, choose, get_thresholds
+from gatecli.calibration.gates.points import Measure, Point, Thresholds, choose, get_thresholds
 from gatecli.network import Network
 
 # log-odds closer than this are one value: a pass in other batches may round them otherwise
@@ -28,10 +28,11 @@ WORTH = 0.002  # of the MACs: gaps that can save less come last
 def cuts(odds: Tensor) -> Tensor:
     """Thresholds that part log-odds (n,).
 
-    Ascending, each well between two distinct values, the last above all of them: (k,).
-
     Halfway in log-odds, as that is what gates compare; float32 and below 1, as that is what a gate
     stores. Values that float32 cannot part (P(on) above 1 - 6e-8) stay together.
+
+    Returns:
+        Ascending, each well between two distinct values, the last above all of them, (k,).
     """
     values: Tensor = torch.unique(odds[odds.isfinite()].double())
     if not len(values):
@@ -56,8 +57,15 @@ def alike(network: Network, tau: float) -> Thresholds:
 
 @dataclass(frozen=True)
 class Gap:
-    """The thresholds between two that were measured, and the log-odds in between that the left pass
-    and the right pass saw.
+    """The thresholds between two that were measured.
+
+    Attributes:
+        left: What the lower one gives.
+        right: What the higher one gives.
+        low: The lower threshold.
+        high: The higher threshold.
+        from_left: The log-odds in between that the left pass saw, (n,).
+        from_right: The log-odds in between that the right pass saw, (m,).
     """
 
     left: Point
@@ -74,23 +82,41 @@ class Gap:
         """
         if not len(self.from_left) or not len(self.from_right):
             return None
-        pool = torch.cat(
-            [self.from_left, self.from_right]
-        )  # below the left pass's first value, and above the right pass's last, nothing changes
-        inner = cuts(pool[(pool >= self.from_left.min()) & (pool <= self.from_right.max())])[:-1]
+        # below the left pass's first value, and above the right pass's last, nothing changes
+        pool = torch.cat([self.from_left, self.from_right])
+        open_still = (pool >= self.from_left.min()) & (pool <= self.from_right.max())
+        inner = cuts(pool[open_still])[:-1]
         return float(inner[len(inner) // 2]) if len(inner) else None
 
     def split(self, tau: float, point: Point, seen: Tensor) -> tuple[Gap, Gap]:
-        lower, upper = (
-            between(self.from_left, self.low, tau),
-            between(self.from_right, tau, self.high),
+        """The two gaps beside a threshold in this one, which gives `point`.
+
+        Args:
+            tau: The threshold.
+            point: What it gives.
+            seen: The log-odds that its pass saw, (n,).
+        """
+        lower = Gap(
+            left=self.left,
+            right=point,
+            low=self.low,
+            high=tau,
+            from_left=between(self.from_left, self.low, tau),
+            from_right=between(seen, self.low, tau),
         )
-        return Gap(self.left, point, self.low, tau, lower, between(seen, self.low, tau)), Gap(
-            point, self.right, tau, self.high, between(seen, tau, self.high), upper
+        upper = Gap(
+            left=point,
+            right=self.right,
+            low=tau,
+            high=self.high,
+            from_left=between(seen, tau, self.high),
+            from_right=between(self.from_right, tau, self.high),
         )
+        return lower, upper
 
 
 def between(odds: Tensor, low: float, high: float) -> Tensor:
+    """The log-odds of (n,) above the threshold `low`, up to `high`."""
     low, high = torch.logit(torch.tensor([low, high])).tolist()
     return odds[(odds > low) & (odds <= high)]
 
@@ -102,39 +128,57 @@ class UniformSearch:
     """
 
     def __init__(self, measure: Measure) -> None:
-        self.measure, self.network = measure, measure.network
+        self.measure = measure
+        self.network = measure.network
         self.present = get_thresholds(self.network)
         with measure.passes("all gates open", 1):
             self.opened, self._seen = self._at(0.0)
 
     def run(self, target: float, candidates: int, refine: int) -> None:
-        """Measure the present thresholds, at most `candidates` others (all, where no gate depends
-        on the image) and `refine` more, near top-1 `target`.
+        """Measure the present thresholds and others.
+
+        Args:
+            target: The top-1 near which it looks closer, in percent.
+            candidates: How many others at most; all, where no gate depends on the image.
+            refine: How many more at most, near the target.
         """
         gaps = self._spread(self.opened, self._seen, candidates)
         if any(gate.data_dependent for gate in self.network.site_gates.values()):
             self._refine(gaps, target, refine)
 
     def _at(self, tau: float) -> tuple[Point, Tensor]:
+        """What one threshold gives, and all log-odds that its pass saw, (n,)."""
         point, odds = self.measure.observe(alike(self.network, tau))
         return point, pooled(odds)
 
     def _spread(self, start: Point, seen: Tensor, candidates: int) -> list[Gap]:
+        """Measure thresholds spread over what was seen at the start; the gaps between them."""
         dependent = any(gate.data_dependent for gate in self.network.site_gates.values())
         possible = cuts(seen)
         taus = thin(possible, candidates if dependent else len(possible))
-        gaps, left, low = [], start, 0.0
+        gaps = []
+        left = start
+        low = 0.0
         with self.measure.passes("candidates", len(taus) + 1):
             for tau in taus:
                 right, after = self._at(tau)
-                gaps.append(
-                    Gap(left, right, low, tau, between(seen, low, tau), between(after, low, tau))
+                gap = Gap(
+                    left=left,
+                    right=right,
+                    low=low,
+                    high=tau,
+                    from_left=between(seen, low, tau),
+                    from_right=between(after, low, tau),
                 )
-                left, low, seen = right, tau, after
+                gaps.append(gap)
+                left = right
+                low = tau
+                seen = after
             self.measure(self.present)
         return gaps
 
     def _refine(self, gaps: list[Gap], target: float, passes: int) -> None:
+        """Halve the most promising gap, again and again; changes `gaps`."""
         with self.measure.passes("refining", passes):
             for _ in range(passes):
                 found = self._promising(gaps, target)
@@ -145,8 +189,10 @@ class UniformSearch:
                 gaps += gap.split(tau, *self._at(tau))
 
     def _promising(self, gaps: list[Gap], target: float) -> tuple[Gap, float] | None:
-        """The open gap whose ends come nearest to the target, among those that may hold something
-        cheaper than the best so far.
+        """The most accurate open gap that may hold something cheaper than the best so far.
+
+        Returns:
+            The gap and the threshold that halves it; None where all are closed.
         """
         best = choose(self.measure.points, target)
         hopeful = [gap for gap in gaps if best is None or gap.right.macs < best.macs]
@@ -163,4 +209,5 @@ class UniformSearch:
 
 
 def pooled(odds: Mapping[str, Tensor]) -> Tensor:
+    """All gates' log-odds, each (N, units), as one (n,)."""
     return torch.cat([seen.flatten() for seen in odds.values()]) if odds else torch.empty(0)

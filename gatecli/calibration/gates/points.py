@@ -1,7 +1,6 @@
-"""Settings of thresholds, measured: what each gives on a split, which of them are worth having,
-which one to take.
+"""Settings of thresholds: what each gives on a split, which are worth having, which one to take.
 
-Nothing here knows how a setting is found: a search (gatecli.calibration.uniform, per_gate)
+Nothing here knows how a setting is found: a search (gatecli.calibration.gates.uniform, per_gate)
 proposes, this measures and judges.
 """
 
@@ -32,7 +31,11 @@ SLACK = 1e-9  # percent: 57 of 100 right is 56.99999999999999 in floating point
 class Point:
     """One setting of the thresholds and what it gave.
 
-    Top-1 in percent, mean MACs of one image, the rate of each unit.
+    Attributes:
+        thresholds: Of each unit, by site.
+        top1: Percent.
+        macs: Mean of one image.
+        rates: Of each unit, by site.
     """
 
     thresholds: Thresholds
@@ -42,14 +45,17 @@ class Point:
 
 
 def reaches(point: Point, target: float) -> bool:
+    """Whether the point's top-1 is at least `target` percent."""
     return point.top1 >= target - SLACK
 
 
 def choose(points: Iterable[Point], target: float) -> Point | None:
-    """The point with the fewest MACs whose top-1 is at least `target`, the more accurate one of
-    equals; None where none reaches it.
+    """The point with the fewest MACs whose top-1 is at least `target` percent.
+
+    Of equals the more accurate one; None where none reaches the target.
     """
-    return min((point for point in points if reaches(point, target)), key=_order, default=None)
+    good = [point for point in points if reaches(point, target)]
+    return min(good, key=_order, default=None)
 
 
 def pareto(points: Iterable[Point]) -> list[Point]:
@@ -75,19 +81,23 @@ def site_values(
 
     None for what strict JSON lacks.
     """
-    plain = {site: [finite(value) for value in values] for site, values in thresholds.items()}
-    return {site: values[0] if len(set(values)) == 1 else values for site, values in plain.items()}
+    found: dict[str, float | list[float | None] | None] = {}
+    for site, values in thresholds.items():
+        plain = [finite(value) for value in values]
+        found[site] = plain[0] if len(set(plain)) == 1 else plain
+    return found
 
 
 def get_thresholds(network: Network) -> Thresholds:
+    """The thresholds that the gates have now."""
     return {site: gate.threshold.tolist() for site, gate in network.site_gates.items()}
 
 
 def set_thresholds(network: Network, thresholds: Mapping[str, Sequence[float]]) -> None:
+    """Give each unit of each gate its threshold."""
     for site, gate in network.site_gates.items():
-        gate.threshold = torch.tensor(
-            thresholds[site], dtype=gate.threshold.dtype, device=gate.threshold.device
-        )
+        old = gate.threshold
+        gate.threshold = torch.tensor(thresholds[site], dtype=old.dtype, device=old.device)
 
 
 class OddsMeter(RateMeter):
@@ -104,24 +114,21 @@ class OddsMeter(RateMeter):
 
 
 class Measure:
-    """Measures settings of `network`'s thresholds on a split, each by a real pass and only once.
+    """Measures settings of `network`'s thresholds on a split, each by a pass and only once.
 
-    Passes are what a search costs.
-
-    A pass is the only way to know: what a gate decides changes what the gates behind it see. The
-    network's thresholds are left at the setting measured last, so it must be a copy of the user's.
+    Passes are what a search costs. A pass is the only way to know: what a gate decides changes what
+    the gates behind it see. The network's thresholds are left at the setting measured last, so it
+    must be a copy of the user's.
     """
 
     def __init__(
         self, network: Network, split: Split, batch_size: int, workers: int, progress: Progress
     ) -> None:
-        self.network, self.split, self.batch_size, self.workers, self.progress = (
-            network,
-            split,
-            batch_size,
-            workers,
-            progress,
-        )
+        self.network = network
+        self.split = split
+        self.batch_size = batch_size
+        self.workers = workers
+        self.progress = progress
         self._known: dict[tuple[object, ...], Point] = {}
         self._within: Progress = progress
 
@@ -133,9 +140,9 @@ class Measure:
     @contextmanager
     def passes(self, label: str, count: int) -> Iterator[None]:
         """Report the at most `count` passes made inside as one piece of work."""
-        with self.progress.task(
-            f"{label} (at most {count} passes over val)", count * steps(self.split, self.batch_size)
-        ) as task:
+        label = f"{label} (at most {count} passes over val)"
+        total = count * steps(self.split, self.batch_size)
+        with self.progress.task(label, total) as task:
             self._within = _Within(self.progress, task)
             try:
                 yield
@@ -145,26 +152,31 @@ class Measure:
     def __call__(self, thresholds: Thresholds) -> Point:
         """What `thresholds` give.
 
-        No pass where data-independent gates decide as they did in an earlier one and the others'
-        are the same.
+        No pass is made where data-independent gates decide as they did in an earlier one and the
+        others' thresholds are the same.
         """
         known = self._known.get(self._key(thresholds))
-        return (
-            self.observe(thresholds)[0] if known is None else replace(known, thresholds=thresholds)
-        )
+        if known is not None:
+            return replace(known, thresholds=thresholds)
+        return self.observe(thresholds)[0]
 
     def observe(self, thresholds: Thresholds) -> tuple[Point, dict[str, Tensor]]:
         """Make a pass whether or not the point is known.
 
-        Also each gate's log-odds, site -> (N, units).
+        Returns:
+            What `thresholds` give, and each gate's log-odds, site -> (N, units).
         """
-        key, meter = self._key(thresholds), OddsMeter()
+        key = self._key(thresholds)
+        meter = OddsMeter()
         images = batches(
             self.split, input=self.network.input, batch_size=self.batch_size, workers=self.workers
         )
         seen = predict(self.network, images, self._within, meter=meter)
         point = Point(
-            thresholds, seen.top(1), expected_macs(self.network, seen.rates, seen.busy), seen.rates
+            thresholds=thresholds,
+            top1=seen.top(1),
+            macs=expected_macs(self.network, seen.rates, seen.busy),
+            rates=seen.rates,
         )
         self._known.setdefault(key, point)
         return point, {site: torch.cat(odds) for site, odds in meter.odds.items()}
@@ -172,20 +184,19 @@ class Measure:
     def _key(self, thresholds: Thresholds) -> tuple[object, ...]:
         """What the decisions depend on; sets the thresholds."""
         set_thresholds(self.network, thresholds)
-        decided = {
-            site: methods.get(self.network.gated_by[site]).always_runs(gate, None)
-            for site, gate in self.network.site_gates.items()
-        }
-        return tuple(
-            (site, *(thresholds[site] if runs is None else runs)) for site, runs in decided.items()
-        )
+        key: list[tuple[object, ...]] = []
+        for site, gate in self.network.site_gates.items():
+            runs = methods.get(self.network.gated_by[site]).always_runs(gate, None)
+            key.append((site, *(thresholds[site] if runs is None else runs)))
+        return tuple(key)
 
 
 class _Within:
     """A `Progress` whose tasks are parts of one that is open already."""
 
     def __init__(self, progress: Progress, task: Task) -> None:
-        self.progress, self.open = progress, task
+        self.progress = progress
+        self.open = task
 
     @property
     def stopping(self) -> bool:

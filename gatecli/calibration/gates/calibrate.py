@@ -1,12 +1,12 @@
-"""calibrate: the thresholds that reach an asked accuracy on val at the fewest expected MACs."""
+"""Choose the thresholds that reach an asked accuracy on val at the fewest expected MACs."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
 
-from gatecli.calibration.per_gate import descend
-from gatecli.calibration.points import (
+from gatecli.calibration.gates.per_gate import descend
+from gatecli.calibration.gates.points import (
     Measure,
     Point,
     Thresholds,
@@ -15,7 +15,7 @@ from gatecli.calibration.points import (
     set_thresholds,
     site_values,
 )
-from gatecli.calibration.uniform import UniformSearch
+from gatecli.calibration.gates.uniform import UniformSearch
 from gatecli.data import DataSet
 from gatecli.errors import SettingError, TrainingError
 from gatecli.network import Network
@@ -24,19 +24,26 @@ from gatecli.progress import Progress, silent
 from gatecli.record import strategy
 from gatecli.traced.recipe import Step
 
-CANDIDATES, REFINE = 17, 12  # passes over val
+CANDIDATES = 17  # passes over val
+REFINE = 12  # passes more
 
 
 @dataclass(frozen=True)
 class Calibrated:
     """A copy of the network with the thresholds chosen, and what they give on val.
 
-    Top-1 in percent, mean MACs of one image, rates per unit.
-
-    `baseline_top1`: all gates open. `single`: what one threshold for all gates gave, before any
-    descent gate by gate.
-    `frontier`: the points measured that no other one beats, the cheapest first; the chosen one is
-    among them.
+    Attributes:
+        network: The copy.
+        thresholds: Of each unit, by site.
+        top1: Percent.
+        baseline_top1: Percent, with all gates open.
+        target_top1: Percent asked for.
+        macs_expected: Mean MACs of an image.
+        rates: Each unit's rate, by site.
+        frontier: The points measured that no other one beats, the cheapest first; the chosen one
+            is among them.
+        single: What one threshold for all gates gave, before any descent gate by gate.
+        per_gate: Whether there was such a descent.
     """
 
     network: Network
@@ -69,14 +76,23 @@ def calibrate(
     `network` itself, whose normalisation must be known (gatecli.inputs), stays as it is.
 
     Args:
-        target_acc: val top-1 to reach, in percent; max_drop: the same, in points below all gates
-            open. One of them.
-        per_gate: go on with a threshold a site, by coordinate descent: a heuristic.
-        candidates: thresholds measured at first, a pass each, where a gate depends on the image;
+        network: A gated network without exits.
+        data: Chosen on its val split.
+        target_acc: Val top-1 to reach, in percent.
+        max_drop: The same, in points below all gates open. One of the two is given.
+        per_gate: Go on with a threshold a site, by coordinate descent: a heuristic.
+        candidates: Thresholds measured at first, a pass each, where a gate depends on the image;
             elsewhere all that differ are.
-        refine: passes at most to look between them.
-    Raises: SettingError for values out of range and a target out of reach; TrainingError without
-    gates; DataError; Interrupted.
+        refine: Passes at most to look between them.
+        batch_size: Images at a time.
+        workers: Processes that read images.
+        progress: Is told how far the passes are.
+
+    Raises:
+        SettingError: A value is out of range, or the target out of reach.
+        TrainingError: There are no gates.
+        DataError: The data does not serve.
+        Interrupted: The user stopped it.
     """
     check_target(target_acc, max_drop)
     if candidates < 1 or refine < 0:
@@ -84,6 +100,38 @@ def calibrate(
             f"expected `candidates` to be at least 1 and `refine` at least 0, but got {candidates}"
             f" and {refine}"
         )
+    _check_gates(network)
+    copy = network.copy()
+    with strategy(copy, "threshold"):
+        measure = Measure(copy, data.splits["val"], batch_size, workers, progress)
+        search = UniformSearch(measure)
+        if target_acc is not None:
+            target = target_acc
+        else:
+            target = max(0.0, search.opened.top1 - (max_drop or 0.0))
+        search.run(target, candidates, refine)
+        single = choose(measure.points, target)
+        if single is None:
+            raise SettingError(_out_of_reach(measure, target))
+        chosen = descend(measure, single, target) if per_gate else single
+    set_thresholds(copy, chosen.thresholds)
+    result = Calibrated(
+        network=copy,
+        thresholds=chosen.thresholds,
+        top1=chosen.top1,
+        baseline_top1=search.opened.top1,
+        target_top1=target,
+        macs_expected=chosen.macs,
+        rates=chosen.rates,
+        frontier=pareto([chosen, *measure.points]),
+        single=single,
+        per_gate=per_gate,
+    )
+    _record(result, data, candidates, refine)
+    return result
+
+
+def _check_gates(network: Network) -> None:
     if not network.gated_by:
         raise TrainingError(
             f"{network.recipe.source.file or 'the network'} has no gates to calibrate: attach a"
@@ -94,40 +142,17 @@ def calibrate(
             "the network has exits, whose thresholds are no probabilities: gatecli.calibrate_exits"
             " chooses them"
         )
-    copy = network.copy()
-    with strategy(copy, "threshold"):
-        measure = Measure(copy, data.splits["val"], batch_size, workers, progress)
-        search = UniformSearch(measure)
-        target = (
-            target_acc
-            if target_acc is not None
-            else max(0.0, search.opened.top1 - (max_drop or 0.0))
-        )
-        search.run(target, candidates, refine)
-        single = choose(measure.points, target)
-        if single is None:
-            raise SettingError(_out_of_reach(measure, target))
-        chosen = descend(measure, single, target) if per_gate else single
-    set_thresholds(copy, chosen.thresholds)
-    result = Calibrated(
-        copy,
-        chosen.thresholds,
-        chosen.top1,
-        search.opened.top1,
-        target,
-        chosen.macs,
-        chosen.rates,
-        pareto([chosen, *measure.points]),
-        single,
-        per_gate,
-    )
-    _record(result, data, candidates, refine)
-    return result
 
 
 def check_target(target_acc: float | None, max_drop: float | None = None) -> None:
-    """Raises SettingError unless exactly one is given, `target_acc` as a percentage, `max_drop` as
-    points of one.
+    """Check that exactly one is given, in range.
+
+    Args:
+        target_acc: A percentage.
+        max_drop: Points of one.
+
+    Raises:
+        SettingError: It is not so.
     """
     if (target_acc is None) == (max_drop is None):
         raise SettingError(
@@ -182,10 +207,8 @@ def _record(result: Calibrated, data: DataSet, candidates: int, refine: int) -> 
         "unit_rates": result.rates,
     }
     recipe = network.recipe.with_step(Step("calibrate", settings, measured))
-    if (
-        recipe.baseline is None and recipe.last("prune") is None
-    ):  # gates open and nothing trained or removed: the source's own accuracy
-        recipe = replace(
-            recipe, baseline={"top1": result.baseline_top1, "split": "val", "data": data.spec}
-        )
+    if recipe.baseline is None and recipe.last("prune") is None:
+        # gates open and nothing trained or removed: the source's own accuracy
+        own = {"top1": result.baseline_top1, "split": "val", "data": data.spec}
+        recipe = replace(recipe, baseline=own)
     network.recipe = recipe

@@ -1,0 +1,85 @@
+"""What exits shall be calibrated to, as users ask for it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from gatecli.errors import SettingError
+
+COSTS = ("macs", "latency")
+LIMITS = ("target_acc", "max_drop", "max_gmacs", "max_ms")
+HIGHEST = {"target_acc": 100.0, "max_drop": 100.0, "confidence": 1.0}
+
+
+@dataclass(frozen=True)
+class Goal:
+    """An accuracy to reach at the least cost, or a cost to keep at the highest accuracy.
+
+    Attributes:
+        target_acc: Val top-1 to reach, in percent.
+        max_drop: The same, in points below the network with nobody leaving early.
+        max_gmacs: GMACs of an image, at most.
+        max_ms: Milliseconds of an image, at most.
+        confidence: With which probability the accuracy shall hold on unseen data.
+        cost: What counts as cost, one of COSTS.
+    """
+
+    target_acc: float | None = None
+    max_drop: float | None = None
+    max_gmacs: float | None = None
+    max_ms: float | None = None
+    confidence: float | None = None
+    cost: str = "macs"
+
+    def check(self) -> None:
+        """Check that exactly one limit is given, that it is in range, and that all go together.
+
+        Raises:
+            SettingError: They do not.
+        """
+        limits = {option(name): getattr(self, name) for name in LIMITS}
+        given = [name for name, value in limits.items() if value is not None]
+        if len(given) != 1:
+            raise SettingError(
+                f"expected one of {', '.join(limits)}, but got {' and '.join(given) or 'none'}"
+            )
+        self._check_ranges()
+        self._check_together(given[0])
+
+    def _check_ranges(self) -> None:
+        for name in (*LIMITS, "confidence"):
+            value = getattr(self, name)
+            high = HIGHEST.get(name, math.inf)
+            if value is not None and not 0 <= value <= high:
+                raise SettingError(
+                    f"expected {option(name)} to be between 0 and {high:g}, but got {value}"
+                )
+
+    def _check_together(self, given: str) -> None:
+        """Check the confidence and the cost against the limit's option."""
+        if self.confidence is not None and given in ("--max-gmacs", "--max-ms"):
+            raise SettingError(
+                "--confidence is about an accuracy: expected it with --target-acc or --max-drop,"
+                f" but got {given}"
+            )
+        if self.cost not in COSTS:
+            raise SettingError(
+                f"expected --cost to be one of {', '.join(COSTS)}, but got `{self.cost}`"
+            )
+        if self.cost == "macs" and given == "--max-ms":
+            raise SettingError("--max-ms is no budget for --cost macs: add --cost latency")
+        if self.cost == "latency" and given == "--max-gmacs":
+            raise SettingError("--max-gmacs is no budget for --cost latency: expected --max-ms")
+
+    def target_top1(self, baseline: float) -> float | None:
+        """The top-1 to reach, in percent, where nobody leaving gives `baseline`.
+
+        None where a cost is limited instead.
+        """
+        return self.target_acc if self.max_drop is None else baseline - self.max_drop
+
+
+def option(name: str) -> str:
+    """The command line's spelling: max_ms -> --max-ms."""
+    return "--" + name.replace("_", "-")

@@ -1,0 +1,243 @@
+"""The course of a training: the baseline, the epochs, validation, and the best state."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from gatecli.data import DataSet
+from gatecli.errors import CheckpointError, Interrupted, TrainingError
+from gatecli.inference import ExitScore, Scores, score, score_exits
+from gatecli.network import Network
+from gatecli.progress import Progress
+from gatecli.record import strategy
+from gatecli.training.distill import Teacher, check_teacher
+from gatecli.training.examples import Examples
+from gatecli.training.goals import Row, TargetRate
+from gatecli.training.options import TrainOptions
+from gatecli.training.resumable import Resumable
+from gatecli.training.trained import Trained
+
+
+class Course(Resumable):
+    """Takes a network, in place, from the first step to the end of the last epoch.
+
+    Subclasses say what is trained, and how.
+
+    Attributes:
+        summed: What each batch adds to the position's sums, by name.
+        method: The method trained, the first of several; `settings` are its own.
+        goal: Says which epoch's state is the best.
+        sites: Each trained method's sites, by the method's name.
+    """
+
+    summed: ClassVar[frozenset[str]]
+
+    def __init__(
+        self,
+        network: Network,
+        data: DataSet,
+        trained: Sequence[Trained],
+        options: TrainOptions,
+        progress: Progress,
+        teacher: Network | None = None,
+    ) -> None:
+        """Prepare a training of `network`, which is as the training begins.
+
+        Raises:
+            SettingError: The options contradict each other, the method or the teacher.
+            DataError: The data has no train or val split, or too few images.
+        """
+        self.network = network
+        self.data = data
+        self.trained = trained
+        self.options = options
+        self.progress = progress
+        self.method = trained[0].method
+        self.settings = trained[0].settings
+        check_teacher(network, teacher, options)
+        self.teacher = self._make_teacher(teacher)
+        self.examples = Examples(network, data, options)
+        goal = self._make_goal()
+        # looking for them walks through all modules, which is too slow for each step
+        self.sites = {each.method.name: each.sites(network) for each in trained}
+        optimizer = torch.optim.SGD(
+            self._groups(),
+            lr=options.lr,
+            momentum=options.momentum,
+            weight_decay=options.weight_decay,
+        )
+        super().__init__(network, optimizer, goal, options)
+
+    @abstractmethod
+    def _make_teacher(self, given: Network | None) -> Teacher | None:
+        """Who teaches in distillation, `given` being whom the user named."""
+
+    @abstractmethod
+    def _make_goal(self) -> TargetRate:
+        """What the training aims at.
+
+        Raises:
+            SettingError: The options do not go with what is trained.
+        """
+
+    @abstractmethod
+    def _groups(self) -> list[dict[str, Any]]:
+        """The optimizer's groups, each with its `base_lr`."""
+
+    @abstractmethod
+    def _epoch(self, epoch: int) -> None:
+        """Train from the position to the end of the epoch."""
+
+    @abstractmethod
+    def _row(self, epoch: int) -> dict[str, Any]:
+        """The figures of an epoch that has ended."""
+
+    @abstractmethod
+    def _told(self, row: Row) -> str:
+        """An epoch's figures in a line for people."""
+
+    @abstractmethod
+    def finish(self) -> tuple[dict[str, Any], Scores]:
+        """Do what comes after the last step.
+
+        Returns:
+            What became of the BatchNorm statistics, and what the network does on val.
+        """
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole training."""
+        return self.options.epochs * self.examples.steps_per_epoch
+
+    def train(self) -> float:
+        """Run to the end of the last epoch, from wherever the position is.
+
+        Returns:
+            Val top-1 before training, with all gates open.
+
+        Raises:
+            Interrupted: The user stopped it; what was done is saved before.
+            TrainingError: The loss or a weight is no longer finite.
+        """
+        try:
+            baseline = self._baseline()
+            self.goal.begin(baseline)
+            for each in self.trained:
+                each.method.begin(self.network, self.sites[each.method.name])
+            while self.position.closed < self.options.epochs:
+                epoch = self.position.closed
+                self._epoch(epoch)
+                self._close(epoch)
+            return baseline
+        except Interrupted as error:
+            self.save()
+            raise Interrupted(
+                f"interrupted after step {self.position.step} of {self.total_steps}"
+            ) from error
+
+    def _baseline(self) -> float:
+        """Val top-1 before the training.
+
+        Measured once in a checkpoint's life, and then known from its recipe, unless that was on
+        other data.
+        """
+        known = self.network.recipe.baseline
+        if known is not None and known.get("data", self.data.spec) == self.data.spec:
+            return float(known["top1"])
+        if self.position.baseline is None:
+            with strategy(self.network, "always-on"):
+                self.position.baseline = self.validate().top1
+            self.progress.say(
+                f"before training: val top-1 {self.position.baseline:.2f} with all gates open"
+            )
+        return self.position.baseline
+
+    def _set_learning_rate(self) -> None:
+        done = self.position.step / self.total_steps
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.method.learning_rate(
+                self.options.schedule, group["base_lr"], done, self.settings
+            )
+
+    def _descend(self, loss: Tensor) -> float:
+        """Move the parameters by a loss, a scalar.
+
+        Returns:
+            The loss, averaged over the processes.
+
+        Raises:
+            TrainingError: The loss is not finite.
+        """
+        value = self.processes.mean(loss.detach()).item()
+        if not math.isfinite(value):
+            raise TrainingError(self._diverged(f"the loss is {value}"))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        return value
+
+    def _close(self, epoch: int) -> None:
+        """Validate the epoch that has ended, keep it if it is the best, and save."""
+        row = self._row(epoch)
+        if self._is_best(row):
+            self.position.best = epoch
+            tensors = self.network.state_dict()
+            self.best_tensors = {name: each.detach().clone() for name, each in tensors.items()}
+            if self.run is not None:
+                self.run.save_best(self.best_tensors)
+        self.goal.learn(row)
+        self.position.goal = self.goal.state
+        self.position.close(row)
+        if self.run is not None:
+            self.run.log(row)
+        self.save()
+        self.progress.say(self._told(row))
+
+    def _is_best(self, row: Row) -> bool:
+        rank = self.goal.rank(row)
+        if rank is None:
+            return False
+        best = self.position.best_row()
+        highest = None if best is None else self.goal.rank(best)
+        return highest is None or rank > highest
+
+    def validate(self) -> Scores:
+        """What the network does on val.
+
+        Raises:
+            TrainingError: Logits are not finite.
+        """
+        images = self.examples.in_order("val")
+        try:
+            return score(self.network, images, self.progress, "validating", self.examples.val_steps)
+        except CheckpointError as error:
+            reason = str(error)
+            if self.position.step:
+                reason = self._diverged(reason)
+            raise TrainingError(reason) from error
+
+    def exit_scores(self) -> dict[str, ExitScore]:
+        """What the exits say of val's images, where the method trained is one of exits."""
+        if not self.method.at_least:
+            return {}
+        images = self.examples.in_order("val")
+        return score_exits(self.network, images, self.progress, self.examples.val_steps)
+
+    def _check_position(self) -> None:
+        at = self.position
+        at.check(self.options.epochs, self.examples.steps_per_epoch)
+        for row in at.history:
+            self._told(row)
+            self.goal.rank(row)
+            self.goal.reported(row)
+        begun = at.step > at.closed * self.examples.steps_per_epoch
+        if begun and at.targets.keys() != self.goal.targets(at.closed).keys():
+            raise ValueError("targets of other gates")
+        if at.sums and not (at.sums["batches"] >= 1 and self.summed <= at.means().keys()):
+            raise ValueError("sums of nothing")

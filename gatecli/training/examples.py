@@ -1,0 +1,70 @@
+"""The images of a training, in batches: those that it fits on and those that it chooses by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from gatecli.data import DataSet, batches, steps
+from gatecli.errors import DataError
+from gatecli.network import Network
+from gatecli.training.options import TrainOptions
+
+
+class Examples:
+    """The train and val splits of a data set, in batches normalised for a network.
+
+    Attributes:
+        batch_size: Images in a training batch: as the options say, or all where there are fewer.
+        steps_per_epoch: Training batches in an epoch; what is left over is dropped.
+        val_steps: Batches of val.
+    """
+
+    def __init__(self, network: Network, data: DataSet, options: TrainOptions) -> None:
+        for name in ("train", "val"):
+            if name not in data.splits:
+                raise DataError(
+                    f"expected {data.spec} to have a {name} split: training fits on train and"
+                    " chooses on val"
+                )
+        self.network = network
+        self.data = data
+        self.options = options
+        self.augment = options.augment or data.augment
+        split = data.splits["train"]
+        self.batch_size = min(options.batch_size, len(split))
+        if self.batch_size < 2:
+            raise DataError(
+                f"expected {data.spec} to have at least 2 training images, but it has {len(split)}"
+            )
+        self.steps_per_epoch = steps(split, self.batch_size, drop_last=True)
+        self.val_steps = self.steps_in_order("val")
+
+    def training(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The shuffled and augmented training batches of an epoch, from index `start` on."""
+        return batches(
+            self.data.splits["train"],
+            input=self.network.input,
+            batch_size=self.batch_size,
+            augment=self.augment,
+            shuffle=True,
+            seed=self.options.seed,
+            epoch=epoch,
+            start=start,
+            workers=self.options.workers,
+            drop_last=True,
+        )
+
+    def in_order(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """All batches of a split, in order and as they are."""
+        return batches(
+            self.data.splits[split],
+            input=self.network.input,
+            batch_size=self.options.batch_size,
+            workers=self.options.workers,
+        )
+
+    def steps_in_order(self, split: str) -> int:
+        """The number of batches that `in_order` gives."""
+        return steps(self.data.splits[split], self.options.batch_size)
