@@ -19,7 +19,7 @@ from gatecli.data.arrays import luminance, resized
 from gatecli.data.folders import centre_crop, opened
 from gatecli.errors import CheckpointError, DataError, ExportError, first_line
 from gatecli.exporting.facts import KEY, Facts, facts_of
-from gatecli.exporting.onnx_file import refuse_other_files, session_of
+from gatecli.exporting.onnx.file import refuse_other_files, session_of
 from gatecli.inputs import IMAGENET_MEAN, IMAGENET_STD
 from gatecli.network import Network
 from gatecli.probe import require_finite

@@ -37,7 +37,7 @@ from gatecli.data import load_data
 from gatecli.data.folders import opened
 from gatecli.errors import ArchitectureError, CheckpointError, DataError, ExportError, GatecliError
 from gatecli.exporting.facts import Facts
-from gatecli.exporting.source import _Writer
+from gatecli.exporting.weights.source import _Writer
 from gatecli.graph import rewrite
 from gatecli.graph.trace import trace
 from gatecli.reading import read_tensors

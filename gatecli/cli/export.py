@@ -59,8 +59,8 @@ def export(
 
     --force also exports exits that are not calibrated.
     """
-    from gatecli import exporting
     from gatecli.checkpoint import check_output
+    from gatecli.exporting import export as exporting
 
     if not 1 <= images <= 10000:
         raise SettingError(f"expected --images to be between 1 and 10000, but got {images}")

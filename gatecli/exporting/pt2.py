@@ -18,7 +18,7 @@ from torch.fx import _symbolic_trace as symbolic_trace
 from gatecli.errors import ExportError
 from gatecli.execute import LOWERED, lower_whole, staged
 from gatecli.executors import SkipBlock, SkipLayer
-from gatecli.exporting.opened import masked
+from gatecli.exporting.marks import masked
 from gatecli.exporting.quiet import quiet, reason
 from gatecli.graph.trace import compile_graph
 from gatecli.network import Network

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from gatecli.errors import ExportError, first_line
-from gatecli.exporting.conditions import Otherwise, Surgeon
-from gatecli.exporting.opened import Leave, Opened
+from gatecli.exporting.marks import Leave, Opened
+from gatecli.exporting.onnx.if_branches import Otherwise, Surgeon
+from gatecli.exporting.onnx.layout import skip_branches
 from gatecli.exporting.quiet import quiet, reason
-from gatecli.exporting.skips import skip_branches
 
 if TYPE_CHECKING:
     from onnx import ModelProto

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from gatecli.exporting.conditions import Otherwise, Surgeon, copied
-from gatecli.exporting.opened import Branch
+from gatecli.exporting.marks import Branch
+from gatecli.exporting.onnx.if_branches import Otherwise, Surgeon, copied
 
 if TYPE_CHECKING:
     from onnx import NodeProto

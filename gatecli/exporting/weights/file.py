@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gatecli.checkpoint import save_tensors
 from gatecli.errors import ExportError
-from gatecli.exporting.source import source_of
+from gatecli.exporting.weights.source import source_of
 from gatecli.graph.settle import TRAINING
 from gatecli.network import Network
 
