@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gatecli import exporting
 from gatecli.cli.session import Checkpoint, Data, Force, Out, Session, reads_checkpoints, remembered
 from gatecli.cli.workspace import default_out
 from gatecli.errors import DataError, SettingError
@@ -14,23 +16,28 @@ from gatecli.errors import DataError, SettingError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from gatecli.exporting.export import Exported
     from gatecli.network import Network
+
+
+def _formats() -> str:
+    """The formats, for the help."""
+    told = []
+    for each in exporting.registered():
+        told.append(f"{each.name} ({each.about})" if each.about else each.name)
+    return f"{', '.join(told[:-1])} or {told[-1]}."
+
+
+def _titles(option: str) -> str:
+    """The formats that have an option, for the help."""
+    return ", ".join(each.title for each in exporting.registered() if getattr(each, option))
 
 
 @reads_checkpoints
 def export(
     session: Session,
     checkpoint: Checkpoint = None,
-    format: Annotated[
-        str,
-        typer.Option(
-            "--format",
-            help=(
-                "onnx, pt2 (torch.export) or weights (safetensors and a Python module that needs"
-                " torch alone)."
-            ),
-        ),
-    ] = "onnx",
+    format: Annotated[str, typer.Option("--format", help=_formats())] = exporting.DEFAULT,
     all_computed: Annotated[
         bool,
         typer.Option(
@@ -44,10 +51,14 @@ def export(
     decisions: Annotated[
         bool,
         typer.Option(
-            "--decisions", help="ONNX: the gates' decisions and the exit taken as further outputs."
+            "--decisions",
+            help=(
+                f"{_titles('can_decisions')}: the gates' decisions and the exit taken as further"
+                " outputs."
+            ),
         ),
     ] = False,
-    opset: Annotated[int, typer.Option(help="Of ONNX.")] = 20,
+    opset: Annotated[int, typer.Option(help=f"Of {_titles('can_opset')}.")] = 20,
     data: Data = None,
     images: Annotated[
         int, typer.Option(help="Images of val to compare the file with the network on.")
@@ -60,50 +71,30 @@ def export(
     --force also exports exits that are not calibrated.
     """
     from gatecli.checkpoint import check_output
-    from gatecli.exporting import export as exporting
+    from gatecli.exporting.export import export as write
 
     if not 1 <= images <= 10000:
         raise SettingError(f"expected --images to be between 1 and 10000, but got {images}")
     path = session.checkpoint(checkpoint)
-    target = out or Path(
-        str(default_out(path, "_")).removesuffix("._.safetensors") + exporting.suffix_of(format)
-    )
-    for file in exporting.files_of(target, format):
+    kind = exporting.get(format)
+    stem = str(default_out(path, "_")).removesuffix("._.safetensors")
+    target = out or Path(stem + kind.suffix)
+    for file in kind.files(target):
         check_output(file, force, [path])
     network = session.open(path)
-    given, classes, real = _images(session, network, remembered(data), images)
-    result = exporting.export(
+    given = _given(session, network, remembered(data), images)
+    result = write(
         network,
         target,
         format,
-        images=given,
+        images=given.images,
         opset=opset,
         all_computed=all_computed,
         decisions=decisions,
         uncalibrated=force,
-        classes=classes,
+        classes=given.classes,
     )
-    compared = (
-        f"logits differ from the network's by at most {result.max_difference:.1e} of the largest,"
-        f" on {result.images} {'images of val' if real else 'random images'}"
-    )
-    session.say(f"wrote {', '.join(str(file) for file in result.files)}: {compared}")
-    if result.undecided:
-        session.say(
-            f"note: {result.undecided} more images were left out: a gate is so near to its"
-            " threshold there that rounding decides"
-        )
-    session.say(
-        "it takes one image at a time, and computes only what runs (--all-computed: any batch,"
-        " everything computed)"
-        if result.dynamic
-        else "it takes batches of any size"
-    )
-    if result.masked:
-        session.say(
-            f"note: {len(result.masked)} gates remain that save nothing in this file:"
-            f" {', '.join(result.masked)}"
-        )
+    _tell(session, result, real=given.real)
     return {
         "checkpoint": str(path),
         "out": str(target),
@@ -114,34 +105,74 @@ def export(
         "batch": result.batch,
         "max_logit_change": result.max_difference,
         "images": result.images,
-        "real_images": real,
+        "real_images": given.real,
         "undecided": result.undecided,
         "masked": result.masked,
     }
 
 
-def _images(
-    session: Session, network: Network, data: str | None, count: int
-) -> tuple[Tensor | None, tuple[str, ...], bool]:
-    """Images of val to compare on, and the classes' names.
+def _tell(session: Session, result: Exported, *, real: bool) -> None:
+    """Say what was written; `real`: it was compared on images of val."""
+    files = ", ".join(str(file) for file in result.files)
+    images = "images of val" if real else "random images"
+    session.say(
+        f"wrote {files}: logits differ from the network's by at most {result.max_difference:.1e} of"
+        f" the largest, on {result.images} {images}"
+    )
+    if result.undecided:
+        session.say(
+            f"note: {result.undecided} more images were left out: a gate is so near to its"
+            " threshold there that rounding decides"
+        )
+    if result.dynamic:
+        session.say(
+            "it takes one image at a time, and computes only what runs (--all-computed: any batch,"
+            " everything computed)"
+        )
+    else:
+        session.say("it takes batches of any size")
+    if result.masked:
+        session.say(
+            f"note: {len(result.masked)} gates remain that save nothing in this file:"
+            f" {', '.join(result.masked)}"
+        )
 
-    Random images where there is no data set, or the one remembered is not to be had.
+
+@dataclass(frozen=True, kw_only=True)
+class _Given:
+    """What to compare on.
+
+    Attributes:
+        images: of val, normalised, (N, C, H, W); None: random ones are to be taken.
+        classes: their names; none: not known.
+    """
+
+    images: Tensor | None = None
+    classes: tuple[str, ...] = ()
+
+    @property
+    def real(self) -> bool:
+        """Whether there are images of a data set."""
+        return self.images is not None
+
+
+def _given(session: Session, network: Network, data: str | None, count: int) -> _Given:
+    """Images of val to compare on.
+
+    None where there is no data set, or the one remembered is not to be had.
     """
     from gatecli.data import batches
     from gatecli.inputs import open_data
 
     if data is None and not network.recipe.data:
         session.say("note: no data set is known: comparing on random images (--data names one)")
-        return None, (), False
+        return _Given()
     try:
         dataset = open_data(network, data)
     except DataError as error:
         if data is not None:
             raise
         session.say(f"note: comparing on random images, as the data set cannot be read ({error})")
-        return None, (), False
-    return (
-        next(iter(batches(dataset.splits["val"], input=network.input, batch_size=count)))[0],
-        dataset.classes,
-        True,
-    )
+        return _Given()
+    first, _ = next(iter(batches(dataset.splits["val"], input=network.input, batch_size=count)))
+    return _Given(images=first, classes=dataset.classes)

@@ -8,21 +8,29 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gatecli import exporting
 from gatecli.cli.render import table
 from gatecli.cli.session import Data, Session, reads_checkpoints, remembered
 from gatecli.errors import DataError, SettingError
 from gatecli.files import check_name
 
 if TYPE_CHECKING:
-    from gatecli.running import Prediction, Runner
+    from gatecli.exporting.runner import Runner
+    from gatecli.running import Prediction
+
+NOT_TOLD = "not told"
+
+
+def _models() -> str:
+    """What a network can be read from, for the help."""
+    nouns = [each.noun for each in exporting.registered() if each.open is not None]
+    return f"A checkpoint, or {' or '.join(nouns)} that gatecli export wrote."
 
 
 @reads_checkpoints
 def run(
     session: Session,
-    model: Annotated[
-        str, typer.Argument(help="A checkpoint, or an ONNX file that gatecli export wrote.")
-    ],
+    model: Annotated[str, typer.Argument(help=_models())],
     images: Annotated[list[str], typer.Argument(help="Image files.")],
     top: Annotated[int, typer.Option(help="How many classes to show.")] = 3,
     repeats: Annotated[
@@ -31,72 +39,64 @@ def run(
     data: Data = None,
 ) -> dict[str, Any]:
     """Classify image files: the classes, the exit taken, the blocks skipped, and milliseconds."""
-    from gatecli import running
+    from gatecli.running import predict
 
     for name, value in (("top", top), ("repeats", repeats)):
         if not 1 <= value <= 10000:
             raise SettingError(f"expected --{name} to be between 1 and 10000, but got {value}")
     check_name(Path(model))
-    runner = (
-        running.exported(Path(model))
-        if model.endswith(".onnx")
-        else _native(session, model, remembered(data))
-    )
-    found = running.predict(runner, images, top, repeats)
+    opener = exporting.opener(model)
+    runner = _native(session, model, remembered(data)) if opener is None else opener(Path(model))
+    found = predict(runner, images, top, repeats)
     if not session.json_:
         _print(session, found, runner)
     return {
         "checkpoint": model,
-        "arch": runner.facts["arch"],
-        "exits": runner.facts["exits"],
-        "gates": runner.facts["gates"],
+        "arch": runner.facts.arch,
+        "exits": runner.facts.exits,
+        "gates": runner.facts.gates,
         "predictions": [asdict(one) for one in found],
     }
 
 
 def _native(session: Session, model: str, data: str | None) -> Runner:
-    """The checkpoint's network, with the classes' names and the normalisation of its data set where
-    that is to be had.
-    """
-    from gatecli import running
-    from gatecli.inputs import open_data
+    """A checkpoint's network.
 
-    network, classes = session.open(Path(model)), tuple[str, ...]()
+    With the classes' names and the normalisation of its data set, where that is to be had.
+    """
+    from gatecli.inputs import open_data
+    from gatecli.running import native
+
+    network = session.open(Path(model))
+    classes: tuple[str, ...] = ()
     try:
         if data is not None or network.recipe.data:
             classes = open_data(network, data).classes
     except DataError:
         if data is not None:
             raise
-    return running.native(network, classes)
+    return native(network, classes)
 
 
 def _print(session: Session, found: list[Prediction], runner: Runner) -> None:
-    gates, rows = len(runner.facts["gates"]), []
-    for one in found:
-        classes = ", ".join(
-            f"{each['name'] or each['class']} {100 * each['probability']:.1f} %"
-            for each in one.classes
-        )
-        skipped = (
-            "not told"
-            if one.skipped is None
-            else f"{len(one.skipped)} of {gates}"
-            if gates
-            else "-"
-        )
-        rows.append(
-            (
-                one.image,
-                classes,
-                (one.exit or "not told") if runner.facts["exits"] else "-",
-                skipped,
-                f"{one.ms:.2f}",
-            )
-        )
-    foot = (
-        "not told: export with --decisions"
-        if any(one.exit is None or one.skipped is None for one in found)
-        else ""
-    )
-    table(session, "", ("<image", "<classes", "<left at", "skipped", "ms"), rows, foot)
+    columns = ("<image", "<classes", "<left at", "skipped", "ms")
+    rows = [_row(one, runner) for one in found]
+    told = all(one.exit is not None and one.skipped is not None for one in found)
+    foot = "" if told else f"{NOT_TOLD}: export with --decisions"
+    table(session, "", columns, rows, foot)
+
+
+def _row(one: Prediction, runner: Runner) -> tuple[str, ...]:
+    gates = len(runner.facts.gates)
+    classes = [
+        f"{each['name'] or each['class']} {100 * each['probability']:.1f} %" for each in one.classes
+    ]
+    left = "-"
+    if runner.facts.exits:
+        left = one.exit or NOT_TOLD
+    skipped = "-"
+    if one.skipped is None:
+        skipped = NOT_TOLD
+    elif gates:
+        skipped = f"{len(one.skipped)} of {gates}"
+    return one.image, ", ".join(classes), left, skipped, f"{one.ms:.2f}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,35 +12,37 @@ from torch import Tensor
 
 from gatecli.errors import ExportError
 from gatecli.exporting.facts import facts_of
-from gatecli.exporting.marks import decided, masked, opened
-from gatecli.exporting.onnx.file import write_onnx
-from gatecli.exporting.pt2 import write_pt2
-from gatecli.exporting.weights.file import module_path, write_weights
+from gatecli.exporting.formats import DEFAULT
+from gatecli.exporting.marks import Opened, decided, opened
+from gatecli.exporting.registry import Format, Logits, Task, get, registered
 from gatecli.files import replacing
-from gatecli.gates import Exit
+from gatecli.gates import Exit, Gate
 from gatecli.network import Network
 from gatecli.probe import logits, random_images, relative_change
 from gatecli.record import record_gates
 
-FORMATS = {
-    "onnx": ".onnx",
-    "pt2": ".pt2",
-    "weights": ".weights.safetensors",
-}  # and how their files' names end
+__all__ = ["Exported", "export"]
+
 TOLERANCE = 1e-4  # of the largest logit: what differs by more is not the same network
 # log-odds so near to their threshold are decided by rounding, which differs from runtime to runtime
 CLOSE = 1e-4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Exported:
-    """What was written.
+    """What was written, and how near it is to the network.
 
-    `dynamic`: it skips; `batch`: 1 where it takes single images only, None: any.
-
-    `max_difference`: of the logits, relative to the largest, on `images` images; `undecided`
-    further ones had a gate so close to its threshold that rounding decides, and were left out.
-    `masked`: sites with gates that remain, but save nothing in this format.
+    Attributes:
+        out: the file.
+        format: the format's name.
+        files: all files, `out` first.
+        dynamic: the file computes only what runs.
+        batch: 1 where it takes single images only; None: any number.
+        max_difference: between its logits and the network's, relative to the largest.
+        images: how many images were compared.
+        undecided: how many further ones were left out, as a gate was so close to its threshold
+            that rounding decides.
+        masked: sites with gates that remain, but save nothing in this format.
     """
 
     out: Path
@@ -54,10 +56,18 @@ class Exported:
     masked: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Comparison:
+    """How far logits differ, relative to the largest, and on how many images that was told."""
+
+    difference: float
+    images: int
+
+
 def export(
     network: Network,
     out: str | Path,
-    format: str = "onnx",
+    format: str = DEFAULT,
     *,
     images: Tensor | None = None,
     opset: int = 20,
@@ -66,98 +76,98 @@ def export(
     uncalibrated: bool = False,
     classes: Sequence[str] = (),
 ) -> Exported:
-    """Write `network` to `out`, and compare the file's logits with its own.
+    """Write a network to a file, and compare the file's logits with its own.
 
     Gates that do not look at the images are decided first.
 
     Args:
-        images: normalised ones (n, C, H, W) to compare on; none: random ones.
-        opset: of ONNX. all_computed: for any batch, all branches computed and multiplied by their
-            decisions, also where the network is dynamic.
-        decisions: ONNX: the gates' decisions and the exit taken as further outputs.
-        uncalibrated: export a network with exits of which none has been calibrated, so that nobody
-            leaves.
+        network: stays as it is.
+        out: the file; a format may put further ones beside it.
+        format: name of a registered format.
+        images: to compare on, normalised, (n, C, H, W); None: random ones.
+        opset: version of ONNX's operations, for formats that have one.
+        all_computed: write for any batch, all branches computed and multiplied by their decisions,
+            also where the network is dynamic.
+        decisions: the gates' decisions and the exit taken as further outputs, in formats that can.
+        uncalibrated: also export a network with exits none of which has been calibrated, so that
+            nobody leaves.
         classes: their names, for the file's metadata.
-    Raises: ExportError.
+
+    Raises:
+        ExportError: the format cannot take the network or these options, or the file's logits
+            differ. Nothing is written then.
     """
-    _check(network, format, decisions, uncalibrated)
-    out, plain = Path(out), decided(network)
+    kind = get(format)
+    _check(network, kind, decisions=decisions, uncalibrated=uncalibrated)
+    out = Path(out)
+    plain = decided(network)
     images = random_images(plain, 4) if images is None else images.cpu()
     parts = opened(plain)
-    dynamic = parts.dynamic and not all_computed and format != "weights"
-    facts = facts_of(plain, dynamic, classes).to_metadata()
+    dynamic = parts.dynamic and kind.can_skip and not all_computed
+    files = kind.files(out)
     with ExitStack() as stack:
-        temporary, *beside = [
-            stack.enter_context(replacing(file)) for file in files_of(out, format)
-        ]
-        if format == "onnx":
-            run = write_onnx(
-                parts if dynamic else masked(plain, decisions),
-                images[:1],
-                temporary,
-                opset,
-                facts,
-                decisions,
-            )
-        elif format == "pt2":
-            run = write_pt2(plain, dynamic, images[:1], temporary, facts)
-        else:
-            run = write_weights(plain, temporary, beside[0], out, facts)
-        change, compared = _difference(plain, run, images, dynamic)
-    saving = {branch.site for branch in parts.branches} if dynamic else set()
-    rest = [
-        site
-        for site in plain.site_gates
-        if site not in saving and not (dynamic and site in plain.site_exits)
-    ]
+        task = Task(
+            network=plain,
+            parts=parts,
+            dynamic=dynamic,
+            image=images[:1],
+            opset=opset,
+            decisions=decisions,
+            facts=facts_of(plain, single=dynamic, classes=classes).to_metadata(),
+            out=out,
+            files=[stack.enter_context(replacing(file)) for file in files],
+        )
+        compared = _compared(plain, kind.write(task), images, single=dynamic)
     return Exported(
-        out,
-        format,
-        files_of(out, format),
-        dynamic,
-        1 if dynamic else None,
-        change,
-        compared,
-        len(images) - compared,
-        rest,
+        out=out,
+        format=format,
+        files=files,
+        dynamic=dynamic,
+        batch=1 if dynamic else None,
+        max_difference=compared.difference,
+        images=compared.images,
+        undecided=len(images) - compared.images,
+        masked=_masked(plain, parts, dynamic=dynamic),
     )
 
 
-def suffix_of(format: str) -> str:
-    """How a file's name of this format ends. Raises ExportError."""
-    if format not in FORMATS:
-        raise ExportError(
-            f"expected --format to be one of {', '.join(FORMATS)}, but got `{format}`"
-        )
-    return FORMATS[format]
-
-
-def files_of(out: Path, format: str) -> list[Path]:
-    """The files that export writes."""
-    return [out, module_path(out)] if format == "weights" else [out]
-
-
-def _check(network: Network, format: str, decisions: bool, uncalibrated: bool) -> None:
-    suffix_of(format)
-    if decisions and format != "onnx":
-        raise ExportError(f"--decisions is for ONNX files: {format} has the logits alone")
+def _check(network: Network, format: Format, *, decisions: bool, uncalibrated: bool) -> None:
+    """Raise ExportError where a format lacks an option, or nobody would leave by any exit."""
+    if decisions and not format.can_decisions:
+        able = ", ".join(f"{each.title} files" for each in registered() if each.can_decisions)
+        raise ExportError(f"--decisions is for {able}: {format.name} has the logits alone")
     exits = network.site_exits.values()
-    if (
-        exits
-        and not uncalibrated
-        and all(bool(exit_.threshold.isposinf().all()) for exit_ in exits)
-    ):
+    if exits and not uncalibrated and not any(map(_lets_go, exits)):
         raise ExportError(
             "the exits have not been calibrated, so nobody would leave and the file would have"
             " none: gatecli calibrate first, or go on with --force"
         )
 
 
-def _difference(
-    network: Network, run: Callable[[Tensor], Tensor], images: Tensor, single: bool
-) -> tuple[float, int]:
-    """How far the file's logits are from the network's, relative to the largest, and on how many
-    images that could be told. Raises ExportError.
+def _lets_go(exit_: Exit) -> bool:
+    """Whether an exit has a threshold that an image can reach."""
+    return not bool(exit_.threshold.isposinf().all())
+
+
+def _masked(network: Network, parts: Opened, *, dynamic: bool) -> list[str]:
+    """The sites whose gates save nothing in the file."""
+    if not dynamic:
+        return list(network.site_gates)
+    saving = {branch.site for branch in parts.branches} | set(network.site_exits)
+    return [site for site in network.site_gates if site not in saving]
+
+
+def _compared(network: Network, run: Logits, images: Tensor, *, single: bool) -> _Comparison:
+    """Compare a file's logits with the network's, on the images that are clearly decided.
+
+    Args:
+        network: the network.
+        run: gives the file's logits.
+        images: (n, C, H, W).
+        single: the file takes one image at a time.
+
+    Raises:
+        ExportError: they differ, or no image is clearly decided.
     """
     sure = [image for image in torch.split(images, 1) if _sure(network, image)]
     if not sure:
@@ -173,7 +183,7 @@ def _difference(
             f"the file's logits differ by {change:.1e} of the largest from the network's: this is a"
             " bug in gatecli; nothing was written"
         )
-    return change, len(sure)
+    return _Comparison(difference=change, images=len(sure))
 
 
 def _sure(network: Network, image: Tensor) -> bool:
@@ -182,10 +192,13 @@ def _sure(network: Network, image: Tensor) -> bool:
         logits(network, image)
     gates = network.site_gates
     for site, odds in record.odds.items():
-        gate = gates[site]
-        limit = (
-            gate.threshold if isinstance(gate, Exit) else torch.logit(gate.threshold.clamp(0, 1))
-        )
-        if bool(((odds[-1] - limit).abs() < CLOSE).any()):
+        if bool(((odds[-1] - _limit(gates[site])).abs() < CLOSE).any()):
             return False
     return True
+
+
+def _limit(gate: Gate) -> Tensor:
+    """The log-odds from which on a gate decides otherwise."""
+    if isinstance(gate, Exit):
+        return gate.threshold
+    return torch.logit(gate.threshold.clamp(0, 1))

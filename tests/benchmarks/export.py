@@ -30,7 +30,7 @@ from torch import Tensor, nn
 import gatecli
 from gatecli.costs import expected_macs
 from gatecli.exporting.export import export
-from gatecli.exporting.onnx.file import session_of
+from gatecli.exporting.onnx.run import session_of
 from gatecli.network import Network
 
 SHARES = (0.25, 0.25, 0.25, 0.25)
