@@ -18,6 +18,7 @@ from gatecli.executors import (
     AddAt,
     FilterBlock,
     FilterLayer,
+    GatedOutputs,
     SkipBlock,
     SkipChannels,
     SkipGroups,
@@ -25,7 +26,8 @@ from gatecli.executors import (
     SkipLayer,
     Staged,
 )
-from gatecli.executors.branches import StreamConv, StreamMean, Streams, lower_branches
+from gatecli.executors.branches import StreamConv, StreamMean, Streams
+from gatecli.executors.lower_branches import lower_branches
 from gatecli.executors.rows import take
 from gatecli.gates import Gate
 from gatecli.graph.channels import base_path, choose, keep_inputs, merge
@@ -323,20 +325,22 @@ def _lower_outputs(
     norm, _, decision = chosen.all_input_nodes
     (conv,) = norm.all_input_nodes
     gate: Any = module_of(root, decision)
-    if not gate.theoretical:
-        base, gate_ = base_of(conv), str(decision.target)
-        rows: Any = chosen.args[3]
-        executor = SkipChannels(
-            root,
-            str(conv.target),
-            str(norm.target),
-            gate_,
-            base.args[2],
-            base.args[3],
-            rows,
-            gate.reads_input,
-        )
-        _replace(graph, chosen, executor, (conv.all_input_nodes[0],), holder)
+    if gate.theoretical:
+        return
+    base = base_of(conv)
+    parts: Any = base.args[2]
+    shared: Any = base.args[3]
+    rows: Any = chosen.args[3]
+    gated = GatedOutputs(
+        conv=str(conv.target),
+        norm=str(norm.target),
+        gate=str(decision.target),
+        parts=parts,
+        shared=shared,
+        rows=rows,
+        reads_input=gate.reads_input,
+    )
+    _replace(graph, chosen, SkipChannels(root, gated), (conv.all_input_nodes[0],), holder)
 
 
 def _lower_inputs(root: nn.Module, graph: fx.Graph, kept: fx.Node, holder: nn.ModuleDict) -> None:

@@ -117,10 +117,11 @@ def _median_ms(runner: Runner, image: Tensor, repeats: int) -> float:
 def _likeliest(logits: Tensor, names: Sequence[str] | None, top: int) -> list[dict[str, Any]]:
     """The `top` classes of logits (K,), the likeliest first."""
     best = logits.softmax(0).topk(min(top, len(logits)))
-    return [
-        {"class": number, "name": names[number] if names else None, "probability": share}
-        for share, number in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-    ]
+    found = []
+    for share, number in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+        name = names[number] if names else None
+        found.append({"class": number, "name": name, "probability": share})
+    return found
 
 
 def _exit_name(answer: Answer, exits: Sequence[str]) -> str | None:

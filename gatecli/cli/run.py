@@ -88,9 +88,7 @@ def _print(session: Session, found: list[Prediction], runner: Runner) -> None:
 
 def _row(one: Prediction, runner: Runner) -> tuple[str, ...]:
     gates = len(runner.facts.gates)
-    classes = [
-        f"{each['name'] or each['class']} {100 * each['probability']:.1f} %" for each in one.classes
-    ]
+    classes = [_named(each) for each in one.classes]
     left = "-"
     if runner.facts.exits:
         left = one.exit or NOT_TOLD
@@ -100,3 +98,7 @@ def _row(one: Prediction, runner: Runner) -> tuple[str, ...]:
     elif gates:
         skipped = f"{len(one.skipped)} of {gates}"
     return one.image, ", ".join(classes), left, skipped, f"{one.ms:.2f}"
+
+
+def _named(found: dict[str, Any]) -> str:
+    return f"{found['name'] or found['class']} {100 * found['probability']:.1f} %"

@@ -6,7 +6,7 @@ Executors have no tensors: they call the network's own modules.
 from __future__ import annotations
 
 from gatecli.executors.blocks import SkipBlock, SkipGroups, SkipLayer
-from gatecli.executors.convs import SkipChannels, SkipInputs
+from gatecli.executors.convs import GatedOutputs, SkipChannels, SkipInputs
 from gatecli.executors.filters import AddAt, FilterBlock, FilterLayer
 from gatecli.executors.staged import Staged
 
@@ -14,6 +14,7 @@ __all__ = [
     "AddAt",
     "FilterBlock",
     "FilterLayer",
+    "GatedOutputs",
     "SkipBlock",
     "SkipChannels",
     "SkipGroups",

@@ -1,11 +1,12 @@
-"""Gated filters: a convolution computes those that are open, for one image.
+"""Gated filters: a convolution computes those that are open.
 
-In a batch those that are open for any of its images.
+In a batch that is those that are open for any of its images.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,31 +19,43 @@ from gatecli.graph.ops import Runs, add_at
 FEW = 4  # runs of channels up to which slices are quicker than an index
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Values:
+    """What open filters give.
+
+    Attributes:
+        value: (N, k, H', W'); None: no filter is open.
+        channels: which channels these are, (k,); None: all.
+    """
+
+    value: Tensor | None
+    channels: Tensor | None = None
+
+
 class OpenFilters:
     """The open filters of a convolution, with what follows it channel by channel.
 
-    X -> their values, and which they are.
-
-    tail: (root, x, channels) -> the values of these channels alone; of all, for None.
+    Attributes:
+        tail: (root, x, channels) -> the values of these channels alone; of all, for None.
     """
 
     def __init__(self, tail: Branch) -> None:
         self.tail = tail
 
-    def __call__(self, root: Any, x: Tensor, z: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """x (N, C, H, W), z (N, width) -> value (N, k, H', W') and the k channels (k,) that it is
-        of; None for all channels, or where there is no value.
-        """
+    def __call__(self, root: Any, x: Tensor, z: Tensor) -> _Values:
+        """Compute filters of x (N, C, H, W) that are open for any sample, by z (N, width)."""
         if len(x) == 0:
-            return self.tail(root, x, None), None
+            return _Values(value=self.tail(root, x, None))
         open_ = (z[0] if len(z) == 1 else z.amax(0)).nonzero().reshape(-1)
         if open_.numel() == 0:
-            return None, None
+            return _Values(value=None)
         if open_.numel() == z.shape[1]:
             value = self.tail(root, x, None)
-            return value if bool(z.all()) else value * _as_maps(z, value), None
+            return _Values(value=value if bool(z.all()) else value * _as_maps(z, value))
         value = self.tail(root, x, open_)
-        return value if len(z) == 1 else value * _as_maps(z.index_select(1, open_), value), open_
+        if len(z) > 1:
+            value = value * _as_maps(z.index_select(1, open_), value)
+        return _Values(value=value, channels=open_)
 
 
 def _as_maps(z: Tensor, value: Tensor) -> Tensor:
@@ -50,11 +63,11 @@ def _as_maps(z: Tensor, value: Tensor) -> Tensor:
 
 
 class FilterBlock(SkipBlock):
-    """`relu(shortcut + z * filters(x))`.
+    """`relu(shortcut + z * filters(x))`, the open filters' values added where they belong.
 
-    The values of the open filters are added where they belong.
-
-    places: the shortcut's channels that the filters are, where not all are.
+    Attributes:
+        filters: the open filters.
+        places: the shortcut's channels that the filters are; None: all.
     """
 
     def __init__(
@@ -66,44 +79,48 @@ class FilterBlock(SkipBlock):
         rectified: bool,
     ) -> None:
         super().__init__(root, tail, rectify, rectified)
-        self.filters, self.places = OpenFilters(tail), None if places is None else Places(places)
+        self.filters = OpenFilters(tail)
+        self.places = None if places is None else Places(places)
 
     def forward(self, x: Tensor, shortcut: Tensor, z: Tensor, *others: Tensor) -> Tensor:
         """x (N, C, H, W), shortcut (N, C', H', W'), z (N, width) -> the shape of the shortcut."""
-        value, open_ = self.filters(self.root, x, z)
-        if value is None:
+        found = self.filters(self.root, x, z)
+        if found.value is None:
             return self._closed(shortcut)
+        channels = found.channels
         if self.places is not None:
             table = self.places.on(x.device)
-            open_ = table if open_ is None else table.index_select(0, open_)
-        if open_ is None:
-            return self._finish(add_to(value, shortcut))
-        return self._finish(
-            add_channels(shortcut, open_, value.to(shortcut.dtype), self._may_write())
-        )
+            channels = table if channels is None else table.index_select(0, channels)
+        if channels is None:
+            return self._finish(add_to(found.value, shortcut))
+        value = found.value.to(shortcut.dtype)
+        return self._finish(add_channels(shortcut, channels, value, in_place=self._may_write()))
 
 
 class AddAt(SkipBlock):
     """`relu(shortcut + value)`, where the value has lost channels for good.
 
-    It is added to those that it still has, at `runs` of the shortcut's.
+    Attributes:
+        runs: the shortcut's channels that the value still has.
+        places: the same as an index.
     """
 
     def __init__(self, root: nn.Module, runs: Runs, rectify: bool, rectified: bool) -> None:
         super().__init__(root, lambda root, x: x, rectify, rectified)
-        self.runs, self.places = (
-            runs,
-            Places([channel for first, end in runs for channel in range(first, end)]),
-        )
+        channels: list[int] = []
+        for first, end in runs:
+            channels.extend(range(first, end))
+        self.runs = runs
+        self.places = Places(channels)
 
     def forward(self, value: Tensor, shortcut: Tensor, *others: Tensor) -> Tensor:
         """value (N, k, H, W), shortcut (N, C, H, W) -> the shape of the shortcut."""
         value = value.to(shortcut.dtype)
+        write = self._may_write()
         if len(self.runs) <= FEW:
-            return self._finish(add_at(shortcut, value, self.runs, self._may_write()))
-        return self._finish(
-            add_channels(shortcut, self.places.on(value.device), value, self._may_write())
-        )
+            return self._finish(add_at(shortcut, value, self.runs, write))
+        channels = self.places.on(value.device)
+        return self._finish(add_channels(shortcut, channels, value, in_place=write))
 
 
 class FilterLayer(nn.Module):
@@ -116,11 +133,13 @@ class FilterLayer(nn.Module):
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
         """x (N, C, H, W), z (N, width) -> (N, width, H', W')."""
-        value, open_ = self.filters(self.root, x, z)
+        found = self.filters(self.root, x, z)
+        value = found.value
+        channels = found.channels
         if value is None:  # one filter's, to know the size
-            open_ = torch.zeros(1, dtype=torch.long, device=x.device)
-            value = self.filters.tail(self.root, x, open_) * 0
-        if open_ is None:
+            channels = torch.zeros(1, dtype=torch.long, device=x.device)
+            value = self.filters.tail(self.root, x, channels) * 0
+        if channels is None:
             return value
         whole = torch.empty(
             len(value),
@@ -130,4 +149,5 @@ class FilterLayer(nn.Module):
             device=value.device,
             memory_format=torch.channels_last if rows_last(value) else torch.contiguous_format,
         )
-        return add_channels(whole.zero_(), open_, value, not torch.is_grad_enabled())
+        in_place = not torch.is_grad_enabled()
+        return add_channels(whole.zero_(), channels, value, in_place=in_place)

@@ -83,11 +83,11 @@ def facts_of(network: Network, *, single: bool, classes: Sequence[str] = ()) -> 
         single: the file takes one image at a time.
         classes: their names; none: not known.
     """
-    source, spec = network.recipe.source, network.input
+    spec = network.input
     data = (network.recipe.data or {}).get("spec", "imagefolder:")
     exits = list(network.site_exits)
     return Facts(
-        arch=source.arch,
+        arch=network.recipe.source.arch,
         num_classes=network.num_classes,
         input_size=list(spec.size),
         channels=spec.channels,

@@ -23,7 +23,8 @@ from gatecli.exporting.registry import Logits, Task
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-LOWEST, HIGHEST = 18, 25  # opsets that torch's exporter writes
+LOWEST = 18  # opsets that torch's exporter writes
+HIGHEST = 25
 
 
 def write_onnx(task: Task) -> Logits:
@@ -60,7 +61,8 @@ def _converted(parts: Opened, image: Tensor, opset: int) -> ModelProto:
     """The model as torch's exporter makes it, every branch computed."""
     if not LOWEST <= opset <= HIGHEST:
         raise ExportError(f"expected --opset to be between {LOWEST} and {HIGHEST}, but got {opset}")
-    example, shapes = image, None
+    example = image
+    shapes = None
     if not parts.dynamic:
         example = torch.cat([image, image])  # torch takes a size of 1 for a constant
         shapes = ({0: torch.export.Dim("batch", min=1)},)

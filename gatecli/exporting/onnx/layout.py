@@ -45,7 +45,8 @@ def skip_branches(surgeon: Surgeon, branches: Sequence[Branch]) -> None:
 def _skip_to_zeros(surgeon: Surgeon, branch: Branch) -> None:
     from onnx import helper, numpy_helper
 
-    shape, end = f"{branch.result}/shape", f"{branch.result}/skip"
+    shape = f"{branch.result}/shape"
+    end = f"{branch.result}/skip"
     surgeon.add_constant(shape, torch.tensor(surgeon.shape_of(branch.result)))
     value = numpy_helper.from_array(torch.zeros(1).numpy())
     zeros = helper.make_node("ConstantOfShape", [shape], [end], value=value)
