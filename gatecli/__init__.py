@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from gatecli.data import load_data
     from gatecli.errors import GatecliError
     from gatecli.evaluation import evaluate
-    from gatecli.exporting import export
+    from gatecli.exporting.export import export
     from gatecli.inputs import fit
     from gatecli.network import Network
     from gatecli.profiling import profile
@@ -55,7 +55,7 @@ _HOMES = {
     "calibrate": "calibration",
     "calibrate_exits": "calibration.exits.calibrate",
     "evaluate": "evaluation",
-    "export": "exporting",
+    "export": "exporting.export",
     "finetune": "training",
     "fit": "inputs",
     "force": "record",

@@ -1,15 +1,13 @@
 """gates: what the gates of a network do on a split.
 
-Always on, always off or by the image, how many are on for an image, and whether images of a class
-are alike.
-
-The figures that "You Look Twice: GaterNet" (Chen et al. 2019) draws of its gates, for every method
-that has some.
+Which are always on, always off or depend on the image, how many are on for an image, and whether
+images of a class are alike: the figures that "You Look Twice: GaterNet" (Chen et al. 2019) draws of
+its gates, for every method that has some.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,14 +20,23 @@ from gatecli.network.compare import require_finite
 from gatecli.progress import Progress, silent
 from gatecli.record import record_gates
 
-BINS, COMPONENTS, FEWEST = 10, 400, 10
+BINS = 10  # of the histogram
+COMPONENTS = 400  # that PCA leaves for t-SNE
+FEWEST = 10  # images for t-SNE
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SiteUse:
-    """Of a site's units, how many were always on, always off, and which it was by the image.
+    """What a site's gate does.
 
-    `rate` is their mean.
+    Attributes:
+        name: the site.
+        kind: what is gated there.
+        units: how many units the gate decides.
+        on: how many of them were on for all images.
+        off: how many were off for all.
+        dependent: how many were on for some.
+        rate: the share of images and units that were on.
     """
 
     name: str
@@ -41,13 +48,17 @@ class SiteUse:
     rate: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Use:
-    """`histogram`: of the units that depend on the image, how many are on for 0-10 %, 10-20 %, ...
+    """What all gates do.
 
-    Of the images; `per_image`: units on, least, mean, most.
-
-    vectors (N, units): the decisions about each image; labels (N,).
+    Attributes:
+        sites: site by site.
+        histogram: of the units that depend on the image, how many were on for 0-10 %, 10-20 %, ...
+            of the images.
+        per_image: how many units were on for an image: the fewest, the mean, the most.
+        vectors: the decisions about each image, (N, units).
+        labels: (N,).
     """
 
     sites: list[SiteUse]
@@ -63,16 +74,25 @@ def analyse(
     progress: Progress = silent,
     total: int | None = None,
 ) -> Use:
-    """What the gates decide about images (N, C, H, W) with labels (N,), in evaluation, nobody
-    leaving by an exit. Raises SettingError where there are no gates.
+    """Look at what the gates decide in evaluation, nobody leaving by an exit.
+
+    Args:
+        network: goes into evaluation.
+        images: batches (n, C, H, W) with labels (n,).
+        progress: is told of each batch.
+        total: how many batches there are, where that is known.
+
+    Raises:
+        SettingError: the network has no gates.
+        CheckpointError: its logits are not numbers.
     """
-    gates = {site: gate for site, gate in network.site_gates.items() if not isinstance(gate, Exit)}
-    if not gates:
+    sites = [site for site, gate in network.site_gates.items() if not isinstance(gate, Exit)]
+    if not sites:
         raise SettingError(
             "the network has no gates to look at: attach a method first (gatecli attach CHECKPOINT"
             " --method NAME)"
         )
-    decided: dict[str, list[Tensor]] = {site: [] for site in gates}
+    decided: dict[str, list[Tensor]] = {site: [] for site in sites}
     labels = []
     with (
         torch.no_grad(),
@@ -88,45 +108,55 @@ def analyse(
             labels.append(y)
             task.advance()
     vectors = {site: torch.cat(seen) for site, seen in decided.items()}
-    rates = torch.cat([z.double().mean(0) for z in vectors.values()])
-    every, varying = (
-        torch.cat(list(vectors.values()), 1),
-        torch.cat([_varies(z) for z in vectors.values()]),
-    )
-    counts = torch.histc(rates[varying], BINS, 0, 1).long().tolist()
+    every = torch.cat(list(vectors.values()), 1)
     on = every.double().sum(1)
-    sites = [_use(network, site, z) for site, z in vectors.items()]
     return Use(
-        sites,
-        counts,
-        (on.min().item(), on.mean().item(), on.max().item()),
-        every,
-        torch.cat(labels),
+        sites=[_use(network, site, z) for site, z in vectors.items()],
+        histogram=_histogram(list(vectors.values())),
+        per_image=(on.min().item(), on.mean().item(), on.max().item()),
+        vectors=every,
+        labels=torch.cat(labels),
     )
+
+
+def _histogram(vectors: Sequence[Tensor]) -> list[int]:
+    """How many of the varying units are on for how many of the images."""
+    rates = torch.cat([z.double().mean(0) for z in vectors])
+    varying = torch.cat([_varies(z) for z in vectors])
+    counts: list[int] = torch.histc(rates[varying], BINS, 0, 1).long().tolist()
+    return counts
 
 
 def _varies(z: Tensor) -> Tensor:
+    """Which units are not the same for all images: z (N, units) -> (units,)."""
     return (z != z[:1]).any(0)
 
 
 def _use(network: Network, site: str, z: Tensor) -> SiteUse:
     varies = _varies(z)
-    on, off = int((~varies & (z[0] > 0)).sum()), int((~varies & (z[0] == 0)).sum())
     return SiteUse(
-        site,
-        network.sites[site].kind,
-        z.shape[1],
-        on,
-        off,
-        int(varies.sum()),
-        z.double().mean().item(),
+        name=site,
+        kind=network.sites[site].kind,
+        units=z.shape[1],
+        on=int((~varies & (z[0] > 0)).sum()),
+        off=int((~varies & (z[0] == 0)).sum()),
+        dependent=int(varies.sum()),
+        rate=z.double().mean().item(),
     )
 
 
 def embedded(vectors: Tensor, seed: int = 0) -> Tensor:
-    """Decisions (N, units) as points of the plane (N, 2): PCA to 400 dimensions, then t-SNE.
+    """Put decisions into the plane, by PCA to 400 dimensions and then t-SNE.
 
-    Raises: SettingError for fewer than 10 images, where no unit varies, or without scikit-learn.
+    Args:
+        vectors: (N, units).
+        seed: of both.
+
+    Returns:
+        Points (N, 2).
+
+    Raises:
+        SettingError: there are fewer than 10 images, no unit varies, or scikit-learn is missing.
     """
     if len(vectors) < FEWEST:
         raise SettingError(f"expected at least {FEWEST} images for t-SNE, but got {len(vectors)}")
@@ -142,8 +172,6 @@ def embedded(vectors: Tensor, seed: int = 0) -> Tensor:
         raise SettingError("t-SNE needs scikit-learn: pip install 'gatecli[report]'") from error
     components = min(COMPONENTS, *varying.shape)
     reduced = PCA(components, random_state=seed).fit_transform(varying)
-    return torch.from_numpy(
-        TSNE(
-            2, perplexity=min(30.0, (len(reduced) - 1) / 3), init="random", random_state=seed
-        ).fit_transform(reduced)
-    )
+    perplexity = min(30.0, (len(reduced) - 1) / 3)
+    tsne = TSNE(2, perplexity=perplexity, init="random", random_state=seed)
+    return torch.from_numpy(tsne.fit_transform(reduced))

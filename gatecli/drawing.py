@@ -13,6 +13,7 @@ from gatecli.errors import SettingError
 from gatecli.files import replacing
 
 FORMATS = ("png", "svg")
+Picture = Callable[[Any], None]  # draws on matplotlib's axes
 
 
 def check_format(format: str) -> None:
@@ -23,12 +24,19 @@ def check_format(format: str) -> None:
         )
 
 
-def draw(
-    folder: Path, pictures: Mapping[str, Callable[[Any], None]], format: str = "png"
-) -> list[Path]:
-    """Write each picture, a function that draws on matplotlib's axes, to folder/NAME.format.
+def draw(folder: Path, pictures: Mapping[str, Picture], format: str = "png") -> list[Path]:
+    """Write pictures to files.
 
-    Raises SettingError without matplotlib.
+    Args:
+        folder: made where there is none.
+        pictures: what draws each, by the file's name without its ending.
+        format: one of FORMATS.
+
+    Returns:
+        The files.
+
+    Raises:
+        SettingError: the format is none of these, or matplotlib is missing.
     """
     check_format(format)
     try:
@@ -51,16 +59,18 @@ def draw(
     return written
 
 
-def shares(use: Use) -> Callable[[Any], None]:
-    """A bar a site: the shares of its units that are always on, by the image, always off."""
+def shares(use: Use) -> Picture:
+    """A bar for each site: the shares of its units that are always on, by the image, always off."""
+    stacked = (
+        ("always on", "tab:green", [site.on for site in use.sites]),
+        ("by the image", "tab:orange", [site.dependent for site in use.sites]),
+        ("always off", "tab:gray", [site.off for site in use.sites]),
+    )
 
     def picture(axes: Any) -> None:
-        places, below = range(len(use.sites)), [0.0] * len(use.sites)
-        for label, color, counts in (
-            ("always on", "tab:green", [s.on for s in use.sites]),
-            ("by the image", "tab:orange", [s.dependent for s in use.sites]),
-            ("always off", "tab:gray", [s.off for s in use.sites]),
-        ):
+        places = range(len(use.sites))
+        below = [0.0] * len(use.sites)
+        for label, color, counts in stacked:
             heights = [count / site.units for count, site in zip(counts, use.sites, strict=True)]
             axes.bar(places, heights, bottom=below, color=color, label=label)
             below = [low + height for low, height in zip(below, heights, strict=True)]
@@ -71,23 +81,20 @@ def shares(use: Use) -> Callable[[Any], None]:
     return picture
 
 
-def histogram(use: Use) -> Callable[[Any], None]:
+def histogram(use: Use) -> Picture:
     """How often the units that depend on the image are on."""
 
     def picture(axes: Any) -> None:
         width = 1 / len(use.histogram)
-        axes.bar(
-            [(index + 0.5) * width for index in range(len(use.histogram))],
-            use.histogram,
-            width=0.95 * width,
-        )
+        centres = [(index + 0.5) * width for index in range(len(use.histogram))]
+        axes.bar(centres, use.histogram, width=0.95 * width)
         axes.set_xlabel("share of the images for which a unit is on")
         axes.set_ylabel("units that depend on the image")
 
     return picture
 
 
-def per_image(use: Use) -> Callable[[Any], None]:
+def per_image(use: Use) -> Picture:
     """How many units are on for an image."""
 
     def picture(axes: Any) -> None:
@@ -98,69 +105,63 @@ def per_image(use: Use) -> Callable[[Any], None]:
     return picture
 
 
-def points(places: Tensor, labels: Tensor) -> Callable[[Any], None]:
+def points(places: Tensor, labels: Tensor) -> Picture:
     """Images in the plane (N, 2), coloured by class (N,)."""
 
     def picture(axes: Any) -> None:
-        drawn = axes.scatter(
-            places[:, 0].numpy(), places[:, 1].numpy(), c=labels.numpy(), cmap="tab20", s=6
-        )
+        across = places[:, 0].numpy()
+        up = places[:, 1].numpy()
+        drawn = axes.scatter(across, up, c=labels.numpy(), cmap="tab20", s=6)
         axes.figure.colorbar(drawn, label="class")
         axes.set_axis_off()
 
     return picture
 
 
-def connectivity(modules: Sequence[tuple[str, Tensor]]) -> Callable[[Any], None]:
+def connectivity(modules: Sequence[tuple[str, Tensor]]) -> Picture:
     """Modules from left to right, their branches one above the other, a line for each connection.
 
-    Branches that nobody reads are hollow (GateConnect, figure 3).
+    Branches that nobody reads are hollow. At the end stands a module that is read in full.
 
-    modules: (name, connections (readers, branches)) in order; a module that is read in full stands
-        at the end.
+    Args:
+        modules: names and connections (readers, branches), in order.
+
+    Reference:
+        GateConnect, figure 3.
     """
 
     def picture(axes: Any) -> None:
         for column, (_, read) in enumerate(modules):
-            for reader, branch in read.nonzero().tolist():
-                axes.plot(
-                    (column, column + 1),
-                    (branch, reader),
-                    color="tab:blue",
-                    linewidth=0.6,
-                    alpha=0.6,
-                    zorder=1,
-                )
-            used = read.any(0)
-            for branch in range(read.shape[1]):
-                axes.scatter(
-                    column,
-                    branch,
-                    s=40,
-                    facecolors="tab:blue" if used[branch] else "white",
-                    edgecolors="tab:blue",
-                    zorder=2,
-                )
-        axes.scatter(
-            [len(modules)] * modules[-1][1].shape[0],
-            range(modules[-1][1].shape[0]),
-            s=40,
-            color="tab:blue",
-            zorder=2,
-        )
-        axes.set_xticks(
-            range(len(modules) + 1),
-            [*(name for name, _ in modules), "next"],
-            rotation=90,
-            fontsize=6,
-        )
+            _draw_connections(axes, column, read)
+            _draw_branches(axes, column, read.any(0).tolist())
+        readers = modules[-1][1].shape[0]
+        last = len(modules)
+        axes.scatter([last] * readers, range(readers), s=40, color="tab:blue", zorder=2)
+        names = [*(name for name, _ in modules), "next"]
+        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
         axes.set_ylabel("branch")
 
     return picture
 
 
-def active(counts: Mapping[str, int]) -> Callable[[Any], None]:
-    """Branches in use, a bar a module (GateConnect, figures 4 and 5)."""
+def _draw_connections(axes: Any, column: int, read: Tensor) -> None:
+    line = {"color": "tab:blue", "linewidth": 0.6, "alpha": 0.6, "zorder": 1}
+    for reader, branch in read.nonzero().tolist():
+        axes.plot((column, column + 1), (branch, reader), **line)
+
+
+def _draw_branches(axes: Any, column: int, used: Sequence[bool]) -> None:
+    for branch, is_read in enumerate(used):
+        inside = "tab:blue" if is_read else "white"
+        axes.scatter(column, branch, s=40, facecolors=inside, edgecolors="tab:blue", zorder=2)
+
+
+def active(counts: Mapping[str, int]) -> Picture:
+    """Branches in use, a bar for each module.
+
+    Reference:
+        GateConnect, figures 4 and 5.
+    """
 
     def picture(axes: Any) -> None:
         axes.bar(range(len(counts)), list(counts.values()))

@@ -23,7 +23,7 @@ from torch import Tensor, fx, nn
 
 import gatecli
 from gatecli.errors import ExportError
-from gatecli.exporting import export
+from gatecli.exporting.export import export
 from gatecli.gates import Exit
 from gatecli.network import Network
 
@@ -432,7 +432,7 @@ def test_bad_requests(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert call("export", "e.safetensors", "--force", "--out", "e.onnx")["dynamic"] is False
     find = importlib.util.find_spec
     monkeypatch.setattr(
-        "gatecli.exporting.onnx_file.find_spec",
+        "gatecli.exporting.onnx.packages.find_spec",
         lambda name: None if name.startswith("onnx") else find(name),
     )
     refused(["export", "r20.pt", "--input-size", 8], "gatecli[onnx]")

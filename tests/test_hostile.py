@@ -37,11 +37,11 @@ from gatecli.data import load_data
 from gatecli.data.folders import opened
 from gatecli.errors import ArchitectureError, CheckpointError, DataError, ExportError, GatecliError
 from gatecli.exporting.facts import Facts
-from gatecli.exporting.source import _Writer
+from gatecli.exporting.onnx.run import open_onnx
+from gatecli.exporting.weights.writer import Writer
 from gatecli.graph import rewrite
 from gatecli.graph.trace import trace
 from gatecli.reading import read_tensors
-from gatecli.running import exported
 from gatecli.traced.recipe import Recipe
 
 TENSORS = {"a": torch.arange(8.0), "b": torch.arange(8.0, 24.0)}
@@ -531,7 +531,7 @@ def test_pipes_and_devices_are_not_read(pipe: Path) -> None:
         with pytest.raises(DataError, match="a pipe or a device"):
             load_data(f"npz:{path}")
         with pytest.raises(ExportError, match="no regular file"):
-            exported(path)
+            open_onnx(path)
 
 
 # --- images and arrays ---
@@ -901,7 +901,7 @@ def test_weights_in_other_files_are_seen_in_branches_too(tmp_path: Path) -> None
     )
     onnx.save(helper.make_model(graph), tmp_path / "x.onnx")
     with pytest.raises(ExportError, match="refers to other files"):
-        exported(tmp_path / "x.onnx")
+        open_onnx(tmp_path / "x.onnx")
 
 
 # --- names in generated source ---
@@ -966,13 +966,13 @@ def test_a_layer_that_prints_code_is_not_evaluated(
     code = "__import__('os').mkdir('ran')"
     layer = nn.LeakyReLU()
     layer.negative_slope = code  # type: ignore[assignment]  # printed as it is
-    assert code not in _Writer().constructor(layer, "x")
+    assert code not in Writer().constructor(layer, "x")
     spoofed = type(
         "ReLU",
         (nn.ReLU,),
         {"__module__": "torch.nn.modules.activation", "extra_repr": lambda self: f"inplace={code}"},
     )()
-    assert "mkdir" not in _Writer().constructor(spoofed, "x")
+    assert "mkdir" not in Writer().constructor(spoofed, "x")
     assert not Path("ran").exists()
 
 
@@ -983,7 +983,7 @@ def test_layers_are_spelled_as_before() -> None:
         "nn.LeakyReLU(negative_slope=0.2)": nn.LeakyReLU(0.2),
         "nn.LayerNorm((4,))": nn.LayerNorm(4),
     }
-    found = [_Writer().constructor(layer, "x") for layer in layers.values()]
+    found = [Writer().constructor(layer, "x") for layer in layers.values()]
     assert [text.replace(", stride=(1, 1)", "") for text in found] == list(layers)
 
 

@@ -1,4 +1,4 @@
-"""gatecli export: the network for machines without gatecli."""
+"""gatecli export"""
 
 from __future__ import annotations
 
@@ -8,55 +8,36 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gatecli.cli.options import Checkpoint, Data, Force, Out, reads_checkpoints
-from gatecli.cli.parsing import check_between, remembered
-from gatecli.cli.session import Session
+from gatecli import exporting
+from gatecli.cli.session import Checkpoint, Data, Force, Out, Session, reads_checkpoints, remembered
 from gatecli.cli.workspace import default_out
-from gatecli.errors import DataError
+from gatecli.errors import DataError, SettingError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gatecli.exporting import Exported
+    from gatecli.exporting.export import Exported
     from gatecli.network import Network
 
-__all__ = ["export"]
 
-MOST_IMAGES = 10000
+def _formats() -> str:
+    """The formats, for the help."""
+    told = []
+    for each in exporting.registered():
+        told.append(f"{each.name} ({each.about})" if each.about else each.name)
+    return f"{', '.join(told[:-1])} or {told[-1]}."
 
 
-@dataclass(frozen=True, kw_only=True)
-class Images:
-    """What to compare the file with the network on.
-
-    Attributes:
-        x: Images of val, (N, C, H, W); None: random ones.
-        classes: The classes' names, where the data set is known.
-    """
-
-    x: Tensor | None = None
-    classes: tuple[str, ...] = ()
-
-    @property
-    def real(self) -> bool:
-        """Whether they are of a data set."""
-        return self.x is not None
+def _titles(option: str) -> str:
+    """The formats that have an option, for the help."""
+    return ", ".join(each.title for each in exporting.registered() if getattr(each, option))
 
 
 @reads_checkpoints
 def export(
     session: Session,
     checkpoint: Checkpoint = None,
-    format: Annotated[
-        str,
-        typer.Option(
-            "--format",
-            help=(
-                "onnx, pt2 (torch.export) or weights (safetensors and a Python module that needs"
-                " torch alone)."
-            ),
-        ),
-    ] = "onnx",
+    format: Annotated[str, typer.Option("--format", help=_formats())] = exporting.DEFAULT,
     all_computed: Annotated[
         bool,
         typer.Option(
@@ -70,10 +51,14 @@ def export(
     decisions: Annotated[
         bool,
         typer.Option(
-            "--decisions", help="ONNX: the gates' decisions and the exit taken as further outputs."
+            "--decisions",
+            help=(
+                f"{_titles('can_decisions')}: the gates' decisions and the exit taken as further"
+                " outputs."
+            ),
         ),
     ] = False,
-    opset: Annotated[int, typer.Option(help="Of ONNX.")] = 20,
+    opset: Annotated[int, typer.Option(help=f"Of {_titles('can_opset')}.")] = 20,
     data: Data = None,
     images: Annotated[
         int, typer.Option(help="Images of val to compare the file with the network on.")
@@ -85,28 +70,31 @@ def export(
 
     --force also exports exits that are not calibrated.
     """
-    from gatecli import exporting
     from gatecli.checkpoint import check_output
+    from gatecli.exporting.export import export as write
 
-    check_between("images", images, 1, MOST_IMAGES)
+    if not 1 <= images <= 10000:
+        raise SettingError(f"expected --images to be between 1 and 10000, but got {images}")
     path = session.checkpoint(checkpoint)
-    target = out or _default_out(path, format)
-    for file in exporting.files_of(target, format):
-        check_output(file, force=force, inputs=[path])
+    kind = exporting.get(format)
+    stem = str(default_out(path, "_")).removesuffix("._.safetensors")
+    target = out or Path(stem + kind.suffix)
+    for file in kind.files(target):
+        check_output(file, force, [path])
     network = session.open(path)
-    compared = _images(session, network, remembered(data), images)
-    result = exporting.export(
+    given = _given(session, network, remembered(data), images)
+    result = write(
         network,
         target,
         format,
-        images=compared.x,
+        images=given.images,
         opset=opset,
         all_computed=all_computed,
         decisions=decisions,
         uncalibrated=force,
-        classes=compared.classes,
+        classes=given.classes,
     )
-    _report(session, result, compared)
+    _tell(session, result, real=given.real)
     return {
         "checkpoint": str(path),
         "out": str(target),
@@ -117,22 +105,16 @@ def export(
         "batch": result.batch,
         "max_logit_change": result.max_difference,
         "images": result.images,
-        "real_images": compared.real,
+        "real_images": given.real,
         "undecided": result.undecided,
         "masked": result.masked,
     }
 
 
-def _default_out(path: Path, format: str) -> Path:
-    from gatecli import exporting
-
-    stem = str(default_out(path, "_")).removesuffix("._.safetensors")
-    return Path(stem + exporting.suffix_of(format))
-
-
-def _report(session: Session, result: Exported, compared: Images) -> None:
+def _tell(session: Session, result: Exported, *, real: bool) -> None:
+    """Say what was written; `real`: it was compared on images of val."""
     files = ", ".join(str(file) for file in result.files)
-    images = "images of val" if compared.real else "random images"
+    images = "images of val" if real else "random images"
     session.say(
         f"wrote {files}: logits differ from the network's by at most {result.max_difference:.1e} of"
         f" the largest, on {result.images} {images}"
@@ -156,27 +138,41 @@ def _report(session: Session, result: Exported, compared: Images) -> None:
         )
 
 
-def _images(session: Session, network: Network, data: str | None, count: int) -> Images:
-    """Up to `count` images of val, and the classes' names.
+@dataclass(frozen=True, kw_only=True)
+class _Given:
+    """What to compare on.
 
-    There are neither where no data set is known, or the one remembered is not to be had.
+    Attributes:
+        images: of val, normalised, (N, C, H, W); None: random ones are to be taken.
+        classes: their names; none: not known.
+    """
 
-    Raises:
-        DataError: The data set that `data` names cannot be read.
+    images: Tensor | None = None
+    classes: tuple[str, ...] = ()
+
+    @property
+    def real(self) -> bool:
+        """Whether there are images of a data set."""
+        return self.images is not None
+
+
+def _given(session: Session, network: Network, data: str | None, count: int) -> _Given:
+    """Images of val to compare on.
+
+    None where there is no data set, or the one remembered is not to be had.
     """
     from gatecli.data import batches
     from gatecli.inputs import open_data
 
     if data is None and not network.recipe.data:
         session.say("note: no data set is known: comparing on random images (--data names one)")
-        return Images()
+        return _Given()
     try:
         dataset = open_data(network, data)
     except DataError as error:
         if data is not None:
             raise
         session.say(f"note: comparing on random images, as the data set cannot be read ({error})")
-        return Images()
-    val = dataset.splits["val"]
-    x, _ = next(iter(batches(val, input=network.input, batch_size=count)))
-    return Images(x=x, classes=dataset.classes)
+        return _Given()
+    first, _ = next(iter(batches(dataset.splits["val"], input=network.input, batch_size=count)))
+    return _Given(images=first, classes=dataset.classes)

@@ -1,4 +1,4 @@
-"""gatecli run: classify image files."""
+"""gatecli run"""
 
 from __future__ import annotations
 
@@ -8,27 +8,29 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gatecli.cli.options import Data, reads_checkpoints
-from gatecli.cli.parsing import check_between, remembered
+from gatecli import exporting
 from gatecli.cli.render import table
-from gatecli.cli.session import Session
-from gatecli.errors import DataError
+from gatecli.cli.session import Data, Session, reads_checkpoints, remembered
+from gatecli.errors import DataError, SettingError
 from gatecli.files import check_name
 
 if TYPE_CHECKING:
-    from gatecli.running import Prediction, Runner
+    from gatecli.exporting.runner import Runner
+    from gatecli.running import Prediction
 
-__all__ = ["run"]
+NOT_TOLD = "not told"
 
-MOST = 10000  # classes shown, or timed calls
+
+def _models() -> str:
+    """What a network can be read from, for the help."""
+    nouns = [each.noun for each in exporting.registered() if each.open is not None]
+    return f"A checkpoint, or {' or '.join(nouns)} that gatecli export wrote."
 
 
 @reads_checkpoints
 def run(
     session: Session,
-    model: Annotated[
-        str, typer.Argument(help="A checkpoint, or an ONNX file that gatecli export wrote.")
-    ],
+    model: Annotated[str, typer.Argument(help=_models())],
     images: Annotated[list[str], typer.Argument(help="Image files.")],
     top: Annotated[int, typer.Option(help="How many classes to show.")] = 3,
     repeats: Annotated[
@@ -37,34 +39,33 @@ def run(
     data: Data = None,
 ) -> dict[str, Any]:
     """Classify image files: the classes, the exit taken, the blocks skipped, and milliseconds."""
-    from gatecli import running
+    from gatecli.running import predict
 
-    check_between("top", top, 1, MOST)
-    check_between("repeats", repeats, 1, MOST)
+    for name, value in (("top", top), ("repeats", repeats)):
+        if not 1 <= value <= 10000:
+            raise SettingError(f"expected --{name} to be between 1 and 10000, but got {value}")
     check_name(Path(model))
-    if model.endswith(".onnx"):
-        runner = running.exported(Path(model))
-    else:
-        runner = _native(session, model, remembered(data))
-    found = running.predict(runner, images, top, repeats)
+    opener = exporting.opener(model)
+    runner = _native(session, model, remembered(data)) if opener is None else opener(Path(model))
+    found = predict(runner, images, top, repeats)
     if not session.json_:
         _print(session, found, runner)
     return {
         "checkpoint": model,
-        "arch": runner.facts["arch"],
-        "exits": runner.facts["exits"],
-        "gates": runner.facts["gates"],
+        "arch": runner.facts.arch,
+        "exits": runner.facts.exits,
+        "gates": runner.facts.gates,
         "predictions": [asdict(one) for one in found],
     }
 
 
 def _native(session: Session, model: str, data: str | None) -> Runner:
-    """The checkpoint's network.
+    """A checkpoint's network.
 
-    With the classes' names and the normalisation of its data set where that is to be had.
+    With the classes' names and the normalisation of its data set, where that is to be had.
     """
-    from gatecli import running
     from gatecli.inputs import open_data
+    from gatecli.running import native
 
     network = session.open(Path(model))
     classes: tuple[str, ...] = ()
@@ -74,29 +75,30 @@ def _native(session: Session, model: str, data: str | None) -> Runner:
     except DataError:
         if data is not None:
             raise
-    return running.native(network, classes)
+    return native(network, classes)
 
 
 def _print(session: Session, found: list[Prediction], runner: Runner) -> None:
-    rows = []
-    for one in found:
-        left_at = (one.exit or "not told") if runner.facts["exits"] else "-"
-        skipped = _skipped(one, len(runner.facts["gates"]))
-        rows.append((one.image, _classes(one), left_at, skipped, f"{one.ms:.2f}"))
-    untold = any(one.exit is None or one.skipped is None for one in found)
-    foot = "not told: export with --decisions" if untold else ""
-    table(session, "", ("<image", "<classes", "<left at", "skipped", "ms"), rows, foot)
+    columns = ("<image", "<classes", "<left at", "skipped", "ms")
+    rows = [_row(one, runner) for one in found]
+    told = all(one.exit is not None and one.skipped is not None for one in found)
+    foot = "" if told else f"{NOT_TOLD}: export with --decisions"
+    table(session, "", columns, rows, foot)
 
 
-def _classes(one: Prediction) -> str:
-    """The likeliest classes with their probabilities."""
-    words = []
-    for each in one.classes:
-        words.append(f"{each['name'] or each['class']} {100 * each['probability']:.1f} %")
-    return ", ".join(words)
-
-
-def _skipped(one: Prediction, gates: int) -> str:
+def _row(one: Prediction, runner: Runner) -> tuple[str, ...]:
+    gates = len(runner.facts.gates)
+    classes = [_named(each) for each in one.classes]
+    left = "-"
+    if runner.facts.exits:
+        left = one.exit or NOT_TOLD
+    skipped = "-"
     if one.skipped is None:
-        return "not told"
-    return f"{len(one.skipped)} of {gates}" if gates else "-"
+        skipped = NOT_TOLD
+    elif gates:
+        skipped = f"{len(one.skipped)} of {gates}"
+    return one.image, ", ".join(classes), left, skipped, f"{one.ms:.2f}"
+
+
+def _named(found: dict[str, Any]) -> str:
+    return f"{found['name'] or found['class']} {100 * found['probability']:.1f} %"

@@ -1,7 +1,4 @@
-"""What an exported file says of itself, for whoever runs it.
-
-One record, written by export and checked by run.
-"""
+"""What an exported file says of itself: one record, written by export and checked by run."""
 
 from __future__ import annotations
 
@@ -49,20 +46,27 @@ class Facts:
     gates: list[str]
 
     def to_metadata(self) -> dict[str, str]:
+        """The facts as metadata of a file: one entry, JSON."""
         return {KEY: json.dumps(asdict(self))}
 
     @classmethod
     def from_json(cls, text: str, where: str) -> Facts:
-        """Read facts; `where` names the file in errors.
+        """Read facts out of a file's metadata.
 
-        Raises ExportError where any of them cannot be so.
+        Args:
+            text: JSON; entries that are not known are ignored.
+            where: names the file in errors.
+
+        Raises:
+            ExportError: a fact is missing, or cannot be so.
         """
         try:
             raw = parsed(text)
             if not isinstance(raw, dict):
                 raise TypeError(f"it is a {type(raw).__name__}")
             facts = checked(cls(**{each.name: raw[each.name] for each in fields(cls)}))
-            _check(facts)
+            _check_images(facts)
+            _check_classes(facts)
         except KeyError as error:
             raise ExportError(_refusal(where, f"it has no {error}")) from error
         except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
@@ -71,13 +75,19 @@ class Facts:
         return facts
 
 
-def facts_of(network: Network, single: bool, classes: Sequence[str] = ()) -> Facts:
-    """The facts of a network. `single`: the file takes one image at a time."""
-    source, spec = network.recipe.source, network.input
+def facts_of(network: Network, *, single: bool, classes: Sequence[str] = ()) -> Facts:
+    """Collect the facts of a network.
+
+    Args:
+        network: the network.
+        single: the file takes one image at a time.
+        classes: their names; none: not known.
+    """
+    spec = network.input
     data = (network.recipe.data or {}).get("spec", "imagefolder:")
     exits = list(network.site_exits)
     return Facts(
-        arch=source.arch,
+        arch=network.recipe.source.arch,
         num_classes=network.num_classes,
         input_size=list(spec.size),
         channels=spec.channels,
@@ -98,19 +108,23 @@ def _refusal(where: str, reason: str) -> str:
     )
 
 
-def _check(facts: Facts) -> None:
-    """Raises ValueError where numbers are out of their range, or do not fit each other."""
+def _check_images(facts: Facts) -> None:
+    """Raise ValueError where images cannot be so, or their numbers do not fit each other."""
     sides = facts.input_size
     if len(sides) != 2 or min(sides) < 1 or sides[0] * sides[1] > limits.INPUT_PIXELS:
         raise ValueError(f"input_size is {sides}")
     if facts.channels not in (1, 3):
         raise ValueError(f"channels is {facts.channels}, but image files have 1 or 3")
-    for name, values in (("mean", facts.mean), ("std", facts.std)):
+    for name in ("mean", "std"):
+        values = getattr(facts, name)
         if values is not None and len(values) not in (1, facts.channels):
             raise ValueError(f"{name} has {len(values)} numbers for {facts.channels} channels")
     if not all(0 < value < math.inf for value in facts.std or ()):
         raise ValueError(f"std is {facts.std}")
-    if facts.num_classes < 1 or len(facts.classes or ()) not in (0, facts.num_classes):
-        raise ValueError(
-            f"there are {len(facts.classes or ())} names for {facts.num_classes} classes"
-        )
+
+
+def _check_classes(facts: Facts) -> None:
+    """Raise ValueError where there are no classes, or not as many names."""
+    names = facts.classes or ()
+    if facts.num_classes < 1 or len(names) not in (0, facts.num_classes):
+        raise ValueError(f"there are {len(names)} names for {facts.num_classes} classes")

@@ -1,23 +1,26 @@
-"""torch.export files: static networks for any batch.
+"""torch.export files: static networks for any batch, dynamic ones for single images.
 
-Dynamic ones for single images, with torch.cond where something may be skipped.
+Where something may be skipped, torch.cond decides.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 from torch.fx import _symbolic_trace as symbolic_trace
 
 from gatecli.errors import ExportError
-from gatecli.exporting.opened import masked
+from gatecli.exporting.facts import KEY
+from gatecli.exporting.marks import masked
 from gatecli.exporting.quiet import quiet, reason
+from gatecli.exporting.registry import Logits, Task
 from gatecli.graph.trace import compile_graph
 from gatecli.network import Network
 from gatecli.network.lower import LOWERED, lower_whole, stages_of
@@ -34,14 +37,16 @@ class Skipping(nn.Module):
         for name, part in list(holder.named_children()):
             holder.register_module(name, part.for_export())
         stages: Any = stages_of(lowered)
-        self.exits = (
-            [] if stages is None else [network.get_submodule(path) for path in stages.exits]
-        )
-        self.parts: list[Callable[..., Any]] = (
-            [compile_graph(lowered)] if stages is None else [*stages.stages, stages.last]
-        )
+        self.exits: list[nn.Module] = []
+        self.parts: list[Callable[..., Any]]
+        if stages is None:
+            self.parts = [compile_graph(lowered)]
+        else:
+            self.parts = [*stages.stages, stages.last]
+            self.exits = [network.get_submodule(path) for path in stages.exits]
 
     def forward(self, images: Tensor) -> Tensor:
+        """images (1, C, H, W) -> logits (1, K)."""
         if self.exits:
             return self._from(0, (images,))
         logits: Tensor = self.parts[0](self.network.root, images)
@@ -66,8 +71,10 @@ class Skipping(nn.Module):
 
 @contextmanager
 def _no_wrapped_functions() -> Iterator[None]:
-    """While torch.export traces, functions named by torch.fx.wrap are replaced by ones without
-    default arguments, which torch.cond cannot take; its own trace needs none of them.
+    """Inside, torch.fx knows no functions that it has been told to keep whole.
+
+    While torch.export traces, those named by torch.fx.wrap are replaced by ones without default
+    arguments, which torch.cond cannot take; its own trace needs none of them.
     """
     named: dict[Any, Any] = getattr(symbolic_trace, "_wrapped_fns_to_patch", {})
     kept = dict(named)
@@ -78,32 +85,42 @@ def _no_wrapped_functions() -> Iterator[None]:
         named.update(kept)
 
 
-def write_pt2(
-    network: Network, dynamic: bool, image: Tensor, path: Path, facts: dict[str, str]
-) -> Callable[[Tensor], Tensor]:
-    """Write the network to `path`; returns a function that runs the file.
+def write_pt2(task: Task) -> Logits:
+    """Write a network with torch.export.
 
-    `dynamic`: single images only. Raises ExportError where torch.export fails.
+    Returns:
+        A function that runs the file.
+
+    Raises:
+        ExportError: torch.export fails.
     """
-    module = Skipping(copy.deepcopy(network)).eval() if dynamic else masked(network).module
-    example = (
-        image if dynamic else torch.cat([image, image])
-    )  # torch takes a size of 1 for a constant
-    shapes: Sequence[Any] | None = None if dynamic else ({0: torch.export.Dim("batch", min=1)},)
+    path = task.files[0]
+    program = _exported(task)
+    with path.open("wb") as file:
+        torch.export.save(program, file, extra_files={"gatecli.json": task.facts[KEY]})
+    return _runner(path)
+
+
+def _exported(task: Task) -> ExportedProgram:
+    if task.dynamic:
+        module: nn.Module = Skipping(copy.deepcopy(task.network)).eval()
+        example = task.image
+        shapes = None
+    else:
+        module = masked(task.network).module
+        example = torch.cat([task.image, task.image])  # torch takes a size of 1 for a constant
+        shapes = ({0: torch.export.Dim("batch", min=1)},)
     try:
         with torch.no_grad(), quiet(), _no_wrapped_functions():
-            program = torch.export.export(module, (example,), dynamic_shapes=shapes)
+            return torch.export.export(module, (example,), dynamic_shapes=shapes)
     except Exception as error:  # the exporter raises whatever it comes to
         raise ExportError(
             f"torch.export of torch {torch.__version__} cannot take the network: {reason(error)}"
         ) from error
-    with path.open("wb") as file:
-        torch.export.save(program, file, extra_files={"gatecli.json": facts["gatecli"]})
-    return runner(path)
 
 
-def runner(path: Path) -> Callable[[Tensor], Tensor]:
-    """The file's logits of images."""
+def _runner(path: Path) -> Logits:
+    """A function that gives the file's logits of images."""
     with path.open("rb") as file:
         module = torch.export.load(file).module()
 

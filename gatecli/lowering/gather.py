@@ -1,4 +1,4 @@
-"""Samples of a batch, or channels of maps: gather them, add to them, in their memory format."""
+"""Gather samples of a batch or channels of maps, and add to them, in their memory format."""
 
 from __future__ import annotations
 
@@ -7,48 +7,54 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-Branch = Callable[..., Tensor]  # (root, x) -> value
+Branch = Callable[..., Tensor]  # (root, x, ...) -> value
 
 
 def rows_last(x: Tensor) -> bool:
     """Whether x lies in memory as channels_last."""
-    return (
-        x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    )
+    if x.ndim != 4 or x.is_contiguous():
+        return False
+    return x.is_contiguous(memory_format=torch.channels_last)
 
 
 def take(x: Tensor, rows: Tensor) -> Tensor:
     """Samples `rows` (k,) of x (N, ...), in x's memory format.
 
-    Index_select alone would turn channels_last into NCHW.
+    `index_select` alone would turn channels_last into NCHW.
     """
     if rows_last(x):
-        return x.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
+        return _back(_forth(x).index_select(0, rows))
     return x.index_select(0, rows)
 
 
-def add_rows(x: Tensor, rows: Tensor, values: Tensor, in_place: bool) -> Tensor:
-    """x (N, ...) with `values` (k, ...) added to its samples `rows` (k,).
+def add_rows(x: Tensor, rows: Tensor, values: Tensor, *, in_place: bool) -> Tensor:
+    """Add `values` (k, ...) to the samples `rows` (k,) of x (N, ...).
 
     One pass, where adding and then copying back takes two.
     """
     if rows_last(x):
-        return add_rows(x.permute(0, 2, 3, 1), rows, values.permute(0, 2, 3, 1), in_place).permute(
-            0, 3, 1, 2
-        )
-    return x.index_add_(0, rows, values) if in_place else x.index_add(0, rows, values)
+        return _back(_add_along(0, _forth(x), rows, _forth(values), in_place=in_place))
+    return _add_along(0, x, rows, values, in_place=in_place)
 
 
-def add_channels(x: Tensor, channels: Tensor, values: Tensor, in_place: bool) -> Tensor:
-    """x (N, C, ...) with `values` (N, k, ...) added to its channels (k,)."""
+def add_channels(x: Tensor, channels: Tensor, values: Tensor, *, in_place: bool) -> Tensor:
+    """Add `values` (N, k, ...) to the channels (k,) of x (N, C, ...)."""
     if rows_last(x):  # ten times as fast as along dimension 1 of the same memory
-        return _add_along(
-            3, x.permute(0, 2, 3, 1), channels, values.permute(0, 2, 3, 1), in_place
-        ).permute(0, 3, 1, 2)
-    return _add_along(1, x, channels, values, in_place)
+        return _back(_add_along(3, _forth(x), channels, _forth(values), in_place=in_place))
+    return _add_along(1, x, channels, values, in_place=in_place)
 
 
-def _add_along(dim: int, x: Tensor, index: Tensor, values: Tensor, in_place: bool) -> Tensor:
+def _forth(x: Tensor) -> Tensor:
+    """(N, C, H, W) -> (N, H, W, C), a view."""
+    return x.permute(0, 2, 3, 1)
+
+
+def _back(x: Tensor) -> Tensor:
+    """(N, H, W, C) -> (N, C, H, W), a view."""
+    return x.permute(0, 3, 1, 2)
+
+
+def _add_along(dim: int, x: Tensor, index: Tensor, values: Tensor, *, in_place: bool) -> Tensor:
     return x.index_add_(dim, index, values) if in_place else x.index_add(dim, index, values)
 
 
@@ -60,10 +66,10 @@ class Places:
         self.tables: dict[torch.device, Tensor] = {}
 
     def on(self, device: torch.device) -> Tensor:
+        """The numbers, int64, on a device."""
         if device not in self.tables:
-            with torch.inference_mode(
-                False
-            ):  # one made in inference mode could not take part in a later backward pass
+            # one made in inference mode could not take part in a later backward pass
+            with torch.inference_mode(False):
                 self.tables[device] = torch.tensor(self.channels, device=device)
         return self.tables[device]
 

@@ -34,9 +34,9 @@ class AddAt(WritingExecutor):
         """value (N, k, H, W), shortcut (N, C, H, W) -> the shape of the shortcut."""
         value = value.to(shortcut.dtype)
         if len(self.runs) <= FEW:
-            return self.finish(add_at(shortcut, value, self.runs, self.may_write()))
+            return self.finish(add_at(shortcut, value, self.runs, in_place=self.may_write()))
         return self.finish(
-            add_channels(shortcut, self.places.on(value.device), value, self.may_write())
+            add_channels(shortcut, self.places.on(value.device), value, in_place=self.may_write())
         )
 
 

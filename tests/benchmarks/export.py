@@ -28,8 +28,8 @@ from skipping import without_blocks
 from torch import Tensor, nn
 
 import gatecli
-from gatecli.exporting import export
-from gatecli.exporting.onnx_file import session_of
+from gatecli.exporting.export import export
+from gatecli.exporting.onnx.run import session_of
 from gatecli.network import Network
 from gatecli.network.costs import expected_macs
 

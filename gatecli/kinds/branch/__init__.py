@@ -11,8 +11,8 @@ from torch import nn
 from gatecli.errors import SettingError
 from gatecli.kinds.base import CONNECTIONS, Cut, Keeping, Kind
 from gatecli.kinds.branch.cost import recounted
-from gatecli.kinds.branch.executor import lower_branches
 from gatecli.kinds.branch.find import Boundary, branch_sites, find_boundaries
+from gatecli.kinds.branch.lower import lower_branches
 from gatecli.kinds.branch.surgery import (
     fix,
     insert_connections,

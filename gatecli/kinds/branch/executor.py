@@ -5,15 +5,15 @@ same.
 
 On the graph (see gatecli.kinds.branch.surgery) a boundary is `relu(connect(norm(conv(h)), shortcut,
 read))`, C streams of maps. Here, with W_k and b_k the weights of branch k with its BatchNorm's
-scale in them, and its shift, a stream is one of
+scale in them, and s_k what it carries of the shortcut, a stream is one of
 
     direct   x_j = relu([W_k .. W_l] [h_k .. h_l] + sum_k (b_k + s_k / K))        over the K
         branches that j reads
     summed   y_k = W_k h_k + b_k + s_k / K,  x = relu(G y)                        all y_k first, G
         the connections (streams, C)
 
-whichever has fewer products. Once connections are fixed, branches that read the same share a
-stream.
+whichever has fewer products (see gatecli.kinds.branch.stream_sums). Once connections are fixed,
+branches that read the same share a stream.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
-from gatecli.gates import Forgetful, Gate, Remembered
-from gatecli.graph.ops import module_of
-from gatecli.kinds.branch.cost import is_direct, is_lean, is_pointwise, way_of
-from gatecli.kinds.branch.modules import FanOut, distinct
-from gatecli.kinds.branch.ops import connect, fold_streams, mean_streams, unfold_streams
+from gatecli.gates import Forgetful, Remembered
+from gatecli.kinds.branch import stream_sums
+from gatecli.kinds.branch.cost import is_direct, is_pointwise
+from gatecli.kinds.branch.modules import distinct
+from gatecli.kinds.branch.ops import connect
+from gatecli.kinds.branch.stream_sums import Folded, products, spread_streams
+from gatecli.lowering.norms import tensors_of
 
-Read = tuple[Tensor, int]
-Replace = Callable[[fx.Node, nn.Module, tuple[fx.Node, ...]], fx.Node]
+Read = tuple[Tensor, int]  # connections (streams, C) or (N, streams, C), and how many are read
 
 
 class Layout(Remembered):
@@ -43,17 +44,19 @@ class Layout(Remembered):
     def __call__(  # type: ignore[override]
         self, connections: Tensor
     ) -> tuple[list[int], list[int]]:
-        found: tuple[list[int], list[int]] = super().__call__(
-            lambda: distinct(connections), connections
-        )
+        """Of readers that read the same the first one, and each reader's place among these."""
+        found: tuple[list[int], list[int]]
+        found = super().__call__(lambda: distinct(connections), connections)
         return found
 
 
 class Streams(Forgetful):
-    """`relu(connect(norm(conv(h)), shortcut, read))`, of branches that read the same (`shared`) one
-    only.
+    """`relu(connect(norm(conv(h)), shortcut, read))`; of branches that read the same one only.
 
-    conv, norm: paths.
+    Attributes:
+        conv: path of the convolution.
+        norm: path of the BatchNorm.
+        shared: branches that read the same share a stream.
     """
 
     fresh = True
@@ -62,109 +65,106 @@ class Streams(Forgetful):
         super().__init__()
         self.root: Any
         self.__dict__["root"] = root  # not a child: the modules belong to the network itself
-        self.conv, self.norm, self.shared = conv, norm, shared
-        self.folded, self.layout, self.before = Remembered(), Layout(), Layout()
+        self.conv = conv
+        self.norm = norm
+        self.shared = shared
+        self.folded = Remembered()
+        self.layout = Layout()
+        self.before = Layout()
 
     def forward(
         self, h: Tensor, shortcut: Tensor, read: Read, before: Read | None = None
     ) -> Tensor:
-        """h (N, C * w, H, W), shortcut (N, out, H, W) or (N, streams * out, H, W), shared as
-        `before` says -> (N, streams * out, H, W).
+        """Compute the streams.
+
+        Args:
+            h: what the convolution reads, (N, C * w, H, W).
+            shortcut: (N, out, H, W), or streams (N, streams * out, H, W).
+            read: who reads which branches.
+            before: who reads which streams of the shortcut, where these are shared.
+
+        Returns:
+            (N, streams * out, H, W).
         """
         connections, fan_in = read
-        conv, norm = self.root.get_submodule(self.conv), self.root.get_submodule(self.norm)
+        conv = self.root.get_submodule(self.conv)
+        norm = self.root.get_submodule(self.norm)
         if self.shared:
-            connections = connections.index_select(
-                0, torch.tensor(self.layout(connections)[0], device=connections.device)
-            )
-        places = list(range(connections.shape[-1])) if before is None else self.before(before[0])[1]
-        tensors = [
-            t
-            for t in (
-                conv.weight,
-                conv.bias,
-                norm.weight,
-                norm.bias,
-                norm.running_mean,
-                norm.running_var,
-            )
-            if t is not None
-        ]
-        if (
-            torch.is_grad_enabled()
-            or connections.ndim == 3
-            or any(t.dtype != h.dtype for t in (shortcut, conv.weight))
-            or not len(h)
-        ):
-            return self._plainly(conv, norm, h, shortcut, (connections, fan_in), places)
-        folded = self.folded(lambda: Folded(_fold(conv, norm)), *tensors)
-        weight = folded.weight
-        rows = [[number for number, flag in enumerate(row) if flag] for row in connections.tolist()]
+            first, _ = self.layout(connections)
+            index = torch.tensor(first, device=connections.device)
+            connections = connections.index_select(0, index)
+        places = list(range(connections.shape[-1]))
+        if before is not None:
+            _, places = self.before(before[0])
+        if _must_be_plain(conv, h, shortcut, connections):
+            return _plainly(norm(conv(h)), shortcut, (connections, fan_in), places)
+        folded = self.folded(lambda: Folded(stream_sums.fold(conv, norm)), *tensors_of(conv, norm))
+        branches, out, width = folded.weight.shape
+        size = h.shape[2:]
+        inside = stream_sums.Sources(
+            h=h.reshape(len(h), branches, -1, size.numel()),
+            carried=shortcut.reshape(len(h), -1, out, size.numel()),
+            places=places,
+            connections=connections,
+            fan_in=fan_in,
+        )
+        rows = [_ones(row) for row in connections.tolist()]
         even = {len(row) for row in rows} == {fan_in}
-        size, out = h.shape[2:], weight.shape[1]
-        h = h.reshape(len(h), len(weight), -1, size.numel())
-        carried = shortcut.reshape(len(h), -1, out, size.numel())
-        if even and is_direct(len(rows), fan_in, len(weight), weight.shape[2] - 1):
-            found = _direct(folded.joint(rows), h, carried, rows, places)
+        if even and is_direct(len(rows), fan_in, branches, width - 1):
+            found = stream_sums.direct(folded.joint(rows), inside, rows)
         else:
-            found = _summed(weight, h, carried, connections, fan_in, places)
+            found = stream_sums.summed(folded.weight, inside)
         return found.reshape(len(h), -1, *size)
 
-    def _plainly(
-        self, conv: Any, norm: Any, h: Tensor, shortcut: Tensor, read: Read, places: Sequence[int]
-    ) -> Tensor:
-        values = norm(conv(h))
-        out = values.shape[1] // read[0].shape[-1]
-        return torch.relu(
-            connect(
-                values,
-                spread_streams(shortcut, places, out) if shortcut.shape[1] > out else shortcut,
-                read,
-            )
-        )
+
+def _ones(row: list[float]) -> list[int]:
+    """The places at which a row is not 0."""
+    return [place for place, flag in enumerate(row) if flag]
 
 
-class Folded:
-    """The weights of each branch, (C, out, w + 1), and those of the streams that were asked for
-    last.
-    """
+def _must_be_plain(conv: Any, h: Tensor, shortcut: Tensor, connections: Tensor) -> bool:
+    """Whether gradients, decisions by the image or mixed dtypes need the operations themselves."""
+    if torch.is_grad_enabled() or connections.ndim == 3 or len(h) == 0:
+        return True
+    return shortcut.dtype != h.dtype or conv.weight.dtype != h.dtype
 
-    def __init__(self, weight: Tensor) -> None:
-        self.weight, self.rows = weight, list[list[int]]()
 
-    def joint(self, rows: list[list[int]]) -> Tensor:
-        """(C, out, w + 1) -> (streams, out, K * w + 1)."""
-        if rows != self.rows:
-            parts = [
-                [*(self.weight[k, :, :-1] for k in row), self.weight[row, :, -1].sum(0)[:, None]]
-                for row in rows
-            ]
-            self.rows, self.joined = rows, torch.stack([torch.cat(part, 1) for part in parts])
-        return self.joined
+def _plainly(values: Tensor, shortcut: Tensor, read: Read, places: Sequence[int]) -> Tensor:
+    """`relu(connect(values, shortcut, read))`, values (N, C * out, H, W)."""
+    out = values.shape[1] // read[0].shape[-1]
+    if shortcut.shape[1] > out:
+        shortcut = spread_streams(shortcut, places, out)
+    return torch.relu(connect(values, shortcut, read))
 
 
 class StreamConv(nn.Module):
-    """A 1x1 convolution of which each group reads a stream; several may read the same."""
+    """A 1x1 convolution of which each group reads a stream; several may read the same.
+
+    Attributes:
+        conv: path of the convolution.
+        shared: branches that read the same share a stream.
+    """
 
     fresh = True
 
     def __init__(self, root: nn.Module, conv: str, shared: bool) -> None:
         super().__init__()
         self.root: Any
-        self.__dict__["root"] = root
-        self.conv, self.shared, self.layout = conv, shared, Layout()
+        self.__dict__["root"] = root  # not a child: the convolution belongs to the network itself
+        self.conv = conv
+        self.shared = shared
+        self.layout = Layout()
 
     def forward(self, x: Tensor, read: Read) -> Tensor:
         """x (N, streams * in, H, W) -> (N, C * w, H, W)."""
         conv = self.root.get_submodule(self.conv)
-        count, inside = conv.groups, conv.in_channels // conv.groups
-        places = self.layout(read[0])[1] if self.shared else list(range(count))
-        if (
-            not is_pointwise(conv)
-            or x.dtype != conv.weight.dtype
-            or not len(x)
-            or torch.is_autocast_enabled(x.device.type)
-        ):
+        count = conv.groups
+        inside = conv.in_channels // count
+        places = list(range(count))
+        if self.shared:
+            _, places = self.layout(read[0])
+        autocast = torch.is_autocast_enabled(x.device.type)
+        if autocast or not is_pointwise(conv) or x.dtype != conv.weight.dtype or len(x) == 0:
             result: Tensor = conv(spread_streams(x, places, inside) if self.shared else x)
             return result
         weight = conv.weight.reshape(count, -1, inside)
@@ -172,24 +172,32 @@ class StreamConv(nn.Module):
         if streams.shape[1] == count:
             found = products(weight, streams)
         else:
-            order = torch.tensor(places, device=x.device).argsort(stable=True)
-            back, weights = (
-                order.argsort(),
-                weight.index_select(0, order).split(
-                    [places.count(place) for place in range(streams.shape[1])]
-                ),
-            )
-            parts = [
-                products(own.reshape(1, -1, inside), streams[:, place : place + 1])[:, 0]
-                for place, own in enumerate(weights)
-            ]
-            found = (
-                torch.cat(parts, 1)
-                .reshape(len(x), count, -1, streams.shape[3])
-                .index_select(1, back)
-            )
+            found = _by_stream(weight, streams, places)
         found = found.reshape(len(x), -1, *x.shape[2:])
         return found if conv.bias is None else found + conv.bias[:, None, None]
+
+
+def _by_stream(weight: Tensor, streams: Tensor, places: Sequence[int]) -> Tensor:
+    """One product for all branches that read the same stream.
+
+    Args:
+        weight: of the branches, (C, w, in).
+        streams: (N, streams, in, positions).
+        places: of each branch the stream that it reads.
+
+    Returns:
+        (N, C, w, positions).
+    """
+    branches, _, inside = weight.shape
+    samples, count, _, positions = streams.shape
+    order = torch.tensor(places, device=streams.device).argsort(stable=True)
+    sizes = [places.count(place) for place in range(count)]
+    parts = []
+    for place, own in enumerate(torch.split(weight.index_select(0, order), sizes)):
+        joint = own.reshape(1, -1, inside)
+        parts.append(products(joint, streams[:, place : place + 1])[:, 0])
+    found = torch.cat(parts, 1).reshape(samples, branches, -1, positions)
+    return found.index_select(1, order.argsort())
 
 
 class StreamMean(nn.Module):
@@ -202,161 +210,22 @@ class StreamMean(nn.Module):
         self.layout = Layout()
 
     def forward(self, x: Tensor, read: Read) -> Tensor:
+        """x (N, streams * C, H, W) -> (N, C, H, W)."""
         _, places = self.layout(read[0])
         share = torch.bincount(torch.tensor(places, device=x.device)).to(x.dtype) / len(places)
-        return torch.einsum(
-            "s,nschw->nchw",
-            share,
-            x.reshape(len(x), len(share), x.shape[1] // len(share), *x.shape[2:]),
-        )
+        streams = x.reshape(len(x), len(share), x.shape[1] // len(share), *x.shape[2:])
+        return torch.einsum("s,nschw->nchw", share, streams)
 
 
 class Fold(nn.Module):
-    """`fold_streams` and `unfold_streams` of shared streams."""
+    """`fold_streams` or `unfold_streams` of shared streams."""
 
     def __init__(self, step: Callable[[Tensor, int], Tensor]) -> None:
         super().__init__()
-        self.step, self.layout = step, Layout()
+        self.step = step
+        self.layout = Layout()
 
     def forward(self, x: Tensor, read: Read) -> Tensor:
-        return self.step(x, len(self.layout(read[0])[0]))
-
-
-SMALL = 64  # positions of a map, below which a batch's samples are better multiplied together
-
-
-def products(weight: Tensor, x: Tensor) -> Tensor:
-    """weight (C, o, i), x (N, C, i, positions) -> (N, C, o, positions), without copies of the
-    weights for each sample.
-    """
-    count, (branches, out, _), positions = len(x), weight.shape, x.shape[3]
-    if positions < SMALL and count > 1:
-        together = torch.bmm(weight, x.permute(1, 2, 0, 3).reshape(branches, -1, count * positions))
-        return together.reshape(branches, out, count, positions).permute(2, 0, 1, 3).contiguous()
-    return (
-        torch.stack([torch.bmm(weight, each) for each in x])
-        if count > 1
-        else torch.bmm(weight, x[0])[None]
-    )
-
-
-def spread_streams(x: Tensor, places: Sequence[int], out: int) -> Tensor:
-    """x (N, streams * out, H, W) -> (N, C * out, H, W): to each branch k the stream `places[k]`."""
-    streams = x.reshape(x.shape[0], x.shape[1] // out, out, *x.shape[2:])
-    return streams.index_select(1, torch.tensor(places, device=x.device)).reshape(
-        x.shape[0], len(places) * out, *x.shape[2:]
-    )
-
-
-def _direct(
-    joint: Tensor, h: Tensor, carried: Tensor, rows: list[list[int]], places: Sequence[int]
-) -> Tensor:
-    """A product a stream, into the sum of what it carries; each is finished while it is at hand."""
-    found = h.new_empty(len(h), len(rows), *carried.shape[2:])
-    ones, several = h.new_ones(len(h), 1, h.shape[3]), carried.shape[1] > 1
-    for number, row in enumerate(rows):
-        inside = torch.cat([*(h[:, k] for k in row), ones], 1)
-        parts = [carried[:, places[k]] for k in row] if several else [carried[:, 0]]
-        x, start = found[:, number], parts[0]
-        for part in parts[1:]:
-            start = torch.add(start, part, out=x)
-        for sample in range(len(h)):  # a batched product would copy the weights for each
-            torch.addmm(
-                start[sample], joint[number], inside[sample], beta=1 / len(parts), out=x[sample]
-            )
-        x.relu_()
-    return found
-
-
-def _summed(
-    weight: Tensor,
-    h: Tensor,
-    carried: Tensor,
-    connections: Tensor,
-    fan_in: int,
-    places: Sequence[int],
-) -> Tensor:
-    """All branches' values at once, and one product that adds them up."""
-    inside = torch.cat([h, h.new_ones(len(h), h.shape[1], 1, h.shape[3])], 2)
-    values = products(weight, inside)
-    if carried.shape[1] not in (1, len(places)):
-        carried = carried.index_select(1, torch.tensor(places, device=h.device))
-    values.add_(carried, alpha=1 / fan_in)
-    return torch.matmul(connections.to(h.dtype), values.reshape(len(h), len(weight), -1)).relu_()
-
-
-def _fold(conv: Any, norm: Any) -> Tensor:
-    """The weights of each branch, its BatchNorm's scale in them, and what is added.
-
-    (C, out, w + 1).
-    """
-    scale = torch.rsqrt(norm.running_var + norm.eps)
-    scale = scale if norm.weight is None else norm.weight * scale
-    shift = (
-        -norm.running_mean * scale if norm.bias is None else norm.bias - norm.running_mean * scale
-    )
-    if isinstance(conv, FanOut):
-        count = conv.branches
-        weight = conv.weight.reshape(len(scale), count, -1).transpose(0, 1)
-        said = (
-            shift / norm.share
-            if conv.bias is None
-            else shift / norm.share + conv.bias * scale / count
-        )
-        return torch.cat([weight * scale[:, None], said[:, None].expand(count, -1, -1)], 2)
-    said = shift if conv.bias is None else shift + conv.bias * scale
-    return torch.cat([conv.weight.flatten(1) * scale[:, None], said[:, None]], 1).reshape(
-        conv.groups, len(scale) // conv.groups, -1
-    )
-
-
-# --- lowering ---
-
-
-def lower_branches(root: nn.Module, graph: fx.Graph, replace: Replace) -> None:
-    """Put executors in where branches read different sums.
-
-    `replace`: lets an executor of some inputs give what a node gave, and returns the new node.
-    """
-    shared: dict[
-        fx.Node, fx.Node
-    ] = {}  # streams that several may read -> what says who reads which
-    for node in list(graph.nodes):
-        if node.target is not connect or not is_lean(root, node):
-            continue
-        norm, shortcut, read = node.all_input_nodes
-        (relu,), (conv,) = node.users, norm.all_input_nodes
-        fixed, inputs = (
-            not isinstance(module_of(root, read), Gate),
-            [
-                conv.all_input_nodes[0],
-                shortcut,
-                read,
-            ],
-        )
-        executor = Streams(root, str(conv.target), str(norm.target), fixed)
-        streams = replace(
-            relu, executor, (*inputs, shared[shortcut]) if shortcut in shared else tuple(inputs)
-        )
-        if fixed:
-            shared[streams] = read
-        for user in list(streams.users):
-            reader = module_of(root, user)
-            if isinstance(reader, nn.Conv2d) and reader.groups > 1:
-                replace(user, StreamConv(root, str(user.target), fixed), (streams, read))
-            elif fixed and user.target is mean_streams:
-                replace(user, StreamMean(), (streams, read))
-            elif fixed and user.target is fold_streams:
-                _lower_way(user, streams, read, shared, replace)
-
-
-def _lower_way(
-    fold: fx.Node, streams: fx.Node, read: fx.Node, shared: dict[fx.Node, fx.Node], replace: Replace
-) -> None:
-    """A shortcut with layers of its own runs on the streams that there are."""
-    first = replace(fold, Fold(fold_streams), (streams, read))
-    last = way_of(first)[-1]
-    unfold = replace(last, Fold(unfold_streams), (last.all_input_nodes[0], read))
-    shared[unfold] = read
-    for mean in [user for user in unfold.users if user.target is mean_streams]:
-        replace(mean, StreamMean(), (unfold, read))
+        """Do for the streams that there are what `step` does for as many as are read."""
+        first, _ = self.layout(read[0])
+        return self.step(x, len(first))

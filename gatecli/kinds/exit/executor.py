@@ -18,23 +18,36 @@ Stage = Callable[..., tuple[Tensor, ...]]
 
 
 class Staged:
-    """A network with exits: the stages between them, as functions, and what comes behind the last.
+    """A network with exits, in stages: who leaves at one, leaves the batch.
 
-    Who leaves, leaves the batch.
+    A stage is a function of the network and of what the stage before it returned. It returns the
+    value at which the exit behind it stands, and what later stages need besides: a gater's gates,
+    say. The first is given the images, the last returns the logits alone.
 
-    A stage is (root, what the stage before it returned) -> the value at which the exit stands, and
-    what later stages need besides: a gater's gates, say. The first is given the images, the last
-    returns the logits alone.
-
-    Called, it returns logits (N, K) and the exit that each sample took (N,), its number from 0 on,
-    the number of exits for none.
+    Attributes:
+        stages: those with an exit behind them.
+        exits: the paths of these exits.
+        last: the stage behind the last exit.
+        gates: the network's gates, once they have been looked for.
     """
 
     def __init__(self, stages: Sequence[Stage], exits: Sequence[str], last: Stage) -> None:
-        self.stages, self.exits, self.last = stages, exits, last
+        self.stages = stages
+        self.exits = exits
+        self.last = last
         self.gates: list[Gate] | None = None
 
     def __call__(self, root: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute the logits of images, and where they left.
+
+        Args:
+            root: the network.
+            x: (N, C, H, W).
+
+        Returns:
+            Logits (N, K), and the number of the exit that each took (N,), from 0 on, the number of
+            exits for none.
+        """
         return self._one(root, x) if x.shape[0] == 1 else self._several(root, x)
 
     def _one(self, root: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,45 +61,60 @@ class Staged:
         return self.last(root, *live)[0], torch.tensor([len(self.exits)], device=x.device)
 
     def _forced(self, root: nn.Module) -> list[Gate]:
+        """The gates whose decisions are given, sample by sample."""
         if self.gates is None:  # walking through all modules takes as long as some layers
             self.gates = [part for part in root.modules() if isinstance(part, Gate)]
         return [gate for gate in self.gates if gate.forced is not None]
 
     def _several(self, root: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-        taken = torch.full((x.shape[0],), len(self.exits), device=x.device)
-        rows, out = torch.arange(x.shape[0], device=x.device), None
+        """A batch, which gets smaller at each exit."""
         forced = self._forced(root)
-        live: tuple[Tensor, ...] = (x,)
         try:
-            for number, (stage, path) in enumerate(zip(self.stages, self.exits, strict=True)):
-                live = stage(root, *live)
-                logits, z = root.get_submodule(path)(live[0])
-                leaving = z.reshape(-1) > 0
-                left = leaving.nonzero().reshape(-1)
-                if left.numel() == 0:
-                    continue
-                taken[rows[left]] = number
-                out = logits.new_empty(taken.shape[0], logits.shape[1]) if out is None else out
-                out[rows[left]] = logits[left]
-                stay = (~leaving).nonzero().reshape(-1)
-                if stay.numel() == 0:
-                    return out, taken
-                live, rows = tuple(take(value, stay) for value in live), rows[stay]
-                for gate in forced:
-                    gate.rows = rows
-            (final,) = self.last(root, *live)
+            return self._shrinking(root, x, forced)
         finally:
             for gate in forced:
                 gate.rows = None
+
+    def _shrinking(
+        self, root: nn.Module, x: Tensor, forced: Sequence[Gate]
+    ) -> tuple[Tensor, Tensor]:
+        taken = torch.full((x.shape[0],), len(self.exits), device=x.device)
+        rows = torch.arange(x.shape[0], device=x.device)  # of the batch, that are still here
+        out: Tensor | None = None
+        live: tuple[Tensor, ...] = (x,)
+        for number, (stage, path) in enumerate(zip(self.stages, self.exits, strict=True)):
+            live = stage(root, *live)
+            logits, z = root.get_submodule(path)(live[0])
+            leaving = z.reshape(-1) > 0
+            left = leaving.nonzero().reshape(-1)
+            if left.numel() == 0:
+                continue
+            taken[rows[left]] = number
+            if out is None:
+                out = logits.new_empty(taken.shape[0], logits.shape[1])
+            out[rows[left]] = logits[left]
+            stay = (~leaving).nonzero().reshape(-1)
+            if stay.numel() == 0:
+                return out, taken
+            live = tuple(take(value, stay) for value in live)
+            rows = rows[stay]
+            for gate in forced:
+                gate.rows = rows
+        (final,) = self.last(root, *live)
         if out is None:
             return final, taken
         out[rows] = final.to(out.dtype)
         return out, taken
 
     def values(self, root: nn.Module, x: Tensor) -> tuple[list[Tensor], Tensor]:
-        """The values at which the exits stand, and the network's own logits, for all samples.
+        """The values at which the exits stand, and the network's own logits; nobody leaves.
 
-        Nobody leaves.
+        Args:
+            root: the network.
+            x: (N, C, H, W).
+
+        Returns:
+            A value (N, ...) for each exit, and the logits (N, K).
         """
         seen = []
         live: tuple[Tensor, ...] = (x,)

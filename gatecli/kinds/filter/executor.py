@@ -80,7 +80,7 @@ class FilterBlock(WritingExecutor):
         if open_ is None:
             return self.finish(add_to(value, shortcut))
         return self.finish(
-            add_channels(shortcut, open_, value.to(shortcut.dtype), self.may_write())
+            add_channels(shortcut, open_, value.to(shortcut.dtype), in_place=self.may_write())
         )
 
 
@@ -107,4 +107,4 @@ class FilterLayer(Executor):
             device=value.device,
             memory_format=torch.channels_last if rows_last(value) else torch.contiguous_format,
         )
-        return add_channels(whole.zero_(), open_, value, not torch.is_grad_enabled())
+        return add_channels(whole.zero_(), open_, value, in_place=not torch.is_grad_enabled())

@@ -1,15 +1,14 @@
-"""The weights format: a safetensors file, and beside it a short Python module that builds the
-network with torch alone.
+"""The weights format: a safetensors file, and a short Python module beside it.
+
+The module builds the network with torch alone.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -17,7 +16,9 @@ from torch import Tensor
 
 from gatecli.checkpoint import save_tensors
 from gatecli.errors import ExportError
-from gatecli.exporting.source import source_of
+from gatecli.exporting.facts import KEY
+from gatecli.exporting.registry import Logits, Task
+from gatecli.exporting.weights.source import source_of
 from gatecli.graph.settle import TRAINING
 from gatecli.network import Network
 
@@ -33,35 +34,26 @@ with torch.no_grad():
 """
 
 
-def module_path(out: Path) -> Path:
-    """Where the Python module of a weights file lies.
+def write_weights(task: Task) -> Logits:
+    """Write a network's tensors to the first file, and its source to the second.
 
-    `resnet50.pruned.weights.safetensors` -> `resnet50_pruned.py`.
+    Returns:
+        A function that runs the two in another process.
+
+    Raises:
+        ExportError: gates remain, or a part cannot be written.
     """
-    stem = out.name.removesuffix(".safetensors").removesuffix(".weights")
-    name = re.sub(r"\W", "_", stem, flags=re.ASCII)
-    return out.with_name(f"{name if name[:1].isalpha() else f'network_{name}'}.py")
-
-
-def write_weights(
-    network: Network, weights: Path, module: Path, out: Path, facts: Mapping[str, str]
-) -> Callable[[Tensor], Tensor]:
-    """Write the tensors to `weights` and the source to `module`.
-
-    `out` is what the weights will be called in the end.
-
-    Returns a function that runs the two in another process. Raises ExportError where gates remain,
-    or a part cannot be written.
-    """
+    network = task.network
+    weights, module = task.files
     if network.gated_by:
         raise ExportError(
             f"the weights format is for static networks, but {len(network.gated_by)} sites decide"
             f" at run time ({next(iter(network.gated_by))}, ...): prune first, or export to onnx"
             " or pt2"
         )
-    known = json.loads(facts["gatecli"])
+    known = json.loads(task.facts[KEY])
     constants = {
-        "WEIGHTS": out.name,
+        "WEIGHTS": task.out.name,
         "INPUT_SIZE": tuple(known["input_size"]),
         "CHANNELS": known["channels"],
         "MEAN": known["mean"],
@@ -73,27 +65,25 @@ def write_weights(
         " images with values in [0, 1]."
     )
     module.write_text(source_of(network, network.graph, constants, title), encoding="utf-8")
-    save_tensors(_tensors(network), weights, dict(facts))
+    save_tensors(_tensors(network), weights, dict(task.facts))
     return lambda images: _run(module, weights, images)
 
 
 def _tensors(network: Network) -> dict[str, Tensor]:
     """The state dict, and what the graph reads that is not in it."""
-    read = {
-        str(node.target): node
-        for node in network.graph.nodes
-        if node.op == "get_attr" and node.target != TRAINING
-    }
-    others = {
-        path: getattr(network.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2])
-        for path in read
-    }
-    return {**others, **network.state_dict()}
+    tensors: dict[str, Tensor] = {}
+    for node in network.graph.nodes:
+        if node.op == "get_attr" and node.target != TRAINING:
+            owner, _, name = str(node.target).rpartition(".")
+            tensors[str(node.target)] = getattr(network.get_submodule(owner), name)
+    return {**tensors, **network.state_dict()}
 
 
 def _run(module: Path, weights: Path, images: Tensor) -> Tensor:
+    """The logits of images, by the generated module in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        given, result = Path(folder) / "images.safetensors", Path(folder) / "logits.pt"
+        given = Path(folder) / "images.safetensors"
+        result = Path(folder) / "logits.pt"
         save_tensors({"images": images}, given, {})
         done = subprocess.run(
             [sys.executable, "-I", "-c", RUN, module, weights, given, result],
@@ -101,10 +91,10 @@ def _run(module: Path, weights: Path, images: Tensor) -> Tensor:
             text=True,
         )
         if done.returncode:
+            said = done.stderr.strip().splitlines() or ["no message"]
             raise ExportError(
-                "the generated module does not run:"
-                f" {(done.stderr.strip().splitlines() or ['no message'])[-1]}: this is a bug in"
-                " gatecli; nothing was written"
+                f"the generated module does not run: {said[-1]}: this is a bug in gatecli; nothing"
+                " was written"
             )
         logits: Tensor = torch.load(result, weights_only=True)
         return logits

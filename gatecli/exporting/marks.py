@@ -4,7 +4,7 @@ One function of the images, with marks at what need not be computed.
 
 Every gated branch is computed, and not multiplied by its decision where the file's format can
 branch instead: then the values around it are returned beside the logits, so that whoever writes the
-file finds them there by name (see gatecli.exporting.conditions).
+file finds them there by name (see gatecli.exporting.onnx.if_branches).
 """
 
 from __future__ import annotations

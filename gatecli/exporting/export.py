@@ -1,0 +1,204 @@
+"""export: write a network for machines without gatecli, and compare what was written with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gatecli.errors import ExportError
+from gatecli.exporting.facts import facts_of
+from gatecli.exporting.formats import DEFAULT
+from gatecli.exporting.marks import Opened, decided, opened
+from gatecli.exporting.registry import Format, Logits, Task, get, registered
+from gatecli.files import replacing
+from gatecli.gates import Exit, Gate
+from gatecli.network import Network
+from gatecli.network.compare import logits, random_images, relative_change
+from gatecli.record import record_gates
+
+__all__ = ["Exported", "export"]
+
+TOLERANCE = 1e-4  # of the largest logit: what differs by more is not the same network
+# log-odds so near to their threshold are decided by rounding, which differs from runtime to runtime
+CLOSE = 1e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """What was written, and how near it is to the network.
+
+    Attributes:
+        out: the file.
+        format: the format's name.
+        files: all files, `out` first.
+        dynamic: the file computes only what runs.
+        batch: 1 where it takes single images only; None: any number.
+        max_difference: between its logits and the network's, relative to the largest.
+        images: how many images were compared.
+        undecided: how many further ones were left out, as a gate was so close to its threshold
+            that rounding decides.
+        masked: sites with gates that remain, but save nothing in this format.
+    """
+
+    out: Path
+    format: str
+    files: list[Path]
+    dynamic: bool
+    batch: int | None
+    max_difference: float
+    images: int
+    undecided: int = 0
+    masked: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Comparison:
+    """How far logits differ, relative to the largest, and on how many images that was told."""
+
+    difference: float
+    images: int
+
+
+def export(
+    network: Network,
+    out: str | Path,
+    format: str = DEFAULT,
+    *,
+    images: Tensor | None = None,
+    opset: int = 20,
+    all_computed: bool = False,
+    decisions: bool = False,
+    uncalibrated: bool = False,
+    classes: Sequence[str] = (),
+) -> Exported:
+    """Write a network to a file, and compare the file's logits with its own.
+
+    Gates that do not look at the images are decided first.
+
+    Args:
+        network: stays as it is.
+        out: the file; a format may put further ones beside it.
+        format: name of a registered format.
+        images: to compare on, normalised, (n, C, H, W); None: random ones.
+        opset: version of ONNX's operations, for formats that have one.
+        all_computed: write for any batch, all branches computed and multiplied by their decisions,
+            also where the network is dynamic.
+        decisions: the gates' decisions and the exit taken as further outputs, in formats that can.
+        uncalibrated: also export a network with exits none of which has been calibrated, so that
+            nobody leaves.
+        classes: their names, for the file's metadata.
+
+    Raises:
+        ExportError: the format cannot take the network or these options, or the file's logits
+            differ. Nothing is written then.
+    """
+    kind = get(format)
+    _check(network, kind, decisions=decisions, uncalibrated=uncalibrated)
+    out = Path(out)
+    plain = decided(network)
+    images = random_images(plain, 4) if images is None else images.cpu()
+    parts = opened(plain)
+    dynamic = parts.dynamic and kind.can_skip and not all_computed
+    files = kind.files(out)
+    with ExitStack() as stack:
+        task = Task(
+            network=plain,
+            parts=parts,
+            dynamic=dynamic,
+            image=images[:1],
+            opset=opset,
+            decisions=decisions,
+            facts=facts_of(plain, single=dynamic, classes=classes).to_metadata(),
+            out=out,
+            files=[stack.enter_context(replacing(file)) for file in files],
+        )
+        compared = _compared(plain, kind.write(task), images, single=dynamic)
+    return Exported(
+        out=out,
+        format=format,
+        files=files,
+        dynamic=dynamic,
+        batch=1 if dynamic else None,
+        max_difference=compared.difference,
+        images=compared.images,
+        undecided=len(images) - compared.images,
+        masked=_masked(plain, parts, dynamic=dynamic),
+    )
+
+
+def _check(network: Network, format: Format, *, decisions: bool, uncalibrated: bool) -> None:
+    """Raise ExportError where a format lacks an option, or nobody would leave by any exit."""
+    if decisions and not format.can_decisions:
+        able = ", ".join(f"{each.title} files" for each in registered() if each.can_decisions)
+        raise ExportError(f"--decisions is for {able}: {format.name} has the logits alone")
+    exits = network.site_exits.values()
+    if exits and not uncalibrated and not any(map(_lets_go, exits)):
+        raise ExportError(
+            "the exits have not been calibrated, so nobody would leave and the file would have"
+            " none: gatecli calibrate first, or go on with --force"
+        )
+
+
+def _lets_go(exit_: Exit) -> bool:
+    """Whether an exit has a threshold that an image can reach."""
+    return not bool(exit_.threshold.isposinf().all())
+
+
+def _masked(network: Network, parts: Opened, *, dynamic: bool) -> list[str]:
+    """The sites whose gates save nothing in the file."""
+    if not dynamic:
+        return list(network.site_gates)
+    saving = {branch.site for branch in parts.branches} | set(network.site_exits)
+    return [site for site in network.site_gates if site not in saving]
+
+
+def _compared(network: Network, run: Logits, images: Tensor, *, single: bool) -> _Comparison:
+    """Compare a file's logits with the network's, on the images that are clearly decided.
+
+    Args:
+        network: the network.
+        run: gives the file's logits.
+        images: (n, C, H, W).
+        single: the file takes one image at a time.
+
+    Raises:
+        ExportError: they differ, or no image is clearly decided.
+    """
+    sure = [image for image in torch.split(images, 1) if _sure(network, image)]
+    if not sure:
+        raise ExportError(
+            f"none of the {len(images)} images to compare on is decided clearly enough by the"
+            " gates: compare on others, with --data"
+        )
+    expected = torch.cat([logits(network, image) for image in sure])
+    written = torch.cat([run(image) for image in sure]) if single else run(torch.cat(sure))
+    change = relative_change(expected, written)
+    if not change <= TOLERANCE:
+        raise ExportError(
+            f"the file's logits differ by {change:.1e} of the largest from the network's: this is a"
+            " bug in gatecli; nothing was written"
+        )
+    return _Comparison(difference=change, images=len(sure))
+
+
+def _sure(network: Network, image: Tensor) -> bool:
+    """Whether no gate is so close to its threshold that rounding may decide."""
+    with record_gates(network) as record:
+        logits(network, image)
+    gates = network.site_gates
+    for site, odds in record.odds.items():
+        if bool(((odds[-1] - _limit(gates[site])).abs() < CLOSE).any()):
+            return False
+    return True
+
+
+def _limit(gate: Gate) -> Tensor:
+    """The log-odds from which on a gate decides otherwise."""
+    if isinstance(gate, Exit):
+        return gate.threshold
+    return torch.logit(gate.threshold.clamp(0, 1))

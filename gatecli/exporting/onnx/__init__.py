@@ -1,0 +1,1 @@
+"""ONNX files, in which what is skipped stands in `If`."""

@@ -1,0 +1,122 @@
+"""ONNX files: plain for static networks, with `If` for dynamic ones.
+
+ONNX Runtime computes only the branch of an `If` that is taken.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from gatecli.errors import ExportError, first_line
+from gatecli.exporting.marks import Opened, masked
+from gatecli.exporting.onnx.exits import leave_early
+from gatecli.exporting.onnx.if_branches import Surgeon
+from gatecli.exporting.onnx.layout import skip_branches
+from gatecli.exporting.onnx.packages import onnx_package
+from gatecli.exporting.onnx.run import session_of
+from gatecli.exporting.quiet import quiet, reason
+from gatecli.exporting.registry import Logits, Task
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+LOWEST = 18  # opsets that torch's exporter writes
+HIGHEST = 25
+
+
+def write_onnx(task: Task) -> Logits:
+    """Write a network as ONNX.
+
+    Returns:
+        A function that runs the file with ONNX Runtime.
+
+    Raises:
+        ExportError: a package is missing, the opset is out of range, or an operation cannot be
+            converted.
+    """
+    onnx = onnx_package()
+    parts = task.parts if task.dynamic else masked(task.network, task.decisions)
+    model = _converted(parts, task.image, task.opset)
+    if parts.dynamic:
+        _branching(model, parts, decisions=task.decisions)
+    _check_opset(model, task.opset)
+    for key, value in task.facts.items():
+        model.metadata_props.add(key=key, value=value)
+    path = task.files[0]
+    try:
+        onnx.checker.check_model(model, full_check=False)
+        path.write_bytes(model.SerializeToString())
+    except (onnx.checker.ValidationError, ValueError) as error:
+        raise ExportError(
+            f"the ONNX file that came out is not valid: {first_line(error)}"
+        ) from error
+    session = session_of(path)
+    return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+
+
+def _converted(parts: Opened, image: Tensor, opset: int) -> ModelProto:
+    """The model as torch's exporter makes it, every branch computed."""
+    if not LOWEST <= opset <= HIGHEST:
+        raise ExportError(f"expected --opset to be between {LOWEST} and {HIGHEST}, but got {opset}")
+    example = image
+    shapes = None
+    if not parts.dynamic:
+        example = torch.cat([image, image])  # torch takes a size of 1 for a constant
+        shapes = ({0: torch.export.Dim("batch", min=1)},)
+    try:
+        with torch.no_grad(), quiet():
+            program = torch.onnx.export(
+                parts.module,
+                (example,),
+                dynamo=True,
+                input_names=["images"],
+                output_names=parts.names,
+                dynamic_shapes=shapes,
+                opset_version=opset,
+                verbose=False,
+            )
+    except Exception as error:  # the exporter raises whatever it comes to
+        raise ExportError(
+            f"torch {torch.__version__} cannot convert the network to ONNX: {reason(error)}"
+        ) from error
+    assert program is not None
+    return program.model_proto
+
+
+def _branching(model: ModelProto, parts: Opened, *, decisions: bool) -> None:
+    """Put the marks to use: an `If` around each branch, then one at each exit."""
+    surgeon = Surgeon(model.graph)
+    outputs = ["logits"]
+    if decisions:
+        outputs += _add_decisions(surgeon, parts)
+    surgeon.outputs = set(outputs)
+    skip_branches(surgeon, parts.branches)
+    leave_early(surgeon, parts.leaves, outputs)
+    surgeon.done(outputs)
+
+
+def _add_decisions(surgeon: Surgeon, parts: Opened) -> list[str]:
+    """Add outputs for each gate's decisions, 1 where a unit ran, and for the exit taken.
+
+    An exit is told by its number from 0 on, none by the number of exits.
+    """
+    names = []
+    for site, decision in parts.gates.items():
+        surgeon.alias(decision, f"gate.{site}")
+        names.append(f"gate.{site}")
+    if parts.leaves:
+        surgeon.add_output("exit", torch.tensor([len(parts.leaves)]))
+        names.append("exit")  # last: nothing is computed for it
+    return names
+
+
+def _check_opset(model: ModelProto, opset: int) -> None:
+    written = next(each.version for each in model.opset_import if each.domain == "")
+    if written != opset:
+        raise ExportError(
+            f"the network needs ONNX opset {written}, but --opset is {opset}: leave it out, or ask"
+            f" for {written}"
+        )

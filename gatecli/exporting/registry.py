@@ -1,0 +1,126 @@
+"""The formats that networks are exported to.
+
+Nothing here needs torch, so that help texts can be made from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from gatecli.errors import ExportError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gatecli.exporting.marks import Opened
+    from gatecli.exporting.runner import Runner
+    from gatecli.network import Network
+
+Logits: TypeAlias = "Callable[[Tensor], Tensor]"  # images (N, C, H, W) -> logits (N, K)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What a format is asked to write.
+
+    Attributes:
+        network: the network, with nothing left to decide that does not depend on the image.
+        parts: the same for single images, marked at what need not be computed.
+        dynamic: write a file for single images that computes only what runs; else one for batches
+            of any size, in which everything is computed.
+        image: an example, (1, C, H, W), normalised.
+        opset: version of the operations, for formats that have several.
+        decisions: the gates' decisions and the exit taken as further outputs.
+        facts: the file's metadata.
+        out: what the first file will be called in the end.
+        files: where to write now, as many files as `Format.files` names.
+    """
+
+    network: Network
+    parts: Opened
+    dynamic: bool
+    image: Tensor
+    opset: int
+    decisions: bool
+    facts: Mapping[str, str]
+    out: Path
+    files: list[Path]
+
+
+def _itself(out: Path) -> list[Path]:
+    return [out]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """A format of files.
+
+    Functions that need torch import it when they are called, as `gatecli export --help` reads
+    formats.
+
+    Attributes:
+        name: as `--format` takes it.
+        suffix: how the names of its files end.
+        noun: one of its files, in messages, with its article: "an ONNX file".
+        about: what `--format`'s help says of it.
+        write: writes the files of a task, and returns a function that gives a written file's
+            logits. Raises ExportError.
+        files: the files that are written for an output, the output itself first.
+        can_skip: files may decide at run time what to compute.
+        can_decisions: files may return the gates' decisions.
+        can_opset: `--opset` means something to it.
+        open: makes a file ready for `gatecli run`; None: it cannot be run there. Raises
+            ExportError.
+    """
+
+    name: str
+    suffix: str
+    noun: str
+    write: Callable[[Task], Logits]
+    about: str = ""
+    files: Callable[[Path], list[Path]] = _itself
+    can_skip: bool = True
+    can_decisions: bool = False
+    can_opset: bool = False
+    open: Callable[[Path], Runner] | None = None
+
+    @property
+    def title(self) -> str:
+        """The noun without its article and "file": "ONNX"."""
+        return self.noun.partition(" ")[2].removesuffix(" file")
+
+
+_REGISTRY: dict[str, Format] = {}
+
+
+def register(format: Format) -> None:
+    """Make a format known by its name. Raises ValueError where the name or the suffix is taken."""
+    for other in _REGISTRY.values():
+        if format.name == other.name or format.suffix == other.suffix:
+            raise ValueError(f"format `{format.name}` is registered twice")
+    _REGISTRY[format.name] = format
+
+
+def registered() -> list[Format]:
+    """All formats, in the order in which they were registered."""
+    return list(_REGISTRY.values())
+
+
+def get(name: str) -> Format:
+    """The format of that name. Raises ExportError, which lists the names, where there is none."""
+    if name not in _REGISTRY:
+        raise ExportError(
+            f"expected --format to be one of {', '.join(_REGISTRY)}, but got `{name}`"
+        )
+    return _REGISTRY[name]
+
+
+def opener(file: str) -> Callable[[Path], Runner] | None:
+    """What makes a file of that name ready for `gatecli run`; None: it is no exported file."""
+    for format in _REGISTRY.values():
+        if format.open is not None and file.endswith(format.suffix):
+            return format.open
+    return None

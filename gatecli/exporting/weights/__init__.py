@@ -1,0 +1,1 @@
+"""Weights in a safetensors file, with Python source that needs torch alone."""
