@@ -126,21 +126,11 @@ def profile(
             f"expected --repeats of at least 3 and batch sizes of at least 1, but got {repeats} and"
             f" {list(batch_sizes)}"
         )
-    inputs = {
-        (*subject.network.input.size, subject.network.input.channels)
-        for subject in subjects
-        if subject.network is not None
-    }
-    if len(inputs) > 1:
-        raise SettingError(
-            "expected checkpoints that take the same images, but got"
-            f" {' and '.join('x'.join(map(str, each)) for each in sorted(inputs))}: profile them"
-            " one by one"
-        )
-    for network in [subject.network for subject in subjects if subject.network is not None]:
-        logits(
-            network, random_images(network, 1)
-        )  # milliseconds of a network that computes nothing of use would mislead
+    networks = [subject.network for subject in subjects if subject.network is not None]
+    _check_same_images(networks)
+    for network in networks:
+        # milliseconds of a network that computes nothing of use would mislead
+        logits(network, random_images(network, 1))
     everyone = [source, *subjects]
     times: dict[str, list[list[float]]] = {}
     with progress.task("timing", len(batch_sizes) * repeats) as task:
@@ -154,6 +144,17 @@ def profile(
         torch.get_num_threads(),
         repeats,
     )
+
+
+def _check_same_images(networks: Sequence[Network]) -> None:
+    """Raises SettingError where networks take images of different sizes."""
+    sizes = {(*network.input.size, network.input.channels) for network in networks}
+    if len(sizes) > 1:
+        words = ["x".join(map(str, size)) for size in sorted(sizes)]
+        raise SettingError(
+            f"expected checkpoints that take the same images, but got {' and '.join(words)}:"
+            " profile them one by one"
+        )
 
 
 def site_rows(subject: Subject) -> list[SiteRow]:

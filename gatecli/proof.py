@@ -26,6 +26,7 @@ from gatecli.traced.site import SiteDecision
 __all__ = ["verify_decisions", "verify_logits"]
 
 TOLERANCE = 1e-4  # of the largest logit: above this, prune has broken something and writes nothing
+Forced = dict[str, "list[int] | Tensor"]  # see gatecli.record.force
 ROUNDING = 1e-3  # of a score: so near to its threshold a gate may decide either way
 
 
@@ -38,20 +39,9 @@ def verify_logits(network: Network, smaller: Network, decisions: Decisions) -> f
     Raises:
         GatecliError: They are another network's.
     """
-    gates = network.site_gates
-    free = [site for site in gates if site not in decisions and site in smaller.gated_by]
-    exits = [site for site in free if isinstance(gates[site], Exit)]
+    ours, theirs = _alike(network, smaller, decisions)
+    exits = [site for site in theirs if isinstance(network.site_gates[site], Exit)]
     images = random_images(network, max(2, 1 + len(exits)))
-    ours: dict[str, list[int] | Tensor] = {}
-    theirs: dict[str, list[int] | Tensor] = {}
-    for site, decision in decisions.items():
-        flags = _flags(network, site, {*decision.keep, *decision.dynamic[::2]})
-        ours[site] = flags
-        if decision.dynamic and site in smaller.gated_by:
-            theirs[site] = [flags[unit] for unit in decision.dynamic]
-    for site in free:
-        alike = _flags(network, site, range(0, gates[site].units, 2))
-        ours[site] = theirs[site] = alike
     for index, site in enumerate(exits):
         ours[site] = theirs[site] = (torch.arange(len(images))[:, None] == index + 1).float()
     with in_evaluation(network), force(network, ours), force(smaller, theirs):
@@ -62,6 +52,22 @@ def verify_logits(network: Network, smaller: Network, decisions: Decisions) -> f
             " gated network's: this is a bug in gatecli; nothing was written"
         )
     return change
+
+
+def _alike(network: Network, smaller: Network, decisions: Decisions) -> tuple[Forced, Forced]:
+    """Decisions to force in the two networks: decided units as decided, every second other runs."""
+    ours: Forced = {}
+    theirs: Forced = {}
+    for site, gate in network.site_gates.items():
+        decision = decisions.get(site)
+        if decision is not None:
+            flags = _flags(network, site, {*decision.keep, *decision.dynamic[::2]})
+            ours[site] = flags
+            if decision.dynamic and site in smaller.gated_by:
+                theirs[site] = [flags[unit] for unit in decision.dynamic]
+        elif site in smaller.gated_by:
+            ours[site] = theirs[site] = _flags(network, site, range(0, gate.units, 2))
+    return ours, theirs
 
 
 def verify_decisions(

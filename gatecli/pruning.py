@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -146,38 +146,52 @@ def _result(
     rates: dict[str, list[float]],
     change: float,
 ) -> Pruned:
-    removed, ungated = [], []
-    thinned, freed, stuck = {}, {}, {}
+    done = _Done()
     for site in network.gated_by:
-        decision = decisions.get(site)
-        if decision is None:
-            continue
-        leaves = registry.of(network.sites[site]).leaves
-        gone_with = decision.stuck_because and site not in smaller.gated_by
-        if gone_with or (not decision.stuck_because and _is_removed(network, site, decision)):
-            removed.append(site)
-        elif decision.stuck_because:
-            stuck[site] = decision.stuck_because
-        elif decision.drop:
-            thinned[site] = list(decision.drop)
-        elif not decision.dynamic and not leaves:
-            ungated.append(site)
-        if decision.dynamic and decision.keep:
-            freed[site] = list(decision.keep)
+        if site in decisions:
+            done.add(network, smaller, site, decisions[site])
     return Pruned(
         network=smaller,
-        removed=removed,
-        thinned=thinned,
-        ungated=ungated,
-        freed=freed,
+        removed=done.removed,
+        thinned=done.thinned,
+        ungated=done.ungated,
+        freed=done.freed,
         kept_dynamic=list(smaller.gated_by),
-        stuck=stuck,
+        stuck=done.stuck,
         params_before=network.params,
         macs_before=network.macs_dense,
         max_logit_change=change,
         rates=rates,
         macs_expected=expected_macs(smaller, rates),
     )
+
+
+@dataclass(kw_only=True)
+class _Done:
+    """What was done to which site, see `Pruned`."""
+
+    removed: list[str] = field(default_factory=list)
+    thinned: dict[str, list[int]] = field(default_factory=dict)
+    ungated: list[str] = field(default_factory=list)
+    freed: dict[str, list[int]] = field(default_factory=dict)
+    stuck: dict[str, str] = field(default_factory=dict)
+
+    def add(self, network: Network, smaller: Network, site: str, decision: SiteDecision) -> None:
+        """Put one site where it belongs."""
+        if decision.stuck_because:
+            if site in smaller.gated_by:
+                self.stuck[site] = decision.stuck_because
+            else:  # gone with what was around it
+                self.removed.append(site)
+            return
+        if _is_removed(network, site, decision):
+            self.removed.append(site)
+        elif decision.drop:
+            self.thinned[site] = list(decision.drop)
+        elif not decision.dynamic and not registry.of(network.sites[site]).leaves:
+            self.ungated.append(site)
+        if decision.dynamic and decision.keep:
+            self.freed[site] = list(decision.keep)
 
 
 def _is_removed(network: Network, site: str, decision: SiteDecision) -> bool:

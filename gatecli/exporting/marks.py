@@ -194,28 +194,41 @@ def _branch(
     """
     value, decision = masked.args
     assert isinstance(value, fx.Node) and isinstance(decision, fx.Node)
-    shortcut: Any = None
     gate: Any = module_of(network, decision)
-    if gate is None or gate.units != 1:
+    around = None if gate is None or gate.units != 1 else _around(network, masked, value)
+    if around is None:
         return None
-    if all(is_cat(user) for user in masked.users):
-        result, rectify = value, False
-    else:
-        add = next(iter(masked.users))
-        if len(masked.users) != 1 or not is_add(add):
-            return None
-        shortcut = next(arg for arg in add.args if arg is not masked)
-        relu = relu_after(network, add)
-        result, rectify = relu or add, relu is not None and not never_negative(network, shortcut)
     masked.replace_all_uses_with(value)
     graph.erase_node(masked)
+    shortcut = around.shortcut
     return Branch(
         gate.site,
         _named(names, decision),
-        _named(names, result),
+        _named(names, around.result),
         None if shortcut is None else _named(names, shortcut),
-        rectify,
+        around.rectify,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Around:
+    """What is around a mask, see `Branch`."""
+
+    result: fx.Node
+    shortcut: fx.Node | None = None
+    rectify: bool = False
+
+
+def _around(network: Network, masked: fx.Node, value: fx.Node) -> _Around | None:
+    if all(is_cat(user) for user in masked.users):
+        return _Around(result=value)
+    add = next(iter(masked.users))
+    if len(masked.users) != 1 or not is_add(add):
+        return None
+    shortcut: Any = next(arg for arg in add.args if arg is not masked)
+    relu = relu_after(network, add)
+    rectify = relu is not None and not never_negative(network, shortcut)
+    return _Around(result=relu or add, shortcut=shortcut, rectify=rectify)
 
 
 def _leave(graph: fx.Graph, site: str, pair: fx.Node, names: dict[fx.Node, str]) -> Leave:

@@ -298,20 +298,29 @@ class _Fold:
     def run(self) -> None:
         dead = self._dead()
         for node in self.graph.nodes:
-            if node in dead or (
-                node in self.values and not isinstance(module_of(self.root, node), nn.Conv2d)
-            ):
-                continue  # a convolution that loses outputs may lose inputs as well
+            if node in dead or self._is_settled(node):
+                continue
             nothing = [source for source in node.all_input_nodes if source in self.empty]
             if nothing and not is_cat(node):
-                if not keeps_zero(self.root, node, nothing[0]) or self._width(node) != self._width(
-                    nothing[0]
-                ):
-                    raise SettingError(f"`{node.name}` reads it, which is no concatenation")
-                self.cuts[node] = self.cuts[nothing[0]]
-                self.empty.add(node)
+                self._empty(node, nothing[0])
             elif any(source in self.cuts for source in node.all_input_nodes):
                 self._pass(node)
+
+    def _is_settled(self, node: fx.Node) -> bool:
+        """Whether a node has nothing to lose but what it has lost at the beginning.
+
+        A convolution that loses outputs may lose inputs as well.
+        """
+        is_conv = isinstance(module_of(self.root, node), nn.Conv2d)
+        return node in self.values and not is_conv
+
+    def _empty(self, node: fx.Node, source: fx.Node) -> None:
+        """Nothing is left of a value whose source is gone, where zeros stay zeros."""
+        same = self._width(node) == self._width(source)
+        if not same or not keeps_zero(self.root, node, source):
+            raise SettingError(f"`{node.name}` reads it, which is no concatenation")
+        self.cuts[node] = self.cuts[source]
+        self.empty.add(node)
 
     def _dead(self) -> set[fx.Node]:
         """The values of which nothing is left, and what only they need."""
@@ -322,25 +331,17 @@ class _Fold:
         return dead
 
     def _pass(self, node: fx.Node) -> None:
-        module = module_of(self.root, node)
         if is_cat(node):
             self.cuts[node] = self._concatenated(node)
             return
+        module = module_of(self.root, node)
         source, *others = (each for each in node.all_input_nodes if each in self.cuts)
         if others:
             raise SettingError(f"`{node.name}` reads it together with another")
-        cut = self.cuts[source]
-        if (
-            module is not None
-            and any(True for _ in module.parameters())
-            and calls(self.graph, node) > 1
-        ):
+        if module is not None and _has_weights(module) and calls(self.graph, node) > 1:
             raise SettingError(f"`{node.target}` reads it, which is called more than once")
-        if (
-            isinstance(module, _BatchNorm)
-            and module.running_mean is not None
-            and not any(True for child in module.children() for _ in child.parameters())
-        ):
+        cut = self.cuts[source]
+        if _normalises_apart(module):
             self.cuts[node] = self._normalised(node, source, module, cut)
         elif isinstance(module, (nn.Conv2d, nn.Linear)) or hasattr(module, "drop_inputs"):
             self._absorb(node, module, cut)
@@ -424,6 +425,17 @@ class _Fold:
                 .contiguous()
             )
         return Cut(cut.kept, cut.gone, _same_everywhere(node, image))
+
+
+def _has_weights(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters())
+
+
+def _normalises_apart(module: nn.Module | None) -> bool:
+    """Whether a module is a BatchNorm with statistics, and at most a plain activation."""
+    if not isinstance(module, _BatchNorm) or module.running_mean is None:
+        return False
+    return not any(_has_weights(child) for child in module.children())
 
 
 def _together(parts: Sequence[Tensor]) -> list[Tensor]:

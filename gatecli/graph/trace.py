@@ -242,16 +242,26 @@ def _leaf_advice(root: nn.Module, failed: nn.Module | None) -> str:
     """How to keep the module that failed whole, and with one pattern the others of its class."""
     if failed is None:
         return ""  # the line is in the network's own forward: nothing would be left of a graph
-    alike = [name for name, part in root.named_modules() if type(part) is type(failed)]
-    path = next(name for name, part in root.named_modules() if part is failed)
-    pattern = ".".join("*" if part.isdecimal() else part for part in path.split("."))
-    matched = [name for name, _ in root.named_modules() if fnmatchcase(name, pattern)]
-    only_these = all(
-        name in alike or name.startswith(tuple(f"{other}." for other in alike)) for name in matched
-    )
-    patterns = [pattern] if len(alike) > 1 and only_these else alike
+    modules = dict(root.named_modules())
+    alike = [name for name, part in modules.items() if type(part) is type(failed)]
+    path = next(name for name, part in modules.items() if part is failed)
+    pattern = _numbers_open(path)
+    matched = [name for name in modules if fnmatchcase(name, pattern)]
+    patterns = alike
+    if len(alike) > 1 and all(_lies_in(name, alike) for name in matched):
+        patterns = [pattern]
     options = " ".join(f"--leaf '{pattern}'" for pattern in patterns)
     return f", or keep what runs it whole, with {options} (library: leaves={patterns})"
+
+
+def _lies_in(name: str, modules: Sequence[str]) -> bool:
+    """Whether a module is one of these, or a part of one."""
+    return name in modules or name.startswith(tuple(f"{module}." for module in modules))
+
+
+def _numbers_open(path: str) -> str:
+    """A module's path as a pattern that takes other numbers too."""
+    return ".".join("*" if part.isdecimal() else part for part in path.split("."))
 
 
 def remove_dead(graph: fx.Graph) -> None:

@@ -7,11 +7,9 @@ line, the docs and the contract tests find it here.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import Field, dataclass, field, fields, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
-from fractions import Fraction
 from typing import Any, ClassVar
 
 import torch
@@ -22,41 +20,11 @@ from gatecli.errors import SettingError
 from gatecli.gates import Gate
 from gatecli.kinds import registry
 from gatecli.kinds.base import EXIT, MASK
+from gatecli.methods.settings import Settings, checked, setting
 from gatecli.network import Network, surgery
 from gatecli.network.surgery import Decisions
 from gatecli.schedules import learning_rate
 from gatecli.traced.site import Site, SiteDecision
-
-
-def setting(
-    default: Any,
-    help: str,
-    low: float | None = None,
-    high: float | None = None,
-    choices: tuple[str, ...] = (),
-    structural: bool = False,
-    before: Callable[[Mapping[str, Any]], Any] | None = None,
-) -> Any:
-    """A field of a settings dataclass.
-
-    Args:
-        structural: it shapes the gates, so it is fixed once attached.
-        before: for a setting that came later, what files without it meant, given what they record.
-    """
-    about = {"help": help, "low": low, "high": high, "choices": choices, "structural": structural}
-    return field(default=default, metadata={**about, "before": before})
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Settings that every method has; methods subclass it and add their own."""
-
-    gate_lr: float | None = setting(
-        None, "learning rate of the gates; none: that of the weights", low=0, high=1e30
-    )
-    gate_weight_decay: float | None = setting(
-        None, "weight decay of the gates; none: that of the weights", low=0, high=1e30
-    )
 
 
 @dataclass(frozen=True)
@@ -338,7 +306,7 @@ def parse_settings(method: Method, given: Mapping[str, Any], base: Any = None) -
             raise SettingError(
                 f"`{name}` is no setting of {method.name} (it has {', '.join(known)}){hint}"
             )
-        values[name] = _checked(known[name], value)
+        values[name] = checked(known[name], value)
         if (
             base is not None
             and known[name].metadata["structural"]
@@ -364,46 +332,3 @@ def recorded_settings(method: Method, stored: Mapping[str, Any]) -> Any:
     return parse_settings(
         method, {**stored, **{each.name: each.metadata["before"](stored) for each in later}}
     )
-
-
-def _checked(known: Field[Any], value: Any) -> Any:
-    kind, optional = _kind(known)
-    limits, name = known.metadata, known.name
-    if optional and value in (None, "none"):
-        return None
-    try:
-        if isinstance(value, bool) or (kind is int and isinstance(value, float)):
-            raise ValueError
-        result = (
-            float(Fraction(value))
-            if kind is float and isinstance(value, str) and "/" in value
-            else kind(value)
-        )
-        if kind is float and not math.isfinite(result):
-            raise ValueError
-    except (TypeError, ValueError, ArithmeticError):
-        raise SettingError(
-            f"expected setting `{name}` to be {_ARTICLE[kind]}, but got `{value}`"
-        ) from None
-    low, high, choices = limits["low"], limits["high"], limits["choices"]
-    if choices and result not in choices:
-        raise SettingError(
-            f"expected setting `{name}` to be one of {', '.join(choices)}, but got `{value}`"
-        )
-    if kind is not str and not (
-        (low is None or result >= low) and (high is None or result <= high)
-    ):
-        span = f"at least {low}" if high is None else f"between {low} and {high}"
-        raise SettingError(f"expected setting `{name}` to be {span}, but got `{value}`")
-    return result
-
-
-_ARTICLE = {int: "a whole number", float: "a number", str: "a word"}
-
-
-def _kind(known: Field[Any]) -> tuple[type, bool]:
-    """The type of a setting, from its postponed annotation (`float`, `float | None`), and whether
-    it may be none.
-    """
-    first, _, rest = str(known.type).partition("|")
-    return {"int": int, "float": float, "str": str}[first.strip()], rest.strip() == "None"

@@ -50,7 +50,8 @@ from gatecli.gates import Gate, Remembered
 from gatecli.graph.ops import others
 from gatecli.graph.slices import cut_norm, keep_entries
 from gatecli.kinds.base import CHANNELS
-from gatecli.methods.base import Method, Settings, register, setting
+from gatecli.methods.base import Method, register
+from gatecli.methods.settings import Settings, setting
 from gatecli.network import Network, surgery
 from gatecli.traced.site import Site
 
@@ -352,40 +353,37 @@ def _check_eta(network: Network, sites: Iterable[str], settings: CGNetSettings) 
     and the nearest eta that divides all.
     """
     convs = {site: _conv(network, network.sites[site]) for site in sites}
-    widths = {
-        site: (
-            math.gcd(conv.in_channels, conv.out_channels)
-            if _grouped(settings)
-            else conv.in_channels
-        )
-        for site, conv in convs.items()
-    }
+    widths = {site: _width(conv, settings) for site, conv in convs.items()}
     odd = next((site for site, width in widths.items() if not _divides(settings, width)), None)
     if odd is None:
         return
-    common = math.gcd(*widths.values())
-    shares = (
-        [Fraction(1, n) for n in range(2, common + 1) if common % n == 0]
-        if _grouped(settings)
-        else [Fraction(n, common) for n in range(1, common)]
-    )
+    shares = _dividing(math.gcd(*widths.values()), settings)
+    advice = f"none divides all: leave it out with --exclude '{odd}'"
+    if shares:
+        nearest = min(shares, key=lambda share: abs(float(share) - settings.eta))
+        advice = f"the nearest that divides all is {nearest}"
     conv = convs[odd]
-    advice = (
-        "the nearest that divides all is"
-        f" {min(shares, key=lambda share: abs(float(share) - settings.eta))}"
-        if shares
-        else f"none divides all: leave it out with --exclude '{odd}'"
-    )
-    what = (
-        f"the {conv.in_channels}"
-        f" input{f' and {conv.out_channels} output' if _grouped(settings) else ''} channels of"
-        f" `{odd}`"
-    )
+    grouped = _grouped(settings)
+    outputs = f" and {conv.out_channels} output" if grouped else ""
+    groups = " into equal groups" if grouped else ""
     raise SettingError(
-        "expected setting `eta` to divide"
-        f" {what}{' into equal groups' if _grouped(settings) else ''}, but got {settings.eta:g};"
-        f" {advice}"
+        f"expected setting `eta` to divide the {conv.in_channels} input{outputs} channels of"
+        f" `{odd}`{groups}, but got {settings.eta:g}; {advice}"
     )
+
+
+def _width(conv: nn.Conv2d, settings: CGNetSettings) -> int:
+    """What eta has to divide of one convolution."""
+    if _grouped(settings):
+        return math.gcd(conv.in_channels, conv.out_channels)
+    return conv.in_channels
+
+
+def _dividing(width: int, settings: CGNetSettings) -> list[Fraction]:
+    """All etas that divide so many channels."""
+    if _grouped(settings):
+        return [Fraction(1, n) for n in range(2, width + 1) if width % n == 0]
+    return [Fraction(n, width) for n in range(1, width)]
 
 
 def _divides(settings: CGNetSettings, width: int) -> bool:

@@ -27,7 +27,8 @@ from torch.nn import functional as F
 
 from gatecli.gates import LOG_ODDS, PROBABILITY, Exit, log_odds_of_likeliest
 from gatecli.graph.slices import drop_inputs
-from gatecli.methods.base import ExitMethod, ExitSettings, register, setting
+from gatecli.methods.base import ExitMethod, ExitSettings, register
+from gatecli.methods.settings import setting
 from gatecli.network import Network, surgery
 
 HINGE, CROSS_ENTROPY = "hinge", "cross-entropy"

@@ -36,7 +36,8 @@ from torch import Tensor, nn
 from gatecli.errors import SettingError
 from gatecli.gates import LOG_ODDS, PROBABILITY, Exit, gumbel_decision
 from gatecli.losses import MIRRORED, distance
-from gatecli.methods.base import ExitMethod, ExitSettings, register, setting
+from gatecli.methods.base import ExitMethod, ExitSettings, register
+from gatecli.methods.settings import setting
 from gatecli.network import Network, surgery
 
 

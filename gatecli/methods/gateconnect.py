@@ -33,7 +33,8 @@ from gatecli.errors import SettingError
 from gatecli.gates import Gate
 from gatecli.kinds import registry
 from gatecli.kinds.base import CONNECTIONS
-from gatecli.methods.base import Method, Settings, register, setting
+from gatecli.methods.base import Method, register
+from gatecli.methods.settings import Settings, setting
 from gatecli.network import Network, surgery
 
 PHASES = {

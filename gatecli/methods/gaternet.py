@@ -31,7 +31,8 @@ from gatecli.gater import Gater, make_gater
 from gatecli.gates import Gate
 from gatecli.graph import rewrite
 from gatecli.kinds import registry
-from gatecli.methods.base import Method, Settings, register, setting
+from gatecli.methods.base import Method, register
+from gatecli.methods.settings import Settings, setting
 from gatecli.network import Network, surgery
 from gatecli.traced.site import Site
 

@@ -34,7 +34,8 @@ from gatecli.kinds import registry
 from gatecli.kinds.base import MASK, VALUE
 from gatecli.losses import FORMS as LOSS_FORMS
 from gatecli.losses import per_batch, per_gate
-from gatecli.methods.base import Method, Settings, register, setting
+from gatecli.methods.base import Method, register
+from gatecli.methods.settings import Settings, setting
 from gatecli.schedules import annealed_target
 from gatecli.targets import FORMS, VARIABLE, follow, read, resolve, written
 from gatecli.traced.site import Site

@@ -12,7 +12,6 @@ from dataclasses import replace
 from torch import fx, nn
 
 from gatecli.errors import SettingError
-from gatecli.gates import Gate
 from gatecli.graph import slices
 from gatecli.kinds import registry
 from gatecli.kinds.base import MASK, Keeping
@@ -109,26 +108,33 @@ def settle(network: Network, decisions: Decisions, wide: Sequence[str], round_to
     """Decide sites for good, in place, with the readers of `wide` ones keeping their width."""
     net = network.traced
     _leave(net, decisions)
-    gone: Gone = {}
     removed = [site for site, each in decisions.items() if _goes(net, site, each)]
+    gone: Gone = {}
     for site, decision in decisions.items():
-        if site not in net.sites or site in removed or registry.of(net.sites[site]).leaves:
-            continue
-        kind, place = registry.of(net.sites[site]), net.sites[site]
-        if not decision.dynamic and not decision.drop and not kind.linked:
-            kind.ungate(net, site)
-            net.gated_by.pop(site, None)
-            continue
-        is_wide = kind.always_wide or site in wide
-        how = Keeping(round_to=round_to, wide=is_wide, decisions=decisions)
-        cut = kind.keep(net, site, decision, how)
-        if cut.names:
-            _repair(net, site, place, cut.names, cut.more)
-        gone |= cut.gone
-        if not decision.dynamic:
-            net.gated_by.pop(site, None)
+        if site in net.sites and site not in removed:
+            is_wide = site in wide or registry.of(net.sites[site]).always_wide
+            how = Keeping(round_to=round_to, wide=is_wide, decisions=decisions)
+            gone |= _keep(net, site, decision, how)
     _remove(net, removed, gone)
     network.recompile()
+
+
+def _keep(net: Traced, site: str, decision: SiteDecision, how: Keeping) -> Gone:
+    """Decide a site of which something stays; returns the channels that its readers shall lose."""
+    place = net.sites[site]
+    kind = registry.of(place)
+    if kind.leaves:
+        return {}
+    if not decision.dynamic and not decision.drop and not kind.linked:
+        kind.ungate(net, site)
+        net.gated_by.pop(site, None)
+        return {}
+    cut = kind.keep(net, site, decision, how)
+    if cut.names:
+        _repair(net, site, place, cut.names, cut.more)
+    if not decision.dynamic:
+        net.gated_by.pop(site, None)
+    return cut.gone
 
 
 def _leave(net: Traced, decisions: Decisions) -> None:
@@ -207,9 +213,3 @@ def stays_wide(net: Traced, site: str, decision: SiteDecision) -> bool:
     if not decision.drop or MASK not in kind.offers or _goes(net, site, decision):
         return False
     return kind.why_wide(net, place, decision.left) is not None
-
-
-def gates_of_kind(network: Network, kind: str) -> dict[str, Gate]:
-    """The gates at sites of one kind, by site."""
-    gates = network.site_gates
-    return {site: gate for site, gate in gates.items() if network.sites[site].kind == kind}

@@ -132,20 +132,24 @@ def staged(graph: fx.Graph) -> Staged | None:
     final, *pairs = [node for node in picked.args if isinstance(node, fx.Node)]
     ends = [*(pair.all_input_nodes[0] for pair in pairs), final]
     stage_of = _stages(graph, ends)
-    inputs = [next(node for node in graph.nodes if node.op == "placeholder")]
+    inputs = [_images(graph)]
     stages = []
     for number, end in enumerate(ends):
-        live = [] if number == len(pairs) else _live(graph, stage_of, number, end)
-        outputs = [end, *live]
+        live = [] if end is final else _live(graph, stage_of, number, end)
         own = {node for node, stage in stage_of.items() if stage == number}
-        stages.append(piece(own, inputs, outputs))
-        inputs = outputs
+        stages.append(piece(own, inputs, [end, *live]))
+        inputs = [end, *live]
     return Staged(stages[:-1], [str(pair.target) for pair in pairs], stages[-1])
+
+
+def _images(graph: fx.Graph) -> fx.Node:
+    node: fx.Node = next(node for node in graph.nodes if node.op == "placeholder")
+    return node
 
 
 def _stages(graph: fx.Graph, ends: Sequence[fx.Node]) -> dict[fx.Node, int]:
     """Each node's stage: the first whose end needs it; the images are there from the first on."""
-    stage_of = {next(node for node in graph.nodes if node.op == "placeholder"): 0}
+    stage_of = {_images(graph): 0}
     for number, end in enumerate(ends):
         for node in needed(end):
             stage_of.setdefault(node, number)
