@@ -49,15 +49,25 @@ def _describe(method: Method) -> dict[str, Any]:
         "name": method.name,
         "summary": method.summary,
         "needs": method.needs,
+        "kinds": method.kinds(),
+        "default_kinds": list(method.default_kinds),
         "paper": method.paper,
         "settings": settings,
     }
+
+
+def _kinds(method: dict[str, Any]) -> str:
+    """The kinds of sites that a method can gate, and which by default."""
+    usual = ", ".join(method["default_kinds"])
+    others = [kind for kind in method["kinds"] if kind not in method["default_kinds"]]
+    return f"{usual}; with --kind also {', '.join(others)}" if others else usual
 
 
 def _print(session: Session, method: dict[str, Any]) -> None:
     show("")
     show(f"{method['name']}: {method['summary']}")
     show(f"  needs {method['needs']}")
+    show(f"  gates {_kinds(method)}")
     show(f"  {method['paper']}")
     rows = []
     for setting in method["settings"]:

@@ -111,9 +111,10 @@ def insert_mask(
         decision = graph.call_module(path, (entry,))
     if outside:
         value = _last_mask(value)
-    with graph.inserting_after(decision if sees else value):
+    with graph.inserting_after(decision if sees or entry is value else value):
         masked = graph.call_function(mask, (value, decision))
-    value.replace_all_uses_with(masked, delete_user_cb=lambda user: user is not masked)
+    own = (masked, decision)
+    value.replace_all_uses_with(masked, delete_user_cb=lambda user: user not in own)
 
 
 def _last_mask(value: fx.Node) -> fx.Node:

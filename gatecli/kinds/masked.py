@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import fx, nn
 
 from gatecli.graph import rewrite, slices
-from gatecli.graph.ops import is_mask
+from gatecli.graph.ops import is_decision, is_mask
 from gatecli.kinds.base import Cut, Gone, Keeping, Kind
 from gatecli.kinds.units import gone_channels, narrow, widen_again
 from gatecli.traced.site import Site, SiteDecision
@@ -64,11 +64,11 @@ class MaskedKind(Kind):
 def output_of(net: Traced, site: Site) -> fx.Node:
     """What others read of a site: its value, masked where it is gated."""
     value = net.node(site.value)
-    while len(value.users) == 1:
-        (user,) = value.users
-        if not is_mask(user):
+    while masks := [user for user in value.users if is_mask(user) and user.args[0] is value]:
+        others = [user for user in value.users if user is not masks[0]]
+        if len(masks) > 1 or any(not is_decision(net.root, user) for user in others):
             break
-        value = user
+        value = masks[0]
     return value
 
 

@@ -8,6 +8,7 @@ import pkgutil
 from gatecli.methods.base import (
     Method,
     apply_decisions,
+    forget,
     get,
     names,
     parse_settings,
@@ -21,6 +22,7 @@ for _module in pkgutil.iter_modules(__path__):
 __all__ = [
     "Method",
     "apply_decisions",
+    "forget",
     "get",
     "names",
     "parse_settings",

@@ -277,6 +277,11 @@ def register(method: Method) -> None:
     _REGISTRY[method.name] = method
 
 
+def forget(name: str) -> None:
+    """Take a method out of the registry, as tests do that register one of their own."""
+    del _REGISTRY[name]
+
+
 def names() -> list[str]:
     """The names of all methods, sorted."""
     return sorted(_REGISTRY)

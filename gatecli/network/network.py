@@ -22,6 +22,7 @@ from gatecli.kinds.naming import with_unique_names
 from gatecli.lowering.inplace import economical
 from gatecli.network.lower import LOWERED, skipping
 from gatecli.record import gates_of
+from gatecli.traced.operating_points import choose_recorded
 from gatecli.traced.recipe import InputSpec, Recipe
 from gatecli.traced.site import Site
 from gatecli.traced.traced import NodeCost, Traced
@@ -327,8 +328,6 @@ class Network(nn.Module):
         Raises:
             SettingError: No frontier is recorded, or it holds no such point.
         """
-        from gatecli.calibration.exits.operating_points import choose_recorded
-
         exits = self.site_exits
         point = choose_recorded(self.recipe, list(exits), target_acc, max_gmacs, max_ms)
         for site, exit_ in exits.items():

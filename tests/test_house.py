@@ -1,0 +1,141 @@
+"""The house as its source shows it: who names whom, which way imports run, how the code reads."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gatecli import methods
+from gatecli.kinds import registry
+
+ROOT = Path(__file__).parent.parent / "gatecli"
+FILES = sorted(ROOT.rglob("*.py"))
+COLUMNS, COMPLEXITY = 100, 12
+BRANCHES = (
+    ast.If,
+    ast.For,
+    ast.While,
+    ast.ExceptHandler,
+    ast.IfExp,
+    ast.comprehension,
+    ast.match_case,
+    ast.Assert,
+)
+# Imports run from a later one of these to an earlier one, never back.
+FLOORS = (
+    ("errors", "limits"),
+    ("traced",),
+    ("graph",),
+    ("gates", "record"),
+    ("lowering",),
+    ("kinds",),
+    ("network",),
+    ("methods",),
+    ("checkpoint", "training", "calibration", "pruning", "profiling", "attaching", "exporting"),
+    ("cli",),
+)
+
+
+def floor_of(module: str) -> int | None:
+    """The floor of `gatecli.X....`; None where it is on none."""
+    part = [*module.split("."), ""][1]
+    return next((number for number, rooms in enumerate(FLOORS) if part in rooms), None)
+
+
+def module_of(path: Path) -> str:
+    return ".".join(("gatecli", *path.relative_to(ROOT).with_suffix("").parts))
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """The modules that a file imports when it runs, those for types alone left out."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            continue
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("gatecli"):
+            yield str(node.module)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        yield from imports(node)
+
+
+def read(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def test_imports_run_one_way() -> None:
+    upward = []
+    for path in FILES:
+        here = floor_of(module_of(path))
+        for name in imports(read(path)):
+            there = floor_of(name)
+            if here is not None and there is not None and there > here:
+                upward.append(f"{path.relative_to(ROOT)}: {name}")
+    assert not upward
+
+
+def test_nobody_names_a_kind_but_itself_and_the_registry() -> None:
+    named = []
+    for path in FILES:
+        parts = path.relative_to(ROOT).parts
+        if parts == ("kinds", "registry.py"):
+            continue
+        own = parts[1] if parts[0] == "kinds" and len(parts) > 2 else ""
+        for name in imports(read(path)):
+            room = name.split(".")[2:3] if name.startswith("gatecli.kinds.") else []
+            if set(room) & set(registry.names()) and room != [own]:
+                named.append(f"{path.relative_to(ROOT)} imports {name}")
+        named += [f"{path.relative_to(ROOT)}:{line}" for line in compared(read(path))]
+    assert not named
+
+
+def compared(tree: ast.Module) -> Iterator[int]:
+    """Lines that compare a `.kind` with a kind's name."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Compare):
+            continue
+        parts = [part for side in (node.left, *node.comparators) for part in ast.walk(side)]
+        strings = {part.value for part in parts if isinstance(part, ast.Constant)}
+        asks = any(isinstance(part, ast.Attribute) and part.attr == "kind" for part in parts)
+        if asks and strings & set(registry.names()):
+            yield node.lineno
+
+
+def test_nobody_names_a_method_but_its_own_file() -> None:
+    files = {type(methods.get(name)).__module__ for name in methods.names()}
+    named = []
+    for path in FILES:
+        module = module_of(path).removesuffix(".__init__")
+        for name in imports(read(path)):
+            if name in files and name != module:
+                named.append(f"{path.relative_to(ROOT)} imports {name}")
+        for node in ast.walk(read(path)):
+            if isinstance(node, ast.Compare) and module not in files:
+                sides = (node.left, *node.comparators)
+                strings = {side.value for side in sides if isinstance(side, ast.Constant)}
+                if strings & set(methods.names()):
+                    named.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert not named
+
+
+def complexity(function: ast.AST) -> int:
+    """1 + branches, comprehensions, their conditions, and each `and` and `or`."""
+    count, todo = 1, list(ast.iter_child_nodes(function))
+    while todo:
+        node = todo.pop()
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            continue
+        count += isinstance(node, BRANCHES)
+        count += len(node.values) - 1 if isinstance(node, ast.BoolOp) else 0
+        count += len(node.ifs) if isinstance(node, ast.comprehension) else 0
+        todo.extend(ast.iter_child_nodes(node))
+    return count
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_can_be_read(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert not [line for line in text.splitlines() if len(line) > COLUMNS]
+    functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
+    assert not {each.name for each in functions if complexity(each) > COMPLEXITY}
