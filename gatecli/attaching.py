@@ -17,8 +17,8 @@ from gatecli.graph.sites import Site
 from gatecli.methods import Method
 from gatecli.network import Network
 from gatecli.probe import logits, random_images, relative_change
-from gatecli.recipe import InputSpec, Recipe, Source, Step
 from gatecli.record import in_evaluation
+from gatecli.traced.recipe import InputSpec, Recipe, Source, Step
 
 TOLERANCE = 1e-5  # of the largest logit: a trace that is further from its model is not its trace
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from gatecli.architectures.cifar import CifarResNet
 from gatecli.data import batches, load_data, steps
 from gatecli.progress import Progress
-from gatecli.recipe import InputSpec
+from gatecli.traced.recipe import InputSpec
 
 SIZE = 16  # pixels: the digits are 8x8, so more would only cost time
 CLASSES = 10

@@ -25,8 +25,8 @@ from gatecli.graph.ops import is_pick
 from gatecli.graph.sites import Site
 from gatecli.graph.trace import compile_graph, trace
 from gatecli.operating import choose_recorded
-from gatecli.recipe import InputSpec, Recipe
 from gatecli.record import gates_of
+from gatecli.traced.recipe import InputSpec, Recipe
 
 Form = Callable[..., Any]  # (root, images) -> logits
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gatecli.errors import CheckpointError, SettingError
-from gatecli.recipe import Recipe
+from gatecli.traced.recipe import Recipe
 
 Recorded = dict[
     str, Any

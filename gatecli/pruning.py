@@ -19,8 +19,8 @@ from gatecli.gates import Exit, Gate
 from gatecli.inference import Scores
 from gatecli.network import Network
 from gatecli.probe import logits, random_images, relative_change
-from gatecli.recipe import Step
 from gatecli.record import Record, at_threshold, force, in_evaluation, record_gates, with_thresholds
+from gatecli.traced.recipe import Step
 
 TOLERANCE = 1e-4  # of the largest logit: above this, prune has broken something and writes nothing
 ROUNDING = 1e-3  # of a score: so near to its threshold a gate may decide either way

@@ -19,7 +19,7 @@ from gatecli.architectures.build import build
 from gatecli.architectures.cifar import CifarResNet
 from gatecli.graph.sites import Site
 from gatecli.network import Network
-from gatecli.recipe import InputSpec, Recipe, Source
+from gatecli.traced.recipe import InputSpec, Recipe, Source
 
 
 def cifar_projection() -> nn.Module:

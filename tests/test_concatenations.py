@@ -17,7 +17,7 @@ from gatecli.costs import expected_macs
 from gatecli.network import Network
 from gatecli.probe import relative_change
 from gatecli.profiling import real_share, subject_of
-from gatecli.recipe import InputSpec, Recipe, Source
+from gatecli.traced.recipe import InputSpec, Recipe, Source
 
 
 def conv(channels: int, width: int, size: int | tuple[int, int] = 1) -> nn.Module:

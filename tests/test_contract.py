@@ -30,7 +30,7 @@ from gatecli.methods.gateconnect import GateConnect
 from gatecli.network import Network
 from gatecli.probe import relative_change
 from gatecli.pruning import Pruned
-from gatecli.recipe import Step
+from gatecli.traced.recipe import Step
 
 LIMIT = 1e-5  # of the largest logit
 OURS = ("gates.", "exits.", "gater.")

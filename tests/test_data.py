@@ -37,7 +37,7 @@ from gatecli.data import (
 from gatecli.data.augment import PIXELS, crop_flip, generator, shift
 from gatecli.data.folders import centre_crop, random_crop
 from gatecli.errors import DataError, SettingError
-from gatecli.recipe import InputSpec
+from gatecli.traced.recipe import InputSpec
 
 GREY = InputSpec((8, 8), 3, (0.5,), (0.25,))
 COLOUR = InputSpec((16, 16), 3, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))

@@ -24,9 +24,9 @@ from gatecli.inference import topk
 from gatecli.losses import batch_rate, distance, per_batch, per_gate
 from gatecli.methods.layer_gates import DataDependentGate, DataIndependentGate
 from gatecli.probe import relative_change
-from gatecli.recipe import Step
 from gatecli.record import RateMeter, at_threshold, force, observe, strategy
 from gatecli.schedules import annealed_target, learning_rate
+from gatecli.traced.recipe import Step
 
 # --- losses ---
 

@@ -30,6 +30,7 @@ from gatecli.methods.gateconnect import Connections
 from gatecli.network import Network
 from gatecli.probe import relative_change
 from gatecli.record import strategy
+from gatecli.traced.recipe import InputSpec, Recipe, Source
 
 LIMIT, SIZE = 1e-5, (16, 16)
 
@@ -195,8 +196,8 @@ def test_networks_without_such_modules_are_refused(arch: str) -> None:
 def test_regnet_is_gated_between_modules_of_equal_count() -> None:
     network = Network(
         build_skeleton("torchvision:regnet_x_400mf", {}),
-        gatecli.recipe.Recipe(gatecli.recipe.Source("x", {}), gatecli.recipe.InputSpec((32, 32))),
-    )  # type: ignore[attr-defined]
+        Recipe(Source("x", {}), InputSpec((32, 32))),
+    )
     counts = [site.units for site in network.sites.values() if site.kind == "branch"]
     assert (
         counts

@@ -9,7 +9,7 @@ from gatecli import methods
 from gatecli.architectures.build import build_skeleton
 from gatecli.graph.filters import ROLES
 from gatecli.network import Network
-from gatecli.recipe import InputSpec, Recipe, Source
+from gatecli.traced.recipe import InputSpec, Recipe, Source
 
 # backbone, its arguments, image size, bottleneck, gated filters, parameters of the backbone alone,
 # in millions with the gater

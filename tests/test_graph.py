@@ -34,7 +34,7 @@ from gatecli.graph.settle import dropout_follows_mode, without_writes
 from gatecli.graph.sites import Site, immediate_dominators
 from gatecli.graph.trace import trace
 from gatecli.network import Network
-from gatecli.recipe import InputSpec, Recipe, Source
+from gatecli.traced.recipe import InputSpec, Recipe, Source
 
 Costs = dict[str, NodeCost]
 

@@ -30,9 +30,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from gatecli import checkpoint, limits, survey
+from gatecli import checkpoint, limits
 from gatecli.architectures.build import TooLarge, at_most, build_skeleton
 from gatecli.attaching import attach
+from gatecli.checkpoint import survey
+from gatecli.checkpoint.formats import read_tensors
 from gatecli.data import load_data
 from gatecli.data.folders import opened
 from gatecli.errors import ArchitectureError, CheckpointError, DataError, ExportError, GatecliError
@@ -40,9 +42,8 @@ from gatecli.exporting.facts import Facts
 from gatecli.exporting.source import _Writer
 from gatecli.graph import rewrite
 from gatecli.graph.trace import trace
-from gatecli.reading import read_tensors
-from gatecli.recipe import Recipe
 from gatecli.running import exported
+from gatecli.traced.recipe import Recipe
 
 TENSORS = {"a": torch.arange(8.0), "b": torch.arange(8.0, 24.0)}
 
@@ -423,7 +424,7 @@ def test_parameters_with_attributes_are_read(tmp_path: Path) -> None:
 
 
 def test_passengers_are_never_made() -> None:
-    assert {each.__module__ for each in survey.PASSENGERS.values()} == {"gatecli.survey"}
+    assert {each.__module__ for each in survey.PASSENGERS.values()} == {"gatecli.checkpoint.survey"}
     assert not set(survey.PASSENGERS) & {
         "builtins.eval",
         "builtins.exec",
@@ -736,7 +737,7 @@ def test_networks_are_counted_while_they_are_built() -> None:
 
 def test_every_known_network_is_within_the_ceiling_of_its_own_file() -> None:
     """Heads that evaluation never runs are not in the file, nor is what was removed."""
-    from gatecli.architectures.rows import table
+    from gatecli.architectures.table import table
 
     for row in table():
         sizes = [

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from gatecli.architectures.cifar import PRERESNETS, RESNETS
-from gatecli.architectures.cifar_densenet import DENSENETS
-from gatecli.architectures.cifar_resnext import RESNEXTS
-from gatecli.architectures.cifar_shakeshake import SHAKESHAKES
+from gatecli.architectures.cifar.densenet import DENSENETS
+from gatecli.architectures.cifar.resnext import RESNEXTS
+from gatecli.architectures.cifar.shakeshake import SHAKESHAKES
 from gatecli.errors import ArchitectureError, SettingError
 
 CIFAR_NETWORKS = {**RESNETS, **PRERESNETS, **RESNEXTS, **DENSENETS, **SHAKESHAKES}

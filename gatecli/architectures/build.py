@@ -27,7 +27,7 @@ from gatecli.architectures.arguments import (
     parse_arch_args,
     split_arch,
 )
-from gatecli.architectures.surgery import EXTRAS, alter
+from gatecli.architectures.tweaks import EXTRAS, alter
 from gatecli.errors import ArchitectureError
 
 __all__ = [
@@ -47,7 +47,7 @@ __all__ = [
 def build(arch: str, args: Mapping[str, Any]) -> nn.Module:
     """The network with random weights, in evaluation mode.
 
-    `arch` is torchvision:NAME, cifar:resnet20 (or another of cifar.py's), timm:NAME or
+    `arch` is torchvision:NAME, cifar:resnet20 (or another in cifar/), timm:NAME or
     package.module:callable, the last imported with the current folder on the path. Downloads
     nothing.
 

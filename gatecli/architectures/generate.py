@@ -1,6 +1,6 @@
 """Rewrite the shipped table of architectures: python -m gatecli.architectures.generate
 
-Run it when torchvision or a file cifar*.py has other networks; the same torchvision gives the same
+Run it when torchvision or a file in cifar/ has other networks; the same torchvision gives the same
 bytes.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 from torchvision import models
 
 from gatecli.architectures.arguments import CIFAR_NETWORKS, accepted_args
-from gatecli.architectures.rows import make_row, pack
+from gatecli.architectures.table import make_row, pack
 
 VARIANTS = {
     "stem": "cifar",

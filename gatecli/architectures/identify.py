@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gatecli.architectures.arguments import check_args, is_callable_name, split_arch
-from gatecli.architectures.rows import (
+from gatecli.architectures.table import (
     CHANNEL_ARGS,
     CHANNELS,
     CLASSES,

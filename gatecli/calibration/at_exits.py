@@ -26,8 +26,8 @@ from gatecli.inference import ask_exits
 from gatecli.network import Network
 from gatecli.probe import require_finite
 from gatecli.progress import Progress, silent
-from gatecli.recipe import Step, finite
 from gatecli.record import record_gates
+from gatecli.traced.recipe import Step, finite
 
 COSTS = ("macs", "latency")
 HIGHEST = {"target_acc": 100.0, "max_drop": 100.0, "confidence": 1.0}

@@ -21,8 +21,8 @@ from gatecli.data import DataSet
 from gatecli.errors import SettingError, TrainingError
 from gatecli.network import Network
 from gatecli.progress import Progress, silent
-from gatecli.recipe import Step
 from gatecli.record import strategy
+from gatecli.traced.recipe import Step
 
 CANDIDATES, REFINE = 17, 12  # passes over val
 

@@ -21,8 +21,8 @@ from gatecli.gates import Gate
 from gatecli.inference import predict
 from gatecli.network import Network
 from gatecli.progress import Progress, Task
-from gatecli.recipe import finite
 from gatecli.record import RateMeter
+from gatecli.traced.recipe import finite
 
 Thresholds = dict[str, list[float]]  # site -> the threshold of each of its units
 SLACK = 1e-9  # percent: 57 of 100 right is 56.99999999999999 in floating point

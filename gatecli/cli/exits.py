@@ -139,7 +139,7 @@ def _notes(result: ExitsCalibrated) -> list[str]:
 
 
 def _reused(network: Network, asked: Asked, data: str | None) -> tuple[Network, dict[str, Any]]:
-    from gatecli.recipe import Step, finite
+    from gatecli.traced.recipe import Step, finite
 
     goals = {name: value for name, value in asked.goals.items() if name != "max_drop"}
     if (

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from gatecli.checkpoint.atomic import check_name
 from gatecli.cli.progress import Reporter
 from gatecli.cli.render import gmacs
 from gatecli.cli.resuming import Begun, resumable, unfinished
@@ -27,7 +28,6 @@ from gatecli.cli.session import (
 )
 from gatecli.cli.workspace import RUNS, default_out
 from gatecli.errors import TrainingError
-from gatecli.files import check_name
 
 if TYPE_CHECKING:
     from gatecli.training import Finetuned
@@ -210,7 +210,7 @@ def _begun(session: Session, params: dict[str, Any]) -> Begun:
     """All that is needed to start the run that the command line asks for again."""
     import torch
 
-    from gatecli.reading import file_sha256
+    from gatecli.checkpoint.formats import file_sha256
 
     path, teacher = session.checkpoint(params["checkpoint"]), params["teacher"]
     return Begun(

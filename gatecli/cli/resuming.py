@@ -75,7 +75,7 @@ def _believed(about: Mapping[str, Any]) -> Begun:
 
     Raises TypeError, ValueError or KeyError.
     """
-    from gatecli.recipe import checked
+    from gatecli.traced.recipe import checked
     from gatecli.training import TrainOptions
 
     begun = checked(Begun(**about))
@@ -93,7 +93,7 @@ def _believed(about: Mapping[str, Any]) -> Begun:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    from gatecli.recipe import is_a
+    from gatecli.traced.recipe import is_a
 
     return any(
         is_a(value, kind) for kind in (get_args(hint) if get_origin(hint) is Union else (hint,))
@@ -198,7 +198,7 @@ def _compare(begun: Begun, context: typer.Context) -> None:
 
 
 def _check_files(begun: Begun) -> None:
-    from gatecli.reading import file_sha256
+    from gatecli.checkpoint.formats import file_sha256
 
     for path, sha256 in ((begun.checkpoint, begun.sha256), (begun.teacher, begun.teacher_sha256)):
         if path is not None and file_sha256(path) != sha256:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gatecli.checkpoint.atomic import check_name
 from gatecli.cli import workspace
 from gatecli.cli.render import gmacs, percent, table
 from gatecli.cli.session import Checkpoint, Session
 from gatecli.errors import CheckpointError
-from gatecli.files import check_name
 
 if TYPE_CHECKING:
-    from gatecli.recipe import Recipe
+    from gatecli.traced.recipe import Recipe
 
 
 def log(session: Session, checkpoint: Checkpoint = None) -> dict[str, Any]:

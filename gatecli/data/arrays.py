@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from gatecli.data.augment import AUGMENTS, PIXELS, augmented, generator
 from gatecli.data.splits import Plan, Split
 from gatecli.errors import DataError
-from gatecli.recipe import InputSpec
+from gatecli.traced.recipe import InputSpec
 
 MAX_CLASSES = 65536  # a label above is a mistake, and a list of so many class names a waste
 KEEP_BYTES = 4 * 2**30  # images that take more than this once resized are resized batch by batch

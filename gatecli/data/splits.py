@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from gatecli.data.augment import AUGMENTS, ORDER, generator
 from gatecli.errors import DataError, SettingError
-from gatecli.recipe import InputSpec
+from gatecli.traced.recipe import InputSpec
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gatecli.checkpoint.atomic import replacing
 from gatecli.errors import ExportError
 from gatecli.exporting.facts import facts_of
 from gatecli.exporting.onnx_file import write_onnx
 from gatecli.exporting.opened import decided, masked, opened
 from gatecli.exporting.pt2 import write_pt2
 from gatecli.exporting.weights import module_path, write_weights
-from gatecli.files import replacing
 from gatecli.gates import Exit
 from gatecli.network import Network
 from gatecli.probe import logits, random_images, relative_change

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from gatecli import limits
 from gatecli.errors import ExportError
 from gatecli.network import Network
-from gatecli.recipe import checked, parsed
+from gatecli.traced.recipe import checked, parsed
 
 KEY = "gatecli"  # of the file's metadata
 

@@ -12,7 +12,7 @@ from gatecli.errors import Interrupted
 from gatecli.inference import ExitScore
 from gatecli.network import Network
 from gatecli.progress import Progress, silent
-from gatecli.recipe import Step
+from gatecli.traced.recipe import Step
 from gatecli.training.exits import ExitLoop
 from gatecli.training.loop import Loop
 from gatecli.training.options import TrainOptions

@@ -15,9 +15,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gatecli.checkpoint import save_tensors
+from gatecli.checkpoint.atomic import replacing
 from gatecli.errors import CheckpointError, TrainingError
-from gatecli.files import replacing
-from gatecli.recipe import parsed
+from gatecli.traced.recipe import parsed
 
 STATE, BEST, LAST, LOG = "state.safetensors", "best.safetensors", "last.safetensors", "log.jsonl"
 FORMAT = "3"  # of the state: another one whenever what it holds changes

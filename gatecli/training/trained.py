@@ -12,7 +12,7 @@ from gatecli import methods
 from gatecli.errors import TrainingError
 from gatecli.methods import Method
 from gatecli.network import Network
-from gatecli.recipe import Recipe
+from gatecli.traced.recipe import Recipe
 from gatecli.training.options import TrainOptions
 
 V = TypeVar("V")

@@ -21,7 +21,7 @@ from campaigns.pickles import archive_of, entries_of
 from campaigns.shelf import SIDE
 from gatecli.data import batches, load_data
 from gatecli.errors import GatecliError
-from gatecli.recipe import InputSpec
+from gatecli.traced.recipe import InputSpec
 
 INPUT = InputSpec((SIDE, SIDE), 3, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 SHAPES = ("(40, 8, 8, 3)", "(20, 8, 8, 3)", "(20, 1)", "(40, 1)")

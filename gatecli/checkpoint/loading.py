@@ -27,12 +27,12 @@ from gatecli.architectures.build import (
     switches,
 )
 from gatecli.architectures.identify import Found, found_for, identify
+from gatecli.checkpoint.atomic import check_name, replacing
+from gatecli.checkpoint.formats import check_sizes, file_sha256, header_fits, read_tensors
 from gatecli.errors import ArchitectureError, CheckpointError, GatecliError, SettingError
-from gatecli.files import check_name, replacing
 from gatecli.graph.rewrite import renamed
 from gatecli.network import Network
-from gatecli.reading import check_sizes, file_sha256, header_fits, read_tensors
-from gatecli.recipe import InputSpec, Recipe, Source, Step
+from gatecli.traced.recipe import InputSpec, Recipe, Source, Step
 
 KEY = "gatecli"
 

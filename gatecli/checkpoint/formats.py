@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from gatecli import limits
 from gatecli.architectures.build import current_folder_importable
+from gatecli.checkpoint.survey import PASSENGERS, Odd, Survey, survey
 from gatecli.errors import CheckpointError
-from gatecli.survey import PASSENGERS, Odd, Survey, survey
 
 WRAPPINGS = (
     "state_dict",
