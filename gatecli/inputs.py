@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from gatecli.data import DataSet, check_classes, load_data
+from gatecli.data import DataSet, check_classes, forms, load_data
 from gatecli.errors import DataError, SettingError
 from gatecli.network import Network
 
@@ -26,10 +26,7 @@ def open_data(network: Network, spec: str | None, trusted: bool = True) -> DataS
     """
     remembered = network.recipe.data or {}
     if spec is None and not remembered:
-        raise DataError(
-            "expected a data set but none is named: say --data digits, cifar10:DIR,"
-            " imagefolder:DIR, npz:FILE or package.module:callable"
-        )
+        raise DataError(f"expected a data set but none is named: say --data {forms.listed()}")
     same = spec in (None, remembered.get("spec"))
     cut = (remembered.get("val") or {}) if same else {}
     data = load_data(

@@ -15,8 +15,8 @@ import numpy
 import torch
 from torch import Tensor
 
-from gatecli.data.arrays import luminance, resized
-from gatecli.data.folders import centre_crop, opened
+from gatecli.data.folders import opened
+from gatecli.data.prepare import mode_for, prepare
 from gatecli.errors import CheckpointError, DataError, ExportError, first_line
 from gatecli.exporting.facts import KEY, Facts, facts_of
 from gatecli.exporting.onnx_file import refuse_other_files, session_of
@@ -24,6 +24,7 @@ from gatecli.inputs import IMAGENET_MEAN, IMAGENET_STD
 from gatecli.network import Network
 from gatecli.probe import require_finite
 from gatecli.record import record_gates
+from gatecli.traced.recipe import InputSpec
 
 
 @dataclass(frozen=True)
@@ -186,30 +187,18 @@ def _predicted(runner: Runner, file: str, image: Tensor, top: int, repeats: int)
 
 def prepared(file: str, facts: Mapping[str, Any]) -> Tensor:
     """An image file as the network was trained on it: (1, C, H, W), normalised."""
-    channels, size = facts["channels"], tuple(facts["input_size"])
-    picture = opened(file, "L" if channels == 1 else "RGB")
-    if facts["crop"]:
-        pixels = centre_crop(picture, size)[None]
-    else:
-        whole = (
-            torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
-            .reshape(1, picture.height, picture.width, -1)
-            .permute(0, 3, 1, 2)
-        )
-        pixels = resized(luminance(whole) if channels == 1 else whole, size)
-    if channels not in (1, 3):
+    height, width = facts["input_size"]
+    mean = tuple(facts["mean"] or IMAGENET_MEAN)
+    std = tuple(facts["std"] or IMAGENET_STD)
+    wanted = InputSpec(size=(height, width), channels=facts["channels"], mean=mean, std=std)
+    picture = opened(file, mode_for(wanted))
+    if wanted.channels not in (1, 3):
         raise CheckpointError(
-            f"expected a network that takes 1 or 3 channels, but this one takes {channels}"
+            f"expected a network that takes 1 or 3 channels, but this one takes {wanted.channels}"
         )
-    if channels == 1 and None in (facts["mean"], facts["std"]):
+    if wanted.channels == 1 and None in (facts["mean"], facts["std"]):
         raise DataError(
             "the normalisation of the network's input is not known: give --mean and --std as it was"
             " trained with"
         )
-    default = (IMAGENET_MEAN, IMAGENET_STD)
-    mean, std = (
-        torch.tensor(facts[key] or fallback).view(1, -1, 1, 1)
-        for key, fallback in zip(("mean", "std"), default, strict=True)
-    )
-    result: Tensor = (pixels.float() / 255 - mean) / std
-    return result
+    return prepare(picture, wanted, crop=facts["crop"])

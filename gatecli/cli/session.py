@@ -22,6 +22,7 @@ import typer
 
 from gatecli.cli import interrupts, workspace
 from gatecli.cli.text import LONGEST, one_line, tell
+from gatecli.data import forms
 from gatecli.errors import GatecliError, Interrupted, SettingError, blame
 
 if TYPE_CHECKING:
@@ -411,10 +412,7 @@ Data = Annotated[
     typing.Optional[str],
     typer.Option(
         "--data",
-        help=(
-            "digits, cifar10:DIR, cifar100:DIR, imagefolder:DIR, npz:FILE or"
-            " package.module:callable; none: the one remembered."
-        ),
+        help=f"{forms.listed()}; none: the one remembered.",
     ),
 ]
 Set = Annotated[
@@ -438,9 +436,6 @@ def parse_pairs(pairs: list[str] | None) -> dict[str, str]:
     return result
 
 
-FILE_DATA = ("npz", "imagefolder", "cifar10", "cifar100")
-
-
 def remembered(spec: str | None) -> str | None:
     """A data set's spec as the checkpoint shall remember it.
 
@@ -449,7 +444,7 @@ def remembered(spec: str | None) -> str | None:
     kind, _, path = (spec or "").partition(":")
     return (
         f"{kind}:{Path(path).resolve()}"
-        if kind in FILE_DATA and path and Path(path).exists()
+        if forms.names_path(kind) and path and Path(path).exists()
         else spec
     )
 
@@ -457,4 +452,4 @@ def remembered(spec: str | None) -> str | None:
 def is_function(spec: str) -> bool:
     """Whether a data set's spec names a function, package.module:callable."""
     kind, colon, _ = spec.partition(":")
-    return bool(colon) and kind not in FILE_DATA
+    return bool(colon) and not forms.names_path(kind)

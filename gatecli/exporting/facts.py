@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 
 from gatecli import limits
+from gatecli.data import forms
 from gatecli.errors import ExportError
 from gatecli.network import Network
 from gatecli.traced.recipe import checked, parsed
@@ -74,7 +75,7 @@ class Facts:
 def facts_of(network: Network, single: bool, classes: Sequence[str] = ()) -> Facts:
     """The facts of a network. `single`: the file takes one image at a time."""
     source, spec = network.recipe.source, network.input
-    data = (network.recipe.data or {}).get("spec", "imagefolder:")
+    data = (network.recipe.data or {}).get("spec")
     exits = list(network.site_exits)
     return Facts(
         arch=source.arch,
@@ -85,7 +86,7 @@ def facts_of(network: Network, single: bool, classes: Sequence[str] = ()) -> Fac
         std=None if spec.std is None else list(spec.std),
         classes=list(classes) or None,
         batch=1 if single else None,
-        crop=data.startswith("imagefolder:"),
+        crop=data is None or forms.is_cropped(data),
         exits=exits,
         gates=[site for site in network.site_gates if site not in exits],
     )
