@@ -797,7 +797,7 @@ def test_a_folder_that_is_not_writable(
 ) -> None:
     Path("locked").mkdir(0o500)
     if os.geteuid() == 0:  # root may write everywhere but on a read-only disk
-        monkeypatch.setattr(checkpoint.os, "access", lambda path, mode: str(path) != "locked")
+        monkeypatch.setattr("os.access", lambda path, mode: str(path) != "locked")
     refused(f"{command} --out locked/x.safetensors", "locked", "writable")
 
 
@@ -813,7 +813,7 @@ def test_the_disk_is_full(
     if stage == "flushing":
         monkeypatch.setattr("gatecli.checkpoint.atomic.os.fsync", full)
     else:
-        monkeypatch.setattr("gatecli.checkpoint.loading.save_file", partly)
+        monkeypatch.setattr("gatecli.checkpoint.saving.save_file", partly)
     refused(command, "cannot write", "safetensors", "No space left")
     assert not Path(".gatecli/current").exists()
     assert not list(Path().rglob("*.tmp"))

@@ -684,7 +684,7 @@ def listing(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    "place", ["gatecli.checkpoint.loading.save_file", "os.fsync", "pathlib.Path.replace"]
+    "place", ["gatecli.checkpoint.saving.save_file", "os.fsync", "pathlib.Path.replace"]
 )
 @pytest.mark.parametrize(
     "error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()]

@@ -6,8 +6,6 @@ import functools
 import importlib
 import inspect
 import math
-import os
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -28,7 +26,8 @@ from gatecli.architectures.arguments import (
     split_arch,
 )
 from gatecli.architectures.tweaks import EXTRAS, alter
-from gatecli.errors import ArchitectureError
+from gatecli.errors import ArchitectureError, reason
+from gatecli.importing import current_folder_importable
 
 __all__ = [
     "at_most",
@@ -36,7 +35,6 @@ __all__ = [
     "build_pretrained",
     "build_skeleton",
     "check_args",
-    "current_folder_importable",
     "find_callable",
     "is_callable_name",
     "parse_arch_args",
@@ -73,7 +71,7 @@ def build(arch: str, args: Mapping[str, Any]) -> nn.Module:
             MemoryError,
         ) as error:
             raise ArchitectureError(
-                f"{arch} cannot be built with {_spell(args)}: {_line(error)}"
+                f"{arch} cannot be built with {_spell(args)}: {reason(error, 200)}"
             ) from error
     return model.eval()
 
@@ -199,7 +197,7 @@ def build_pretrained(arch: str) -> nn.Module:
     except Exception as error:  # the network, the disk, a hub's client: each has errors of its own
         way_out = "download them elsewhere and give the file"
         raise ArchitectureError(
-            f"the pretrained weights of {arch} cannot be had ({_line(error)}): {way_out}"
+            f"the pretrained weights of {arch} cannot be had ({reason(error, 200)}): {way_out}"
         ) from error
     return model.eval()
 
@@ -227,10 +225,10 @@ def find_callable(arch: str) -> Callable[..., Any]:
         with current_folder_importable():
             found = functools.reduce(getattr, name.split("."), importlib.import_module(module))
     except AttributeError as error:
-        raise ArchitectureError(f"{arch} cannot be found: {_line(error)}") from error
+        raise ArchitectureError(f"{arch} cannot be found: {reason(error, 200)}") from error
     except (Exception, SystemExit) as error:
         raise ArchitectureError(
-            f"{arch} cannot be imported: {type(error).__name__}: {_line(error)}"
+            f"{arch} cannot be imported: {type(error).__name__}: {reason(error, 200)}"
         ) from error
     if not callable(found):
         raise ArchitectureError(
@@ -240,26 +238,13 @@ def find_callable(arch: str) -> Callable[..., Any]:
     return found
 
 
-@contextmanager
-def current_folder_importable() -> Iterator[None]:
-    """Let the code inside import modules of the current folder, as `python FILE` there would."""
-    before, here = list(sys.path), os.getcwd()
-    importlib.invalidate_caches()  # the file may be younger than the last look at the folder
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        if here not in before and here in sys.path:
-            sys.path.remove(here)
-
-
 def _call(arch: str, args: Mapping[str, Any]) -> nn.Module:
     make = find_callable(arch)
     try:
         inspect.signature(make).bind(**args)
     except TypeError as error:
         raise ArchitectureError(
-            f"{arch} cannot be called with {_spell(args)}: {_line(error)}; its signature is"
+            f"{arch} cannot be called with {_spell(args)}: {reason(error, 200)}; its signature is"
             f" {inspect.signature(make)}"
         ) from error
     except ValueError:  # written in C: it has no signature to look at
@@ -269,7 +254,7 @@ def _call(arch: str, args: Mapping[str, Any]) -> nn.Module:
             model = make(**args)
     except (Exception, SystemExit) as error:
         raise ArchitectureError(
-            f"{arch} failed with {_spell(args)}: {type(error).__name__}: {_line(error)}"
+            f"{arch} failed with {_spell(args)}: {type(error).__name__}: {reason(error, 200)}"
         ) from error
     if not isinstance(model, nn.Module):
         raise ArchitectureError(
@@ -307,7 +292,3 @@ def _timm(name: str, args: Mapping[str, Any]) -> nn.Module:
 
 def _spell(args: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={value}" for key, value in args.items()) or "no arguments"
-
-
-def _line(error: BaseException) -> str:
-    return " ".join((str(error) or type(error).__name__).split())[:200]

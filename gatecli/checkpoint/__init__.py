@@ -10,17 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gatecli.checkpoint.loading import (
-        KEY,
-        Reading,
-        check_output,
-        load,
-        read,
-        read_recipe,
-        save_tensors,
-        skeleton_with_weights,
-        write,
-    )
+    from gatecli.checkpoint.loading import KEY, Reading, load, read, read_recipe
+    from gatecli.checkpoint.replay import skeleton_with_weights
+    from gatecli.checkpoint.saving import check_output, save_tensors, write
 
 __all__ = [
     "KEY",
@@ -33,9 +25,20 @@ __all__ = [
     "skeleton_with_weights",
     "write",
 ]
+_HOMES = {
+    "KEY": "loading",
+    "Reading": "loading",
+    "check_output": "saving",
+    "load": "loading",
+    "read": "loading",
+    "read_recipe": "loading",
+    "save_tensors": "saving",
+    "skeleton_with_weights": "replay",
+    "write": "saving",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _HOMES:
         raise AttributeError(f"module `{__name__}` has no attribute `{name}`")
-    return getattr(import_module("gatecli.checkpoint.loading"), name)
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
