@@ -5,8 +5,11 @@ from gatecli.architectures.cifar.resnet import PRERESNETS, RESNETS, CifarPreResN
 from gatecli.architectures.cifar.resnext import RESNEXTS, CifarResNeXt
 from gatecli.architectures.cifar.shakeshake import SHAKESHAKES, CifarShakeShake
 
+NETWORKS = {**RESNETS, **PRERESNETS, **RESNEXTS, **DENSENETS, **SHAKESHAKES}
+
 __all__ = [
     "DENSENETS",
+    "NETWORKS",
     "PRERESNETS",
     "RESNETS",
     "RESNEXTS",
