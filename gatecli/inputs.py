@@ -1,28 +1,28 @@
-"""Bring a network and a data set together.
-
-Class counts, normalisation, and remembering which data it was.
-"""
+"""Bring a network and a data set together: classes, normalisation, and which data it was."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+from gatecli.architectures.table import IMAGENET
 from gatecli.data import DataSet, check_classes, forms, load_data
 from gatecli.errors import DataError, SettingError
 from gatecli.network import Network
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET_MEAN, IMAGENET_STD = IMAGENET
 
 
 def open_data(network: Network, spec: str | None, trusted: bool = True) -> DataSet:
-    """The data set that `spec` names, or the one that the checkpoint remembers, fitted to the
-    network, whose recipe then remembers it.
+    """Read a data set and fit it to a network, whose recipe then remembers it.
 
-    `trusted`: whether the user has typed `spec` just now; a function that it names is called only
-    then.
+    Args:
+        network: the network.
+        spec: what the user names; None: the data set that the recipe remembers.
+        trusted: whether the user has typed `spec` just now; a function that it names is called only
+            then.
 
-    Raises: DataError where neither names one, it cannot be read, or its class count is not the
-    network's.
+    Raises:
+        DataError: neither names one, it cannot be read, or its class count is not the network's.
     """
     remembered = network.recipe.data or {}
     if spec is None and not remembered:
@@ -40,8 +40,13 @@ def open_data(network: Network, spec: str | None, trusted: bool = True) -> DataS
 
 
 def fit(network: Network, data: DataSet) -> None:
-    """Check the class counts, take the data set's normalisation where the network has none, and
-    record the data set.
+    """Fit a data set to a network: its normalisation is taken where the network has none.
+
+    The recipe then remembers the data set.
+
+    Raises:
+        DataError: the class counts differ.
+        SettingError: the normalisation is of another number of channels.
     """
     check_classes(data, network.recipe.source.num_classes)
     given = network.input
@@ -60,7 +65,11 @@ def fit(network: Network, data: DataSet) -> None:
 
 
 def split_of(data: DataSet, name: str) -> str:
-    """The split's name if the data set has it. Raises DataError naming those that it has."""
+    """The split's name, if the data set has it.
+
+    Raises:
+        DataError: it does not; the error names those that it has.
+    """
     if name not in data.splits:
         raise DataError(
             f"expected --split to be one of {', '.join(data.splits)} for {data.spec}, but got"

@@ -21,8 +21,9 @@ from gatecli.architectures.build import (
     parse_arch_args,
     switches,
 )
+from gatecli.architectures.comparison import spell
 from gatecli.architectures.generate import listed
-from gatecli.architectures.identify import found_for, identify, spell
+from gatecli.architectures.identify import found_for, identify
 from gatecli.architectures.table import Row, make_row, pack, table, unpack
 from gatecli.errors import ArchitectureError, SettingError
 
