@@ -1,6 +1,6 @@
-"""Rewrite the shipped table of architectures: python -m gatecli.architectures.generate
+"""Rewrite the shipped table of architectures.
 
-Run it when torchvision or a file in cifar/ has other networks; the same torchvision gives the same
+Run it (python -m gatecli.architectures.generate) when torchvision or a file in cifar/ has other networks; the same torchvision gives the same
 bytes.
 """
 

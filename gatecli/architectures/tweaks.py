@@ -90,4 +90,5 @@ def _stride_on_conv1(model: nn.Module, arch: str) -> None:
             " on conv1 already"
         )
     for block in blocks:
-        block.conv1.stride, block.conv2.stride = block.conv2.stride, (1, 1)
+        block.conv1.stride = block.conv2.stride
+        block.conv2.stride = (1, 1)

@@ -134,7 +134,8 @@ def _labels(where: str, name: str, labels: NDArray[Any], count: int) -> NDArray[
             f"{where}: expected the {name} labels to be {wish}, but got {labels.dtype}"
             f" {labels.shape}: convert them"
         )
-    lowest, highest = int(labels.min()), int(labels.max())
+    lowest = int(labels.min())
+    highest = int(labels.max())
     if lowest < 0 or highest >= MAX_CLASSES:
         raise DataError(
             f"{where}: expected the {name} labels to count from 0 to the number of classes - 1, but"

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-DEPTHS, PRE_DEPTHS = (20, 32, 44, 56, 110), (56, 110, 164)
+DEPTHS = (20, 32, 44, 56, 110)
+PRE_DEPTHS = (56, 110, 164)
 WIDTHS = (16, 32, 64)
 
 
@@ -122,20 +123,20 @@ class PreBottleneck(nn.Module):
     """1x1, 3x3 and 1x1 convolutions, each after BatchNorm and ReLU.
 
     Shape:
-        (N, channels, H, W) -> (N, outputs, H / stride, W / stride).
+        (N, channels, H, W) -> (N, 4 width, H / stride, W / stride).
     """
 
     def __init__(
         self,
         channels: int,
         width: int,
-        outputs: int,
         stride: int,
         normed: bool,
         stride_on: str,
         project: str,
     ) -> None:
         super().__init__()
+        outputs = 4 * width
         strides = (stride, 1) if stride_on == "conv1" else (1, stride)
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv1 = nn.Conv2d(channels, width, 1, strides[0], bias=False)
@@ -193,9 +194,7 @@ class CifarPreResNet(nn.Module):
         def group(channels: int, width: int, stride: int) -> nn.Sequential:
             blocks = []
             for _ in range((depth - 2) // 9):
-                block = PreBottleneck(
-                    channels, width, 4 * width, stride, narrow, stride_on, project
-                )
+                block = PreBottleneck(channels, width, stride, narrow, stride_on, project)
                 blocks.append(block)
                 channels = 4 * width
                 stride = 1
@@ -222,9 +221,6 @@ def _initialise(network: nn.Module) -> None:
             nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
 
 
-RESNETS: dict[str, Callable[..., nn.Module]] = {
-    f"resnet{depth}": partial(CifarResNet, depth) for depth in DEPTHS
-}
-PRERESNETS: dict[str, Callable[..., nn.Module]] = {
-    f"preresnet{depth}": partial(CifarPreResNet, depth) for depth in PRE_DEPTHS
-}
+Makers = dict[str, Callable[..., nn.Module]]
+RESNETS: Makers = {f"resnet{depth}": partial(CifarResNet, depth) for depth in DEPTHS}
+PRERESNETS: Makers = {f"preresnet{d}": partial(CifarPreResNet, d) for d in PRE_DEPTHS}

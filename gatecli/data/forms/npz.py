@@ -26,7 +26,8 @@ def read(request: Request) -> Found:
     splits = {}
     for name in SPLITS:
         if f"{name}_images" in arrays:
-            images, labels = arrays[f"{name}_images"], arrays[f"{name}_labels"]
+            images = arrays[f"{name}_images"]
+            labels = arrays[f"{name}_labels"]
             splits[name] = array_split(request.spec, name, images, labels)
     return Found(splits=splits)
 
