@@ -840,10 +840,10 @@ def test_the_disk_is_full_in_the_middle_of_a_training(
         saves.append(path)
         (save_file if len(saves) <= good else partly)(tensors, path, metadata)
 
-    monkeypatch.setattr(checkpoint, "save_file", some)
+    monkeypatch.setattr("gatecli.checkpoint.saving.save_file", some)
     refused(command, "state.safetensors", "No space left")
     assert not list(Path().rglob("*.tmp"))
-    monkeypatch.setattr(checkpoint, "save_file", save_file)
+    monkeypatch.setattr("gatecli.checkpoint.saving.save_file", save_file)
     call("finetune", "--resume")
     call(*command.split(), "--out", "straight.safetensors")
     assert all(

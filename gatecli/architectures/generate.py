@@ -1,7 +1,7 @@
 """Rewrite the shipped table of architectures.
 
-Run it (python -m gatecli.architectures.generate) when torchvision or a file in cifar/ has other networks; the same torchvision gives the same
-bytes.
+Run it (python -m gatecli.architectures.generate) when torchvision or a file in cifar/ has other
+networks; the same torchvision gives the same bytes.
 """
 
 from __future__ import annotations
