@@ -753,6 +753,7 @@ def test_a_new_form_is_read(added: None) -> None:
     data = load_data("flat:51")
     assert data.augment == "none" and data.classes == ("0", "1")
     assert data.mean == (0.2,) and set(data.splits) == {"train", "val"}
+    assert not forms.may_be_code("flat:51") and not forms.names_path("flat")
     (batch, _) = walk(data.splits["train"], input=GREY)[0]
     assert torch.allclose(batch, torch.tensor((0.2 - 0.5) / 0.25))
 
@@ -775,6 +776,9 @@ def test_what_the_forms_say_of_themselves() -> None:
     paths = [kind for kind in base._FORMS if forms.names_path(kind)]
     assert sorted(paths) == ["cifar10", "cifar100", "imagefolder", "npz"]
     assert not forms.names_path("package.module") and not forms.names_path("unheard")
+    assert forms.may_be_code("my.module:make") and forms.may_be_code("package.module:callable")
+    assert forms.may_be_code("digits:7") and not forms.may_be_code("digits")
+    assert not any(forms.may_be_code(f"{kind}:x") for kind in paths)
     assert forms.is_cropped("imagefolder:x") and not forms.is_cropped("imagefolder")
     assert not forms.is_cropped("npz:x") and not forms.is_cropped("digits")
     usual = {kind: form.augment for kind, form in base._FORMS.items()}

@@ -451,5 +451,4 @@ def remembered(spec: str | None) -> str | None:
 
 def is_function(spec: str) -> bool:
     """Whether a data set's spec names a function, package.module:callable."""
-    kind, colon, _ = spec.partition(":")
-    return bool(colon) and not forms.names_path(kind)
+    return forms.may_be_code(spec)

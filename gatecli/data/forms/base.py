@@ -140,6 +140,14 @@ def names_path(kind: str) -> bool:
     return kind in _FORMS and _FORMS[kind].is_path
 
 
+def may_be_code(spec: str) -> bool:
+    """Whether a spec is of no form that has a fixed kind and an operand, and so may name code."""
+    kind, colon, _ = spec.partition(":")
+    form = _FORMS.get(kind)
+    is_plain = form is not None and form.recognises is None and form.operand != ""
+    return bool(colon) and not is_plain
+
+
 def is_cropped(spec: str) -> bool:
     """Whether the images of a data set are cropped as they are read."""
     kind, colon, _ = spec.partition(":")
