@@ -80,6 +80,14 @@ def first_line(error: BaseException) -> str:
     )
 
 
+def reason(error: BaseException, most: int | None = None) -> str:
+    """What an error says, all of it in one line of at most `most` characters.
+
+    Its name where it says nothing.
+    """
+    return " ".join((str(error) or type(error).__name__).split())[:most]
+
+
 def blame(error: Exception) -> str:
     """What to tell of an error that is none of gatecli's own.
 

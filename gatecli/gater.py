@@ -1,10 +1,11 @@
-"""The gater: a network of its own that looks at the same image and decides about all filters of the
-backbone at once.
+"""The gater: a network of its own that decides about all filters of the backbone at once.
 
-    f = E(x);  g' = FC2(ReLU(BN(FC1(f))))
+It looks at the same image:  f = E(x);  g' = FC2(ReLU(BN(FC1(f)))), where E is a classifier without
+its last linear layer.
 
-Chen, Li, Bengio, Si, "You look twice: GaterNet for dynamic filter selection in CNNs" (2019),
-section 3.2. E is a classifier without its last linear layer.
+Reference:
+    Chen, Li, Bengio, Si, "You look twice: GaterNet for dynamic filter selection in CNNs" (2019),
+    section 3.2.
 """
 
 from __future__ import annotations
@@ -29,9 +30,16 @@ OPENING = 2.0  # the bias that gates start with: with noise N(0, 1), P(on) = .98
 class Features(nn.Module):
     """A classifier without its last linear layer: images (N, C, H, W) -> features (N, h).
 
-    `width` is h, `channels` C, `classes` what it told apart.
+    Args:
+        source: the classifier.
+        names: as in Network.
 
-    Raises ArchitectureError where it does not end in a linear layer.
+    Attributes:
+        width: h.
+        classes: how many it told apart.
+
+    Raises:
+        ArchitectureError: it does not end in a linear layer.
     """
 
     def __init__(self, source: nn.Module, names: Mapping[str, str]) -> None:
@@ -40,15 +48,15 @@ class Features(nn.Module):
         head = _head(source, graph)
         linear = source.get_submodule(str(head.target))
         assert isinstance(linear, nn.Linear)
-        self.width, self.classes = linear.in_features, linear.out_features
+        self.width = linear.in_features
+        self.classes = linear.out_features
         output = next(node for node in graph.nodes if node.op == "output")
         output.args = (head.args[0],)
         remove_dead(graph)
         rewrite.adopt(self, source, graph)
         rewrite.rename(self, graph, names)
-        self.__dict__["run"] = compile_graph(
-            graph
-        )  # takes its root as an argument, so that a copy runs its own modules
+        # takes its root as an argument, so that a copy runs its own modules
+        self.__dict__["run"] = compile_graph(graph)
 
     def forward(self, x: Tensor) -> Tensor:
         features: Tensor = self.__dict__["run"](self, x)
@@ -56,7 +64,8 @@ class Features(nn.Module):
 
 
 def _head(source: nn.Module, graph: fx.Graph) -> fx.Node:
-    node: fx.Node = next(node for node in graph.nodes if node.op == "output").all_input_nodes[0]
+    output = next(node for node in graph.nodes if node.op == "output")
+    node: fx.Node = output.all_input_nodes[0]
     if node.op != "call_module" or not is_plain(source.get_submodule(str(node.target)), nn.Linear):
         raise ArchitectureError(
             "expected a gater that ends in a linear layer, which makes way for the gates, but"
@@ -66,10 +75,15 @@ def _head(source: nn.Module, graph: fx.Graph) -> fx.Node:
 
 
 class Gater(nn.Module):
-    """Images (N, C, H, W) -> in evaluation the scores g' (N, c) of all gates, a gate being on where
-    its score > 0; in training gates g, see semantic_hash.
+    """Images (N, C, H, W) -> scores g' or gates g of all filters, (N, c).
 
-    FC2 starts with zero weights and bias OPENING.
+    In evaluation it gives scores, a gate being on where its score > 0; in training gates, see
+    semantic_hash. FC2 starts with zero weights and bias OPENING.
+
+    Args:
+        features: E.
+        bottleneck: the width of FC1.
+        gates: c.
     """
 
     def __init__(self, features: Features, bottleneck: int, gates: int) -> None:
@@ -88,11 +102,13 @@ class Gater(nn.Module):
     def keep(self, gates: Sequence[int]) -> None:
         """Let go of all other gates."""
         rows = torch.tensor(gates, device=self.fc2.weight.device)
-        self.fc2.weight, self.fc2.bias = (
-            nn.Parameter(tensor.detach().index_select(0, rows), tensor.requires_grad)
-            for tensor in (self.fc2.weight, self.fc2.bias)
-        )
+        self.fc2.weight = _selected(self.fc2.weight, rows)
+        self.fc2.bias = _selected(self.fc2.bias, rows)
         self.fc2.out_features = len(gates)
+
+
+def _selected(parameter: Tensor, rows: Tensor) -> nn.Parameter:
+    return nn.Parameter(parameter.detach().index_select(0, rows), parameter.requires_grad)
 
 
 def make_gater(
@@ -103,11 +119,20 @@ def make_gater(
     gates: int,
     seed: int,
 ) -> Gater:
-    """An untrained gater of a known architecture, its weights drawn from `seed`.
-
-    `names` as in Network.
+    """An untrained gater of a known architecture.
 
     Under torch.device("meta") it is without memory, to be filled from a file.
+
+    Args:
+        arch: the architecture of E.
+        args: its arguments.
+        names: as in Network.
+        bottleneck: the width of FC1.
+        gates: how many there are.
+        seed: what the weights are drawn from.
+
+    Raises:
+        ArchitectureError: it cannot be built, or does not end in a linear layer.
     """
     if torch.empty(0).is_meta:
         with torch.device("cpu"):  # what constructors calculate with

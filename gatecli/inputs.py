@@ -1,37 +1,32 @@
-"""Bring a network and a data set together: class counts, normalisation, which data it was."""
+"""Bring a network and a data set together: classes, normalisation, and which data it was."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from gatecli.data import DataSet, check_classes, load_data
+from gatecli.architectures.table import IMAGENET
+from gatecli.data import DataSet, check_classes, forms, load_data
 from gatecli.errors import DataError, SettingError
 from gatecli.network import Network
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGENET_MEAN, IMAGENET_STD = IMAGENET
 
 
 def open_data(network: Network, spec: str | None, trusted: bool = True) -> DataSet:
-    """The data set that `spec` names, or the one that the checkpoint remembers.
-
-    It is fitted to the network, whose recipe then remembers it.
+    """Read a data set and fit it to a network, whose recipe then remembers it.
 
     Args:
-        network: The recipe changes.
-        spec: None: as the checkpoint remembers.
-        trusted: Whether the user has typed `spec` just now; a function that it names is called only
+        network: the network.
+        spec: what the user names; None: the data set that the recipe remembers.
+        trusted: whether the user has typed `spec` just now; a function that it names is called only
             then.
 
     Raises:
-        DataError: Neither names one, it cannot be read, or its class count is not the network's.
+        DataError: neither names one, it cannot be read, or its class count is not the network's.
     """
     remembered = network.recipe.data or {}
     if spec is None and not remembered:
-        raise DataError(
-            "expected a data set but none is named: say --data digits, cifar10:DIR,"
-            " imagefolder:DIR, npz:FILE or package.module:callable"
-        )
+        raise DataError(f"expected a data set but none is named: say --data {forms.listed()}")
     same = spec in (None, remembered.get("spec"))
     cut = (remembered.get("val") or {}) if same else {}
     data = load_data(
@@ -45,13 +40,13 @@ def open_data(network: Network, spec: str | None, trusted: bool = True) -> DataS
 
 
 def fit(network: Network, data: DataSet) -> None:
-    """Check the class counts and record the data set in the network's recipe.
+    """Fit a data set to a network: its normalisation is taken where the network has none.
 
-    Where the network has no normalisation of its own, the data set's is taken.
+    The recipe then remembers the data set.
 
     Raises:
-        DataError: The class counts differ.
-        SettingError: The normalisation has another number of channels than the network.
+        DataError: the class counts differ.
+        SettingError: the normalisation is of another number of channels.
     """
     check_classes(data, network.recipe.source.num_classes)
     given = network.input
@@ -70,10 +65,10 @@ def fit(network: Network, data: DataSet) -> None:
 
 
 def split_of(data: DataSet, name: str) -> str:
-    """The split's name if the data set has it.
+    """The split's name, if the data set has it.
 
     Raises:
-        DataError: It does not; names those that it has.
+        DataError: it does not; the error names those that it has.
     """
     if name not in data.splits:
         raise DataError(

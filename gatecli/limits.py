@@ -1,22 +1,19 @@
 """How much a file may ask for: every ceiling of gatecli in one place.
 
-Sizes are compared before anything is allocated.
-
 The rule: a file of N bytes costs memory and time in proportion to N. What a file claims (sizes of
-tensors, of images, of arrays, of a network) is compared with the bytes that are there.
+tensors, of images, of arrays, of a network) is compared with the bytes that are there, before
+anything is allocated.
 
-    PICKLE_BYTES, PICKLE_STEPS      data.pkl, or the pickles at the start of an older torch file
-    KEY_PARTS                       a dict's key in a pickle: values in it, tuples in tuples counted
-        out
-    HEADER_BYTES                    the JSON header of a safetensors file
-    TENSORS                         tensors of one checkpoint
-    copied(stored)                  bytes of a checkpoint's tensors once read, for `stored` bytes in
-        the file
-    PIXELS                          pixels of one image file
-    INPUT_SIDE, INPUT_PIXELS        images that a checkpoint says its network takes
-    unpacked(stored)                bytes of the arrays of an npz file, for `stored` bytes in it
-    STEPS                           steps of a checkpoint's recipe
-    network(tensors, numbers)       tensors and numbers of the network that a recipe builds
+    PICKLE_BYTES, PICKLE_STEPS  data.pkl, or the pickles at the start of an older torch file
+    KEY_PARTS                   a dict's key in a pickle: all values in it, those of its tuples too
+    HEADER_BYTES                the JSON header of a safetensors file
+    TENSORS                     tensors of one checkpoint
+    copied(stored)              bytes of a checkpoint's tensors once read, for `stored` in the file
+    PIXELS                      pixels of one image file
+    INPUT_SIDE, INPUT_PIXELS    images that a checkpoint says its network takes
+    unpacked(stored)            bytes of the arrays of an npz file, for `stored` bytes in it
+    STEPS                       steps of a checkpoint's recipe
+    network(tensors, numbers)   tensors and numbers of the network that a recipe builds
 
 What a user types (--arch-arg, --input-size, a data set's function) is not held to them.
 """
@@ -39,7 +36,7 @@ STEPS = 1000
 
 
 def copied(stored: int) -> int:
-    """How many bytes tensors may have once read.
+    """How many bytes tensors may have once read, for so many stored.
 
     Half precision becomes float32, and some are shared.
     """
@@ -47,7 +44,7 @@ def copied(stored: int) -> int:
 
 
 def unpacked(stored: int) -> int:
-    """How many bytes arrays may have once unpacked.
+    """How many bytes arrays may have once unpacked, for so many stored.
 
     Photographs shrink to a half, drawings to a tenth.
     """
@@ -57,7 +54,12 @@ def unpacked(stored: int) -> int:
 def network(tensors: int, numbers: int, pruned: bool) -> tuple[int, int]:
     """How many tensors and numbers a network may have to which a file with so many belongs.
 
-    It may have heads that evaluation never runs and, where the file is `pruned`, what was removed.
+    It may have heads that evaluation never runs, and what was removed.
+
+    Args:
+        tensors: in the file.
+        numbers: in these tensors.
+        pruned: whether anything was removed.
     """
     if pruned:
         return 4 * tensors + 2000, 64 * numbers + 250_000_000

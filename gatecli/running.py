@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gatecli.data.arrays import luminance, resized
-from gatecli.data.folders import centre_crop, opened
+from gatecli.data.folders import opened
+from gatecli.data.prepare import mode_for, prepare
 from gatecli.errors import CheckpointError, DataError
 from gatecli.exporting.facts import Facts, facts_of
 from gatecli.exporting.runner import Answer, Runner
@@ -23,6 +23,7 @@ from gatecli.inputs import IMAGENET_MEAN, IMAGENET_STD
 from gatecli.network import Network
 from gatecli.network.compare import require_finite
 from gatecli.record import record_gates
+from gatecli.traced.recipe import InputSpec
 
 __all__ = ["Prediction", "native", "predict", "prepared"]
 
@@ -137,7 +138,11 @@ def prepared(file: str, facts: Facts) -> Tensor:
         DataError: it cannot be read, or the normalisation is not known.
         CheckpointError: the network takes neither 1 nor 3 channels.
     """
-    pixels = _pixels(file, facts)
+    height, width = facts.input_size
+    mean = tuple(facts.mean or IMAGENET_MEAN)
+    std = tuple(facts.std or IMAGENET_STD)
+    wanted = InputSpec(size=(height, width), channels=facts.channels, mean=mean, std=std)
+    picture = opened(file, mode_for(wanted))
     if facts.channels not in (1, 3):
         raise CheckpointError(
             f"expected a network that takes 1 or 3 channels, but this one takes {facts.channels}"
@@ -147,18 +152,4 @@ def prepared(file: str, facts: Facts) -> Tensor:
             "the normalisation of the network's input is not known: give --mean and --std as it was"
             " trained with"
         )
-    mean = torch.tensor(facts.mean or IMAGENET_MEAN).view(1, -1, 1, 1)
-    std = torch.tensor(facts.std or IMAGENET_STD).view(1, -1, 1, 1)
-    result: Tensor = (pixels.float() / 255 - mean) / std
-    return result
-
-
-def _pixels(file: str, facts: Facts) -> Tensor:
-    """An image of the network's size, (1, C, H, W), of values from 0 to 255."""
-    height, width = facts.input_size
-    picture = opened(file, "L" if facts.channels == 1 else "RGB")
-    if facts.crop:
-        return centre_crop(picture, (height, width))[None]
-    values = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
-    whole = values.reshape(1, picture.height, picture.width, -1).permute(0, 3, 1, 2)
-    return resized(luminance(whole) if facts.channels == 1 else whole, (height, width))
+    return prepare(picture, wanted, crop=facts.crop)

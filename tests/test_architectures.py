@@ -21,9 +21,10 @@ from gatecli.architectures.build import (
     parse_arch_args,
     switches,
 )
+from gatecli.architectures.comparison import spell
 from gatecli.architectures.generate import listed
-from gatecli.architectures.identify import found_for, identify, spell
-from gatecli.architectures.rows import Row, make_row, pack, table, unpack
+from gatecli.architectures.identify import found_for, identify
+from gatecli.architectures.table import Row, make_row, pack, table, unpack
 from gatecli.errors import ArchitectureError, SettingError
 
 ROWS = list(listed())
@@ -240,7 +241,7 @@ def test_several_that_fit_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_finding_does_not_build(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = shapes_of("torchvision:resnet152", {})
     monkeypatch.setattr(
-        "gatecli.architectures.rows.build_skeleton", lambda *_: pytest.fail("a network was built")
+        "gatecli.architectures.table.build_skeleton", lambda *_: pytest.fail("a network was built")
     )
     table.cache_clear()
     assert identify(shapes).arch == "torchvision:resnet152"

@@ -39,9 +39,8 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-import gatecli.files
 from gatecli import checkpoint
-from gatecli.architectures import identify, rows
+from gatecli.architectures import identify, table
 from gatecli.errors import GatecliError
 
 GPU = torch.cuda.is_available()
@@ -417,7 +416,7 @@ def test_state_dicts_that_fit_none_or_several(here: Path, monkeypatch: pytest.Mo
     refused("inspect tensor.pt", "tensor.pt", "state dict")
     torch.save({"epoch": 3}, "none.pt")
     refused("inspect none.pt", "none.pt", "epoch")
-    twice = tuple(row for row in rows.table() for _ in range(2))
+    twice = tuple(row for row in table.table() for _ in range(2))
     monkeypatch.setattr(identify, "table", lambda: twice)
     refused("inspect r20.pt", "r20.pt", "several", "cifar:resnet20", "--arch")
 
@@ -798,7 +797,7 @@ def test_a_folder_that_is_not_writable(
 ) -> None:
     Path("locked").mkdir(0o500)
     if os.geteuid() == 0:  # root may write everywhere but on a read-only disk
-        monkeypatch.setattr(checkpoint.os, "access", lambda path, mode: str(path) != "locked")
+        monkeypatch.setattr("os.access", lambda path, mode: str(path) != "locked")
     refused(f"{command} --out locked/x.safetensors", "locked", "writable")
 
 
@@ -812,9 +811,9 @@ def test_the_disk_is_full(
     here: Path, monkeypatch: pytest.MonkeyPatch, command: str, stage: str
 ) -> None:
     if stage == "flushing":
-        monkeypatch.setattr(gatecli.files.os, "fsync", full)
+        monkeypatch.setattr("gatecli.checkpoint.atomic.os.fsync", full)
     else:
-        monkeypatch.setattr(checkpoint, "save_file", partly)
+        monkeypatch.setattr("gatecli.checkpoint.saving.save_file", partly)
     refused(command, "cannot write", "safetensors", "No space left")
     assert not Path(".gatecli/current").exists()
     assert not list(Path().rglob("*.tmp"))
@@ -841,10 +840,10 @@ def test_the_disk_is_full_in_the_middle_of_a_training(
         saves.append(path)
         (save_file if len(saves) <= good else partly)(tensors, path, metadata)
 
-    monkeypatch.setattr(checkpoint, "save_file", some)
+    monkeypatch.setattr("gatecli.checkpoint.saving.save_file", some)
     refused(command, "state.safetensors", "No space left")
     assert not list(Path().rglob("*.tmp"))
-    monkeypatch.setattr(checkpoint, "save_file", save_file)
+    monkeypatch.setattr("gatecli.checkpoint.saving.save_file", save_file)
     call("finetune", "--resume")
     call(*command.split(), "--out", "straight.safetensors")
     assert all(

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 import gatecli
 from gatecli.architectures.build import build
 from gatecli.checkpoint import KEY, Reading, check_output, read, read_recipe
+from gatecli.checkpoint.atomic import replacing
 from gatecli.errors import ArchitectureError, CheckpointError, GatecliError, SettingError
-from gatecli.files import replacing
 from gatecli.network import Network
 from gatecli.traced.recipe import FORMAT, InputSpec, Recipe, Source, Step, finite
 
@@ -684,7 +684,7 @@ def listing(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    "place", ["gatecli.checkpoint.save_file", "os.fsync", "pathlib.Path.replace"]
+    "place", ["gatecli.checkpoint.saving.save_file", "os.fsync", "pathlib.Path.replace"]
 )
 @pytest.mark.parametrize(
     "error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import importlib
 import io
+import subprocess
 import sys
 import urllib.error
 import zipfile
@@ -28,14 +29,16 @@ from gatecli.data import (
     arrays,
     batches,
     check_classes,
+    forms,
     load_data,
-    sources,
-    spec,
+    prepare,
     splits,
     steps,
 )
 from gatecli.data.augment import PIXELS, crop_flip, generator, shift
-from gatecli.data.folders import centre_crop, random_crop
+from gatecli.data.folders import random_crop
+from gatecli.data.forms import base
+from gatecli.data.prepare import centre_crop
 from gatecli.errors import DataError, SettingError
 from gatecli.traced.recipe import InputSpec
 
@@ -219,7 +222,7 @@ def test_cifar(
                 )
             self.data, self.targets = made(20, 2, 32, colour=True)[0], [0, 1] * 10
 
-    monkeypatch.setitem(sources.CIFARS, "cifar10", Made)
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", Made)
     data = load_data(f"cifar10:{tmp_path / CIFAR10.base_folder}")
     assert roots == [(tmp_path, False)] * 2
     assert (
@@ -429,7 +432,7 @@ def test_too_large_to_keep_resized_gives_the_same(
     }
     kept = walk(load_data(given).splits["train"], **settings)
     monkeypatch.setattr(arrays, "KEEP_BYTES", 0)
-    monkeypatch.setattr(arrays, "CHUNK", 3)
+    monkeypatch.setattr(prepare, "CHUNK", 3)
     assert same(walk(load_data(given).splits["train"], **settings), kept)
 
 
@@ -720,4 +723,84 @@ def test_check_classes() -> None:
     for count in (1, 3):
         with pytest.raises(DataError, match=f"npz:x has 2 classes, but the network has {count}"):
             check_classes(data, count)  # type: ignore[arg-type]
-    assert spec.KINDS[0] == "digits"
+    assert forms.spellings()[0] == "digits"
+
+
+# --- the registry of forms ---
+
+ADDED = """
+from gatecli.data import forms
+
+def read(request):
+    from gatecli.data.arrays import array_split
+    import numpy as np
+    images = np.full((20, 8, 8), int(request.operand), dtype=np.uint8)
+    labels = np.arange(20) % 2
+    return forms.Found(splits={"train": array_split(request.spec, "train", images, labels)})
+
+forms.register(forms.Form(kind="flat", operand="VALUE", read=read, augment="none"))
+"""
+
+
+@pytest.fixture
+def added(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A form that one file adds, and nothing else knows."""
+    monkeypatch.setattr("gatecli.data.forms.base._FORMS", dict(base._FORMS))
+    exec(ADDED, {})
+
+
+def test_a_new_form_is_read(added: None) -> None:
+    data = load_data("flat:51")
+    assert data.augment == "none" and data.classes == ("0", "1")
+    assert data.mean == (0.2,) and set(data.splits) == {"train", "val"}
+    assert not forms.may_be_code("flat:51") and not forms.names_path("flat")
+    (batch, _) = walk(data.splits["train"], input=GREY)[0]
+    assert torch.allclose(batch, torch.tensor((0.2 - 0.5) / 0.25))
+
+
+def test_a_new_form_is_offered(added: None) -> None:
+    listing = "digits, cifar10:DIR, cifar100:DIR, flat:VALUE, imagefolder:DIR, npz:FILE"
+    refused("nothing", f"expected --data to be one of {listing}, package.module:callable")
+    refused("flat", listing)
+    with pytest.raises(ValueError, match="a form flat of --data already"):
+        exec(ADDED, {})
+    code = f"{ADDED}\nimport sys\nfrom gatecli.cli.app import app\napp(['eval', '--help'])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "flat:VALUE" in run.stdout
+
+
+def test_what_the_forms_say_of_themselves() -> None:
+    assert forms.listed() == (
+        "digits, cifar10:DIR, cifar100:DIR, imagefolder:DIR, npz:FILE or package.module:callable"
+    )
+    paths = [kind for kind in base._FORMS if forms.names_path(kind)]
+    assert sorted(paths) == ["cifar10", "cifar100", "imagefolder", "npz"]
+    assert not forms.names_path("package.module") and not forms.names_path("unheard")
+    assert forms.may_be_code("my.module:make") and forms.may_be_code("package.module:callable")
+    assert forms.may_be_code("digits:7") and not forms.may_be_code("digits")
+    assert not any(forms.may_be_code(f"{kind}:x") for kind in paths)
+    assert forms.is_cropped("imagefolder:x") and not forms.is_cropped("imagefolder")
+    assert not forms.is_cropped("npz:x") and not forms.is_cropped("digits")
+    usual = {kind: form.augment for kind, form in base._FORMS.items()}
+    assert usual == {
+        "digits": "shift",
+        "cifar10": "crop-flip",
+        "cifar100": "crop-flip",
+        "imagefolder": "imagenet",
+        "npz": "shift",
+        "package.module": "shift",
+    }
+
+
+@pytest.mark.parametrize(
+    ("side", "channels", "crop"), [(8, 3, True), (20, 3, False), (20, 1, True)]
+)
+def test_one_picture_is_prepared_as_a_split_of_it(side: int, channels: int, crop: bool) -> None:
+    input = InputSpec((side, side), channels, (0.4,), (0.3,))
+    images = torch.randint(256, (1, 3, 16, 24), dtype=torch.uint8)
+    picture = Image.fromarray(images[0].permute(1, 2, 0).numpy()).convert(prepare.mode_for(input))
+    ready = prepare.prepare(picture, input, crop=crop)
+    assert ready.shape == (1, channels, side, side)
+    if not crop:
+        split = arrays.ArraySplit(images, torch.zeros(1, dtype=torch.int64))
+        assert torch.equal(ready, walk(split, input=input)[0][0])

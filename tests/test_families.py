@@ -216,7 +216,7 @@ def test_prune_replaces_nothing_by_a_file_that_cannot_be_read(
         raise NotImplementedError("Cannot copy out of meta tensor; no data!")
 
     kept = current()
-    monkeypatch.setattr("gatecli.checkpoint._network", broken)
+    monkeypatch.setattr("gatecli.checkpoint.loading.replayed", broken)
     network = gatecli.attach(
         build("cifar:resnet20", {}), "ind-perbatch", input_size=(16, 16), arch="cifar:resnet20"
     ).network

@@ -18,16 +18,16 @@ from commandline import SIDE, call, refused, run, same, save_npz, save_source, s
 from PIL import Image
 
 import gatecli
-from gatecli import files
+from gatecli.checkpoint import atomic
+from gatecli.checkpoint.atomic import OURS, replacing
 from gatecli.cli import workspace
 from gatecli.errors import CheckpointError
-from gatecli.files import OURS, replacing
 
-ROOT = Path(files.__file__).parent.parent
+ROOT = Path(gatecli.__file__).parent.parent
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from gatecli.files import replacing
+from gatecli.checkpoint.atomic import replacing
 with replacing(Path(sys.argv[1])) as temporary:
     temporary.write_bytes(b"half of it")
     os.kill(os.getpid(), signal.SIGKILL)
@@ -74,7 +74,7 @@ def test_a_command_sweeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_others_files_stay(tmp_path: Path) -> None:
     """A writer's that lives, another machine's that is young, and whatever has another name."""
-    alive = tmp_path / f".x.gatecli-{files._machine()}-{os.getpid()}-abc.tmp"
+    alive = tmp_path / f".x.gatecli-{atomic._machine()}-{os.getpid()}-abc.tmp"
     elsewhere = tmp_path / ".x.gatecli-00000000-1-abc.tmp"
     others = [
         ".x.abc.tmp",
@@ -83,7 +83,7 @@ def test_others_files_stay(tmp_path: Path) -> None:
         ".x.gatecli-00000000-1.tmp",
         ".vimrc",
         ".gatecli-1.tmp",
-        f".x.gatecli-{files._machine()}-9999999999999-a.tmp",
+        f".x.gatecli-{atomic._machine()}-9999999999999-a.tmp",
     ]
     for path in (alive, elsewhere, *(tmp_path / name for name in others)):
         path.write_text("kept")
@@ -94,7 +94,7 @@ def test_others_files_stay(tmp_path: Path) -> None:
         path.read_text() == "kept"
         for path in (alive, elsewhere, *(tmp_path / name for name in others))
     )
-    os.utime(elsewhere, (0, time.time() - 2 * files.FORGOTTEN))
+    os.utime(elsewhere, (0, time.time() - 2 * atomic.FORGOTTEN))
     write(tmp_path / "x")
     assert alive.exists() and not elsewhere.exists()
 
@@ -155,7 +155,7 @@ def test_an_owner_that_cannot_be_kept(tmp_path: Path, monkeypatch: pytest.Monkey
     path = tmp_path / "x"
     path.write_text("before")
     path.chmod(0o640)
-    monkeypatch.setattr(files.os, "chown", refuse)
+    monkeypatch.setattr(atomic.os, "chown", refuse)
     write(path)
     assert path.read_text() == "new" and stat.S_IMODE(path.stat().st_mode) == 0o640
 

@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from gatecli.checkpoint.formats import file_sha256, read_tensors
 from gatecli.errors import CheckpointError
-from gatecli.reading import file_sha256, read_tensors
 
 TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.count": torch.tensor(4)}
 

@@ -790,7 +790,7 @@ def test_a_pickle_is_not_trusted_on_a_state_s_word(stopped: list[str]) -> None:
         def __reduce__(self) -> Any:
             return os.mkdir, ("pwned",)
 
-    from gatecli.reading import file_sha256
+    from gatecli.checkpoint.formats import file_sha256
 
     torch.save({"state_dict": Evil()}, "evil.pt")
     digest = file_sha256("evil.pt")
@@ -912,7 +912,7 @@ def test_pickles_are_named_again(stopped: list[str], name: str) -> None:
         def __reduce__(self) -> Any:
             return os.mkdir, ("pwned",)
 
-    from gatecli.reading import file_sha256
+    from gatecli.checkpoint.formats import file_sha256
 
     torch.save({"state_dict": Evil()}, "evil.pt")
     digest = file_sha256("evil.pt")

@@ -1,5 +1,4 @@
-"""Architecture arguments: which ones an architecture takes, and whether given ones are plain values
-in their range.
+"""Architecture arguments: which ones an architecture takes, and which values these may have.
 
 What comes from a file is checked here before anything is built from it, so nothing here imports
 what a file names.
@@ -12,15 +11,11 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
-from gatecli.architectures.cifar import PRERESNETS, RESNETS
-from gatecli.architectures.cifar_densenet import DENSENETS
-from gatecli.architectures.cifar_resnext import RESNEXTS
-from gatecli.architectures.cifar_shakeshake import SHAKESHAKES
+from gatecli.architectures.cifar import NETWORKS, PRERESNETS, RESNETS
 from gatecli.errors import ArchitectureError, SettingError
 
-CIFAR_NETWORKS = {**RESNETS, **PRERESNETS, **RESNEXTS, **DENSENETS, **SHAKESHAKES}
 LIBRARIES = ("torchvision", "cifar", "timm")
 NO_TIMM = "timm is not installed, which `{arch}` needs: pip install 'gatecli[timm]'"
 # These name files or fetch weights; a network's weights come from the checkpoint and from nowhere
@@ -43,7 +38,11 @@ SPELLED = {"int": int, "float": float, "bool": bool, "str": str}  # annotations 
 class Argument:
     """What one argument may be.
 
-    A `kind` of value, in [low, high] if a number, one of `choices` if these are given.
+    Attributes:
+        kind: int, float, bool or str.
+        low: the least that an integer may be.
+        high: the most that an integer may be.
+        choices: the words that it may be, if these are given.
     """
 
     kind: type
@@ -54,14 +53,16 @@ class Argument:
     def __str__(self) -> str:
         if self.choices:
             return " or ".join(self.choices)
-        return {
+        words = {
             int: f"an integer from {self.low} to {self.high}",
             float: "a number",
             bool: "true or false",
             str: "a word",
-        }[self.kind]
+        }
+        return words[self.kind]
 
     def takes(self, value: object) -> bool:
+        """Whether it may have this value."""
         if self.kind is str:
             return isinstance(value, str) and (not self.choices or value in self.choices)
         if isinstance(value, bool) or self.kind is bool:
@@ -71,27 +72,24 @@ class Argument:
         return isinstance(value, int) and self.low <= value <= self.high
 
 
-CLASSES, CHANNELS = Argument(int, 1, 10_000_000), Argument(int, 1)
+CLASSES = Argument(int, 1, 10_000_000)
+CHANNELS = Argument(int, 1)
+COUNTS = {"num_classes": CLASSES, "channels": CHANNELS}
 CIFAR = {
-    "num_classes": CLASSES,
-    "channels": CHANNELS,
+    **COUNTS,
     "shortcut": Argument(str, choices=("projection", "pad")),
     "pad": Argument(str, choices=("both", "end")),  # where a padded shortcut has its zeros
 }
-STRIDE_ON = Argument(
-    str, choices=("conv2", "conv1")
-)  # which convolution of a bottleneck has the stride
+STRIDE_ON = Argument(str, choices=("conv2", "conv1"))  # the convolution that has the stride
 PRE_CIFAR = {
-    "num_classes": CLASSES,
-    "channels": CHANNELS,
+    **COUNTS,
     "narrow": Argument(bool),  # a first group of 16 channels, not 64
     "stride_on": STRIDE_ON,
     "project": Argument(str, choices=("input", "activation")),  # what a projection reads
 }
 STEM = {
-    "stem": Argument(
-        str, choices=("imagenet", "cifar")
-    ),  # cifar: a 3x3 convolution with stride 1, no max-pool
+    # cifar: a 3x3 convolution with stride 1, no max-pool
+    "stem": Argument(str, choices=("imagenet", "cifar")),
     "maxpool": Argument(bool),  # whether the stem has one, overriding `stem`
     "stem_stride": Argument(int, 1, 16),
 }
@@ -100,7 +98,8 @@ STEM = {
 def split_arch(arch: str) -> tuple[str, str]:
     """("torchvision", "resnet50") of "torchvision:resnet50".
 
-    Raises ArchitectureError on another form.
+    Raises:
+        ArchitectureError: it has another form.
     """
     prefix, colon, name = arch.partition(":")
     if not (prefix and colon and name):
@@ -117,7 +116,8 @@ def is_callable_name(arch: str) -> bool:
 def parse_arch_args(pairs: Iterable[str]) -> dict[str, Any]:
     """["num_classes=10", "maxpool=true"] -> {"num_classes": 10, "maxpool": True}.
 
-    Raises SettingError if one is malformed or given twice.
+    Raises:
+        SettingError: one is malformed or given twice.
     """
     args: dict[str, Any] = {}
     for pair in pairs:
@@ -144,9 +144,12 @@ def _value(text: str) -> int | float | bool | str:
 
 
 def check_args(arch: str, args: Mapping[str, Any]) -> None:
-    """Raise ArchitectureError unless `arch` exists and takes these arguments with these values.
+    """Check that an architecture exists and takes these arguments with these values.
 
     A callable's own parameters are looked at only when it is built: here nothing of it is imported.
+
+    Raises:
+        ArchitectureError: it does not.
     """
     accepted = accepted_args(arch)
     for name, value in args.items():
@@ -156,64 +159,78 @@ def check_args(arch: str, args: Mapping[str, Any]) -> None:
                 " alone"
             )
         if accepted is None:
-            argument = CLASSES if name == "num_classes" else None
-            if not isinstance(value, (int, float, bool, str)) or (
-                isinstance(value, float) and not math.isfinite(value)
-            ):
-                raise ArchitectureError(
-                    f"expected `{name}` of {arch} to be a number, a word or true or false but got"
-                    f" {value!r}"
-                )
-        elif (argument := accepted.get(name)) is None:
-            raise ArchitectureError(
-                f"{arch} takes no argument `{name}`: it takes {', '.join(accepted)}"
-            )
-        if argument is not None and not argument.takes(value):
-            others = f" ({arch} takes {', '.join(accepted)})" if accepted else ""
-            raise ArchitectureError(
-                f"expected `{name}` of {arch} to be {argument} but got {value!r}{others}"
-            )
+            _check_plain(arch, name, value)
+        else:
+            _check_one(arch, name, value, accepted)
+
+
+def _check_plain(arch: str, name: str, value: object) -> None:
+    """An argument of a callable, of which only the class count is known."""
+    is_plain = isinstance(value, (int, float, bool, str))
+    if not is_plain or (isinstance(value, float) and not math.isfinite(value)):
+        raise ArchitectureError(
+            f"expected `{name}` of {arch} to be a number, a word or true or false but got {value!r}"
+        )
+    if name == "num_classes" and not CLASSES.takes(value):
+        raise ArchitectureError(f"expected `{name}` of {arch} to be {CLASSES} but got {value!r}")
+
+
+def _check_one(arch: str, name: str, value: object, accepted: Mapping[str, Argument]) -> None:
+    """An argument of an architecture that takes those in `accepted`."""
+    listing = f"{arch} takes {', '.join(accepted)}"
+    if name not in accepted:
+        raise ArchitectureError(
+            f"{arch} takes no argument `{name}`: it takes {', '.join(accepted)}"
+        )
+    argument = accepted[name]
+    if not argument.takes(value):
+        raise ArchitectureError(
+            f"expected `{name}` of {arch} to be {argument} but got {value!r} ({listing})"
+        )
 
 
 def accepted_args(arch: str) -> dict[str, Argument] | None:
     """The arguments that an architecture takes; None for a callable.
 
-    Raises ArchitectureError if there is no such architecture.
+    Raises:
+        ArchitectureError: there is no such architecture.
     """
     library, name = split_arch(arch)
     if library == "cifar":
-        _known(arch, name, list(CIFAR_NETWORKS))
-        return (
-            CIFAR
-            if name in RESNETS
-            else PRE_CIFAR
-            if name in PRERESNETS
-            else {"num_classes": CLASSES, "channels": CHANNELS}
-        )
+        return _of_cifar(arch, name)
     if library == "torchvision":
-        from torchvision import models
-
-        _known(arch, name, models.list_models(module=models))
-        network = _network(models.get_model_builder(name))
-        family = {models.ResNet: {**STEM, "stride_on": STRIDE_ON}, models.DenseNet: STEM}.get(
-            network, {}
-        )
-        return {"num_classes": CLASSES, "in_channels": CHANNELS, **family, **_simple(network)}
+        return _of_torchvision(arch, name)
     if library == "timm":
-        try:
-            import timm
-        except ImportError as error:
-            raise ArchitectureError(NO_TIMM.format(arch=arch)) from error
-        base = name.split(".", 1)[0]  # resnet50.a1_in1k: the part after the dot names weights
-        _known(
-            arch, base, timm.list_models()
-        )  # so nothing on a hub or a disk: timm would fetch hf-hub:NAME
-        return {
-            "num_classes": CLASSES,
-            "in_chans": CHANNELS,
-            **_simple(_network(timm.model_entrypoint(base))),
-        }
+        return _of_timm(arch, name)
     return None
+
+
+def _of_cifar(arch: str, name: str) -> dict[str, Argument]:
+    _known(arch, name, list(NETWORKS))
+    if name in RESNETS:
+        return CIFAR
+    return PRE_CIFAR if name in PRERESNETS else COUNTS
+
+
+def _of_torchvision(arch: str, name: str) -> dict[str, Argument]:
+    from torchvision import models
+
+    _known(arch, name, models.list_models(module=models))
+    network = _network(models.get_model_builder(name))
+    extras = {models.ResNet: {**STEM, "stride_on": STRIDE_ON}, models.DenseNet: STEM}
+    own = extras.get(network, {})
+    return {"num_classes": CLASSES, "in_channels": CHANNELS, **own, **_simple(network)}
+
+
+def _of_timm(arch: str, name: str) -> dict[str, Argument]:
+    try:
+        import timm
+    except ImportError as error:
+        raise ArchitectureError(NO_TIMM.format(arch=arch)) from error
+    base = name.split(".", 1)[0]  # resnet50.a1_in1k: the part after the dot names weights
+    _known(arch, base, timm.list_models())  # nothing on a hub: timm would fetch hf-hub:NAME
+    own = _simple(_network(timm.model_entrypoint(base)))
+    return {"num_classes": CLASSES, "in_chans": CHANNELS, **own}
 
 
 def _known(arch: str, name: str, names: Sequence[str]) -> None:
@@ -234,12 +251,16 @@ def _simple(network: Any) -> dict[str, Argument]:
         return {}
     found = {}
     for name, parameter in inspect.signature(network).parameters.items():
-        kinds = (
-            parameter.annotation,
-            SPELLED.get(str(parameter.annotation)),
-            type(parameter.default),
-        )
-        kind = next((kind for kind in kinds if kind in (int, float, bool, str)), None)
+        kind = _kind(parameter)
         if kind is not None and name not in ("num_classes", "in_chans") and name not in REFUSED:
             found[name] = Argument(kind)
     return found
+
+
+def _kind(parameter: inspect.Parameter) -> type | None:
+    """The plain type of a parameter, by its annotation or else by its default."""
+    spelled = SPELLED.get(str(parameter.annotation))
+    for kind in (parameter.annotation, spelled, type(parameter.default)):
+        if kind in (int, float, bool, str):
+            return cast(type, kind)
+    return None

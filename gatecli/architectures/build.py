@@ -5,21 +5,14 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-import math
-import os
-import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
+from gatecli.architectures.allocation import TooLarge, WithoutMemory, at_most, counted
 from gatecli.architectures.arguments import (
-    CIFAR_NETWORKS,
     NO_TIMM,
     accepted_args,
     check_args,
@@ -27,16 +20,18 @@ from gatecli.architectures.arguments import (
     parse_arch_args,
     split_arch,
 )
-from gatecli.architectures.surgery import EXTRAS, alter
-from gatecli.errors import ArchitectureError
+from gatecli.architectures.cifar import NETWORKS
+from gatecli.architectures.tweaks import EXTRAS, alter
+from gatecli.errors import ArchitectureError, reason
+from gatecli.importing import current_folder_importable
 
 __all__ = [
+    "TooLarge",
     "at_most",
     "build",
     "build_pretrained",
     "build_skeleton",
     "check_args",
-    "current_folder_importable",
     "find_callable",
     "is_callable_name",
     "parse_arch_args",
@@ -44,12 +39,27 @@ __all__ = [
 ]
 
 
+# What constructors raise for arguments that do not go together.
+FAILURES = (
+    TypeError,
+    ValueError,
+    RuntimeError,
+    AssertionError,
+    NotImplementedError,
+    ZeroDivisionError,
+    MemoryError,
+)
+
+
 def build(arch: str, args: Mapping[str, Any]) -> nn.Module:
     """The network with random weights, in evaluation mode.
 
-    `arch` is torchvision:NAME, cifar:resnet20 (or another of cifar.py's), timm:NAME or
-    package.module:callable, the last imported with the current folder on the path. Downloads
-    nothing.
+    Downloads nothing.
+
+    Args:
+        arch: torchvision:NAME, cifar:resnet20 (or another in cifar/), timm:NAME or
+            package.module:callable, the last imported with the current folder on the path.
+        args: the architecture's arguments.
 
     Raises:
         ArchitectureError: there is no such network, it does not take `args`, or a callable fails.
@@ -61,19 +71,11 @@ def build(arch: str, args: Mapping[str, Any]) -> nn.Module:
     else:
         make = {"torchvision": _torchvision, "cifar": _cifar, "timm": _timm}[library]
         try:
-            with _counted(f"{arch} with {_spell(args)}"):
+            with counted(f"{arch} with {_spell(args)}"):
                 model = make(name, args)
-        except (
-            TypeError,
-            ValueError,
-            RuntimeError,
-            AssertionError,
-            NotImplementedError,
-            ZeroDivisionError,
-            MemoryError,
-        ) as error:
+        except FAILURES as error:
             raise ArchitectureError(
-                f"{arch} cannot be built with {_spell(args)}: {_line(error)}"
+                f"{arch} cannot be built with {_spell(args)}: {reason(error, 200)}"
             ) from error
     return model.eval()
 
@@ -81,95 +83,20 @@ def build(arch: str, args: Mapping[str, Any]) -> nn.Module:
 def build_skeleton(arch: str, args: Mapping[str, Any]) -> nn.Module:
     """The network without memory for its weights where it can be built so, in evaluation mode.
 
-    Its constants have their values.
+    Its constants have their values. Arguments as in `build`.
 
-    Raises ArchitectureError, as `build` does.
+    Raises:
+        ArchitectureError: as in `build`.
     """
     if not is_callable_name(arch):  # a user's code may do anything on the way
         try:
-            with _WithoutMemory():
+            with WithoutMemory():
                 return build(arch, args)
         except TooLarge:
             raise
         except ArchitectureError:  # wrong arguments fail again below
             pass
     return build(arch, args)
-
-
-class _WithoutMemory(TorchFunctionMode):
-    """Puts on the meta device what is allocated to be filled, weights that is, and nothing else.
-
-    With `torch.device("meta")` instead, constructors that calculate with tensors fail (RegNet's
-    widths, rates of stochastic depth).
-    """
-
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        given = kwargs or {}
-        if func is torch.empty and given.get("device") is None:
-            given = {**given, "device": "meta"}
-        return func(*args, **given)
-
-
-class TooLarge(ArchitectureError):
-    """A network asks for more than the file could hold that names it."""
-
-
-_CEILING: ContextVar[tuple[int, int] | None] = ContextVar("ceiling", default=None)
-
-
-@contextmanager
-def at_most(tensors: int, numbers: int) -> Iterator[None]:
-    """Inside, a library's network that asks for more tensors, or for more numbers in them, is
-    refused with TooLarge before it has them.
-    """
-    token = _CEILING.set((tensors, numbers))
-    try:
-        yield
-    finally:
-        _CEILING.reset(token)
-
-
-def _counted(what: str) -> AbstractContextManager[Any]:
-    ceiling = _CEILING.get()
-    return nullcontext() if ceiling is None else _Counted(what, *ceiling)
-
-
-class _Counted(TorchFunctionMode):
-    """Counts what is allocated while a network is built."""
-
-    factories = (torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn)
-
-    def __init__(self, what: str, tensors: int, numbers: int) -> None:
-        super().__init__()
-        self.what, self.tensors, self.numbers = what, tensors, numbers
-
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        given = kwargs or {}
-        if func in self.factories:
-            self._take(given.get("size", args))
-        return func(*args, **given)
-
-    def _take(self, size: Any) -> None:
-        sides = size[0] if len(size) == 1 and not isinstance(size[0], int) else size
-        self.tensors -= 1
-        self.numbers -= math.prod(sides)
-        if self.tensors < 0 or self.numbers < 0:
-            raise TooLarge(
-                f"{self.what} would be far larger than the file: expected a network whose weights"
-                " the file holds"
-            )
 
 
 def build_pretrained(arch: str) -> nn.Module:
@@ -188,49 +115,57 @@ def build_pretrained(arch: str) -> nn.Module:
         )
     accepted_args(arch)
     try:
-        if library == "torchvision":
-            from torchvision import models
-
-            model: nn.Module = models.get_model(name, weights="DEFAULT", progress=False)
-        else:
-            import timm
-
-            model = timm.create_model(name, pretrained=True)
+        return _with_weights(library, name).eval()
     except Exception as error:  # the network, the disk, a hub's client: each has errors of its own
-        way_out = "download them elsewhere and give the file"
         raise ArchitectureError(
-            f"the pretrained weights of {arch} cannot be had ({_line(error)}): {way_out}"
+            f"the pretrained weights of {arch} cannot be had ({reason(error, 200)}): download them"
+            " elsewhere and give the file"
         ) from error
-    return model.eval()
+
+
+def _with_weights(library: str, name: str) -> nn.Module:
+    if library == "torchvision":
+        from torchvision import models
+
+        model: nn.Module = models.get_model(name, weights="DEFAULT", progress=False)
+        return model
+    import timm
+
+    model = timm.create_model(name, pretrained=True)
+    return model
 
 
 def switches(arch: str, model: nn.Module) -> dict[str, bool]:
-    """The yes-or-no arguments with which torchvision has built a network of its own, where it keeps
-    them.
+    """The yes-or-no arguments with which torchvision has built a network, where it keeps them.
 
     Pretrained networks may have others than the defaults (GoogLeNet transforms its input), which no
     tensor shows.
     """
     if split_arch(arch)[0] != "torchvision":
         return {}
-    return {
-        name: vars(model)[name]
-        for name, argument in (accepted_args(arch) or {}).items()
-        if argument.kind is bool and isinstance(vars(model).get(name), bool)
-    }
+    found = {}
+    for name, argument in (accepted_args(arch) or {}).items():
+        value = vars(model).get(name)
+        if argument.kind is bool and isinstance(value, bool):
+            found[name] = value
+    return found
 
 
 def find_callable(arch: str) -> Callable[..., Any]:
-    """Import what package.module:callable names. Raises ArchitectureError if that fails."""
+    """Import what package.module:callable names.
+
+    Raises:
+        ArchitectureError: that fails, or it is no callable.
+    """
     module, name = split_arch(arch)
     try:
         with current_folder_importable():
             found = functools.reduce(getattr, name.split("."), importlib.import_module(module))
     except AttributeError as error:
-        raise ArchitectureError(f"{arch} cannot be found: {_line(error)}") from error
+        raise ArchitectureError(f"{arch} cannot be found: {reason(error, 200)}") from error
     except (Exception, SystemExit) as error:
         raise ArchitectureError(
-            f"{arch} cannot be imported: {type(error).__name__}: {_line(error)}"
+            f"{arch} cannot be imported: {type(error).__name__}: {reason(error, 200)}"
         ) from error
     if not callable(found):
         raise ArchitectureError(
@@ -240,26 +175,13 @@ def find_callable(arch: str) -> Callable[..., Any]:
     return found
 
 
-@contextmanager
-def current_folder_importable() -> Iterator[None]:
-    """Let the code inside import modules of the current folder, as `python FILE` there would."""
-    before, here = list(sys.path), os.getcwd()
-    importlib.invalidate_caches()  # the file may be younger than the last look at the folder
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        if here not in before and here in sys.path:
-            sys.path.remove(here)
-
-
 def _call(arch: str, args: Mapping[str, Any]) -> nn.Module:
     make = find_callable(arch)
     try:
         inspect.signature(make).bind(**args)
     except TypeError as error:
         raise ArchitectureError(
-            f"{arch} cannot be called with {_spell(args)}: {_line(error)}; its signature is"
+            f"{arch} cannot be called with {_spell(args)}: {reason(error, 200)}; its signature is"
             f" {inspect.signature(make)}"
         ) from error
     except ValueError:  # written in C: it has no signature to look at
@@ -269,7 +191,7 @@ def _call(arch: str, args: Mapping[str, Any]) -> nn.Module:
             model = make(**args)
     except (Exception, SystemExit) as error:
         raise ArchitectureError(
-            f"{arch} failed with {_spell(args)}: {type(error).__name__}: {_line(error)}"
+            f"{arch} failed with {_spell(args)}: {type(error).__name__}: {reason(error, 200)}"
         ) from error
     if not isinstance(model, nn.Module):
         raise ArchitectureError(
@@ -282,18 +204,16 @@ def _torchvision(name: str, args: Mapping[str, Any]) -> nn.Module:
     from torchvision import models
 
     own = {key: value for key, value in args.items() if key not in EXTRAS}
+    extras = {key: value for key, value in args.items() if key in EXTRAS}
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", FutureWarning
-        )  # GoogLeNet and Inception announce another initialisation
+        # GoogLeNet and Inception announce another initialisation
+        warnings.simplefilter("ignore", FutureWarning)
         model = models.get_model(name, weights=None, **own)
-    return alter(
-        model, f"torchvision:{name}", {key: value for key, value in args.items() if key in EXTRAS}
-    )
+    return alter(model, f"torchvision:{name}", extras)
 
 
 def _cifar(name: str, args: Mapping[str, Any]) -> nn.Module:
-    return CIFAR_NETWORKS[name](**args)
+    return NETWORKS[name](**args)
 
 
 def _timm(name: str, args: Mapping[str, Any]) -> nn.Module:
@@ -307,7 +227,3 @@ def _timm(name: str, args: Mapping[str, Any]) -> nn.Module:
 
 def _spell(args: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={value}" for key, value in args.items()) or "no arguments"
-
-
-def _line(error: BaseException) -> str:
-    return " ".join((str(error) or type(error).__name__).split())[:200]

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gatecli.architectures.arguments import check_args, is_callable_name, split_arch
-from gatecli.architectures.rows import (
+from gatecli.architectures.comparison import (
+    SPELLINGS,
+    Comparison,
+    Spelt,
+    canonical,
+    compare,
+)
+from gatecli.architectures.table import (
     CHANNEL_ARGS,
     CHANNELS,
     CLASSES,
@@ -25,18 +32,6 @@ from gatecli.architectures.rows import (
 )
 from gatecli.errors import ArchitectureError
 
-# What other people's networks of a family, or old files, call the same parts: (theirs,
-# torchvision's). A dot is a module more.
-SPELLINGS = {
-    "resnet": (("shortcut", "downsample"), ("linear", "fc"), ("classifier", "fc")),
-    "densenet": (
-        ("norm.1", "norm1"),
-        ("conv.1", "conv1"),
-        ("norm.2", "norm2"),
-        ("conv.2", "conv2"),
-    ),
-    "": (),
-}
 WAY_OUT = "name it with --arch torchvision:NAME or --arch package.module:callable"
 CIFAR_STEM = (
     "taken to have a 3x3 stem with stride 1 and no max-pool (if not: --arch-arg maxpool=true,"
@@ -68,11 +63,14 @@ SIZE = (
 class Found:
     """An architecture that fits a checkpoint.
 
-    `build(arch, args)` has its tensors, once they are renamed by `names`.
-
-    `names` maps parts of canonical tensor names to the checkpoint's spelling: {"fc": "linear",
-    "norm1": "norm.1"}. `mean` and `std` are None where the data set's own are meant. `notes` say
-    what was assumed because no tensor tells it.
+    Attributes:
+        arch: its name.
+        args: its arguments: `build(arch, args)` has the tensors, once they are renamed.
+        names: parts of canonical tensor names -> the checkpoint's spelling, {"fc": "linear"}.
+        input_size: side of its images in pixels.
+        mean: of its images' values in [0, 1]; None where the data set's own is meant.
+        std: the standard deviation of the same.
+        notes: what was assumed because no tensor tells it.
     """
 
     arch: str
@@ -89,69 +87,53 @@ class Found:
         return next((self.args[name] for name in CHANNEL_ARGS.values() if name in self.args), 3)
 
 
-@dataclass
-class Comparison:
-    """How a checkpoint differs from a row.
-
-    The number of tensors that do, the first of them, and the counts where it fits.
-    """
-
-    differing: int = 0
-    first: tuple[str, Shape | None, Shape | None] | None = None  # canonical name, expected, got
-    counts: dict[int, int] = field(
-        default_factory=dict
-    )  # CLASSES, CHANNELS and POSITIONS -> number
-
-    def differ(self, name: str, expected: Shape | None, got: Shape | None) -> None:
-        self.differing += 1
-        self.first = self.first or (name, expected, got)
-
-    def describe(self, names: Mapping[str, str]) -> str:
-        """How many tensors differ, and the first of them in the checkpoint's spelling."""
-        name, expected, got = self.first or ("", None, None)
-        many = "1 tensor differs" if self.differing == 1 else f"{self.differing} tensors differ"
-        return (
-            f"{many}, first `{spell(name, names)}`: expected {_dimensions(expected)} but got"
-            f" {_dimensions(got)}"
-        )
-
-
 def identify(shapes: Mapping[str, Sequence[int]]) -> Found:
-    """The one known architecture with these tensors, whatever its numbers of classes and input
-    channels.
+    """The one known architecture with these tensors.
+
+    Its numbers of classes and input channels are whatever the tensors have.
 
     Raises:
         ArchitectureError: none fits, with the nearest ones, or several do.
     """
     plain = _tuples(shapes)
-    spelt = {family: _canonical(plain, family) for family in SPELLINGS}
-    same_names = [
-        row for row in table() if row.tensors.keys() == spelt[row.family][0].keys()
-    ]  # cheap, and nearly always enough
-    compared = [(row, _compare(row.tensors, spelt[row.family][0])) for row in same_names]
-    fits = [(row, result) for row, result in compared if not result.differing]
+    spelt = {family: canonical(plain, family) for family in SPELLINGS}
+    fits = []
+    for row in table():
+        own = spelt[row.family][0]
+        if row.tensors.keys() != own.keys():
+            continue  # nearly always, and cheaper than to compare shapes
+        result = compare(row.tensors, own)
+        if not result.differing:
+            fits.append((row, result))
     if len(fits) == 1:
         row, result = fits[0]
         return _found(row, row.args, result, spelt[row.family][1])
     if fits:
-        raise ArchitectureError(
-            f"several architectures fit these tensors: {', '.join(_title(row) for row, _ in fits)};"
-            f" {WAY_OUT}"
-        )
-    results = [(row, _compare(row.tensors, spelt[row.family][0])) for row in table()]
-    nearest = sorted(results, key=lambda pair: pair[1].differing)[:3]
-    listing = [
-        f"{_title(row)} ({result.describe(spelt[row.family][1])})" for row, result in nearest
-    ]
+        titles = ", ".join(_title(row) for row, _ in fits)
+        raise ArchitectureError(f"several architectures fit these tensors: {titles}; {WAY_OUT}")
+    listing = "; ".join(_nearest(spelt))
     raise ArchitectureError(
-        f"no known architecture has these tensors, the nearest are {'; '.join(listing)}; {WAY_OUT}"
+        f"no known architecture has these tensors, the nearest are {listing}; {WAY_OUT}"
     )
+
+
+def _nearest(spelt: Mapping[str, Spelt]) -> list[str]:
+    """The three architectures that differ least, and how."""
+    results = [(row, compare(row.tensors, spelt[row.family][0])) for row in table()]
+    results.sort(key=lambda pair: pair[1].differing)
+    listing = []
+    for row, result in results[:3]:
+        listing.append(f"{_title(row)} ({result.describe(spelt[row.family][1])})")
+    return listing
 
 
 def found_for(arch: str, args: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> Found:
     """The same for an architecture that the user names.
 
-    What `args` leaves out is taken from the tensors where they show it.
+    Args:
+        arch: its name.
+        args: its arguments; what they leave out is taken from the tensors where these show it.
+        shapes: the tensors' shapes by name.
 
     Raises:
         ArchitectureError: there is no such network, it does not take `args`, or it has other
@@ -160,16 +142,15 @@ def found_for(arch: str, args: Mapping[str, Any], shapes: Mapping[str, Sequence[
     check_args(arch, args)
     plain = _tuples(shapes)
     rows = [_with_counts(row, args) for row in find_rows(arch, args)]
-    if not rows:
-        rows = [
-            _callable_row(arch, args, plain) if is_callable_name(arch) else make_row(arch, args)
-        ]
-    shapes_there, names = _canonical(plain, rows[0].family)
-    results = [_compare(row.tensors, shapes_there) for row in rows]
-    row, result = next(
-        ((row, result) for row, result in zip(rows, results, strict=True) if not result.differing),
-        (rows[0], results[0]),
-    )
+    if not rows and is_callable_name(arch):
+        rows = [_callable_row(arch, args, plain)]
+    elif not rows:
+        rows = [make_row(arch, args)]
+    own, names = canonical(plain, rows[0].family)
+    results = [compare(row.tensors, own) for row in rows]
+    place = next((n for n, result in enumerate(results) if not result.differing), 0)
+    row = rows[place]
+    result = results[place]
     if result.differing:
         raise ArchitectureError(
             f"the tensors are not those of {arch}: {result.describe(names)}; without --arch it is"
@@ -178,59 +159,8 @@ def found_for(arch: str, args: Mapping[str, Any], shapes: Mapping[str, Sequence[
     return _found(row, {**row.args, **args}, result, names)
 
 
-def spell(name: str, names: Mapping[str, str]) -> str:
-    """A canonical dotted name in the checkpoint's spelling: "fc.weight" -> "linear.weight"."""
-    return ".".join(names.get(part, part) for part in name.split("."))
-
-
 def _tuples(shapes: Mapping[str, Sequence[int]]) -> dict[str, Shape]:
     return {name: tuple(shape) for name, shape in shapes.items() if not name.endswith(COUNTER)}
-
-
-def _canonical(shapes: dict[str, Shape], family: str) -> tuple[dict[str, Shape], dict[str, str]]:
-    """Tensors under the names that torchvision gives them in this family, and the spelling that was
-    replaced for each changed part.
-    """
-    dotted = {f".{name}.": shape for name, shape in shapes.items()}
-    names: dict[str, str] = {}
-    for theirs, canonical in SPELLINGS[family]:
-        if (
-            canonical not in names
-            and _has_part(dotted, theirs)
-            and not _has_part(dotted, canonical)
-        ):
-            names[canonical] = theirs
-            dotted = {
-                name.replace(f".{theirs}.", f".{canonical}."): shape
-                for name, shape in dotted.items()
-            }
-    return ({name[1:-1]: shape for name, shape in dotted.items()}, names) if names else (shapes, {})
-
-
-def _has_part(dotted: Iterable[str], part: str) -> bool:
-    return any(f".{part}." in name for name in dotted)
-
-
-def _compare(expected: Mapping[str, Shape], got: Mapping[str, Shape]) -> Comparison:
-    result = Comparison()
-    for name, shape in expected.items():
-        mine = got.get(name)
-        if mine != shape and (mine is None or not _fits(shape, mine, result.counts)):
-            result.differ(name, shape, mine)
-    for name, shape in got.items():
-        if name not in expected:
-            result.differ(name, None, shape)
-    return result
-
-
-def _fits(shape: Shape, mine: Shape, counts: dict[int, int]) -> bool:
-    """Whether only the open counts differ, and as in the tensors before."""
-    if len(shape) != len(mine):
-        return False
-    return all(
-        a == b or (a < 0 < b and counts.setdefault(a, b) == b)
-        for a, b in zip(shape, mine, strict=True)
-    )
 
 
 def _with_counts(row: Row, args: Mapping[str, Any]) -> Row:
@@ -241,17 +171,14 @@ def _with_counts(row: Row, args: Mapping[str, Any]) -> Row:
     }
     if "image_size" in args:
         given[POSITIONS] = positions(row.tensors, args["image_size"])
-    return replace(
-        row,
-        tensors={
-            name: tuple(given.get(size, size) for size in shape)
-            for name, shape in row.tensors.items()
-        },
-    )
+    tensors = {}
+    for name, shape in row.tensors.items():
+        tensors[name] = tuple(given.get(size, size) for size in shape)
+    return replace(row, tensors=tensors)
 
 
 def _callable_row(arch: str, args: Mapping[str, Any], plain: dict[str, Shape]) -> Row:
-    """A callable is given a class count only if it needs one.
+    """The row of a callable, which is given a class count only if it needs one.
 
     It may have a default, and mean something else by the word.
     """
@@ -259,26 +186,31 @@ def _callable_row(arch: str, args: Mapping[str, Any], plain: dict[str, Shape]) -
         row = make_row(arch, args, leave_open=False)
     except ArchitectureError:
         return make_row(arch, args)
-    return make_row(arch, args) if _compare(row.tensors, plain).differing else row
+    return make_row(arch, args) if compare(row.tensors, plain).differing else row
 
 
 def _found(row: Row, args: Mapping[str, Any], result: Comparison, names: dict[str, str]) -> Found:
-    full = (
-        {**args, "num_classes": result.counts[CLASSES]} if CLASSES in result.counts else dict(args)
-    )
-    if result.counts.get(CHANNELS, 3) != 3:
-        full[CHANNEL_ARGS[split_arch(row.arch)[0]]] = result.counts[CHANNELS]
+    full = dict(args)
+    counts = result.counts
+    if CLASSES in counts:
+        full["num_classes"] = counts[CLASSES]
+    if counts.get(CHANNELS, 3) != 3:
+        full[CHANNEL_ARGS[split_arch(row.arch)[0]]] = counts[CHANNELS]
     size = full.get("image_size", row.input_size)
-    if (
-        POSITIONS in result.counts
-        and (size := image_size(row.tensors, result.counts[POSITIONS])) != USUAL_SIZE
-    ):
-        full["image_size"] = size
-    usual_channels = all(full.get(name, 3) == 3 for name in CHANNEL_ARGS.values())
-    mean, std = (
-        (row.mean, row.std) if usual_channels else (None, None)
-    )  # ImageNet's are for three channels
-    return Found(row.arch, full, names, size, mean, std, _notes(row, args))
+    if POSITIONS in counts:
+        size = image_size(row.tensors, counts[POSITIONS])
+        if size != USUAL_SIZE:
+            full["image_size"] = size
+    is_usual = all(full.get(name, 3) == 3 for name in CHANNEL_ARGS.values())
+    return Found(
+        arch=row.arch,
+        args=full,
+        names=names,
+        input_size=size,
+        mean=row.mean if is_usual else None,  # ImageNet's are for three channels
+        std=row.std if is_usual else None,
+        notes=_notes(row, args),
+    )
 
 
 def _notes(row: Row, args: Mapping[str, Any]) -> tuple[str, ...]:
@@ -300,12 +232,3 @@ def _notes(row: Row, args: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _title(row: Row) -> str:
     return row.arch + "".join(f" {key}={value}" for key, value in row.args.items())
-
-
-def _dimensions(shape: Shape | None) -> str:
-    """(64, 3, 7, 7), or (N, 2048) where N is any class count."""
-    if shape is None:
-        return "no such tensor"
-    words = {CLASSES: "N", CHANNELS: "C", POSITIONS: "L"}
-    sizes = ", ".join(words.get(size, str(size)) for size in shape)
-    return f"({sizes},)" if len(shape) == 1 else f"({sizes})"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from gatecli.checkpoint.atomic import check_name
 from gatecli.cli.begun import Begun
 from gatecli.cli.options import Checkpoint, Data, Force, Out, Set, Workers, reads_checkpoints
 from gatecli.cli.parsing import is_function, parse_pairs, remembered
@@ -17,7 +18,6 @@ from gatecli.cli.render import exit_facts, gmacs
 from gatecli.cli.resuming import resumable, unfinished
 from gatecli.cli.session import Session
 from gatecli.cli.workspace import RUNS, default_out
-from gatecli.files import check_name
 
 if TYPE_CHECKING:
     from gatecli.data import DataSet
@@ -179,7 +179,7 @@ def _begun(session: Session, params: Mapping[str, Any]) -> Begun:
     """
     import torch
 
-    from gatecli.reading import file_sha256
+    from gatecli.checkpoint.formats import file_sha256
     from gatecli.training import TrainOptions
 
     path = session.checkpoint(params["checkpoint"])

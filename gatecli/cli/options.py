@@ -14,6 +14,8 @@ from typing import Annotated, Any
 
 import typer
 
+from gatecli.data import forms
+
 __all__ = [
     "COMMON",
     "READING",
@@ -136,10 +138,7 @@ Data = Annotated[
     typing.Optional[str],
     typer.Option(
         "--data",
-        help=(
-            "digits, cifar10:DIR, cifar100:DIR, imagefolder:DIR, npz:FILE or"
-            " package.module:callable; none: the one remembered."
-        ),
+        help=f"{forms.listed()}; none: the one remembered.",
     ),
 ]
 Set = Annotated[

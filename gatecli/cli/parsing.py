@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+from gatecli.data import forms
 from gatecli.errors import SettingError
 
 __all__ = [
@@ -16,7 +17,6 @@ __all__ = [
     "remembered",
 ]
 
-FILE_DATA = ("npz", "imagefolder", "cifar10", "cifar100")
 LARGEST_SIDE = 65536  # pixels
 
 
@@ -97,12 +97,11 @@ def remembered(spec: str | None) -> str | None:
     The path in it, where it exists, is made absolute, so that other folders find it.
     """
     kind, _, path = (spec or "").partition(":")
-    if kind not in FILE_DATA or not path or not Path(path).exists():
+    if not forms.names_path(kind) or not path or not Path(path).exists():
         return spec
     return f"{kind}:{Path(path).resolve()}"
 
 
 def is_function(spec: str) -> bool:
     """Whether a data set's name is that of a function, package.module:callable."""
-    kind, colon, _ = spec.partition(":")
-    return bool(colon) and kind not in FILE_DATA
+    return forms.may_be_code(spec)

@@ -90,7 +90,7 @@ def _as_kept(name: str, value: Any) -> Any:
 
 
 def _check_files(begun: Begun) -> None:
-    from gatecli.reading import file_sha256
+    from gatecli.checkpoint.formats import file_sha256
 
     for path, sha256 in ((begun.checkpoint, begun.sha256), (begun.teacher, begun.teacher_sha256)):
         if path is not None and file_sha256(path) != sha256:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gatecli import exporting
+from gatecli.checkpoint.atomic import check_name
 from gatecli.cli.render import table
 from gatecli.cli.session import Data, Session, reads_checkpoints, remembered
 from gatecli.errors import DataError, SettingError
-from gatecli.files import check_name
 
 if TYPE_CHECKING:
     from gatecli.exporting.runner import Runner

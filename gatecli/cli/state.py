@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gatecli.checkpoint.atomic import check_name
 from gatecli.cli import workspace
 from gatecli.cli.options import Checkpoint
 from gatecli.cli.render import gmacs, percent, table
 from gatecli.cli.session import Session
 from gatecli.errors import CheckpointError
-from gatecli.files import check_name
 
 if TYPE_CHECKING:
     from gatecli.traced.recipe import Recipe, Step

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from gatecli.checkpoint.atomic import replacing
 from gatecli.errors import CheckpointError
-from gatecli.files import replacing
 
 __all__ = ["CURRENT", "FOLDER", "RUNS", "current", "default_out", "make_current"]
 

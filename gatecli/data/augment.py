@@ -8,7 +8,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 AUGMENTS = ("none", "shift", "crop-flip", "imagenet")
-ORDER, PIXELS = 0, 1  # what a generator is for: the order of the samples, or their augmentation
+# What a generator is for: the order of the samples, or their augmentation.
+ORDER = 0
+PIXELS = 1
 
 
 def generator(purpose: int, seed: int, epoch: int, index: int = 0) -> torch.Generator:
@@ -16,15 +18,17 @@ def generator(purpose: int, seed: int, epoch: int, index: int = 0) -> torch.Gene
 
     The global one is neither read nor moved.
     """
-    words = np.array(
-        [number % 2**64 for number in (purpose, seed, epoch, index)], dtype=np.uint64
-    ).view(np.uint32)
+    numbers = [number % 2**64 for number in (purpose, seed, epoch, index)]
+    words = np.array(numbers, dtype=np.uint64).view(np.uint32)
     state = np.random.SeedSequence(words.tolist()).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]))
 
 
 def augmented(images: Tensor, augment: str, draw: torch.Generator) -> Tensor:
-    """Apply `none`, `shift` or `crop-flip` to uint8 images (n, C, H, W), each with its own draw."""
+    """Apply `none`, `shift` or `crop-flip` to uint8 images (n, C, H, W).
+
+    Each image has a chance of its own, drawn from `draw`.
+    """
     if augment == "shift":
         return shift(images, draw)
     if augment == "crop-flip":
@@ -38,32 +42,32 @@ def shift(images: Tensor, draw: torch.Generator) -> Tensor:
     What comes in repeats the border's pixels.
     """
     height, width = images.shape[-2:]
-    rows = _starts(images, _scaled(2, height), draw) - _scaled(2, height) + torch.arange(height)
-    columns = _starts(images, _scaled(2, width), draw) - _scaled(2, width) + torch.arange(width)
+    high = _scaled(2, height)
+    wide = _scaled(2, width)
+    rows = _starts(images, high, draw) - high + torch.arange(height)
+    columns = _starts(images, wide, draw) - wide + torch.arange(width)
     return _window(images, rows.clamp(0, height - 1), columns.clamp(0, width - 1))
 
 
 def crop_flip(images: Tensor, draw: torch.Generator) -> Tensor:
     """Pad by 4 zeros in 32, crop to the old size anywhere, mirror every second image on average."""
     height, width = images.shape[-2:]
-    high, wide = _scaled(4, height), _scaled(4, width)
+    high = _scaled(4, height)
+    wide = _scaled(4, width)
     rows = _starts(images, high, draw) + torch.arange(height)
     columns = _starts(images, wide, draw) + torch.arange(width)
     mirrored = torch.randint(2, (len(images), 1), generator=draw).bool()
-    return _window(
-        F.pad(images, (wide, wide, high, high)),
-        rows,
-        torch.where(mirrored, columns.flip(1), columns),
-    )
+    columns = torch.where(mirrored, columns.flip(1), columns)
+    return _window(F.pad(images, (wide, wide, high, high)), rows, columns)
 
 
 def _scaled(pixels: int, side: int) -> int:
-    """`pixels` are meant for a side of 32."""
+    """So many pixels of a side of 32, in another side; at least 1."""
     return max(1, round(pixels * side / 32))
 
 
 def _starts(images: Tensor, reach: int, draw: torch.Generator) -> Tensor:
-    """(n, 1), from 0 to 2 * reach."""
+    """A number from 0 to 2 * reach for each image, (n, 1)."""
     return torch.randint(2 * reach + 1, (len(images), 1), generator=draw)
 
 

@@ -2,51 +2,36 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from gatecli.data import sources
-from gatecli.data.arrays import ArraySplit
-from gatecli.data.folders import image_folder
-from gatecli.data.splits import Split
+from gatecli.data import forms
+from gatecli.data.splits import Split, cut
 from gatecli.errors import DataError
-
-KINDS = (
-    "digits",
-    "cifar10:DIR",
-    "cifar100:DIR",
-    "imagefolder:DIR",
-    "npz:FILE",
-    "package.module:callable",
-)
-AUGMENT = {
-    "cifar10": "crop-flip",
-    "cifar100": "crop-flip",
-    "imagefolder": "imagenet",
-}  # the others: shift, which spoils no digit
-Statistics = tuple[tuple[float, ...], tuple[float, ...]]
-CIFAR: dict[str, Statistics] = {  # of all 50,000 training images
-    "cifar10": ((0.49139968, 0.48215841, 0.44653091), (0.24703223, 0.24348513, 0.26158784)),
-    "cifar100": ((0.50707516, 0.48654887, 0.44091784), (0.26733429, 0.25643846, 0.27615047)),
-}
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """Classes and splits: fit on "train", choose on "val", report on "test", if there is one."""
+    """Classes and splits: fit on "train", choose on "val", report on "test", if there is one.
+
+    Attributes:
+        spec: what stands after --data.
+        classes: their names.
+        splits: by name.
+        mean: of the training images' values in [0, 1], one for each channel; None: not measured.
+        std: the standard deviations of the same.
+        augment: the augmentation where none is asked for.
+        val: how val was cut from train; None where the data has its own.
+    """
 
     spec: str
     classes: tuple[str, ...]
     splits: Mapping[str, Split]
-    mean: (
-        tuple[float, ...] | None
-    )  # of the training images' values in [0, 1], one for each channel; None: not measured
+    mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
-    augment: str  # the default augmentation
-    val: dict[str, Any] | None  # how val was cut from train; None where the data has its own
+    augment: str
+    val: dict[str, Any] | None
 
 
 def load_data(
@@ -54,47 +39,43 @@ def load_data(
 ) -> DataSet:
     """Read a data set.
 
-    `val_seed` and `val_fraction` say how to cut val from train where the data has none.
+    Args:
+        spec: its form, see `gatecli.data.forms`.
+        val_seed: of cutting val from train where the data has none.
+        val_fraction: of each class of train, goes to val then.
+        trusted: whether the user typed `spec` just now. Only then is a named function imported, or
+            CIFAR downloaded; a spec that comes from a file must not cause either.
 
-    `trusted` says that the user typed `spec` just now: only then is a named function imported, or
-    CIFAR downloaded. A spec that comes from a file must not cause either.
-
-    Raises DataError, one line, for a spec that is unknown and for data that is missing, damaged or
-    inconsistent.
+    Raises:
+        DataError: the spec is unknown, or the data is missing, damaged or inconsistent.
     """
-    kind, _, rest = spec.partition(":")
-    path = Path(os.path.expanduser(rest))
-    classes: tuple[str, ...] = ()
-    splits: Mapping[str, Split]
-    if spec == "digits":
-        splits = sources.digits(spec)
-    elif kind in CIFAR and rest:
-        classes, splits = sources.cifar(spec, kind, path, download=trusted)
-    elif kind == "imagefolder" and rest:
-        classes, splits = image_folder(spec, path)
-    elif kind == "npz" and rest:
-        splits = sources.npz(spec, path)
-    elif _is_callable(kind, rest):
-        if not trusted:
-            raise DataError(
-                f"the data set is made by the function {spec}, which is not run unless you name it:"
-                f" pass --data {spec} again"
-            )
-        splits = sources.function(spec, kind, rest)
-    else:
-        raise DataError(f"expected --data to be one of {', '.join(KINDS)}, but got {spec!r}")
-    splits, val = _with_val(spec, dict(splits), val_seed, val_fraction)
-    train = splits["train"]
-    mean, std = CIFAR.get(kind) or (
-        train.statistics() if isinstance(train, ArraySplit) else (None, None)
-    )
+    form = forms.find(spec)
+    if form is None:
+        listing = ", ".join(forms.spellings())
+        raise DataError(f"expected --data to be one of {listing}, but got {spec!r}")
+    found = form.read(forms.Request(spec=spec, trusted=trusted))
+    splits = dict(found.splits)
+    val = None
+    if "val" not in splits:
+        val = _cut_val(spec, splits, val_seed, val_fraction)
+    mean, std = found.statistics or splits["train"].statistics() or (None, None)
     return DataSet(
-        spec, classes or _numbered(spec, splits), splits, mean, std, AUGMENT.get(kind, "shift"), val
+        spec=spec,
+        classes=found.classes or _numbered(spec, splits),
+        splits=splits,
+        mean=mean,
+        std=std,
+        augment=form.augment,
+        val=val,
     )
 
 
 def check_classes(data: DataSet, num_classes: int) -> None:
-    """Raises DataError where the network has another number of classes than the data."""
+    """Compare a data set's number of classes with a network's.
+
+    Raises:
+        DataError: they differ.
+    """
     if len(data.classes) != num_classes:
         raise DataError(
             f"{data.spec} has {len(data.classes)} classes, but the network has {num_classes}:"
@@ -102,40 +83,24 @@ def check_classes(data: DataSet, num_classes: int) -> None:
         )
 
 
-def _is_callable(module: str, name: str) -> bool:
-    reserved = {kind.partition(":")[0] for kind in KINDS}
-    return (
-        module not in reserved
-        and name.isidentifier()
-        and all(part.isidentifier() for part in module.split("."))
-    )
-
-
-def _with_val(
-    spec: str, splits: dict[str, Split], seed: int, fraction: float
-) -> tuple[dict[str, Split], dict[str, Any] | None]:
-    """Cut val from train where it is missing, and say how."""
-    if "val" in splits:
-        return splits, None
-    if not (
-        isinstance(seed, int) and isinstance(fraction, float) and 0 < fraction < 1
-    ):  # they may come from a file
+def _cut_val(spec: str, splits: dict[str, Split], seed: int, fraction: float) -> dict[str, Any]:
+    """Cut val from train in `splits`, and say how. Raises DataError where that cannot be."""
+    is_seed = isinstance(seed, int)  # both may come from a file
+    if not is_seed or not isinstance(fraction, float) or not 0 < fraction < 1:
         raise DataError(
             "expected `val_seed` to be an integer and `val_fraction` to be between 0 and 1, but"
             f" got {seed!r} and {fraction!r}"
         )
-    kept, cut = sources.cut(splits["train"].labels, fraction, seed)
-    if not len(cut):
+    train = splits["train"]
+    kept, held = cut(train.labels, fraction, seed)
+    if not len(held):
         raise DataError(
             f"{spec} has no val split, and no class of train has two images to cut one from: add"
             " images or a val split"
         )
-    train = splits["train"]
-    return {**splits, "train": train.take(kept), "val": train.take(cut)}, {
-        "from": "train",
-        "fraction": fraction,
-        "seed": seed,
-    }
+    splits["train"] = train.take(kept)
+    splits["val"] = train.take(held)
+    return {"from": "train", "fraction": fraction, "seed": seed}
 
 
 def _numbered(spec: str, splits: Mapping[str, Split]) -> tuple[str, ...]:
@@ -145,7 +110,8 @@ def _numbered(spec: str, splits: Mapping[str, Split]) -> tuple[str, ...]:
     """
     count = int(splits["train"].labels.max()) + 1
     for name, split in splits.items():
-        if (highest := int(split.labels.max())) >= count:
+        highest = int(split.labels.max())
+        if highest >= count:
             raise DataError(
                 f"{spec}: expected the {name} labels to be from 0 to {count - 1}, as in train, but"
                 f" got {highest}: mend them or train's"

@@ -7,20 +7,30 @@ import signal
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from gatecli.data import forms
 from gatecli.data.augment import AUGMENTS, ORDER, generator
-from gatecli.errors import DataError, SettingError
+from gatecli.data.prepare import normalisation, normalised
+from gatecli.errors import DataError, SettingError, reason
 from gatecli.traced.recipe import InputSpec
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a split must know to read its images for one walk."""
+    """What a split must know to read its images for one walk.
+
+    Attributes:
+        input: the images that the network takes.
+        augment: the augmentation, one of the split's own.
+        seed: what all chance follows.
+        epoch: the number of the walk, which chance follows too.
+    """
 
     input: InputSpec
     augment: str
@@ -28,10 +38,20 @@ class Plan:
     epoch: int
 
 
-class Split(ABC):
-    """Images with `labels` (int64 (N,)).
+class Digest(Protocol):
+    """A hash that grows."""
 
-    `augments` are those it can do; `parallel` ones gain from worker processes.
+    def update(self, data: Any, /) -> None:
+        """Take more bytes."""
+
+
+class Split(ABC):
+    """Images and their labels.
+
+    Attributes:
+        labels: int64 (N,).
+        augments: the augmentations that it can do.
+        parallel: whether reading gains from worker processes.
     """
 
     labels: Tensor
@@ -47,20 +67,72 @@ class Split(ABC):
 
     @abstractmethod
     def check(self, channels: int) -> None:
-        """Raises DataError where the images can't be given to a network with so many input
-        channels.
+        """Check that the images can be given to a network with so many input channels.
+
+        Raises:
+            DataError: they cannot.
         """
 
     @abstractmethod
     def read(self, rows: Tensor, number: int, plan: Plan) -> Tensor:
-        """Samples `rows` as batch `number`.
+        """Read samples as one batch, augmented.
 
-        Uint8 (n, 1 or input.channels, H, W) in input.size, augmented.
+        Args:
+            rows: the samples, int64 (n,).
+            number: of the batch in its walk.
+            plan: what the walk is.
+
+        Returns:
+            uint8 (n, 1 or input.channels, H, W) in input.size.
+
+        Raises:
+            DataError: an image cannot be read.
+        """
+
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """Mean and standard deviation of each channel's values in [0, 1]; None: not measured."""
+        return None
+
+    @abstractmethod
+    def identify(self, digest: Digest, *, with_pixels: bool) -> None:
+        """Put what tells these images from others into a hash.
+
+        Args:
+            digest: of hashlib.
+            with_pixels: whether images in memory are compared.
         """
 
 
+def cut(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Divide samples by chance, class by class.
+
+    RandomState is frozen by numpy's policy, so that a recorded seed gives the same division for
+    ever.
+
+    Args:
+        labels: of all samples, int64 (N,).
+        fraction: of every class, goes to the second part: at least one sample, never all.
+        seed: of the division.
+
+    Returns:
+        The rows of both parts, int64, in order.
+    """
+    chance = np.random.RandomState(seed % 2**32)
+    classes = labels.numpy()
+    second = np.zeros(len(classes), dtype=bool)
+    for label in np.unique(classes):
+        rows = np.flatnonzero(classes == label)
+        count = min(max(1, round(len(rows) * fraction)), len(rows) - 1)
+        second[chance.permutation(rows)[:count]] = True
+    return torch.from_numpy(np.flatnonzero(~second)), torch.from_numpy(np.flatnonzero(second))
+
+
 def steps(split: Split, batch_size: int, drop_last: bool = False) -> int:
-    """How many batches one walk has. Raises SettingError where `batch_size` is below 1."""
+    """How many batches one walk has.
+
+    Raises:
+        SettingError: `batch_size` is below 1.
+    """
     if batch_size < 1:
         raise SettingError(f"expected `batch_size` to be at least 1, but got {batch_size}")
     return len(split) // batch_size if drop_last else math.ceil(len(split) / batch_size)
@@ -79,10 +151,25 @@ def batches(
     workers: int = 0,
     drop_last: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Walk through a split once: x float32 (n, input.channels, H, W), normalised, and y int64 (n,).
+    """Walk through a split once.
 
-    What comes is a function of the arguments alone: not of `workers`, nor of `start` (the first
-    batch to yield), nor of torch's global generator, which stays as it is.
+    What comes is a function of the arguments alone: not of `workers`, nor of `start`, nor of
+    torch's global generator, which stays as it is.
+
+    Args:
+        split: the samples.
+        input: the images that the network takes, with their normalisation.
+        batch_size: images a batch.
+        augment: how images are changed at random.
+        shuffle: whether the order is drawn; else it is the split's own.
+        seed: what all chance follows.
+        epoch: the number of the walk, which chance follows too.
+        start: the first batch to yield.
+        workers: processes that read, where that gains anything.
+        drop_last: whether a last, smaller batch is left out.
+
+    Yields:
+        Images, float32 (n, input.channels, H, W), normalised, and labels, int64 (n,).
 
     Raises:
         DataError: on the call, where the augmentation, the channels or the normalisation do not
@@ -100,48 +187,17 @@ def batches(
         )
     if augment not in split.augments:
         raise DataError(
-            f"augment {augment} needs an imagefolder: expected one of {', '.join(split.augments)}"
-            " for this data set"
+            f"augment {augment} needs an {' or '.join(forms.with_augment(augment))}: expected one"
+            f" of {', '.join(split.augments)} for this data set"
         )
     split.check(input.channels)
-    mean, std = _normalisation(input)
-    order = (
-        torch.randperm(len(split), generator=generator(ORDER, seed, epoch))
-        if shuffle
-        else torch.arange(len(split))
-    )
-    reader = _Reader(split, Plan(input, augment, seed, epoch), order, batch_size)
-    return _walk(reader, range(start, total), workers if split.parallel else 0, mean, std)
-
-
-def _normalisation(input: InputSpec) -> tuple[Tensor, Tensor]:
-    """mean and std as (1, 1 or channels, 1, 1).
-
-    Raises DataError where they are unknown or do not fit.
-    """
-    if input.mean is None or input.std is None:
-        raise DataError(
-            "the normalisation of the network's input is not known: give --mean and --std as it was"
-            " trained with"
-        )
-    if not {len(input.mean), len(input.std)} <= {1, input.channels}:
-        raise DataError(
-            f"expected `mean` and `std` to have 1 or {input.channels} values, as the network takes"
-            f" {input.channels} channels, but got {len(input.mean)} and {len(input.std)}: give"
-            " --mean and --std"
-        )
-    if not (
-        all(map(math.isfinite, input.mean)) and all(0 < value < math.inf for value in input.std)
-    ):
-        raise DataError(
-            f"expected `mean` to be finite and `std` above 0, but got {input.mean} and {input.std}:"
-            " give --mean and --std"
-        )
-    mean, std = (
-        torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)
-        for values in (input.mean, input.std)
-    )
-    return mean, std
+    normalisation(input)  # refuse now what would be refused at the first batch
+    order = torch.arange(len(split))
+    if shuffle:
+        order = torch.randperm(len(split), generator=generator(ORDER, seed, epoch))
+    plan = Plan(input=input, augment=augment, seed=seed, epoch=epoch)
+    reader = _Reader(split, plan, order, batch_size)
+    return _walk(reader, range(start, total), workers if split.parallel else 0)
 
 
 class _Reader(Dataset["tuple[Tensor, Tensor] | DataError"]):
@@ -151,7 +207,10 @@ class _Reader(Dataset["tuple[Tensor, Tensor] | DataError"]):
     """
 
     def __init__(self, split: Split, plan: Plan, order: Tensor, batch_size: int) -> None:
-        self.split, self.plan, self.order, self.batch_size = split, plan, order, batch_size
+        self.split = split
+        self.plan = plan
+        self.order = order
+        self.batch_size = batch_size
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor] | DataError:
         rows = self.order[number * self.batch_size : (number + 1) * self.batch_size]
@@ -161,20 +220,14 @@ class _Reader(Dataset["tuple[Tensor, Tensor] | DataError"]):
             return error
 
 
-def _walk(
-    reader: _Reader, numbers: range, workers: int, mean: Tensor, std: Tensor
-) -> Iterator[tuple[Tensor, Tensor]]:
-    channels = reader.plan.input.channels
-    for item in (
-        _in_workers(reader, numbers, workers) if workers else map(reader.__getitem__, numbers)
-    ):
+def _walk(reader: _Reader, numbers: range, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+    items: Iterator[tuple[Tensor, Tensor] | DataError]
+    items = _in_workers(reader, numbers, workers) if workers else map(reader.__getitem__, numbers)
+    for item in items:
         if isinstance(item, DataError):
             raise item
         images, labels = item
-        x = images.expand(-1, channels, -1, -1).to(
-            torch.float32, memory_format=torch.contiguous_format
-        )
-        yield x.div_(255).sub_(mean).div_(std), labels
+        yield normalised(images, reader.plan.input, torch.contiguous_format), labels
 
 
 def _in_workers(
@@ -184,21 +237,19 @@ def _in_workers(
 
     DataLoader draws its workers' seeds: from a generator of its own here.
     """
-    own = torch.Generator()
-    loader = iter(
-        DataLoader(
-            reader,
-            None,
-            sampler=numbers,
-            num_workers=workers,
-            collate_fn=_as_is,
-            worker_init_fn=_on_start,
-            generator=own,
-        )
+    loader = DataLoader(
+        reader,
+        None,
+        sampler=numbers,
+        num_workers=workers,
+        collate_fn=_as_is,
+        worker_init_fn=_on_start,
+        generator=torch.Generator(),
     )
+    items = iter(loader)
     while True:
         try:
-            item = next(loader)
+            item = next(items)
         except StopIteration:
             return
         except (RuntimeError, EOFError, ConnectionError, FileNotFoundError) as error:
@@ -206,9 +257,8 @@ def _in_workers(
                 raise
             # killed by lack of memory, or of shared memory in a container; a batch half handed over
             # shows as one of the other errors
-            reason = " ".join(str(error).split()) or type(error).__name__
             raise DataError(
-                f"a worker process that reads images died ({reason}): try --workers 0"
+                f"a worker process that reads images died ({reason(error)}): try --workers 0"
             ) from error
         yield item
 

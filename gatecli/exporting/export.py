@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gatecli.checkpoint.atomic import replacing
 from gatecli.errors import ExportError
 from gatecli.exporting.facts import facts_of
 from gatecli.exporting.formats import DEFAULT
 from gatecli.exporting.marks import Opened, decided, opened
 from gatecli.exporting.registry import Format, Logits, Task, get, registered
-from gatecli.files import replacing
 from gatecli.gates import Exit, Gate
 from gatecli.network import Network
 from gatecli.network.compare import logits, random_images, relative_change

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 
 from gatecli import limits
+from gatecli.data import forms
 from gatecli.errors import ExportError
 from gatecli.network import Network
 from gatecli.traced.recipe import checked, parsed
@@ -84,7 +85,7 @@ def facts_of(network: Network, *, single: bool, classes: Sequence[str] = ()) -> 
         classes: their names; none: not known.
     """
     spec = network.input
-    data = (network.recipe.data or {}).get("spec", "imagefolder:")
+    data = (network.recipe.data or {}).get("spec")
     exits = list(network.site_exits)
     return Facts(
         arch=network.recipe.source.arch,
@@ -95,7 +96,7 @@ def facts_of(network: Network, *, single: bool, classes: Sequence[str] = ()) -> 
         std=None if spec.std is None else list(spec.std),
         classes=list(classes) or None,
         batch=1 if single else None,
-        crop=data.startswith("imagefolder:"),
+        crop=data is None or forms.is_cropped(data),
         exits=exits,
         gates=[site for site in network.site_gates if site not in exits],
     )

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from gatecli.architectures.arguments import is_callable_name, split_arch
-from gatecli.architectures.rows import CHANNEL_ARGS
+from gatecli.architectures.table import CHANNEL_ARGS
 from gatecli.errors import SettingError
 from gatecli.gater import Gater, make_gater
 from gatecli.gates import Gate

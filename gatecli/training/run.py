@@ -15,8 +15,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from gatecli.checkpoint import save_tensors
+from gatecli.checkpoint.atomic import replacing
 from gatecli.errors import CheckpointError, TrainingError
-from gatecli.files import replacing
 from gatecli.traced.recipe import finite_number
 
 STATE = "state.safetensors"

@@ -48,12 +48,13 @@ mark("")
 import torch, torchvision; mark("import torch, torchvision")
 import gatecli.cli.app; mark("import the command line")
 from pathlib import Path
-from gatecli import attaching, checkpoint, methods, reading
+from gatecli import attaching, checkpoint, methods
+from gatecli.checkpoint import formats
 from gatecli.graph import macs
 mark("import the rest of gatecli")
 macs._fvcore(); mark("import fvcore")
-reading.read_tensors("resnet50.pt"); mark("read the tensors (alone, once more)")
-reading.file_sha256("resnet50.pt"); mark("SHA-256 of the file (alone, once more)")
+formats.read_tensors("resnet50.pt"); mark("read the tensors (alone, once more)")
+formats.file_sha256("resnet50.pt"); mark("SHA-256 of the file (alone, once more)")
 network, _ = checkpoint.read(Path("resnet50.pt"))
 mark("read the checkpoint: tensors, architecture, trace, MACs, sites")
 network._count(); mark("count the MACs (alone, once more)")

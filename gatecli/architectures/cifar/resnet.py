@@ -17,17 +17,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-DEPTHS, PRE_DEPTHS = (20, 32, 44, 56, 110), (56, 110, 164)
+DEPTHS = (20, 32, 44, 56, 110)
+PRE_DEPTHS = (56, 110, 164)
 WIDTHS = (16, 32, 64)
 
 
 class PadShortcut(nn.Module):
     """Option A of He et al.: take every second pixel and fill the new channels with zeros.
 
-    No weights.
+    It has no weights.
 
-    `pad` says where the zeros go: "both" sides of the channels or at their "end"; released
-    checkpoints differ in it.
+    Args:
+        new_channels: how many are filled.
+        stride: of the pixels.
+        pad: where the zeros go: "both" sides of the channels or at their "end"; released
+            checkpoints differ in it.
     """
 
     def __init__(self, new_channels: int, stride: int, pad: str) -> None:
@@ -51,28 +55,31 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
         self.downsample: nn.Module | None = None
-        if channels != width or stride != 1:
-            self.downsample = (
-                PadShortcut(width - channels, stride, pad)
-                if shortcut == "pad"
-                else nn.Sequential(
-                    nn.Conv2d(channels, width, 1, stride, bias=False), nn.BatchNorm2d(width)
-                )
-            )
+        if channels == width and stride == 1:
+            return
+        if shortcut == "pad":
+            self.downsample = PadShortcut(width - channels, stride, pad)
+        else:
+            projection = nn.Conv2d(channels, width, 1, stride, bias=False)
+            self.downsample = nn.Sequential(projection, nn.BatchNorm2d(width))
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
-        out = self.relu(out + (x if self.downsample is None else self.downsample(x)))
+        shortcut = x if self.downsample is None else self.downsample(x)
+        out = self.relu(out + shortcut)
         return out
 
 
 class CifarResNet(nn.Module):
-    """A CIFAR ResNet of `depth` 6n + 2 layers for (N, channels, 32, 32) images.
+    """A CIFAR ResNet: images (N, channels, 32, 32) -> logits (N, num_classes).
 
-    Returns logits (N, num_classes).
-
-    `shortcut` is "projection" (1x1 convolutions, option B) or "pad" (option A).
+    Args:
+        depth: 6n + 2 layers.
+        num_classes: of the images.
+        channels: of the images.
+        shortcut: "projection" (1x1 convolutions, option B) or "pad" (option A).
+        pad: as in PadShortcut.
     """
 
     def __init__(
@@ -84,7 +91,8 @@ class CifarResNet(nn.Module):
         pad: str = "both",
     ) -> None:
         super().__init__()
-        blocks, self.width = (depth - 2) // 6, WIDTHS[0]
+        blocks = (depth - 2) // 6
+        self.width = WIDTHS[0]
         self.conv1 = nn.Conv2d(channels, self.width, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(self.width)
         self.relu = nn.ReLU(inplace=True)
@@ -114,20 +122,21 @@ class CifarResNet(nn.Module):
 class PreBottleneck(nn.Module):
     """1x1, 3x3 and 1x1 convolutions, each after BatchNorm and ReLU.
 
-    (N, C, H, W) -> (N, outputs, H / stride, W / stride).
+    Shape:
+        (N, channels, H, W) -> (N, 4 width, H / stride, W / stride).
     """
 
     def __init__(
         self,
         channels: int,
         width: int,
-        outputs: int,
         stride: int,
         normed: bool,
         stride_on: str,
         project: str,
     ) -> None:
         super().__init__()
+        outputs = 4 * width
         strides = (stride, 1) if stride_on == "conv1" else (1, stride)
         self.bn1 = nn.BatchNorm2d(channels)
         self.conv1 = nn.Conv2d(channels, width, 1, strides[0], bias=False)
@@ -138,10 +147,9 @@ class PreBottleneck(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.downsample: nn.Module | None = None
         if channels != outputs:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(channels, outputs, 1, stride, bias=False),
-                *([nn.BatchNorm2d(outputs)] if normed else []),
-            )
+            projection = nn.Conv2d(channels, outputs, 1, stride, bias=False)
+            norm = [nn.BatchNorm2d(outputs)] if normed else []
+            self.downsample = nn.Sequential(projection, *norm)
         self.project = project
 
     def forward(self, x: Tensor) -> Tensor:
@@ -154,14 +162,18 @@ class PreBottleneck(nn.Module):
 
 
 class CifarPreResNet(nn.Module):
-    """A pre-activation CIFAR ResNet of `depth` 9n + 2 layers for (N, channels, 32, 32) images.
+    """A pre-activation CIFAR ResNet: images (N, channels, 32, 32) -> logits (N, num_classes).
 
-    Returns logits (N, num_classes).
+    Its groups are 16-64, 32-128 and 64-256 wide.
 
-    Its groups are 16-64, 32-128 and 64-256 wide. With `narrow` the first is 4-16, so that it needs
-    no projection, and the other
-    projections have a BatchNorm: the ResNet-164 whose size the GaterNet paper gives. `project` is
-    what a projection reads: the block's "input" or its first "activation".
+    Args:
+        depth: 9n + 2 layers.
+        num_classes: of the images.
+        channels: of the images.
+        narrow: the first group is 4-16, so that it needs no projection, and the other projections
+            have a BatchNorm: the ResNet-164 whose size the GaterNet paper gives.
+        stride_on: the convolution that has a block's stride, "conv1" or "conv2".
+        project: what a projection reads, the block's "input" or its first "activation".
     """
 
     def __init__(
@@ -175,17 +187,18 @@ class CifarPreResNet(nn.Module):
     ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, WIDTHS[0], 3, 1, 1, bias=False)
-        first, second, third = (4 if narrow else WIDTHS[0], *WIDTHS[1:])
+        first, second, third = WIDTHS
+        if narrow:
+            first = 4
 
         def group(channels: int, width: int, stride: int) -> nn.Sequential:
-            inputs = [channels] + [4 * width] * ((depth - 2) // 9 - 1)
-            strides = [stride] + [1] * (len(inputs) - 1)
-            return nn.Sequential(
-                *(
-                    PreBottleneck(c, width, 4 * width, s, narrow, stride_on, project)
-                    for c, s in zip(inputs, strides, strict=True)
-                )
-            )
+            blocks = []
+            for _ in range((depth - 2) // 9):
+                block = PreBottleneck(channels, width, stride, narrow, stride_on, project)
+                blocks.append(block)
+                channels = 4 * width
+                stride = 1
+            return nn.Sequential(*blocks)
 
         self.layer1 = group(WIDTHS[0], first, 1)
         self.layer2 = group(4 * first, second, 2)
@@ -208,9 +221,6 @@ def _initialise(network: nn.Module) -> None:
             nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
 
 
-RESNETS: dict[str, Callable[..., nn.Module]] = {
-    f"resnet{depth}": partial(CifarResNet, depth) for depth in DEPTHS
-}
-PRERESNETS: dict[str, Callable[..., nn.Module]] = {
-    f"preresnet{depth}": partial(CifarPreResNet, depth) for depth in PRE_DEPTHS
-}
+Makers = dict[str, Callable[..., nn.Module]]
+RESNETS: Makers = {f"resnet{depth}": partial(CifarResNet, depth) for depth in DEPTHS}
+PRERESNETS: Makers = {f"preresnet{d}": partial(CifarPreResNet, d) for d in PRE_DEPTHS}

@@ -24,7 +24,7 @@ UNITS = 4
 
 
 class Way(nn.Module):
-    """(N, C, H, W) -> (N, width, H / stride, W / stride)"""
+    """(N, C, H, W) -> (N, width, H / stride, W / stride)."""
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()
@@ -41,7 +41,8 @@ class Way(nn.Module):
 class HalfShortcut(nn.Module):
     """(N, C, H, W) -> (N, width, H / 2, W / 2).
 
-    Every second pixel to one half of the channels, its neighbour down the diagonal to the other.
+    Every second pixel goes to one half of the channels, its neighbour down the diagonal to the
+    other.
     """
 
     def __init__(self, channels: int, width: int) -> None:
@@ -53,9 +54,8 @@ class HalfShortcut(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(x)
         shifted = F.pad(x, (-1, 1, -1, 1))
-        out: Tensor = self.bn(
-            torch.cat([self.conv1(x[:, :, ::2, ::2]), self.conv2(shifted[:, :, ::2, ::2])], 1)
-        )
+        halves = [self.conv1(x[:, :, ::2, ::2]), self.conv2(shifted[:, :, ::2, ::2])]
+        out: Tensor = self.bn(torch.cat(halves, 1))
         return out
 
 
@@ -67,20 +67,23 @@ class ShakeUnit(nn.Module):
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()
-        self.way1, self.way2 = Way(channels, width, stride), Way(channels, width, stride)
-        self.shortcut: nn.Module | None = (
-            None if channels == width else HalfShortcut(channels, width)
-        )
+        self.way1 = Way(channels, width, stride)
+        self.way2 = Way(channels, width, stride)
+        self.shortcut: nn.Module | None = None
+        if channels != width:
+            self.shortcut = HalfShortcut(channels, width)
 
     def forward(self, x: Tensor) -> Tensor:
         mean = shake(self.way1(x), self.way2(x), self.training)
-        return (x if self.shortcut is None else self.shortcut(x)) + mean
+        shortcut = x if self.shortcut is None else self.shortcut(x)
+        return shortcut + mean
 
 
 class CifarShakeShake(nn.Module):
-    """A Shake-Shake 26 2xWd, W = `width`, for (N, channels, 32, 32) images.
+    """A Shake-Shake 26 2xWd, W = `width`.
 
-    Returns logits (N, num_classes).
+    Shape:
+        Images (N, channels, 32, 32) -> logits (N, num_classes).
     """
 
     def __init__(self, width: int, num_classes: int = 10, channels: int = 3) -> None:
@@ -102,9 +105,9 @@ class CifarShakeShake(nn.Module):
 
 
 def _stage(channels: int, width: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(
-        ShakeUnit(channels, width, stride), *(ShakeUnit(width, width, 1) for _ in range(UNITS - 1))
-    )
+    first = ShakeUnit(channels, width, stride)
+    others = [ShakeUnit(width, width, 1) for _ in range(UNITS - 1)]
+    return nn.Sequential(first, *others)
 
 
 SHAKESHAKES: dict[str, Callable[..., nn.Module]] = {

@@ -15,17 +15,17 @@ from pathlib import Path
 
 from gatecli.errors import CheckpointError, not_utf8
 
-OURS = re.compile(
-    r"\..*\.gatecli-([0-9a-f]{8})-([0-9]{1,9})-\w+\.tmp", re.DOTALL
-)  # machine, process
-FORGOTTEN = (
-    24 * 3600.0
-)  # seconds after which a temporary file of another machine is one of a writer that is dead
+# Names of temporary files: which machine's, which process's.
+OURS = re.compile(r"\..*\.gatecli-([0-9a-f]{8})-([0-9]{1,9})-\w+\.tmp", re.DOTALL)
+# Seconds after which a temporary file of another machine is one of a writer that is dead.
+FORGOTTEN = 24 * 3600.0
 
 
 def check_name(path: Path) -> None:
-    """Raises CheckpointError for a name that safetensors, torch, ONNX Runtime and TensorBoard
-    cannot open.
+    """Check that safetensors, torch, ONNX Runtime and TensorBoard can open a name.
+
+    Raises:
+        CheckpointError: they cannot.
     """
     try:
         str(path).encode()
@@ -37,10 +37,12 @@ def check_name(path: Path) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside `path`, to be written inside the block.
 
-    Flushed to the disk, it then takes the place of `path`, and its permissions and owner.
+    Flushed to the disk, it then takes the place of `path`, and its permissions and owner. Where the
+    block fails, it is gone and `path` is as it was. What writers that were killed have left in the
+    folder is removed.
 
-    Where the block fails, it is gone and `path` is as it was. What writers that were killed have
-    left in the folder is removed. Raises CheckpointError where writing fails (a full disk, say).
+    Raises:
+        CheckpointError: writing fails (a full disk, say).
     """
     temporary = None
     try:
@@ -65,17 +67,14 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _short(name: str) -> str:
-    """The beginning of a name, so that a temporary file's is never too long.
-
-    In UTF-8, as some writers want it.
-    """
+    """The beginning of a name, so that a temporary file's is never too long; in UTF-8."""
     return os.fsencode(name)[:100].decode("utf-8", "ignore")
 
 
 def _permit(temporary: Path, path: Path) -> None:
     """Give a file the mode, and where possible the owner, of the one that it will replace.
 
-    Else what a new file has here.
+    Where there is none, give it what a new file has here.
     """
     try:
         before = path.stat()
@@ -99,10 +98,11 @@ def _sweep(folder: Path) -> None:
     with os.scandir(folder) as entries:
         found = [(Path(entry.path), OURS.fullmatch(entry.name)) for entry in entries]
     for file, ours in found:
-        if ours is not None:
-            with suppress(OSError):  # another process may sweep too
-                if _abandoned(file, ours[1], int(ours[2])):
-                    file.unlink()
+        if ours is None:
+            continue
+        with suppress(OSError):  # another process may sweep too
+            if _abandoned(file, ours[1], int(ours[2])):
+                file.unlink()
 
 
 def _abandoned(file: Path, machine: str, process: int) -> bool:
@@ -116,10 +116,7 @@ def _abandoned(file: Path, machine: str, process: int) -> bool:
 
 
 def _machine() -> str:
-    """Where a process number means the same process.
-
-    This computer, and in a container, this one.
-    """
+    """The computer, or container, in which a process number means the same process."""
     try:
         space = os.readlink("/proc/self/ns/pid")
     except OSError:

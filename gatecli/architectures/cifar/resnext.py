@@ -1,6 +1,4 @@
-"""CIFAR ResNeXts of the connectivity paper.
-
-Modules of C branches whose last BatchNorm is each branch's own.
+"""CIFAR ResNeXts of the connectivity paper: each branch has a last BatchNorm of its own.
 
 Ahmed & Torresani, "Connectivity Learning in Multi-Branch Networks" (2017), table 5: a 3x3 stem,
 three stages of modules, depth 2 + 3 modules, global average pooling and one linear layer. A
@@ -19,13 +17,8 @@ from torch import Tensor, nn
 from gatecli.graph.ops import sum_branches
 
 torch.fx.wrap("sum_branches")
-SHAPES = (
-    (20, 4),
-    (29, 4),
-    (29, 8),
-    (29, 64),
-)  # depth, width of a branch in the first stage; eight branches
-CARDINALITY = 8
+SHAPES = ((20, 4), (29, 4), (29, 8), (29, 64))  # depth, width of a branch in the first stage
+CARDINALITY = 8  # branches
 
 
 class Branches(nn.Module):
@@ -35,7 +28,8 @@ class Branches(nn.Module):
         self, channels: int, width: int, outputs: int, cardinality: int, stride: int
     ) -> None:
         super().__init__()
-        inner, every = width * cardinality, outputs * cardinality
+        inner = width * cardinality
+        every = outputs * cardinality
         self.conv1 = nn.Conv2d(channels, inner, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(inner)
         self.conv2 = nn.Conv2d(inner, inner, 3, stride, 1, groups=cardinality, bias=False)
@@ -49,22 +43,20 @@ class Branches(nn.Module):
         self.cardinality = cardinality
         self.downsample: nn.Module | None = None
         if channels != outputs or stride != 1:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(channels, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-            )
+            projection = nn.Conv2d(channels, outputs, 1, stride, bias=False)
+            self.downsample = nn.Sequential(projection, nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.relu(self.bn1(self.conv1(x)))
         out = self.bn3(self.conv3(self.relu(self.bn2(self.conv2(out)))))
-        out = self.relu(
-            sum_branches(out, self.cardinality)
-            + (x if self.downsample is None else self.downsample(x))
-        )
+        out = sum_branches(out, self.cardinality)
+        shortcut = x if self.downsample is None else self.downsample(x)
+        out = self.relu(out + shortcut)
         return out
 
 
 class CifarResNeXt(nn.Module):
-    """A CIFAR ResNeXt for (N, channels, 32, 32) images; returns logits (N, num_classes).
+    """A CIFAR ResNeXt: images (N, channels, 32, 32) -> logits (N, num_classes).
 
     The stages are 64, 128 and 256 wide, with `width` 64 four times that.
     """

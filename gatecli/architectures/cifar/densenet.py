@@ -1,5 +1,6 @@
-"""CIFAR DenseNets-BC: three dense blocks of bottleneck layers, with transitions that halve the
-features.
+"""CIFAR DenseNets-BC: three dense blocks of bottleneck layers.
+
+Transitions between them halve the features.
 
 Huang, Liu, van der Maaten, Weinberger, "Densely Connected Convolutional Networks" (2017), section
 3: a 3x3 stem of 2k filters, (L - 4) / 6 layers a block, each a 1x1 convolution to 4k and a 3x3
@@ -35,7 +36,7 @@ class DenseLayer(nn.Module):
 
 
 class Transition(nn.Module):
-    """(N, C, H, W) -> (N, outputs, H / 2, W / 2)"""
+    """(N, C, H, W) -> (N, outputs, H / 2, W / 2)."""
 
     def __init__(self, channels: int, outputs: int) -> None:
         super().__init__()
@@ -47,7 +48,7 @@ class Transition(nn.Module):
 
 
 class CifarDenseNet(nn.Module):
-    """A DenseNet-BC for (N, channels, 32, 32) images; returns logits (N, num_classes)."""
+    """A DenseNet-BC: images (N, channels, 32, 32) -> logits (N, num_classes)."""
 
     def __init__(self, depth: int, growth: int, num_classes: int = 10, channels: int = 3) -> None:
         super().__init__()
@@ -76,9 +77,8 @@ class CifarDenseNet(nn.Module):
 
 
 def _block(channels: int, growth: int, layers: int) -> nn.Sequential:
-    return nn.Sequential(
-        *(DenseLayer(channels + index * growth, growth) for index in range(layers))
-    )
+    parts = [DenseLayer(channels + index * growth, growth) for index in range(layers)]
+    return nn.Sequential(*parts)
 
 
 DENSENETS: dict[str, Callable[..., nn.Module]] = {

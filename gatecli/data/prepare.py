@@ -1,0 +1,151 @@
+"""How an image becomes what a network takes: scaled, cropped, grey or in colour, normalised."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.transforms import functional as TF
+
+from gatecli.errors import DataError
+from gatecli.traced.recipe import InputSpec
+
+CROP = 0.875  # evaluation shows the middle 224 of 256
+CHUNK = 1024  # images resized at a time: they are float32 then
+
+
+def prepare(picture: Image.Image, input: InputSpec, *, crop: bool) -> Tensor:
+    """One picture as the network takes it: float32 (1, channels, height, width), normalised.
+
+    Args:
+        picture: in the mode that `mode_for` names.
+        input: what the network takes, its normalisation known.
+        crop: whether the middle is cut out, as of image files, or the whole picture is scaled, as
+            of arrays.
+
+    Raises:
+        DataError: the normalisation is not known or does not fit.
+    """
+    return normalised(pixels(picture, input, crop=crop), input)
+
+
+def mode_for(input: InputSpec) -> str:
+    """PIL's mode of the pictures that a network takes: grey for one channel, else colour."""
+    return "L" if input.channels == 1 else "RGB"
+
+
+def pixels(picture: Image.Image, input: InputSpec, *, crop: bool) -> Tensor:
+    """One picture in the network's size: uint8 (1, 1 or 3, height, width).
+
+    The arguments are those of `prepare`.
+    """
+    if crop:
+        return centre_crop(picture, input.size)[None]
+    values = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+    whole = values.view(1, picture.height, picture.width, -1).permute(0, 3, 1, 2)
+    return resized(whole, input.size)
+
+
+def centre_crop(picture: Image.Image, size: tuple[int, int]) -> Tensor:
+    """The middle of a picture: it is scaled to just cover size / 0.875, then cut.
+
+    Args:
+        picture: of any size.
+        size: (height, width) in pixels.
+
+    Returns:
+        uint8 (C, height, width).
+    """
+    height, width = (round(side / CROP) for side in size)
+    if picture.width * height >= picture.height * width:
+        width = max(width, int(height * picture.width / picture.height))
+    else:
+        height = max(height, int(width * picture.height / picture.width))
+    scaled = TF.resize(picture, [height, width])
+    cut: Tensor = TF.pil_to_tensor(TF.center_crop(scaled, list(size)))
+    return cut
+
+
+def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """uint8 (N, C, H, W) in another (height, width): bilinear, antialiased, rounded.
+
+    One image's result depends on it alone.
+    """
+    size = (size[0], size[1])
+    if tuple(images.shape[-2:]) == size:
+        return images
+    done = []
+    for chunk in torch.split(images, CHUNK):
+        scaled = F.interpolate(chunk.float(), size, mode="bilinear", antialias=True)
+        done.append(scaled.round_().clamp_(0, 255).to(torch.uint8))
+    return torch.cat(done)
+
+
+def luminance(images: Tensor) -> Tensor:
+    """uint8 (N, 3, H, W) as ITU-R 601 grey (N, 1, H, W), with the integers that PIL uses.
+
+    Grey stays as it is.
+    """
+    if images.shape[1] == 1:
+        return images
+    weights = torch.tensor([19595, 38470, 7471], dtype=torch.int32).view(1, 3, 1, 1)
+    grey = []
+    for chunk in torch.split(images, CHUNK):
+        total = (chunk.int() * weights).sum(1, keepdim=True) + 2**15
+        grey.append(total.div_(2**16, rounding_mode="floor"))
+    return torch.cat(grey).to(torch.uint8)
+
+
+def normalised(
+    images: Tensor, input: InputSpec, memory_format: torch.memory_format = torch.preserve_format
+) -> Tensor:
+    """Images as the network takes them; grey ones are repeated to its channels.
+
+    Args:
+        images: uint8 (n, 1 or channels, H, W).
+        input: its channels and normalisation.
+        memory_format: of the result; as given where nothing is said.
+
+    Returns:
+        float32 (n, channels, H, W).
+
+    Raises:
+        DataError: the normalisation is not known or does not fit.
+    """
+    mean, std = normalisation(input)
+    repeated = images.expand(-1, input.channels, -1, -1)
+    x = repeated.to(torch.float32, memory_format=memory_format)
+    return x.div_(255).sub_(mean).div_(std)
+
+
+def normalisation(input: InputSpec) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation as float32 (1, 1 or channels, 1, 1).
+
+    Raises:
+        DataError: they are unknown or do not fit.
+    """
+    if input.mean is None or input.std is None:
+        raise DataError(
+            "the normalisation of the network's input is not known: give --mean and --std as it was"
+            " trained with"
+        )
+    if not {len(input.mean), len(input.std)} <= {1, input.channels}:
+        raise DataError(
+            f"expected `mean` and `std` to have 1 or {input.channels} values, as the network takes"
+            f" {input.channels} channels, but got {len(input.mean)} and {len(input.std)}: give"
+            " --mean and --std"
+        )
+    is_finite = all(map(math.isfinite, input.mean))
+    if not is_finite or not all(0 < value < math.inf for value in input.std):
+        raise DataError(
+            f"expected `mean` to be finite and `std` above 0, but got {input.mean} and {input.std}:"
+            " give --mean and --std"
+        )
+    return _column(input.mean), _column(input.std)
+
+
+def _column(values: tuple[float, ...]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)
