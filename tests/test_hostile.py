@@ -940,7 +940,7 @@ def named(name: str) -> nn.Module:
     return Own()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "a-b"])
 def test_modules_whose_names_no_source_can_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -950,7 +950,7 @@ def test_modules_whose_names_no_source_can_write(
     assert repr(f"inner.{name}") in str(caught.value) and not Path("ran").exists()
 
 
-@pytest.mark.parametrize("name", ["a", "A_1", "0", "12", "_x"])
+@pytest.mark.parametrize("name", ["a", "A_1", "0", "12", "_x", "a-b"])
 def test_modules_with_plain_names(name: str) -> None:
     assert f"inner.{name}" in [node.target for node in trace(named(name)).nodes]
 

@@ -12,11 +12,13 @@ QUOTED = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def is_writable(path: str) -> bool:
-    """Whether no part of a dotted path could end a string in which it stands.
+    """Whether source can have each part of a dotted path as an attribute or inside a string.
 
-    ASCII letters, digits, underscores, and hyphens, as torchvision's RegNets have them.
+    Of ASCII letters, digits, underscores, and hyphens, as torchvision's RegNets have them; no
+    keyword, which torch.fx would write as an attribute.
     """
-    return all(QUOTED.fullmatch(part) for part in path.split("."))
+    parts = path.split(".")
+    return all(QUOTED.fullmatch(part) and not keyword.iskeyword(part) for part in parts)
 
 
 def is_identifier(path: str) -> bool:

@@ -76,10 +76,10 @@ def total(parts: Sequence[Part], closed: Callable[[str, Saving], Any]) -> Any:
     """The formula: numbers, or tensors (N,), as `closed` (site, saving) gives them."""
     result: Any = 0.0
     for part in parts:
-        left: Any = float(part.macs)
+        left: Any = 1.0
         for site, saving in part.savings:
             left = left * (1 - saving.share * closed(site, saving))
-        result = result + left
+        result = result + part.macs * left
     return result
 
 
