@@ -761,6 +761,74 @@ def test_exits_in_a_dense_block_lose_the_channels_that_go() -> None:
     )
 
 
+@pytest.mark.parametrize("leave", [0.5, 1.0])
+@pytest.mark.parametrize("after", [None, "first.1", "first.1,second.0"])
+@pytest.mark.parametrize(("method", "settings"), [("dgate", {}), ("early-exit", {"width": 4})])
+def test_what_is_left_of_an_exit_loses_the_channels_that_go(
+    method: str, settings: dict[str, Any], after: str | None, leave: float, tmp_path: Path
+) -> None:
+    """Where everybody leaves, the exit's classifier reads the concatenation in its place."""
+    case = CASES["dense"]
+    network = gatecli.attach(
+        case.build(), "ind-perbatch", input_size=case.size, arch=case.arch
+    ).network
+    where = {} if after is None else {"after": after}
+    gated = gatecli.attach(network, method, **settings, **where).network
+    perturb_exits(gated)
+    *earlier, last = gated.site_exits
+    gated.site_exits[last].threshold.fill_(-1e30 if leave == 1 else 0.0)
+    for site in earlier:
+        gated.site_exits[site].threshold.fill_(0.0)
+    for site in ("first.0", "first.1"):
+        gate: Any = gated.site_gates[site]
+        with torch.no_grad():
+            gate.logits.copy_(torch.tensor([[9.0, -9.0]]))
+    rates = {site: [0.2] for site in earlier} | {last: [leave - 0.2 * len(earlier)]}
+    result = gatecli.prune(gated, rates=rates)
+    x = case.images(6)
+    assert {"first.0", "first.1"} <= set(result.removed) and not result.stuck
+    assert (last in result.network.site_exits) == (leave < 1)
+    assert relative_change(infer(gated, x), infer(result.network, x)) <= LIMIT
+    reader = f"exits.{last}." + ("linear" if method == "dgate" else "classifier.0")
+    lost = 0 if after == "first.1,second.0" else 8
+    was, now = (each.get_submodule(reader).weight.shape[1] for each in (gated, result.network))  # type: ignore[union-attr]
+    assert now == was - lost
+    gatecli.write(result.network, tmp_path / "pruned.safetensors")
+    loaded = gatecli.load(tmp_path / "pruned.safetensors", arch=case.arch)
+    assert torch.equal(infer(loaded, x), infer(result.network, x))
+
+
+def perturb_exits(network: Network) -> None:
+    """Leave the neutral start, in which linear layers are zero."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for exit_ in network.site_exits.values():
+            for parameter in exit_.parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.3)
+
+
+def test_a_layer_stays_where_an_exit_would_pad_its_constant(tmp_path: Path) -> None:
+    """What a closed layer leaves behind a BatchNorm is no zero, and early-exit pads with zeros."""
+    case = CASES["dense"]
+    network = gatecli.attach(
+        case.build(), "ind-perbatch", input_size=case.size, arch=case.arch
+    ).network
+    gated = gatecli.attach(network, "early-exit", width=4, after="norm").network
+    perturb_exits(gated)
+    (exit_,) = gated.site_exits.values()
+    exit_.threshold.fill_(-1e30)
+    gate: Any = gated.site_gates["first.0"]
+    with torch.no_grad():
+        gate.logits.copy_(torch.tensor([[9.0, -9.0]]))
+    result = gatecli.prune(gated, rates={"exit1": [1.0]})
+    x = case.images(6)
+    assert result.stuck == {"first.0": "`exits.exit1` reads it and pads it with zeros"}
+    assert relative_change(infer(gated, x), infer(result.network, x)) <= LIMIT
+    gatecli.write(result.network, tmp_path / "pruned.safetensors")
+    loaded = gatecli.load(tmp_path / "pruned.safetensors", arch=case.arch)
+    assert torch.equal(infer(loaded, x), infer(result.network, x))
+
+
 # --- scores, and who took which exit ---
 
 

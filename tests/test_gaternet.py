@@ -24,7 +24,7 @@ from gatecli import methods
 from gatecli.architectures.build import build
 from gatecli.errors import ArchitectureError, CheckpointError, GatecliError, SettingError
 from gatecli.gater import Gater
-from gatecli.gates import semantic_hash
+from gatecli.gates import Gate, semantic_hash
 from gatecli.network import Network
 from gatecli.network.compare import relative_change
 from gatecli.network.costs import expected_macs
@@ -455,6 +455,48 @@ def test_filters_inside_gated_layers() -> None:
             and not result.network.gated_by
             and "gater" not in dict(result.network.named_children())
         )
+
+
+@pytest.mark.parametrize("method", ["aig-pergate", "ind-perbatch"])
+def test_a_block_that_loses_its_gate_leaves_no_ghost(method: str, tmp_path: Path) -> None:
+    """The filters' gates are kept below the block's, `gates.units.0.c1.filters`: they stay when it
+    goes, and must not keep it alive.
+    """
+    case = CASES["own"]
+    network = gatecli.attach(case.build(), method, input_size=case.size, arch=case.arch).network
+    network = gatecli.attach(network, "gaternet", where="units.*.c1").network
+    with torch.no_grad():
+        for site, gate in network.site_gates.items():
+            if not gate.data_dependent:
+                on = site == "units.0"
+                gate.logits.copy_(torch.tensor([[-8.0, 8.0] if on else [8.0, -8.0]]))  # type: ignore[operator]
+    rates = {site: [0.5] * gate.units for site, gate in network.site_gates.items()}
+    rates["units.0"] = [1.0]
+    first = gatecli.prune(network, rates=rates)
+    assert "units.0" in first.ungated and "units.0.c1.filters" in first.kept_dynamic
+    _has_no_ghosts(first.network, "units.0")
+    again = gatecli.prune(first.network, rates=first.rates)
+    assert again.kept_dynamic == first.kept_dynamic
+    _has_no_ghosts(again.network, "units.0")
+    gatecli.write(again.network, tmp_path / "twice.safetensors")
+    loaded = gatecli.load(tmp_path / "twice.safetensors", arch=case.arch)
+    _has_no_ghosts(loaded, "units.0")
+    x = case.images(4)
+    assert torch.equal(infer(loaded, x), infer(again.network, x))
+    with gatecli.force(network, {"units.0": [1]}):
+        before = infer(network, x)
+    if method == "aig-pergate":  # else the gates that close have gone too
+        assert close(before, infer(again.network, x))
+
+
+def _has_no_ghosts(network: Network, gone: str) -> None:
+    """Its gates are those that its graph calls; of those at `gone` the filters' alone is left."""
+    called = {str(node.target) for node in network.graph.nodes if node.op == "call_module"}
+    held = {path for path, part in network.root.named_modules() if isinstance(part, Gate)}
+    assert held == {f"gates.{site}" for site in network.gated_by} <= called
+    assert set(network.site_gates) == set(network.gated_by)
+    own = [name for name in network.state_dict() if name.startswith(f"gates.{gone}.")]
+    assert own == [f"gates.{gone}.c1.filters.threshold"]
 
 
 def test_exits_behind_gated_filters() -> None:

@@ -114,6 +114,10 @@ class Head(nn.Module):
         logits: Tensor = self.linear(x.mean(self.positions) if self.positions else x)
         return logits
 
+    def drop_inputs(self, kept: Tensor, gone: Tensor, constants: Tensor) -> None:
+        """See Gate.drop_inputs."""
+        drop_inputs(self.linear, kept, gone, constants)
+
 
 def hinge(margins: Tensor, labels: Tensor) -> Tensor:
     """mean over samples and classes of max(0, 1 - y d), y = 1 for the sample's class, -1 for the

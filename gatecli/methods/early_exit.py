@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from gatecli.errors import SettingError
 from gatecli.gates import LOG_ODDS, PROBABILITY, Exit, gumbel_decision
+from gatecli.graph.slices import drop_inputs
 from gatecli.losses import MIRRORED, distance
 from gatecli.methods.base import ExitMethod, ExitSettings, register
 from gatecli.methods.settings import setting
@@ -142,17 +143,35 @@ class GumbelExit(Exit):
     def head(self) -> nn.Module:
         return Head(self.classifier)
 
+    def drop_inputs(self, kept: Tensor, gone: Tensor, constants: Tensor) -> None:
+        _drop_zeros((self.gate, self.classifier), kept, gone)
+
 
 class Head(nn.Module):
     """The classifier under the name that it has in an exit."""
 
-    def __init__(self, classifier: nn.Module) -> None:
+    pads = True
+
+    def __init__(self, classifier: nn.Sequential) -> None:
         super().__init__()
         self.classifier = classifier
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.classifier(x)
         return logits
+
+    def drop_inputs(self, kept: Tensor, gone: Tensor, constants: Tensor) -> None:
+        """See Gate.drop_inputs."""
+        _drop_zeros((self.classifier,), kept, gone)
+
+
+def _drop_zeros(stacks: Iterable[nn.Sequential], kept: Tensor, gone: Tensor) -> None:
+    """Let the first convolution of each read the channels `kept` alone.
+
+    It pads, so those `gone` have always been zero, and nothing of them is left in a bias.
+    """
+    for stack in stacks:
+        drop_inputs(stack[0], kept, gone, None)
 
 
 def _convolution(channels: int, width: int) -> tuple[nn.Module, ...]:
