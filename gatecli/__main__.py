@@ -1,4 +1,4 @@
-"""python -m gatecli"""
+"""What `python -m gatecli` runs: the command line."""
 
 from gatecli.cli.app import main
 

@@ -57,18 +57,22 @@ def attach(
 
     Args:
         model: a Network, or any classifier (N, C, H, W) -> (N, classes) that torch.fx can trace.
-        method: a name from `gatecli methods`; `settings` are its settings.
-        include, exclude: patterns of site names, as `layer3.*`.
+        method: a name from `gatecli methods`.
+        include: patterns of site names, as `layer3.*`, to gate.
+        exclude: patterns of site names not to gate.
         kinds: the kinds of sites to gate; none: those that the method's paper gates.
         input_size: for a plain model: height and width of its images in pixels; none: 224, 224.
-        arch, arch_args: for a plain model that shall be saved: what a file names as its
-            architecture, and the arguments that no
-            tensor shows (see `gatecli inspect`).
+        arch: for a plain model that shall be saved: what a file names as its architecture.
+        arch_args: the architecture's arguments that no tensor shows (see `gatecli inspect`).
         leaves: for a plain model: patterns of module paths that tracing keeps whole.
         gater_network: for a method with a gater: the trained classifier that it starts from, as
             gatecli.load reads it.
-    Raises: SettingError; ArchitectureError where the model cannot be traced, is not of that
-    architecture, or has nothing to gate.
+        **settings: the method's settings.
+
+    Raises:
+        SettingError: An argument, or a setting of the method, is not what it may be.
+        ArchitectureError: The model cannot be traced, is not of that architecture, or has nothing
+            to gate.
     """
     chosen = methods.get(method)
     parsed = methods.parse_settings(chosen, settings)

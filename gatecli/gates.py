@@ -51,7 +51,7 @@ def semantic_hash(scores: Tensor) -> Tensor:
 
 
 def log_odds_of_likeliest(logits: Tensor) -> Tensor:
-    """log P - log(1 - P) of the likeliest class: logits (N, K) -> (N, 1).
+    """The log-odds log P - log(1 - P) of the likeliest class: logits (N, K) -> (N, 1).
 
     From the logits themselves: a softmax is exactly 1 in float32 where 1 - P is below 6e-8.
     """
@@ -159,8 +159,9 @@ class Gate(Forgetful):
         raise NotImplementedError
 
     def sampled(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What training decides: z (N, units) with a gradient, and the log-odds (N, units) where
-        there are such.
+        """What training decides: z (N, units) with a gradient, and the log-odds.
+
+        The log-odds are (N, units) too; None where there are none.
         """
         pair = self.scores(x)
         return gumbel_decision(pair), pair[..., 1] - pair[..., 0]
@@ -285,8 +286,9 @@ class Exit(Gate):
         return torch.zeros_like(score), score
 
     def draw(self, score: Tensor) -> Tensor:
-        """Decisions of the `stochastic` strategy, for scores that are no probabilities by the
-        threshold.
+        """Decisions of the `stochastic` strategy.
+
+        Scores that are no probabilities are decided by the threshold.
         """
         return (score >= self.threshold).to(score.dtype)
 

@@ -1,5 +1,6 @@
-"""profile: parameters, bytes, MACs and measured latency, the source beside what was made of it, and
-how much of the promise came true.
+"""What `gatecli profile` measures: parameters, bytes, MACs and latency.
+
+The source stands beside what was made of it, and how much of the promise came true.
 
 All networks are timed in one interleaved run with one number of threads, so that what else the
 machine does hits them alike; the speed-up is the ratio of medians. Accelerators are timed by their
@@ -158,6 +159,7 @@ def _check_same_images(networks: Sequence[Network]) -> None:
 
 
 def site_rows(subject: Subject) -> list[SiteRow]:
+    """The rows of the table by site; none for the source."""
     network = subject.network
     if network is None:
         return []
@@ -183,6 +185,7 @@ def site_rows(subject: Subject) -> list[SiteRow]:
 
 
 def subject_of(name: str, network: Network, file_bytes: int, rates: Rates) -> Subject:
+    """A network as a subject, its gates having these rates."""
     return Subject(
         name,
         network,
@@ -196,8 +199,9 @@ def subject_of(name: str, network: Network, file_bytes: int, rates: Rates) -> Su
 
 
 def real_share(subject: Subject, size: int) -> float | None:
-    """Of the MACs that closed filters and channels promise to save, the share that a batch of
-    `size` images does save; None where none are gated.
+    """Of the MACs that closed filters and channels promise to save, the share that is saved.
+
+    It is what a batch of `size` images does save; None where none are gated.
 
     What any image of a batch opens is computed for all of them; images are taken to decide
     independently of each other.

@@ -1,5 +1,6 @@
-"""prune: remove what never runs, let go of gates that never close, and prove that nothing else has
-changed.
+"""What `gatecli prune` does: remove what never runs, and prove that nothing else has changed.
+
+Gates that never close are let go of.
 """
 
 from __future__ import annotations
@@ -62,7 +63,11 @@ def prune(
 ) -> Pruned:
     """A pruned copy of `network`.
 
+    Filters, and channels of convolutions, are decided one by one; another site of several
+    data-dependent units stays dynamic until all of them are decided.
+
     Args:
+        network: a network with gates; it is left as it is.
         threshold: units run where P(on) > threshold, now and in gates that stay; none: each gate's
             own (calibrated, else .5). Exits keep theirs.
         rates: how often each unit of the data-dependent gates runs, measured on validation data at
@@ -73,10 +78,10 @@ def prune(
             dynamic.
         round_to: where a branch loses some of its filters, keep as many more, giving zeros, as make
             their number a multiple of this.
-    Filters, and channels of convolutions, are decided one by one; another site of several
-    data-dependent units stays dynamic until all of them are decided.
-    Raises: SettingError for values out of range, and where a data-dependent gate has no rate;
-    GatecliError if nothing is gated.
+
+    Raises:
+        SettingError: A value is out of range, or a data-dependent gate has no rate.
+        GatecliError: Nothing is gated.
     """
     _check(network, threshold, collapse, static, round_to)
     how = _How(threshold=threshold, collapse=collapse, static=static)

@@ -46,8 +46,10 @@ class Record:
 
 
 class RateMeter:
-    """Sums of decisions: an observer that keeps no tensors per sample, for passes over whole data
-    sets; `total` is for the caller to count.
+    """Sums of decisions.
+
+    An observer that keeps no tensors per sample, for passes over whole data sets; `total` is for
+    the caller to count.
     """
 
     def __init__(self) -> None:
@@ -153,8 +155,9 @@ def strategy(network: nn.Module, name: str) -> Iterator[None]:
 
 @contextmanager
 def in_evaluation(network: nn.Module) -> Iterator[None]:
-    """Put the network into evaluation mode inside the block, and back into the mode that each of
-    its parts was in.
+    """Put the network into evaluation mode inside the block.
+
+    Behind it, each of its parts is back in the mode that it was in.
     """
     modes = [(part, part.training) for part in network.modules()]
     network.eval()

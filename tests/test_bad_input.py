@@ -605,6 +605,10 @@ def a_folder(change: str) -> None:
                 Image.new("RGB", (9, 9), (number * 50, 0, 0)).save(
                     f"images/{split}/{name}/{number}.png"
                 )
+    spoil(change)
+
+
+def spoil(change: str) -> None:
     if change == "corrupt":
         Path("images/train/bee/1.png").write_bytes(Path("images/train/bee/1.png").read_bytes()[:40])
     elif change == "corrupt in val":

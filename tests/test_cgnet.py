@@ -161,7 +161,7 @@ def test_fc_by_hand() -> None:
     assert torch.equal(out, torch.cat([CLOSED[:, :1], OPENED[:, 1:]], 1))
 
 
-@pytest.mark.parametrize("delta, expected", [(3.9, OPENED), (4.1, CLOSED / 100)])
+@pytest.mark.parametrize(("delta", "expected"), [(3.9, OPENED), (4.1, CLOSED / 100)])
 def test_l1_by_hand(delta: float, expected: Tensor) -> None:
     """Input channel 0 is the base path.
 
@@ -201,95 +201,121 @@ def test_the_gates_gradient() -> None:
 # --- slow loops ---
 
 
-@torch.no_grad()
-def slow(network: Network, image: Tensor, decided: Tensor | None = None) -> tuple[Tensor, int]:
-    """What a gated `pair` means for one image (C, H, W), and how many multiplications that takes,
-    by loops over single numbers.
+class Loops:
+    """What a gated `pair` means for one image (C, H, W), by loops over single numbers.
 
-    Written from the paper and the settings alone. decided: the gate's decisions, forced; (units,).
+    Written from the paper and the settings alone; `count`: the multiplications that it took.
     """
-    settings = CGNetSettings(**network.recipe.steps[0].settings["settings"])
-    conv: Any = network.get_submodule("conv")
-    norm: Any = network.get_submodule("norm")
-    gate = gate_of(network)
-    channels, height, width = image.shape
-    parts, side = round(1 / settings.eta), conv.kernel_size[0]
-    order = (
-        sorted(range(channels), key=lambda c: (c % parts, c))
-        if settings.shuffle == "yes"
-        else list(range(channels))
-    )
-    grouped, size = settings.grouping == "yes" and settings.gate != "l1", channels // parts
-    base = [
-        set(order[(o // size) * size : (o // size + 1) * size] if grouped else order[:size])
-        for o in range(channels)
-    ]
-    count = 0
 
-    def total(o: int, i: int, j: int, inputs: set[int]) -> float:
-        nonlocal count
-        sum_ = 0.0
+    def __init__(self, network: Network, image: Tensor) -> None:
+        self.settings = CGNetSettings(**network.recipe.steps[0].settings["settings"])
+        self.conv: Any = network.get_submodule("conv")
+        self.norm: Any = network.get_submodule("norm")
+        self.gate = gate_of(network)
+        self.image, self.count = image, 0
+        self.channels, self.height, self.width = image.shape
+        self.grouped = self.settings.grouping == "yes" and self.settings.gate != "l1"
+        self.base = self.base_paths()
+        self.everything = set(range(self.channels))
+        self.places = list(itertools.product(range(self.height), range(self.width)))
+        self.mean_size = [
+            sum(abs(float(image[c, i, j])) for i, j in self.places) / len(self.places)
+            for c in range(self.channels)
+        ]
+
+    def base_paths(self) -> list[set[int]]:
+        """The input channels of each output channel's base path."""
+        parts = round(1 / self.settings.eta)
+        order = (
+            sorted(range(self.channels), key=lambda c: (c % parts, c))
+            if self.settings.shuffle == "yes"
+            else list(range(self.channels))
+        )
+        size = self.channels // parts
+        return [
+            set(
+                order[(o // size) * size : (o // size + 1) * size] if self.grouped else order[:size]
+            )
+            for o in range(self.channels)
+        ]
+
+    def total(self, o: int, i: int, j: int, inputs: set[int]) -> float:
+        sum_, side = 0.0, self.conv.kernel_size[0]
         for c in sorted(inputs):
             for a, b in itertools.product(range(side), repeat=2):
-                count += 1
+                self.count += 1
                 y, x = i + a - side // 2, j + b - side // 2
-                if 0 <= y < height and 0 <= x < width:
-                    sum_ += float(conv.weight[o, c, a, b]) * float(image[c, y, x])
+                if 0 <= y < self.height and 0 <= x < self.width:
+                    sum_ += float(self.conv.weight[o, c, a, b]) * float(self.image[c, y, x])
         return sum_
 
-    def normed(value: float, by: Any, o: int) -> float:
+    def normed(self, value: float, by: Any, o: int) -> float:
         scaled = (value - float(by.running_mean[o])) / float(by.running_var[o]) ** 0.5
         return scaled if by.weight is None else scaled * float(by.weight[o]) + float(by.bias[o])
 
-    everything = set(range(channels))
-    places = list(itertools.product(range(height), range(width)))
-    mean_size = [
-        sum(abs(float(image[c, i, j])) for i, j in places) / len(places) for c in range(channels)
-    ]
-    out = torch.empty(channels, height, width)
-    if settings.gate == "l1":
-        gated = sorted(everything - base[0])
+    def opened(self, sums: float, o: int) -> float:
+        """The output of the convolution's bias and BatchNorm."""
+        bias = 0 if self.conv.bias is None else float(self.conv.bias[o])
+        return self.normed(sums + bias, self.norm, o)
+
+    def is_open(self, value: float, unit: int, decided: Tensor | None) -> bool:
+        return bool(value > float(self.gate.delta[unit]) if decided is None else decided[unit] > 0)
+
+    def gated_inputs(self, decided: Tensor | None) -> Tensor:
+        """Of the gate `l1`."""
         open_ = {
             c
-            for u, c in enumerate(gated)
-            if (
-                decided[u] > 0
-                if decided is not None
-                else normed(mean_size[c], gate.norm, u) > float(gate.delta[u])
-            )
+            for u, c in enumerate(sorted(self.everything - self.base[0]))
+            if self.is_open(self.normed(self.mean_size[c], self.gate.norm, u), u, decided)
         }
-        for o, (i, j) in itertools.product(range(channels), places):
-            out[o, i, j] = normed(
-                total(o, i, j, base[o] | open_) + (0 if conv.bias is None else float(conv.bias[o])),
-                norm,
-                o,
+        out = torch.empty(self.channels, self.height, self.width)
+        for o, (i, j) in itertools.product(range(self.channels), self.places):
+            out[o, i, j] = self.opened(self.total(o, i, j, self.base[o] | open_), o)
+        return out
+
+    def compared(self, o: int, yp: dict[tuple[int, int], float]) -> dict[tuple[int, int], float]:
+        """What an output channel's Delta is compared with, at each position."""
+        if self.settings.gate == "fine":
+            return {place: self.normed(yp[place], self.gate.norm, o) for place in self.places}
+        if self.settings.gate == "fc":
+            self.count += self.channels
+            said = sum(
+                float(self.gate.weight[o, c]) * self.mean_size[c] for c in range(self.channels)
             )
-        return out, count
-    for o in range(channels):
-        yp = {place: total(o, *place, base[o]) for place in places}
-        if settings.gate == "fc":
-            count += channels
-            said = normed(
-                sum(float(gate.weight[o, c]) * mean_size[c] for c in range(channels)), gate.norm, o
-            )
-        elif settings.gate == "coarse":
-            said = normed(sum(yp.values()) / len(places), gate.norm, o)
-        for place in places:
-            value = normed(yp[place], gate.norm, o) if settings.gate == "fine" else said
-            if decided[o] > 0 if decided is not None else value > float(gate.delta[o]):
-                full = (
-                    total(o, *place, everything)
-                    if grouped
-                    else yp[place] + total(o, *place, everything - base[o])
-                ) + (0 if conv.bias is None else float(conv.bias[o]))
-                out[o][place] = normed(full, norm, o)
-            else:
-                out[o][place] = normed(yp[place], gate.base, o)
-    return out, count
+        else:
+            said = sum(yp.values()) / len(self.places)
+        return dict.fromkeys(self.places, self.normed(said, self.gate.norm, o))
+
+    def gated_outputs(self, decided: Tensor | None) -> Tensor:
+        """Of the other gates."""
+        out = torch.empty(self.channels, self.height, self.width)
+        for o in range(self.channels):
+            yp = {place: self.total(o, *place, self.base[o]) for place in self.places}
+            for place, value in self.compared(o, yp).items():
+                if not self.is_open(value, o, decided):
+                    out[o][place] = self.normed(yp[place], self.gate.base, o)
+                elif self.grouped:
+                    out[o][place] = self.opened(self.total(o, *place, self.everything), o)
+                else:
+                    rest = self.total(o, *place, self.everything - self.base[o])
+                    out[o][place] = self.opened(yp[place] + rest, o)
+        return out
+
+
+@torch.no_grad()
+def slow(network: Network, image: Tensor, decided: Tensor | None = None) -> tuple[Tensor, int]:
+    """What a gated `pair` means for one image (C, H, W), and the multiplications that this takes.
+
+    decided: the gate's decisions, forced; (units,).
+    """
+    loops = Loops(network, image)
+    is_of_inputs = loops.settings.gate == "l1"
+    out = loops.gated_inputs(decided) if is_of_inputs else loops.gated_outputs(decided)
+    return out, loops.count
 
 
 @pytest.mark.parametrize(
-    "grouping, shuffle", [("no", "no"), ("yes", "no"), ("yes", "yes"), ("no", "yes")]
+    ("grouping", "shuffle"), [("no", "no"), ("yes", "no"), ("yes", "yes"), ("no", "yes")]
 )
 @every_function
 def test_forward_and_multiplications_against_loops(
@@ -346,7 +372,7 @@ def test_pruned_against_loops(function: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "function, grouping",
+    ("function", "grouping"),
     [*((function, "no") for function in FUNCTIONS), ("coarse", "yes"), ("fc", "yes")],
 )
 def test_mixed_sites_against_loops(function: str, grouping: str) -> None:
@@ -431,7 +457,7 @@ def trained(name: str, function: str, **settings: Any) -> Network:
 
 
 @pytest.mark.parametrize(
-    "function, name, grouping",
+    ("function", "name", "grouping"),
     [
         *((function, "own", "no") for function in FUNCTIONS),
         ("coarse", "cifar-projection", "yes"),

@@ -151,7 +151,7 @@ def test_json_is_strict() -> None:
     recipe = Recipe(
         Source("a:b", {}), InputSpec((8, 8)), (Step("finetune", {}, {"loss": float("inf")}),)
     )
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="JSON"):
         recipe.to_json()
 
 

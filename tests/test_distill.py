@@ -75,7 +75,7 @@ class Stop(BaseException):
 
 
 @pytest.mark.parametrize(
-    "method, teacher",
+    ("method", "teacher"),
     [("cgnet", None), ("aig-perbatch", "r20.pt"), ("dgate", None), ("early-exit", "r20.pt")],
 )
 def test_goes_on_to_the_same_bits(

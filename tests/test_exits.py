@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -282,11 +281,11 @@ def test_hinge_against_a_loop() -> None:
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     save_source(tmp_path / "r20.pt")
     save_npz(tmp_path / "data.npz", val=80)
-    yield tmp_path
+    return tmp_path
 
 
 TUNE = ["--data", "npz:data.npz", "--batch-size", 32, "--lr", 0.3, "--schedule", "cosine"]

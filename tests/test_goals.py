@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -155,11 +154,11 @@ def test_out_of_reach() -> None:
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     save_source(tmp_path / "r20.pt")
     save_npz(tmp_path / "data.npz")
-    yield tmp_path
+    return tmp_path
 
 
 LINE = [

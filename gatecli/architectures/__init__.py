@@ -1,0 +1,1 @@
+"""Architectures: what a checkpoint's network is, and how to build it."""

@@ -1,4 +1,4 @@
-"""gatecli attach"""
+"""The command `gatecli attach`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""gatecli export"""
+"""The command `gatecli export`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""gatecli inspect"""
+"""The command `gatecli inspect`."""
 
 from __future__ import annotations
 

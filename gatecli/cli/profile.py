@@ -43,8 +43,9 @@ def profile(
     repeats: Annotated[int, typer.Option(help="Timed calls of each network.")] = 30,
     sites: Annotated[bool, typer.Option("--sites/--no-sites", help="A table by site too.")] = True,
 ) -> dict[str, Any]:
-    """Measure parameters, file size, GMACs and latency, beside the source's and beside what the
-    MACs promise.
+    """Measure parameters, file size, GMACs and latency.
+
+    They stand beside the source's and beside what the MACs promise.
     """
     from gatecli import profiling
     from gatecli.network.costs import known_rates

@@ -1,4 +1,4 @@
-"""gatecli prune"""
+"""The command `gatecli prune`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""gatecli run"""
+"""The command `gatecli run`."""
 
 from __future__ import annotations
 

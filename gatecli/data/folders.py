@@ -100,7 +100,7 @@ def _check_pixels(image: Image.Image) -> None:
 
 
 def random_crop(image: Image.Image, size: tuple[int, int], draw: torch.Generator) -> Tensor:
-    """torchvision's RandomResizedCrop and a flip of every second image.
+    """A crop as torchvision's RandomResizedCrop takes it, and a flip of every second image.
 
     Args:
         image: of any size.

@@ -49,8 +49,9 @@ class Branch:
 
 @dataclass(frozen=True)
 class Leave:
-    """An exit: where `decision` says so, `logits` are the result, and nothing behind it need be
-    computed.
+    """An exit.
+
+    Where `decision` says so, `logits` are the result, and nothing behind it need be computed.
     """
 
     site: str
@@ -90,8 +91,9 @@ class Computation(nn.Module):
 
 
 def decided(network: Network) -> Network:
-    """A copy in which gates that do not look at the images are decided, their branches plain or
-    gone; and exits at which nobody leaves are gone.
+    """A copy in which gates that do not look at the images are decided.
+
+    Their branches are plain or gone; and exits at which nobody leaves are gone.
     """
     copy = network.copy().cpu().eval()
     decisions: dict[str, SiteDecision] = {}
@@ -161,9 +163,7 @@ def opened(network: Network) -> Opened:
 
 
 def _exits(final: Any) -> dict[str, fx.Node]:
-    """The nodes that give an exit's logits and decisions, by site, in the order in which they are
-    come to.
-    """
+    """The nodes that give an exit's logits and decisions, by site, in the order of the exits."""
     return (
         {str(pair.target).partition(".")[2]: pair for pair in final.args[1:]}
         if is_pick(final)
@@ -239,8 +239,9 @@ def _leave(graph: fx.Graph, site: str, pair: fx.Node, names: dict[fx.Node, str])
 
 
 def _taken(*exits: tuple[Tensor, Tensor]) -> Tensor:
-    """The number of the first exit that each sample takes, from 0 on, else how many exits there
-    are: (N,).
+    """The number of the first exit that each sample takes: (N,).
+
+    From 0 on; where it takes none, how many exits there are.
     """
     taken = torch.full_like(exits[0][1].reshape(-1), len(exits), dtype=torch.int64)
     for number, (_, z) in reversed(list(enumerate(exits))):

@@ -46,7 +46,7 @@ class Skipping(nn.Module):
             self.exits = [network.get_submodule(path) for path in stages.exits]
 
     def forward(self, images: Tensor) -> Tensor:
-        """images (1, C, H, W) -> logits (1, K)."""
+        """`images` (1, C, H, W) -> logits (1, K)."""
         if self.exits:
             return self._from(0, (images,))
         logits: Tensor = self.parts[0](self.network.root, images)

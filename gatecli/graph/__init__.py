@@ -1,3 +1,4 @@
-"""The traced network: finding sites on it, counting it, rewriting it, and lowering it to code that
-skips.
+"""The traced network.
+
+Finding sites on it, counting it, rewriting it, and lowering it to code that skips.
 """

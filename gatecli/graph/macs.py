@@ -192,8 +192,9 @@ def _is_weight(value: Any) -> bool:
 
 
 class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes whether any operation does more with its values than to move or to combine them element
-    by element.
+    """Notes whether any operation does more with its values than elementwise ones do.
+
+    To move values, or to combine them element by element, is no more than that.
     """
 
     def __init__(self) -> None:
@@ -239,8 +240,10 @@ def _on_zeros(module: nn.Module, args: Any, kwargs: Any) -> Any:
 
 @contextmanager
 def _attention_in_sight() -> Iterator[None]:
-    """Attention as two products: of its fused kernels, which torch's version and the device choose,
-    some have no formula and would count as nothing.
+    """Attention as two products.
+
+    Of its fused kernels, which torch's version and the device choose, some have no formula and
+    would count as nothing.
     """
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)

@@ -1,5 +1,6 @@
-"""The operations that gatecli puts into a graph, and the questions that rewriting asks about the
-operations it finds there.
+"""The operations that gatecli puts into a graph, and questions about operations.
+
+The questions are those that rewriting asks about the operations it finds there.
 """
 
 from __future__ import annotations
@@ -51,17 +52,18 @@ Runs = tuple[tuple[int, int], ...]  # channels as (first, one past the last) pai
 
 
 def spread(z: Tensor, places: Sequence[int], width: int) -> Tensor:
-    """Decisions z (N, k) of the channels `places` among `width` ones, of which the others always
-    run: (N, width).
+    """Decisions z (N, k) of the channels `places` among `width` ones: (N, width).
+
+    The others always run.
     """
     whole = z.new_ones(z.shape[0], width)
     return whole.index_copy(1, torch.tensor(places, device=z.device), z)
 
 
 def widen(value: Tensor, runs: Runs, width: int) -> Tensor:
-    """value (N, k, ...) with its channels at `runs` of `width` ones, zeros elsewhere.
+    """`value` (N, k, ...) with its channels at `runs` of `width` ones: (N, width, ...).
 
-    (N, width, ...).
+    Elsewhere there are zeros.
     """
     return add_at(value.new_zeros(value.shape[0], width, *value.shape[2:]), value, runs, True)
 
@@ -70,7 +72,7 @@ describe(widen, fresh=True)
 
 
 def add_at(x: Tensor, value: Tensor, runs: Runs, in_place: bool = False) -> Tensor:
-    """x (N, width, ...) with value (N, k, ...) added to its channels `runs`."""
+    """`x` (N, width, ...) with `value` (N, k, ...) added to its channels `runs`."""
     result, done = x if in_place else x.clone(), 0
     for first, end in runs:
         result[:, first:end] += value[:, done : done + end - first]
@@ -180,6 +182,7 @@ def is_add(node: fx.Node) -> bool:
 
 
 def is_relu(root: nn.Module, node: fx.Node) -> bool:
+    """Whether the node is a ReLU: a function, a tensor's method or a layer."""
     if node.op == "call_function":
         return node.target in RELUS
     return (node.op == "call_method" and node.target in ("relu", "relu_")) or isinstance(
@@ -218,6 +221,7 @@ def is_linear(root: nn.Module, node: fx.Node) -> bool:
 
 
 def is_shake(node: fx.Node) -> bool:
+    """Whether the node takes the mean of two ways with `shake`."""
     return node.op == "call_function" and node.target is shake
 
 
@@ -231,10 +235,12 @@ def summands(node: fx.Node) -> list[fx.Node]:
 
 
 def is_pick(node: fx.Node) -> bool:
+    """Whether the node picks among exits' logits with `pick`."""
     return node.op == "call_function" and node.target is pick
 
 
 def is_mask(node: fx.Node) -> bool:
+    """Whether the node multiplies a value by decisions with `mask`."""
     return node.op == "call_function" and node.target is mask
 
 

@@ -1,5 +1,6 @@
-"""Change a traced network: put a gate before a value, take a branch out, let go of modules that
-nothing calls, rename.
+"""Change a traced network.
+
+Put a gate before a value, take a branch out, let go of modules that nothing calls, rename.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ from gatecli.traced.traced import Traced
 
 
 def place(root: nn.Module, path: str, module: nn.Module) -> None:
-    """Put `module` at `path` under `root`, making plain containers for the parts of the path that
-    do not exist yet.
+    """Put `module` at `path` under `root`.
 
-    What a container already there holds moves into `module`.
+    Parts of the path that do not exist yet become plain containers. What a container already there
+    holds moves into `module`.
     """
     parent, last = _parent(root, path)
     there = parent._modules.get(last)
@@ -196,8 +197,9 @@ def replace_addition(
 
 
 def _replaced(root: nn.Module, add: fx.Node, other: fx.Node) -> dict[str, str]:
-    """Let what `add` added to, half of it where it took the mean, take its place, and that of a
-    ReLU behind it that no longer does anything.
+    """Let what `add` added to take its place, half of it where it took the mean.
+
+    It also takes the place of a ReLU behind that no longer does anything.
     """
     gone = [add]
     if is_shake(add):
@@ -211,8 +213,9 @@ def _replaced(root: nn.Module, add: fx.Node, other: fx.Node) -> dict[str, str]:
 
 
 def insert_widen(graph: fx.Graph, value: fx.Node, places: Sequence[int], width: int) -> fx.Node:
-    """Let a value that has lost channels take its old width again, its channels at `places`, for
-    those who read it; returns the wide one.
+    """Let a value that has lost channels take its old width again for those who read it.
+
+    Its channels are at `places`; returns the wide one.
     """
     with graph.inserting_after(value):
         wide = graph.call_function(widen, (value, tuple(runs_of(places)), width))

@@ -1,5 +1,6 @@
-"""Settle a fresh trace: each node's value stays what it was when computed, and dropout follows the
-network's mode.
+"""Settle a fresh trace.
+
+Each node's value stays what it was when computed, and dropout follows the network's mode.
 
 A closed gate, or a removed branch, lets a block's output be the very tensor that came in. An
 operation that then wrote into it would change what others read. So writing in place is allowed only
@@ -39,10 +40,10 @@ ELSEWHERE: dict[Any, Any] = {**ASSIGNING, torch.relu_: torch.relu, F.relu_: F.re
 
 
 def without_writes(root: nn.Module, graph: fx.Graph) -> None:
-    """Let later readers of what is written in place read the writer's result, and let it write
-    elsewhere unless nobody can notice.
+    """Let later readers of what is written in place read the writer's result.
 
-    Modules of `root` may lose their `inplace`.
+    The writer writes elsewhere unless nobody can notice. Modules of `root` may lose their
+    `inplace`.
     """
     order = {node: index for index, node in enumerate(graph.nodes)}
     for node in graph.nodes:
@@ -98,8 +99,9 @@ def _set(node: fx.Node, name: str, value: Any) -> None:
 
 
 def dropout_follows_mode(graph: fx.Graph) -> None:
-    """Let functional dropout that a trace of evaluation has switched off read the network's
-    `training` when it is called.
+    """Let functional dropout follow the network's mode.
+
+    A trace of evaluation has switched it off; it reads the network's `training` when it is called.
     """
     for node in graph.nodes:
         if _follows_mode(node) and _arguments(node)[TRAINING] is False:
@@ -108,8 +110,9 @@ def dropout_follows_mode(graph: fx.Graph) -> None:
 
 
 def same_but_for_dropout(one: fx.Graph, other: fx.Graph) -> bool:
-    """Whether two traces, of evaluation and of training, differ in nothing but functional dropout's
-    switch.
+    """Whether two traces differ in nothing but functional dropout's switch.
+
+    One is of evaluation, the other of training.
     """
     return [_plain(node) for node in one.nodes] == [_plain(node) for node in other.nodes]
 

@@ -81,8 +81,9 @@ def is_channelwise(
 
 
 def _as_function(root: nn.Module, node: fx.Node) -> Callable[[Tensor], Any] | None:
-    """The node as a function of its first argument, where it reads no other value and has no
-    tensors of its own.
+    """The node as a function of its first argument.
+
+    None where it reads another value or has tensors of its own.
     """
     if node.op not in ("call_module", "call_function", "call_method") or node.all_input_nodes != [
         node.args[0] if node.args else None
@@ -162,8 +163,9 @@ def tail_of(root: nn.Module, value: fx.Node) -> list[fx.Node]:
 def keep_outputs(
     root: nn.Module, tail: Sequence[fx.Node], kept: Sequence[int], silent: Collection[int] = ()
 ) -> None:
-    """Let the layers of a tail (see tail_of) keep the output channels `kept`, those of them in
-    `silent` giving zeros.
+    """Let the layers of a tail (see tail_of) keep the output channels `kept`.
+
+    Those of them in `silent` give zeros.
     """
     index = torch.tensor(kept)
     quiet = [place for place, channel in enumerate(kept) if channel in silent]
@@ -231,8 +233,10 @@ def cut_norm(norm: nn.BatchNorm2d, kept: Sequence[int]) -> nn.BatchNorm2d:
 
 @dataclass(frozen=True)
 class Cut:
-    """Of a value's channels those that stay, those that go, and the constant that each of these has
-    had at every position; `zero`: all of these are 0, whatever the weights.
+    """Of a value's channels those that stay, those that go, and the constants of these.
+
+    A constant is what the channel has had at every position; `zero`: all of them are 0, whatever
+    the weights.
     """
 
     kept: Tensor
@@ -383,8 +387,9 @@ class _Fold:
         return Cut(cut.kept, cut.gone, constants)
 
     def _absorb(self, node: fx.Node, module: Any, cut: Cut) -> None:
-        """Let a convolution, a linear layer or a gate read the kept channels alone, the constants
-        being in its bias.
+        """Let a convolution, a linear layer or a gate read the kept channels alone.
+
+        The constants are in its bias.
         """
         if isinstance(module, nn.Conv2d):
             _check_convolution(node, module, cut)
@@ -448,8 +453,9 @@ def _together(parts: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _after_norm(node: fx.Node, norm: Any, cut: Cut, shape: Sequence[int] | None) -> Tensor:
-    """What a BatchNorm in evaluation makes of a value of this shape at the channels that are
-    constant: (k,).
+    """What a BatchNorm in evaluation makes of a value's constant channels: (k,).
+
+    The value is of this shape.
     """
     assert shape is not None
     if (

@@ -42,7 +42,9 @@ for _assign in ASSIGNING:
 
 
 class SiteTracer(fx.Tracer):
-    """Leaves are torch's own layers, their subclasses, modules that read `self.training`, and those
+    """Traces a model down to its leaves.
+
+    Leaves are torch's own layers, their subclasses, modules that read `self.training`, and those
     that the user names.
 
     A trace bakes `self.training` into the graph as a constant (stochastic depth would never drop

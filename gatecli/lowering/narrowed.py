@@ -31,7 +31,7 @@ class AddAt(WritingExecutor):
         self.places = Places(channels)
 
     def forward(self, value: Tensor, shortcut: Tensor, *others: Tensor) -> Tensor:
-        """value (N, k, H, W), shortcut (N, C, H, W) -> the shape of the shortcut."""
+        """`value` (N, k, H, W), `shortcut` (N, C, H, W) -> the shape of the shortcut."""
         value = value.to(shortcut.dtype)
         if len(self.runs) <= FEW:
             return self.finish(add_at(shortcut, value, self.runs, in_place=self.may_write()))

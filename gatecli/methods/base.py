@@ -93,8 +93,9 @@ class Method:
         return found
 
     def ready(self, network: Network, settings: Any) -> None:
-        """Make sure that the network has the sites that these settings ask for, before any are
-        chosen. Raises SettingError.
+        """Make sure that the network has the sites that these settings ask for.
+
+        This comes before any are chosen. Raises SettingError.
         """
 
     def complete(self, network: Network, settings: Any, gater: Network | None = None) -> Any:
@@ -139,8 +140,9 @@ class Method:
         """Training of the gates at these sites begins, or goes on."""
 
     def shared(self, network: Network) -> list[Parameter]:
-        """What the method has besides the gates, for all of them together, to be trained as they
-        are.
+        """What the method has besides the gates, for all of them together.
+
+        It is trained as they are.
         """
         return []
 
@@ -153,8 +155,9 @@ class Method:
         """The optimizer has moved the parameters."""
 
     def learning_rate(self, schedule: str, base: float, done: float, settings: Any) -> float:
-        """The learning rate of all parameters, for their `base`, when the share `done` of the
-        training lies behind.
+        """The learning rate of all parameters, for their `base`.
+
+        The share `done` of the training lies behind.
         """
         return learning_rate(schedule, base, done)
 
@@ -165,8 +168,9 @@ class Method:
     def follow(
         self, settings: Any, targets: Mapping[str, float], rates: Mapping[str, float], count: int
     ) -> dict[str, float]:
-        """The targets after the epoch's batch number `count` (from 1), in which the gates had
-        `rates`; as they were, unless a method says otherwise.
+        """The targets after the epoch's batch number `count` (from 1).
+
+        In it the gates had `rates`. The targets are as they were, unless a method says otherwise.
         """
         return dict(targets)
 
@@ -295,11 +299,15 @@ def get(name: str) -> Method:
 
 
 def parse_settings(method: Method, given: Mapping[str, Any], base: Any = None) -> Any:
-    """Check settings (values may be the command line's strings) against the method's dataclass and
-    return an instance of it.
+    """Check settings against the method's dataclass and return an instance of it.
 
-    Args: base: settings to start from; structural ones may then not change. Raises: SettingError
-    naming the setting, what was expected and what came.
+    Args:
+        method: whose settings these are.
+        given: the settings by name; values may be the command line's strings.
+        base: settings to start from; structural ones may then not change.
+
+    Raises:
+        SettingError: It names the setting, what was expected and what came.
     """
     known = {f.name: f for f in fields(method.settings)}
     start = method.settings() if base is None else base

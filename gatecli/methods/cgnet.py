@@ -1,5 +1,7 @@
-"""Channel gating: a convolution looks at a share of its input channels first, and at the others
-only where these promise something.
+"""Channel gating: convolutions that look at the rest of their input only where it is worth it.
+
+A convolution looks at a share of its input channels first, and at the others only where these
+promise something.
 
     base path   Yp = Wp * xp,  xp = eta of the input channels
     decision    d = 1 where BN_na(s) > Delta, s = Yp;  BN_na: BatchNorm without affine, Delta:
@@ -119,8 +121,9 @@ class CGNetSettings(Settings):
 
 
 class ChannelGate(Gate):
-    """Decides for a convolution's channels, from the base path's sums (fine, coarse) or from its
-    input (l1, fc).
+    """Decides for a convolution's channels.
+
+    It does from the base path's sums (fine, coarse) or from the convolution's input (l1, fc).
 
     Args: conv, norm: the convolution gated and the BatchNorm behind it; order, groups: its base
     path, see gatecli.kinds.conv.ops.
@@ -210,7 +213,10 @@ class ChannelGate(Gate):
         return size.index_select(1, torch.tensor(others(x.shape[1], self.order), device=x.device))
 
     def log_odds(self, x: Tensor) -> Tensor:
-        """eps (BN_na(s) - Delta): (N, units), for `fine` (N, units, H, W). Above 0 where d = 1."""
+        """`eps (BN_na(s) - Delta)`: (N, units), for `fine` (N, units, H, W).
+
+        Above 0 where d = 1.
+        """
         if self.training:
             odds: Tensor = self.slope * (self.norm(self.saliency(x)) - self._wide(self.delta))
             return odds
@@ -244,8 +250,9 @@ class ChannelGate(Gate):
         return smoothed(odds), odds
 
     def forward(self, x: Tensor) -> Tensor:
-        """What the gate reads -> decisions z (N, units), for `fine` (N, units, H, W), of which
-        observers are told the means over positions.
+        """What the gate reads -> decisions z (N, units), for `fine` (N, units, H, W).
+
+        Of the latter, observers are told the means over positions.
         """
         z, odds = self._decide(x)
         if self.observer is not None:
@@ -279,6 +286,8 @@ def _like(norm: nn.BatchNorm2d, share: float) -> nn.BatchNorm2d:
 
 
 class ChannelGating(Method):
+    """Channel gating, as this file describes it."""
+
     needs: ClassVar[str] = (
         "convolutions behind the stem, not grouped, each with a BatchNorm that alone reads it"
         " (those of 1x1 must be named with --include)"
@@ -349,8 +358,9 @@ def _conv(network: Network, site: Site) -> nn.Conv2d:
 
 
 def _check_eta(network: Network, sites: Iterable[str], settings: CGNetSettings) -> None:
-    """Raises SettingError where eta does not divide a convolution's channels, naming the first one
-    and the nearest eta that divides all.
+    """Raises SettingError where eta does not divide a convolution's channels.
+
+    It names the first one and the nearest eta that divides all.
     """
     convs = {site: _conv(network, network.sites[site]) for site in sites}
     widths = {site: _width(conv, settings) for site, conv in convs.items()}
@@ -387,8 +397,9 @@ def _dividing(width: int, settings: CGNetSettings) -> list[Fraction]:
 
 
 def _divides(settings: CGNetSettings, width: int) -> bool:
-    """Whether eta is 1/n with n groups of whole channels, or without grouping a whole number of
-    channels.
+    """Whether eta is 1/n with n groups of whole channels.
+
+    Without grouping: whether it is a whole number of channels.
     """
     parts = 1 / settings.eta if _grouped(settings) else settings.eta * width
     whole = round(parts)

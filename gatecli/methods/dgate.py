@@ -38,6 +38,8 @@ OWN_SCORE = {HINGE: MARGIN, CROSS_ENTROPY: LOG_ODDS}
 
 @dataclass(frozen=True)
 class DGateSettings(ExitSettings):
+    """Settings of decision gates."""
+
     loss: str = setting(
         HINGE,
         "hinge, or cross-entropy for comparison",
@@ -74,7 +76,7 @@ class DGate(Exit):
         nn.init.zeros_(self.linear.bias)
 
     def features(self, x: Tensor) -> Tensor:
-        """x (N, C, H, W), or another layout with its positions -> (N, C)."""
+        """`x` (N, C, H, W), or another layout with its positions -> (N, C)."""
         return x.mean(self.positions) if self.positions else x
 
     def classify(self, x: Tensor) -> Tensor:
@@ -110,7 +112,7 @@ class Head(nn.Module):
         self.positions, self.linear = positions, linear
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (N, C, ...) -> logits (N, K)."""
+        """`x` (N, C, ...) -> logits (N, K)."""
         logits: Tensor = self.linear(x.mean(self.positions) if self.positions else x)
         return logits
 
@@ -120,14 +122,17 @@ class Head(nn.Module):
 
 
 def hinge(margins: Tensor, labels: Tensor) -> Tensor:
-    """mean over samples and classes of max(0, 1 - y d), y = 1 for the sample's class, -1 for the
-    others: margins (N, K), labels (N,) -> a scalar.
+    """The mean over samples and classes of max(0, 1 - y d): a scalar.
+
+    y = 1 for the sample's class, -1 for the others; d: the margins (N, K); labels: (N,).
     """
     signs = torch.full_like(margins, -1).scatter_(1, labels[:, None], 1)
     return (1 - signs * margins).clamp(min=0).mean()
 
 
 class DGates(ExitMethod):
+    """Decision gates, as this file describes them."""
+
     paper: ClassVar[str] = (
         "Shafiee, Shafiee, Wong: Dynamic representations toward efficient inference on deep neural"
         " networks by decision gates, 2018"

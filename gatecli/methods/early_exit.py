@@ -44,6 +44,8 @@ from gatecli.network import Network, surgery
 
 @dataclass(frozen=True)
 class EarlyExitSettings(ExitSettings):
+    """Settings of early exits."""
+
     target_rate: float = setting(
         0.3, "share of all images that shall leave at each exit, at least", low=0, high=1
     )
@@ -114,7 +116,7 @@ class GumbelExit(Exit):
         return logits
 
     def scores(self, x: Tensor) -> Tensor:
-        """x (N, C, H, W) -> [stay, leave] logits (N, 1, 2)."""
+        """`x` (N, C, H, W) -> [stay, leave] logits (N, 1, 2)."""
         pair: Tensor = self.decide(self.gate(x))
         return pair[:, None]
 
@@ -191,6 +193,8 @@ def _windows(window: int, size: Sequence[int]) -> int:
 
 
 class EarlyExits(ExitMethod):
+    """Early exits, as this file describes them."""
+
     paper: ClassVar[str] = "Herrmann, Bowen, Zabih: Deep networks with probabilistic gates, 2018"
     at_least: ClassVar[bool] = True
 

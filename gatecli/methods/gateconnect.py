@@ -45,6 +45,8 @@ PHASES = {
 
 @dataclass(frozen=True)
 class GateConnectSettings(Settings):
+    """Settings of GateConnect."""
+
     gate_weight_decay: float | None = setting(
         0.0, "weight decay of the real gates; none: that of the weights", low=0, high=1e30
     )
@@ -220,6 +222,8 @@ class Fixed(nn.Module):
 
 
 class GateConnect(Method):
+    """GateConnect, as this file describes it."""
+
     needs: ClassVar[str] = (
         "two or more residual modules in a row with grouped convolutions, as ResNeXt's, of equally"
         " many branches that nothing mixes (squeeze-and-excitation does)"

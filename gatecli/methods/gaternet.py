@@ -44,6 +44,8 @@ SMALL_IMAGES = 64  # pixels: up to here the paper's gater is a CIFAR ResNet-20, 
 
 @dataclass(frozen=True)
 class GaterNetSettings(Settings):
+    """Settings of GaterNet."""
+
     gater: str | None = setting(
         None,
         "the gater's architecture, torchvision:NAME or cifar:NAME; none: cifar:resnet20, or"
@@ -113,6 +115,8 @@ class FilterGate(Gate):
 
 
 class GaterNet(Method):
+    """GaterNet, as this file describes it."""
+
     needs: ClassVar[str] = (
         "convolutions at the ends of residual branches or of dense blocks' layers, or"
         " concatenations (or say which with --set where=PATTERN)"

@@ -87,12 +87,15 @@ class LayerGateSettings(Settings):
 
 @dataclass(frozen=True)
 class AigSettings(LayerGateSettings):
+    """Settings of AIG: the layer gates' and its own."""
+
     hidden: int = setting(16, "width of the gate's hidden layer", low=1, high=4096, structural=True)
 
 
 class DataDependentGate(Gate):
-    """AIG's gate: global average pool -> linear C -> hidden -> BatchNorm -> ReLU -> linear -> [off,
-    on] logits.
+    """AIG's gate.
+
+    Global average pool -> linear C -> hidden -> BatchNorm -> ReLU -> linear -> [off, on] logits.
 
     The last layer starts with zero weights and bias [0.1, 2]: P(on) = sigmoid(1.9) = .87 for every
     input (the authors' code draws the weights from N(0, .001), which closes some gates of a deep
@@ -115,8 +118,9 @@ class DataDependentGate(Gate):
         self._folded = Remembered()
 
     def scores(self, x: Tensor) -> Tensor:
-        """x (N, C, H, W), or another shape with one dimension of C channels besides `positions` ->
-        (N, units, 2).
+        """`x` (N, C, H, W), or another shape -> (N, units, 2).
+
+        Another shape has one dimension of C channels besides `positions`.
         """
         total, share = self._total(x)
         hidden = F.relu(self.norm(self.reduce(total * share)))
@@ -159,7 +163,7 @@ class DataDependentGate(Gate):
         )
 
     def _total(self, x: Tensor) -> tuple[Tensor, float]:
-        """x summed over `positions`, (N, C), and what makes the sum the mean.
+        """`x` summed over `positions`, (N, C), and what makes the sum the mean.
 
         `mean` would divide a whole gradient of x's size.
         """
@@ -198,7 +202,7 @@ class DataIndependentGate(Gate):
         keep_entries(self, ("logits",), torch.tensor(units))
 
     def scores(self, x: Tensor) -> Tensor:
-        """x (N, ...) -> (N, units, 2)."""
+        """`x` (N, ...) -> (N, units, 2)."""
         return self.logits.expand(x.shape[0], self.units, 2)
 
     def log_odds(self, x: Tensor) -> Tensor:

@@ -25,6 +25,11 @@ def setting(
     """A field of a settings dataclass.
 
     Args:
+        default: its value where none is given.
+        help: what it says, as `gatecli methods` shows it.
+        low: the least value allowed; none: any.
+        high: the greatest value allowed; none: any.
+        choices: the words allowed; none: any.
         structural: it shapes the gates, so it is fixed once attached.
         before: for a setting that came later, what files without it meant, given what they record.
     """

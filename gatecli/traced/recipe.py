@@ -253,6 +253,7 @@ def _number(value: Any) -> float:
 
 
 def finite_number(text: str) -> float:
+    """The number that a file's text says; ValueError where it is not finite."""
     value = float(text)
     if not math.isfinite(value):
         raise ValueError(f"number {text}")

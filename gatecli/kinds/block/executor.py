@@ -76,7 +76,7 @@ class SkipGroups(SkipBlock):
         self.tail = tail
 
     def forward(self, x: Tensor, shortcut: Tensor, z: Tensor, *others: Tensor) -> Tensor:
-        """x (N, ...), shortcut (N, C, H, W), z (N, units) -> the shape of the shortcut."""
+        """`x` (N, ...), `shortcut` (N, C, H, W), `z` (N, units) -> the shape of the shortcut."""
         if bool((z == z[:1]).all()):  # one image, or all decided alike
             runs = [bool(unit) for unit in z[0].tolist()] if len(z) else []
             return self._alike(x, shortcut, runs)

@@ -17,8 +17,9 @@ from gatecli.traced.traced import NodeCost
 
 
 def is_direct(streams: int, fan_in: int, branches: int, width: int) -> bool:
-    """Whether products for each stream, over the branches that it reads, are fewer than those for
-    each branch and the sums of these.
+    """Whether products for each stream are fewer than those for each branch.
+
+    A stream's are over the branches that it reads; to a branch's come the sums of these.
     """
     return streams * fan_in * width <= branches * width + streams * branches
 
@@ -44,6 +45,7 @@ def is_lean(root: nn.Module, node: fx.Node) -> bool:
 
 
 def is_pointwise(conv: Any) -> bool:
+    """Whether the convolution is 1x1, of stride 1 and without padding."""
     return (
         set(conv.kernel_size) == {1}
         and set(conv.stride) == {1}
@@ -52,8 +54,9 @@ def is_pointwise(conv: Any) -> bool:
 
 
 def way_of(fold: fx.Node) -> list[fx.Node]:
-    """The nodes after `fold`, which makes streams samples, up to the one that makes them streams
-    again.
+    """The nodes after `fold`, up to the one that undoes it.
+
+    `fold` makes streams samples, that one makes them streams again.
     """
     way = [next(iter(fold.users))]
     while way[-1].target is not unfold_streams:

@@ -156,7 +156,7 @@ class StreamConv(nn.Module):
         self.layout = Layout()
 
     def forward(self, x: Tensor, read: Read) -> Tensor:
-        """x (N, streams * in, H, W) -> (N, C * w, H, W)."""
+        """`x` (N, streams * in, H, W) -> (N, C * w, H, W)."""
         conv = self.root.get_submodule(self.conv)
         count = conv.groups
         inside = conv.in_channels // count
@@ -210,7 +210,7 @@ class StreamMean(nn.Module):
         self.layout = Layout()
 
     def forward(self, x: Tensor, read: Read) -> Tensor:
-        """x (N, streams * C, H, W) -> (N, C, H, W)."""
+        """`x` (N, streams * C, H, W) -> (N, C, H, W)."""
         _, places = self.layout(read[0])
         share = torch.bincount(torch.tensor(places, device=x.device)).to(x.dtype) / len(places)
         streams = x.reshape(len(x), len(share), x.shape[1] // len(share), *x.shape[2:])

@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 
 def distinct(connections: Tensor) -> tuple[list[int], list[int]]:
-    """Connections (readers, branches) -> of readers that read the same the first one, and for each
-    reader the number of its like.
+    """Connections (readers, branches) -> who reads the same.
+
+    Of readers that read the same the first one, and for each reader the number of its like.
     """
     rows = [tuple(row) for row in connections.tolist()]
     first: dict[tuple[float, ...], int] = {}
@@ -25,8 +26,10 @@ def distinct(connections: Tensor) -> tuple[list[int], list[int]]:
 
 
 class FanOut(nn.Module):
-    """A dense 1x1 convolution (N, branches * w, H, W) -> (N, out, H, W), its sum over the branches
-    left undone: (N, branches * out, H, W).
+    """A dense 1x1 convolution, its sum over the branches left undone.
+
+    The convolution: (N, branches * w, H, W) -> (N, out, H, W); left undone: (N, branches * out,
+    H, W).
 
     It has the convolution's own weight, (out, branches * w, 1, 1).
     """

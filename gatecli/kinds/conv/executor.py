@@ -1,5 +1,6 @@
-"""Convolutions with gated channels: what a gate leaves closed is sliced out of the weights before
-they are used.
+"""Convolutions with gated channels.
+
+What a gate leaves closed is sliced out of the weights before they are used.
 
 For one image that is what this image needs; in a batch it is the union of what its images need.
 """
@@ -28,8 +29,9 @@ from gatecli.lowering.inplace import Executor
 
 
 class SkipChannels(Forgetful):
-    """`choose(norm(conv(x)), base(base_path(x)), z, rows)`, the convolution computed for open
-    output channels only.
+    """`choose(norm(conv(x)), base(base_path(x)), z, rows)` for what is open.
+
+    The convolution is computed for open output channels only.
 
     Attributes:
         paths: Of the convolution, the BatchNorm and the gate.
@@ -61,7 +63,7 @@ class SkipChannels(Forgetful):
         self.folded, self.cut = Remembered(), Remembered()
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (N, Ci, H, W) -> (N, Co, H', W')."""
+        """`x` (N, Ci, H, W) -> (N, Co, H', W')."""
         conv, norm, gate = modules(self.root, self.paths)
         unasked = gate.unasked
         z = None if unasked or not (gate.settled or self.reads_input) else gate(x)
@@ -91,8 +93,9 @@ class SkipChannels(Forgetful):
         return F.conv2d(x, weight, None, conv.stride, conv.padding, conv.dilation)
 
     def _widened(self, conv: Any, base: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """The base path's sums and the decisions, with places for the output channels that are
-        always open.
+        """The base path's sums and the decisions, for all output channels.
+
+        Those that are always open have places there.
         """
         rows, covered = self.rows, rows_of(self.parts)
         if len(covered) < conv.out_channels:
@@ -118,9 +121,11 @@ class SkipChannels(Forgetful):
     def _fold(
         self, conv: Any, norm: Any, low: Any
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """The weights times BatchNorm's scale, of those input channels that must still be looked
-        at; then what the base path's sums are multiplied by
-        where open, what is added there, and both where closed: (Co,) each.
+        """The weights, and what the base path's sums are multiplied by and what is added.
+
+        The weights are times BatchNorm's scale, of those input channels that must still be looked
+        at; then come what the base path's sums are multiplied by where open, what is added there,
+        and both where closed: (Co,) each.
         """
         scale, shift = _affine(norm)
         shift = shift if conv.bias is None else shift + conv.bias * scale
@@ -161,7 +166,7 @@ class SkipInputs(Executor):
         self.path, self.order = conv, order
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        """x (N, Ci, H, W), z (N, Ci - those of `order`) -> (N, Co, H', W')."""
+        """`x` (N, Ci, H, W), `z` (N, Ci - those of `order`) -> (N, Co, H', W')."""
         (conv,) = modules(self.root, (self.path,))
         if bool(z.all()):
             result: Tensor = conv(x)
@@ -180,6 +185,7 @@ class SkipInputs(Executor):
 
 
 def modules(root: Any, paths: Sequence[str]) -> list[Any]:
+    """The modules at these paths under `root`, in their order."""
     return [root.get_submodule(path) for path in paths]
 
 

@@ -34,6 +34,7 @@ def base_parts(rows: int, order: Channels, groups: int) -> Parts:
 
 
 def rows_of(parts: Parts) -> Channels:
+    """All output channels of a base path, part by part."""
     return tuple(row for rows, _ in parts for row in rows)
 
 
@@ -102,8 +103,9 @@ def base_path(
 
 
 def choose(opened: Tensor, closed: Tensor, z: Tensor, rows: Channels) -> Tensor:
-    """`opened` (N, C, H, W), but of its channels `rows` those in which z = 0 are `closed`'s (N, k,
-    H, W); z (N, k) or (N, k, H, W), which gets a gradient.
+    """`opened`, but of its channels `rows` those in which z = 0 are `closed`'s.
+
+    `opened` (N, C, H, W), `closed` (N, k, H, W); z (N, k) or (N, k, H, W), which gets a gradient.
     """
     z = z.to(opened.dtype).reshape(*z.shape, *[1] * (opened.ndim - z.ndim))
     if len(rows) == opened.shape[1]:
@@ -113,9 +115,9 @@ def choose(opened: Tensor, closed: Tensor, z: Tensor, rows: Channels) -> Tensor:
 
 
 def keep_inputs(x: Tensor, z: Tensor, order: Channels) -> Tensor:
-    """x (N, Ci, H, W) with zeros where a channel's decision is 0.
+    """`x` (N, Ci, H, W) with zeros where a channel's decision is 0.
 
-    Z (N, k) decides, in turn, for the channels that are not in `order`.
+    `z` (N, k) decides, in turn, for the channels that are not in `order`.
     """
     gated = torch.tensor(others(x.shape[1], order), device=x.device)
     flags = torch.ones(x.shape[0], x.shape[1], dtype=x.dtype, device=x.device).index_copy(
@@ -159,6 +161,6 @@ class BasePath(nn.Module):
         self.how: Any = (conv.stride, conv.padding, conv.dilation)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (N, Ci, H, W) -> (N, rows in all, H', W')."""
+        """`x` (N, Ci, H, W) -> (N, rows in all, H', W')."""
         result: Tensor = self.base(in_parts(x, self.weight, self.parts, *self.how))
         return result

@@ -29,8 +29,9 @@ class OpenFilters:
         self.tail = tail
 
     def __call__(self, root: Any, x: Tensor, z: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """x (N, C, H, W), z (N, width) -> value (N, k, H', W') and the k channels (k,) that it is
-        of; None for all channels, or where there is no value.
+        """`x` (N, C, H, W), `z` (N, width) -> value (N, k, H', W') and its channels (k,).
+
+        None for all channels, or where there is no value.
         """
         if len(x) == 0:
             return self.tail(root, x, None), None
@@ -70,7 +71,7 @@ class FilterBlock(WritingExecutor):
         self.places = None if places is None else Places(places)
 
     def forward(self, x: Tensor, shortcut: Tensor, z: Tensor, *others: Tensor) -> Tensor:
-        """x (N, C, H, W), shortcut (N, C', H', W'), z (N, width) -> the shape of the shortcut."""
+        """`x` (N, C, H, W), `shortcut` (N, C', H', W'), `z` (N, width) -> the shortcut's shape."""
         value, open_ = self.filters(self.root, x, z)
         if value is None:
             return self.closed(shortcut)
@@ -92,7 +93,7 @@ class FilterLayer(Executor):
         self.filters = OpenFilters(tail)
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        """x (N, C, H, W), z (N, width) -> (N, width, H', W')."""
+        """`x` (N, C, H, W), `z` (N, width) -> (N, width, H', W')."""
         value, open_ = self.filters(self.root, x, z)
         if value is None:  # one filter's, to know the size
             open_ = torch.zeros(1, dtype=torch.long, device=x.device)

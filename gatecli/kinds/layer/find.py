@@ -68,8 +68,9 @@ def _reads_once(cat: fx.Node, value: fx.Node) -> bool:
 
 
 def _chain(value: fx.Node) -> tuple[fx.Node, list[fx.Node]]:
-    """The nodes, from the last to the first, that lead to `value` one by one and to nothing else,
-    and the value that the first reads.
+    """The value that a chain of nodes reads, and the chain, which leads to `value` alone.
+
+    The chain's nodes, one by one, are listed from the last to the first.
     """
     branch = [value]
     while True:
