@@ -46,6 +46,13 @@ def bottleneck() -> nn.Module:
     return ResNet(Bottleneck, [2, 1, 1, 1], num_classes=7, width_per_group=8)
 
 
+def resnext() -> nn.Module:
+    """A ResNeXt as torchvision's, small: 2 + 2 + 1 + 1 modules of four branches."""
+    from torchvision.models.resnet import Bottleneck, ResNet
+
+    return ResNet(Bottleneck, [2, 2, 1, 1], num_classes=5, groups=4, width_per_group=4)
+
+
 class Unit(nn.Module):
     """A residual block as users write it: other names, `out += x`, functional ReLU."""
 
@@ -361,6 +368,10 @@ CASES = {
     "dense": Case(dense, 5, (8, 12)),
     "plaindense": Case(plaindense, 3, (9, 6)),
 }
+
+
+# Several of the connections between modules; apart, as most tests gain nothing by it.
+RESNEXT = Case(resnext, 6, (16, 16))
 
 
 def infer(network: nn.Module, x: Tensor) -> Tensor:

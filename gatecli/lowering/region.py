@@ -43,11 +43,18 @@ class Skippable:
         return branch_of(self.region, self.entry, self.value, self.others)
 
 
-def skippable(root: nn.Module, masked: fx.Node) -> Skippable | None:
-    """What the mask decides about; None where it does not start from one value alone."""
+def skippable(root: nn.Module, masked: fx.Node, start: fx.Node | None = None) -> Skippable | None:
+    """What the mask decides about; None where it does not start from one value alone.
+
+    Args:
+        root: What the graph's modules belong to.
+        masked: The mask.
+        start: Where what is skipped starts at the earliest, as a value that several are gathered
+            in may be read by nothing else; none: wherever nothing else reads it.
+    """
     value, decision = masked.args
     assert isinstance(value, fx.Node) and isinstance(decision, fx.Node)
-    region = {node for node in _region(value, masked) if not is_decision(root, node)}
+    region = {node for node in _region(value, masked, start) if not is_decision(root, node)}
     sources = _sources(masked.graph, region)
     others = [source for source in sources if is_decision(root, source)]
     entries = [source for source in sources if source not in others]
@@ -56,12 +63,15 @@ def skippable(root: nn.Module, masked: fx.Node) -> Skippable | None:
     return Skippable(value=value, decision=decision, entry=entries[0], region=region, others=others)
 
 
-def _region(value: fx.Node, masked: fx.Node) -> set[fx.Node]:
-    """What only the masked value needs: nodes whose every reader is itself such a node."""
+def _region(value: fx.Node, masked: fx.Node, start: fx.Node | None) -> set[fx.Node]:
+    """What only the masked value needs: nodes whose every reader is itself such a node.
+
+    Nothing from `start` on backwards.
+    """
     region = {value}
     for node in reversed(list(masked.graph.nodes)):
         inside = node.users and all(user in region for user in node.users)
-        if inside and node.op not in ("placeholder", "output"):
+        if inside and node is not start and node.op not in ("placeholder", "output"):
             region.add(node)
     return region
 

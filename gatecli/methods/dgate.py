@@ -138,6 +138,7 @@ class DGates(ExitMethod):
         " networks by decision gates, 2018"
     )
     trains: ClassVar[str] = "exits"
+    samples: ClassVar[bool] = False
 
     def insert(self, network: Network, site: str, settings: Any) -> None:
         place = network.sites[site]

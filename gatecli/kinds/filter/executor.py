@@ -95,9 +95,11 @@ class FilterLayer(Executor):
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
         """`x` (N, C, H, W), `z` (N, width) -> (N, width, H', W')."""
         value, open_ = self.filters(self.root, x, z)
-        if value is None:  # one filter's, to know the size
+        if value is None and torch.is_grad_enabled():  # one filter's: zeros that x has a share in
             open_ = torch.zeros(1, dtype=torch.long, device=x.device)
             value = self.filters.tail(self.root, x, open_) * 0
+        if value is None:
+            return self._nothing(x, z)
         if open_ is None:
             return value
         whole = torch.empty(
@@ -109,3 +111,10 @@ class FilterLayer(Executor):
             memory_format=torch.channels_last if rows_last(value) else torch.contiguous_format,
         )
         return add_channels(whole.zero_(), open_, value, in_place=not torch.is_grad_enabled())
+
+    def _nothing(self, x: Tensor, z: Tensor) -> Tensor:
+        """Zeros of the size that the filters of no image at all have: nothing is multiplied."""
+        none = self.filters.tail(self.root, x[:0], None)
+        layout = torch.channels_last if rows_last(x) else torch.contiguous_format
+        size = (len(x), z.shape[1], *none.shape[2:])
+        return torch.empty(size, dtype=none.dtype, device=x.device, memory_format=layout).zero_()

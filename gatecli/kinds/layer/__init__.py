@@ -60,7 +60,9 @@ class LayerKind(MaskedKind):
         site = low.site_of(node)
         if site is None or site.kind != self.name:
             return False
-        found = skippable(low.root, node)
+        # a gate that looks elsewhere leaves the concatenation to the layer alone
+        start = next((each for each in low.graph.nodes if each.name == site.entry), None)
+        found = skippable(low.root, node, start)
         if found is not None and all(is_cat(user) for user in node.users):
             width = low.net.shape(found.value)[1]
             executor = SkipLayer(low.root, found.branch, width)
