@@ -27,6 +27,7 @@ from gatecli.architectures.build import build
 from gatecli.checkpoint import KEY, Reading, check_output, read, read_recipe
 from gatecli.checkpoint.atomic import replacing
 from gatecli.errors import ArchitectureError, CheckpointError, GatecliError, SettingError
+from gatecli.inputs import IMAGENET_MEAN
 from gatecli.network import Network
 from gatecli.traced.recipe import FORMAT, InputSpec, Recipe, Source, Step, finite
 
@@ -781,3 +782,23 @@ def test_the_public_names() -> None:
         assert getattr(gatecli, name).__module__.startswith("gatecli."), name
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = gatecli.no_such_name
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "mean", "said"),
+    [
+        ("own", {}, IMAGENET_MEAN, ["224x224", "ImageNet's"]),
+        ("own", {"input_size": (16, 16)}, IMAGENET_MEAN, ["ImageNet's"]),
+        ("own", {"mean": (0.5,) * 3, "std": (0.2,) * 3}, (0.5,) * 3, ["224x224"]),
+        ("gray", {}, None, ["224x224"]),
+        ("gray", {"input_size": (16, 16), "mean": (0.5,)}, (0.5,), []),
+    ],
+)
+def test_what_is_assumed_of_the_images_of_a_network_of_ones_own(
+    tmp_path: Path, make: str, options: dict[str, Any], mean: object, said: list[str]
+) -> None:
+    torch.save(getattr(networks, make)().state_dict(), tmp_path / "own.pt")
+    how = Reading(arch=f"networks:{make}", **options)
+    network, notes = read(tmp_path / "own.pt", how)
+    assert network.input.mean == mean and len(notes) == len(said)
+    assert all(word in note for word, note in zip(said, notes, strict=True))

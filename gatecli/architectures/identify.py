@@ -53,10 +53,6 @@ TRANSFORM = (
     "taken to read images as they are normalised (if it transforms its input, as torchvision's own"
     " pretrained one does: --arch-arg transform_input=true)"
 )
-SIZE = (
-    "images are taken to be 224x224 with ImageNet's mean and std (if not: --input-size, --mean,"
-    " --std)"
-)
 
 
 @dataclass(frozen=True)
@@ -225,7 +221,6 @@ def _notes(row: Row, args: Mapping[str, Any]) -> tuple[str, ...]:
         (PAD, padded),
         (PROJECT, "project" in untold),
         (TRANSFORM, "transform_input" in untold),
-        (SIZE, is_callable_name(row.arch)),
     )
     return tuple(note for note, applies in told if applies)
 

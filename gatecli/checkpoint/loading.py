@@ -138,7 +138,8 @@ def _read_plain(path: Path, how: Reading) -> tuple[Network, list[str]]:
         source, params=network.params, macs=network.macs_dense, num_classes=network.num_classes
     )
     network.recipe = replace(network.recipe, source=source)
-    return network, [*found.notes, *notes]
+    guesses = _guess_input(network, how) if is_callable_name(found.arch) else []
+    return network, [*found.notes, *guesses, *notes]
 
 
 def _input(found: Found, how: Reading) -> InputSpec:
@@ -151,6 +152,23 @@ def _input(found: Found, how: Reading) -> InputSpec:
         mean=how.mean or found.mean,
         std=how.std or found.std,
     )
+
+
+def _guess_input(network: Network, how: Reading) -> list[str]:
+    """Notes on what is taken for granted of the images of a user's own network.
+
+    ImageNet's normalisation is one of three channels: with others the data set's own is meant.
+    """
+    spec, notes = network.input, []
+    if how.input_size is None:
+        height, width = spec.size
+        notes.append(f"images are taken to be {height}x{width} (if not: --input-size)")
+    if how.mean is not None and how.std is not None:
+        return notes
+    if spec.channels == 3:
+        return [*notes, "their mean and std are taken to be ImageNet's (if not: --mean, --std)"]
+    network.recipe = replace(network.recipe, input=replace(spec, mean=how.mean, std=how.std))
+    return notes
 
 
 def _names_a_library(path: Path) -> bool:
