@@ -567,6 +567,18 @@ def test_files_that_are_no_npz(tmp_path: Path) -> None:
     refused(f"npz:{file}", str(file), "expected the train images to be uint8")
 
 
+@pytest.mark.parametrize("header", ["{'descr': '|u1'", "{'descr':\n 1}\n  2", "(" * 3000, "{1: 2}"])
+def test_npz_whose_headers_are_no_python(tmp_path: Path, header: str) -> None:
+    """numpy reads them with Python's own parser, which raises more than ValueError."""
+    text = header.encode().ljust(117) + b"\n"
+    array = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(200)
+    file = tmp_path / "x.npz"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("train_images.npy", array)
+        archive.writestr("train_labels.npy", array)
+    refused(f"npz:{file}", str(file), "expected an npz file of plain arrays")
+
+
 def test_npz_keys(npz: Callable[..., str]) -> None:
     images, labels = made()
     refused(
