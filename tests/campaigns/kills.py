@@ -222,6 +222,8 @@ def _not_repeated(folder: Path, scenario: Scenario) -> list[str]:
     there = any((folder / name).exists() for name in scenario.outputs)
     if there and "--force" not in line:
         line.append("--force")
+    if resumable and scenario.old:  # a state's word is not enough to replace a stranger's file
+        line += ["--out", scenario.outputs[0]]
     done = _run(folder, line, 0)
     said = " ".join(done.stderr.decode(errors="replace").split())[-200:]
     return [f"{' '.join(line[:2])} then failed: {said}"] if done.returncode else []
