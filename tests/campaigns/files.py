@@ -20,6 +20,9 @@ from campaigns.outcome import FAILED, OTHER, RIGHT, Outcome
 from campaigns.worker import Trial
 from gatecli import checkpoint
 from gatecli.errors import GatecliError
+from gatecli.exporting.facts import facts_of
+from gatecli.network import Network
+from gatecli.running import prepared
 
 CANARY = "canary"
 NUMBERS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U8": "u1"}
@@ -149,7 +152,7 @@ def judge_checkpoint(path: Path, original: Path) -> Judged:
     with torch.inference_mode():
         logits = network(shelf.images())
     if not bool(logits.isfinite().all()):
-        return _not_finite(path)
+        return _not_finite(path, network)
     chosen = COMMANDS[sum(path.read_bytes()[-64:]) % len(COMMANDS)]
     verdict, detail = command(chosen[0], path, *chosen[1:]).judge()
     if verdict == FAILED:
@@ -170,12 +173,17 @@ def _refusal(path: Path, error: GatecliError) -> Judged:
     return verdict, detail
 
 
-def _not_finite(path: Path) -> Judged:
-    """Logits that are not finite: a command has to say so."""
+def _not_finite(path: Path, network: Network) -> Judged:
+    """Logits that are not finite: a command has to say so of the image where they are not."""
     verdict, detail = command("run", path, "image.png", "--json").judge()
-    if verdict == RIGHT:
-        return FAILED, "the logits are not finite, and gatecli run does not say so"
-    return verdict, detail
+    if verdict != RIGHT:
+        return verdict, detail
+    image = prepared("image.png", facts_of(network, single=True))
+    with torch.inference_mode():
+        finite = bool(network(image).isfinite().all())
+    if finite:
+        return OTHER, "weights so large that some images overflow, and this one does not"
+    return FAILED, "the logits are not finite, and gatecli run does not say so"
 
 
 def _compared(found: Tensor, known: Tensor | None) -> Judged:
