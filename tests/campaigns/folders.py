@@ -129,8 +129,8 @@ def _names(chance: random.Random, folder: Path) -> None:
     names = [b"\xff\xfe.png", b" x.png", b"a\nb.png", b"\x1b[31m.png", b"n" * 240 + b".png"]
     os.rename(os.fsencode(path), os.fsencode(path.parent) + b"/" + chance.choice(names))
     if chance.random() < 0.5:
-        odd = os.fsdecode(os.fsencode(path.parent) + b"/" + names[0])
-        shutil.copy(_image(chance, folder), odd)
+        odd = Path(os.fsdecode(os.fsencode(path.parent) + b"/" + names[0]))
+        odd.write_bytes(_image(chance, folder).read_bytes())  # the very same file, it may be
     if chance.random() < 0.3:
         path.write_bytes(b"no image")
 
