@@ -11,19 +11,19 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from gatecli.attaching import attach
     from gatecli.calibration.exits.calibrate import calibrate_exits
     from gatecli.calibration.gates.calibrate import calibrate
     from gatecli.checkpoint import load, write
     from gatecli.data import load_data
     from gatecli.errors import GatecliError
-    from gatecli.evaluation import evaluate
     from gatecli.exporting.export import export
-    from gatecli.inputs import fit
+    from gatecli.gates.observe import force, record_gates
     from gatecli.network import Network
-    from gatecli.profiling import profile
-    from gatecli.pruning import prune
-    from gatecli.record import force, record_gates
+    from gatecli.stages.attach import attach
+    from gatecli.stages.evaluate import evaluate
+    from gatecli.stages.fit import fit
+    from gatecli.stages.profile import profile
+    from gatecli.stages.prune import prune
     from gatecli.training import TrainOptions
     from gatecli.training.finetune import finetune
 
@@ -51,19 +51,19 @@ _HOMES = {
     "GatecliError": "errors",
     "Network": "network",
     "TrainOptions": "training",
-    "attach": "attaching",
+    "attach": "stages.attach",
     "calibrate": "calibration",
     "calibrate_exits": "calibration.exits.calibrate",
-    "evaluate": "evaluation",
+    "evaluate": "stages.evaluate",
     "export": "exporting.export",
     "finetune": "training",
-    "fit": "inputs",
-    "force": "record",
+    "fit": "stages.fit",
+    "force": "gates.observe",
     "load": "checkpoint",
     "load_data": "data",
-    "profile": "profiling",
-    "prune": "pruning",
-    "record_gates": "record",
+    "profile": "stages.profile",
+    "prune": "stages.prune",
+    "record_gates": "gates.observe",
     "write": "checkpoint",
 }
 

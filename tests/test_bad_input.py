@@ -1063,8 +1063,8 @@ def test_memory_that_is_not_there(here: Path, monkeypatch: pytest.MonkeyPatch) -
     def lack(*args: Any, **kwargs: Any) -> None:
         raise torch.OutOfMemoryError("tried to allocate 9 GiB")
 
-    monkeypatch.setattr("gatecli.inference.predict", lack)
-    monkeypatch.setattr("gatecli.evaluation.predict", lack)
+    monkeypatch.setattr("gatecli.stages.predict.predict", lack)
+    monkeypatch.setattr("gatecli.stages.evaluate.predict", lack)
     refused(f"eval r20.pt --data npz:data.npz --input-size {SIDE}", "not enough memory", "9 GiB")
 
 

@@ -36,12 +36,12 @@ from gatecli.calibration.gates import uniform
 from gatecli.calibration.gates.points import Measure, choose, pareto, set_thresholds, site_values
 from gatecli.data import DataSet, batches, load_data
 from gatecli.errors import DataError, GatecliError, Interrupted, SettingError, TrainingError
-from gatecli.inference import score
+from gatecli.gates.observe import at_threshold, strategy
 from gatecli.methods.layer_gates import DataDependentGate, DataIndependentGate
 from gatecli.network import Network
 from gatecli.network.costs import expected_macs, known_rates
 from gatecli.progress import Task, silent
-from gatecli.record import at_threshold, strategy
+from gatecli.stages.predict import score
 
 KINDS = ("ind", "aig", "mixed")
 EXACT = 10_000  # passes: more than any of these networks can use

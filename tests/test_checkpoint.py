@@ -27,8 +27,8 @@ from gatecli.architectures.build import build
 from gatecli.checkpoint import KEY, Reading, check_output, read, read_recipe
 from gatecli.checkpoint.atomic import replacing
 from gatecli.errors import ArchitectureError, CheckpointError, GatecliError, SettingError
-from gatecli.inputs import IMAGENET_MEAN
 from gatecli.network import Network
+from gatecli.stages.fit import IMAGENET_MEAN
 from gatecli.traced.recipe import FORMAT, InputSpec, Recipe, Source, Step, finite
 
 ARCH = "networks:oneblock"

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gatecli import clock
+from gatecli.stages import clock
 
 
 class Device:

@@ -16,7 +16,7 @@ import gatecli
 from gatecli.network import Network
 from gatecli.network.compare import relative_change
 from gatecli.network.costs import expected_macs
-from gatecli.profiling import real_share, subject_of
+from gatecli.stages.profile import real_share, subject_of
 from gatecli.traced.recipe import InputSpec, Recipe, Source
 
 

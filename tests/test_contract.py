@@ -23,17 +23,17 @@ from torch.nn import functional as F
 
 import gatecli
 from gatecli import methods
-from gatecli.attaching import Attached
 from gatecli.checkpoint import save_tensors
 from gatecli.errors import ArchitectureError, SettingError
+from gatecli.gates.observe import RateMeter, observe, record_gates
 from gatecli.kinds import registry
 from gatecli.kinds.base import EXIT
 from gatecli.network import Network
 from gatecli.network.compare import relative_change
 from gatecli.network.costs import expected_macs
 from gatecli.network.surgery import decide as decide_for_good
-from gatecli.pruning import Pruned
-from gatecli.record import RateMeter, observe, record_gates
+from gatecli.stages.attach import Attached
+from gatecli.stages.prune import Pruned
 from gatecli.traced.recipe import Step
 from gatecli.traced.site import SiteDecision
 

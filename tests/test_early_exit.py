@@ -15,11 +15,11 @@ import gatecli
 from gatecli import methods
 from gatecli.errors import SettingError
 from gatecli.graph.trace import compile_graph
-from gatecli.inference import score_exits
-from gatecli.losses import MIRRORED, distance
 from gatecli.methods.early_exit import GumbelExit
+from gatecli.methods.losses import MIRRORED, distance
 from gatecli.network import Network
 from gatecli.network.compare import relative_change
+from gatecli.stages.predict import score_exits
 
 TUNE = ["--data", "npz:data.npz", "--batch-size", 32, "--lr", 0.02, "--bn-batches", 2]
 
@@ -106,7 +106,7 @@ def test_attach_changes_nothing_and_nobody_leaves(name: str, network: Network) -
         and taken.tolist() == [len(network.site_exits)] * 5
     )
     for strategy in ("stochastic", "always-on"):
-        with gatecli.record.strategy(network, strategy):  # type: ignore[attr-defined]
+        with gatecli.gates.observe.strategy(network, strategy):  # type: ignore[attr-defined]
             assert network(x, return_exits=True)[1].tolist() == [len(network.site_exits)] * 5
 
 

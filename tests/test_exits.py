@@ -22,14 +22,14 @@ from gatecli.architectures.build import build, build_skeleton
 from gatecli.calibration.exits.gather import gather
 from gatecli.calibration.exits.samples import Samples, measure
 from gatecli.errors import SettingError, TrainingError
-from gatecli.gates import log_odds_of_likeliest
+from gatecli.gates.estimators import log_odds_of_likeliest
 from gatecli.graph.trace import compile_graph
-from gatecli.inference import predict
 from gatecli.methods.dgate import DGate, hinge
 from gatecli.network import Network
 from gatecli.network.compare import relative_change
 from gatecli.network.costs import exits_before, expected_macs, leaving_costs, reach
 from gatecli.progress import silent
+from gatecli.stages.predict import predict
 from gatecli.training.exits import ExitLoop
 from gatecli.training.features import Seen
 

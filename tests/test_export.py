@@ -24,7 +24,7 @@ from torch import Tensor, fx, nn
 import gatecli
 from gatecli.errors import ExportError
 from gatecli.exporting.export import export
-from gatecli.gates import Exit
+from gatecli.gates.exit import Exit
 from gatecli.network import Network
 
 # Loads a file as a machine without gatecli would, and computes image by image.

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 
 import gatecli
 from gatecli import methods
-from gatecli.gates import Gate
+from gatecli.gates.gate import Gate
 from gatecli.graph import slices
 from gatecli.graph.trace import remove_dead
 from gatecli.kinds import registry

@@ -15,17 +15,19 @@ from networks import CASES, branches, oneblock, traced
 from torch import Tensor, nn
 
 import gatecli
-from gatecli import methods, targets
+from gatecli import methods
 from gatecli.errors import CheckpointError, SettingError
-from gatecli.gates import Gate, gumbel_decision
+from gatecli.gates.estimators import gumbel_decision
+from gatecli.gates.gate import Gate
+from gatecli.gates.observe import RateMeter, at_threshold, force, observe, strategy
 from gatecli.graph.ops import mask
-from gatecli.inference import topk
-from gatecli.losses import batch_rate, distance, per_batch, per_gate
+from gatecli.methods import targets
 from gatecli.methods.layer_gates import DataDependentGate, DataIndependentGate
+from gatecli.methods.losses import batch_rate, distance, per_batch, per_gate
+from gatecli.methods.schedules import annealed_target, learning_rate
 from gatecli.network.compare import relative_change
 from gatecli.network.costs import expected_macs, known_rates, mean_rate, overall_rate, site_rates
-from gatecli.record import RateMeter, at_threshold, force, observe, strategy
-from gatecli.schedules import annealed_target, learning_rate
+from gatecli.stages.predict import topk
 from gatecli.traced.recipe import Step
 
 # --- losses ---

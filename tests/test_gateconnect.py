@@ -22,6 +22,7 @@ from torchvision.models import resnet
 import gatecli
 from gatecli.architectures.build import build, build_skeleton
 from gatecli.errors import ArchitectureError, SettingError
+from gatecli.gates.observe import strategy
 from gatecli.graph.trace import compile_graph
 from gatecli.kinds.branch.modules import FanOut, SharedNorm
 from gatecli.kinds.branch.ops import connect, fold_streams, unfold_streams
@@ -29,7 +30,6 @@ from gatecli.methods import get
 from gatecli.methods.gateconnect import Connections
 from gatecli.network import Network
 from gatecli.network.compare import relative_change
-from gatecli.record import strategy
 
 LIMIT, SIZE = 1e-5, (16, 16)
 

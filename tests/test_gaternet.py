@@ -23,8 +23,9 @@ import gatecli
 from gatecli import methods
 from gatecli.architectures.build import build
 from gatecli.errors import ArchitectureError, CheckpointError, GatecliError, SettingError
-from gatecli.gater import Gater
-from gatecli.gates import Gate, semantic_hash
+from gatecli.gates.estimators import semantic_hash
+from gatecli.gates.gate import Gate
+from gatecli.methods.gaternet.gater import Gater
 from gatecli.network import Network
 from gatecli.network.compare import relative_change
 from gatecli.network.costs import expected_macs

@@ -32,7 +32,6 @@ from torch import Tensor, nn
 
 from gatecli import checkpoint, limits
 from gatecli.architectures.build import TooLarge, at_most, build_skeleton
-from gatecli.attaching import attach
 from gatecli.checkpoint import stand_ins, survey
 from gatecli.checkpoint.formats import read_tensors
 from gatecli.data import load_data
@@ -41,8 +40,9 @@ from gatecli.errors import ArchitectureError, CheckpointError, DataError, Export
 from gatecli.exporting.facts import Facts
 from gatecli.exporting.onnx.run import open_onnx
 from gatecli.exporting.weights.writer import Writer
-from gatecli.graph import rewrite
+from gatecli.graph.edit import rename
 from gatecli.graph.trace import trace
+from gatecli.stages.attach import attach
 from gatecli.traced.recipe import Recipe
 
 TENSORS = {"a": torch.arange(8.0), "b": torch.arange(8.0, 24.0)}
@@ -959,7 +959,7 @@ def test_modules_with_plain_names(name: str) -> None:
 def test_other_spellings_are_names_too(name: str) -> None:
     root = named("a")
     with pytest.raises(ArchitectureError, match="expected another name"):
-        rewrite.rename(root, trace(root), {"fc": name})
+        rename(root, trace(root), {"fc": name})
 
 
 def test_a_layer_that_prints_code_is_not_evaluated(

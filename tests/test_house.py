@@ -29,12 +29,13 @@ FLOORS = (
     ("errors", "limits"),
     ("traced",),
     ("graph",),
-    ("gates", "record"),
+    ("gates",),
     ("lowering",),
     ("kinds",),
     ("network",),
     ("methods",),
-    ("checkpoint", "training", "calibration", "pruning", "profiling", "attaching", "exporting"),
+    ("checkpoint",),
+    ("training", "calibration", "stages", "exporting"),
     ("cli",),
 )
 

@@ -16,16 +16,16 @@ from networks import CASES, branches, dense, infer, lively, traced
 from torch import Tensor, fx, nn
 
 import gatecli
-from gatecli.attaching import attach
 from gatecli.errors import SettingError
 from gatecli.graph.ops import add_at, mask, runs_of, widen
 from gatecli.graph.slices import is_channelwise, tail_of
 from gatecli.graph.trace import compile_graph
-from gatecli.inference import predict
 from gatecli.lowering.narrowed import AddAt
 from gatecli.network import Network
 from gatecli.network.compare import relative_change
 from gatecli.network.costs import expected_macs
+from gatecli.stages.attach import attach
+from gatecli.stages.predict import predict
 
 LIMIT = 1e-5
 

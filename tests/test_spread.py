@@ -12,9 +12,9 @@ from commandline import call, save_npz, save_source
 from networks import CASES, unit_macs
 
 import gatecli
-from gatecli.inference import predict
 from gatecli.network import Network
 from gatecli.network.costs import CostMeter, expected_macs, spread_of
+from gatecli.stages.predict import predict
 
 
 def perturbed(*methods: str) -> Network:

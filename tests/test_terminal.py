@@ -24,11 +24,11 @@ from commandline import SIDE, Done, call, edit, run, save_npz, save_source
 from PIL import Image
 
 import gatecli.cli
-from gatecli import evaluation
 from gatecli.cli import progress
 from gatecli.cli.app import COMMANDS, app
 from gatecli.cli.text import LONGEST, one_line, printable
 from gatecli.errors import GatecliError
+from gatecli.stages import evaluate as evaluation
 
 ROOT = Path(gatecli.cli.__file__).parent.parent.parent
 EVIL = "\x1b[2J\x1b]0;owned\x07\r\b\x9b31m\u202egnp.\u2028\x7f"

@@ -16,11 +16,11 @@ from networks import CASES, traced
 from torch import nn
 
 import gatecli
-from gatecli import pruning
 from gatecli.architectures.build import build
 from gatecli.errors import GatecliError, SettingError
-from gatecli.gates import Exit
+from gatecli.gates.exit import Exit
 from gatecli.network import Network
+from gatecli.stages import prune as pruning
 
 T = 0.7
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gatecli import methods
 from gatecli.architectures.build import build, build_skeleton
 from gatecli.errors import CheckpointError
-from gatecli.graph.rewrite import renamed
+from gatecli.graph.edit import renamed
 from gatecli.network import Network
 from gatecli.traced.recipe import Recipe, Source, Step
 

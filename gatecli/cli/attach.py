@@ -52,11 +52,12 @@ def attach(
 
     Predictions stay as they are, unless the method says otherwise.
     """
-    from gatecli import attaching, methods
+    from gatecli import methods
     from gatecli.checkpoint import check_output, write
     from gatecli.errors import SettingError
     from gatecli.kinds import registry
     from gatecli.network.costs import expected_macs, known_rates
+    from gatecli.stages import attach as attaching
 
     if not method:
         raise SettingError(f"expected --method NAME, one of {', '.join(methods.names())}")

@@ -110,7 +110,7 @@ def calibrate(
     """Choose the gates' thresholds: an asked accuracy on the val split, at the fewest MACs."""
     from gatecli import calibration
     from gatecli.checkpoint import check_output, write
-    from gatecli.inputs import open_data
+    from gatecli.stages.fit import open_data
 
     if target_acc is not None:
         calibration.check_target(target_acc)

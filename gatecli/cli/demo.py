@@ -41,7 +41,7 @@ def demo(
 
     Under three minutes on two cores.
     """
-    from gatecli.demo import SIZE, train_source
+    from gatecli.stages.demo import SIZE, train_source
 
     folder.mkdir(parents=True, exist_ok=True)
     with _inside(folder):

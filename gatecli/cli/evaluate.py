@@ -15,7 +15,7 @@ from gatecli.cli.session import Session
 from gatecli.cli.text import show
 
 if TYPE_CHECKING:
-    from gatecli.evaluation import Evaluation
+    from gatecli.stages.evaluate import Evaluation
 
 __all__ = ["evaluate"]
 
@@ -33,9 +33,9 @@ def evaluate(
     workers: Workers = 0,
 ) -> dict[str, Any]:
     """Measure accuracy, expected MACs and rates on one split."""
-    from gatecli import evaluation
-    from gatecli.inputs import open_data, split_of
     from gatecli.network.costs import site_rates
+    from gatecli.stages import evaluate as evaluation
+    from gatecli.stages.fit import open_data, split_of
 
     path = session.checkpoint(checkpoint)
     network = session.open(path)

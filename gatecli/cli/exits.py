@@ -112,7 +112,7 @@ def calibrate(
 def _measured(session: Session, network: Network, asked: Asked) -> Found:
     from gatecli.calibration.exits.calibrate import calibrate_exits
     from gatecli.calibration.exits.result import recorded
-    from gatecli.inputs import open_data
+    from gatecli.stages.fit import open_data
 
     result = calibrate_exits(
         network,

@@ -162,7 +162,7 @@ def _given(session: Session, network: Network, data: str | None, count: int) -> 
     None where there is no data set, or the one remembered is not to be had.
     """
     from gatecli.data import batches
-    from gatecli.inputs import open_data
+    from gatecli.stages.fit import open_data
 
     if data is None and not network.recipe.data:
         session.say("note: no data set is known: comparing on random images (--data names one)")

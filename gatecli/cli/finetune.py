@@ -220,7 +220,7 @@ def _data(network: Network, begun: Begun, *, trusted: bool) -> tuple[DataSet, di
         trusted: Whether the user has named the data set.
     """
     from gatecli.data.fingerprint import check_same, fingerprint
-    from gatecli.inputs import open_data
+    from gatecli.stages.fit import open_data
 
     dataset = open_data(network, begun.data, trusted=trusted)
     samples = fingerprint(dataset, pixels=not is_function(dataset.spec))

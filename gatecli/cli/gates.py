@@ -19,8 +19,8 @@ from gatecli.errors import SettingError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gatecli.analysing import Use
     from gatecli.network import Network
+    from gatecli.stages.analyse import Use
 
 __all__ = ["gates"]
 
@@ -50,8 +50,8 @@ def gates(
 
     Which units are always on, always off, or on by the image, and how alike images of a class are.
     """
-    from gatecli.analysing import analyse
-    from gatecli.drawing import check_format
+    from gatecli.stages.analyse import analyse
+    from gatecli.stages.plots import check_format
 
     check_format(picture)
     if images < 1:
@@ -95,8 +95,8 @@ def _images(
     import torch
 
     from gatecli.data import batches
-    from gatecli.inputs import open_data, split_of
     from gatecli.network.compare import random_images
+    from gatecli.stages.fit import open_data, split_of
 
     known = data is not None or network.recipe.data is not None
     if not known and not _look_at_images(network):
@@ -114,7 +114,7 @@ def _images(
 
 def _look_at_images(network: Network) -> bool:
     """Whether any gate but an exit decides by the image."""
-    from gatecli.gates import Exit
+    from gatecli.gates.exit import Exit
 
     gates = [gate for gate in network.site_gates.values() if not isinstance(gate, Exit)]
     return any(gate.data_dependent for gate in gates)
@@ -167,8 +167,8 @@ def _print_histogram(session: Session, use: Use) -> None:
 
 def _draw(session: Session, network: Network, use: Use, folder: Path, format: str) -> list[Path]:
     """Write the pictures that there is something for; returns their files."""
-    from gatecli import drawing
-    from gatecli.analysing import embedded
+    from gatecli.stages import plots as drawing
+    from gatecli.stages.analyse import embedded
 
     pictures = {"shares": drawing.shares(use), "per-image": drawing.per_image(use)}
     if sum(use.histogram):

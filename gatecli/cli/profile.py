@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from gatecli.data import Split
     from gatecli.network import Network
     from gatecli.network.costs import Rates
-    from gatecli.profiling import Subject
+    from gatecli.stages.profile import Subject
 
 __all__ = ["profile"]
 
@@ -47,8 +47,8 @@ def profile(
 
     They stand beside the source's and beside what the MACs promise.
     """
-    from gatecli import profiling
     from gatecli.network.costs import known_rates
+    from gatecli.stages import profile as profiling
 
     sizes = _sizes(batch)
     paths = [Path(name) for name in checkpoints] if checkpoints else [session.checkpoint(None)]
@@ -91,7 +91,7 @@ def profile(
 
 def _say_what_is_real(session: Session, subject: Subject, sizes: Sequence[int]) -> None:
     """Of what filters' and channels' gates promise to save, what a batch does save."""
-    from gatecli.profiling import real_share
+    from gatecli.stages.profile import real_share
 
     shares = {}
     for size in sizes:
@@ -119,7 +119,7 @@ def _source(network: Network) -> Subject:
     Its bytes and counts are those recorded.
     """
     from gatecli.checkpoint import skeleton_with_weights
-    from gatecli.profiling import Subject
+    from gatecli.stages.profile import Subject
 
     source = network.recipe.source
     return Subject(
@@ -138,8 +138,8 @@ def _measured(
 ) -> tuple[list[Rates], Tensor]:
     """Each network's rates on val, and two batches of it, (N, C, H, W), to time with."""
     from gatecli.data import batches, steps
-    from gatecli.inference import score
-    from gatecli.inputs import open_data
+    from gatecli.stages.fit import open_data
+    from gatecli.stages.predict import score
 
     rates: list[Rates] = []
     images = None

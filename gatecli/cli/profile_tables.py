@@ -9,7 +9,7 @@ from gatecli.cli.render import MACS_FOOT, gmacs, megabytes, millions, table
 from gatecli.cli.session import Session
 
 if TYPE_CHECKING:
-    from gatecli.profiling import Profile, SiteRow
+    from gatecli.stages.profile import Profile, SiteRow
 
 __all__ = ["print_profile"]
 

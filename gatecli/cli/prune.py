@@ -24,8 +24,8 @@ from gatecli.cli.session import (
 from gatecli.cli.workspace import default_out
 
 if TYPE_CHECKING:
-    from gatecli.inference import Scores
     from gatecli.network import Network
+    from gatecli.stages.predict import Scores
 
 
 @reads_checkpoints
@@ -74,9 +74,9 @@ def prune(
 
     The file, the parameters and the MACs shrink; the function stays.
     """
-    from gatecli import pruning
     from gatecli.checkpoint import check_output, write
-    from gatecli.record import at_threshold
+    from gatecli.gates.observe import at_threshold
+    from gatecli.stages import prune as pruning
 
     path = session.checkpoint(checkpoint)
     target = out or default_out(path, "pruned")
@@ -142,7 +142,7 @@ class Val:
     def __init__(
         self, session: Session, network: Network, data: str | None, batch_size: int, workers: int
     ) -> None:
-        from gatecli.inputs import open_data
+        from gatecli.stages.fit import open_data
 
         self.session, self.batch_size, self.workers = session, batch_size, workers
         self.split = open_data(network, data).splits["val"]
@@ -150,7 +150,7 @@ class Val:
     def score(self, network: Network, label: str) -> Scores:
         """What a network does on the split."""
         from gatecli.data import batches, steps
-        from gatecli.inference import score
+        from gatecli.stages.predict import score
 
         size = self.batch_size
         images = batches(self.split, input=network.input, batch_size=size, workers=self.workers)

@@ -10,7 +10,7 @@ from gatecli.cli.session import Session
 from gatecli.cli.text import printable
 
 if TYPE_CHECKING:
-    from gatecli.inference import ExitScore
+    from gatecli.stages.predict import ExitScore
 
 __all__ = ["MACS_FOOT", "exit_facts", "gmacs", "megabytes", "millions", "percent", "table"]
 

@@ -16,7 +16,7 @@ from gatecli.errors import DataError, SettingError
 
 if TYPE_CHECKING:
     from gatecli.exporting.runner import Runner
-    from gatecli.running import Prediction
+    from gatecli.stages.classify import Prediction
 
 NOT_TOLD = "not told"
 
@@ -39,7 +39,7 @@ def run(
     data: Data = None,
 ) -> dict[str, Any]:
     """Classify image files: the classes, the exit taken, the blocks skipped, and milliseconds."""
-    from gatecli.running import predict
+    from gatecli.stages.classify import predict
 
     for name, value in (("top", top), ("repeats", repeats)):
         if not 1 <= value <= 10000:
@@ -64,8 +64,8 @@ def _native(session: Session, model: str, data: str | None) -> Runner:
 
     With the classes' names and the normalisation of its data set, where that is to be had.
     """
-    from gatecli.inputs import open_data
-    from gatecli.running import native
+    from gatecli.stages.classify import native
+    from gatecli.stages.fit import open_data
 
     network = session.open(Path(model))
     classes: tuple[str, ...] = ()

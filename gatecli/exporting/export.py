@@ -16,10 +16,10 @@ from gatecli.exporting.facts import facts_of
 from gatecli.exporting.formats import DEFAULT
 from gatecli.exporting.marks import Opened, decided, opened
 from gatecli.exporting.registry import Format, Logits, Task, get, registered
-from gatecli.gates import Exit, Gate
+from gatecli.gates.exit import Exit
+from gatecli.gates.observe import record_gates
 from gatecli.network import Network
 from gatecli.network.compare import logits, random_images, relative_change
-from gatecli.record import record_gates
 
 __all__ = ["Exported", "export"]
 
@@ -192,13 +192,6 @@ def _sure(network: Network, image: Tensor) -> bool:
         logits(network, image)
     gates = network.site_gates
     for site, odds in record.odds.items():
-        if bool(((odds[-1] - _limit(gates[site])).abs() < CLOSE).any()):
+        if bool(((odds[-1] - gates[site].limit()).abs() < CLOSE).any()):
             return False
     return True
-
-
-def _limit(gate: Gate) -> Tensor:
-    """The log-odds from which on a gate decides otherwise."""
-    if isinstance(gate, Exit):
-        return gate.threshold
-    return torch.logit(gate.threshold.clamp(0, 1))

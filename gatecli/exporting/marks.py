@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from gatecli import methods
-from gatecli.gates import Exit, Gate
+from gatecli.gates.decider import Decider
+from gatecli.gates.exit import Exit
 from gatecli.graph.ops import (
     is_add,
     is_cat,
@@ -176,7 +177,7 @@ def _decisions(network: Network, graph: fx.Graph) -> dict[str, fx.Node]:
     found = {}
     for node in graph.nodes:
         gate = module_of(network, node)
-        if isinstance(gate, Gate) and not isinstance(gate, Exit):
+        if isinstance(gate, Decider) and not isinstance(gate, Exit):
             found[gate.site] = node
     return found
 

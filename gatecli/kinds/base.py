@@ -11,9 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from gatecli.gates import Gate
 from gatecli.lowering.context import Lowering
 from gatecli.traced.site import Saving, Site, SiteDecision
 from gatecli.traced.traced import Traced
@@ -188,6 +187,10 @@ class Kind(ABC):
         """What the site's decisions save, node by node."""
         return site.savings
 
+    def is_theoretical(self, net: Traced, site: str) -> bool:
+        """Whether what a gated site saves is no time, as no kernel can leave it out."""
+        return False
+
     def recount(self, net: Traced) -> None:
         """Correct `net.costs` where evaluation computes less than the graph says."""
         return None
@@ -209,5 +212,3 @@ class Keeping:
 
 
 Decisions = Mapping[str, SiteDecision]
-Gates = Mapping[str, Gate]
-Values = Mapping[str, Tensor]

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import fx, nn
 
-from gatecli.graph import rewrite, slices
+from gatecli.graph import edit, slices
 from gatecli.graph.ops import is_decision, is_mask
 from gatecli.kinds.base import Cut, Gone, Keeping, Kind
 from gatecli.kinds.units import gone_channels, narrow, widen_again
@@ -25,10 +25,10 @@ class MaskedKind(Kind):
 
     def insert(self, net: Traced, site: str, gate: nn.Module, sees: str = "") -> None:
         place = net.sites[site]
-        rewrite.insert_mask(net, place, gate, sees=sees, outside=self.masks_outside)
+        edit.insert_mask(net, place, gate, sees=sees, outside=self.masks_outside)
 
     def ungate(self, net: Traced, site: str) -> None:
-        rewrite.remove_mask(net.graph, net.sites[site].name)
+        edit.remove_mask(net.graph, net.sites[site].name)
         net.sites[site] = self.whole(net, net.sites[site])
 
     def whole(self, net: Traced, site: Site) -> Site:
@@ -44,7 +44,7 @@ class MaskedKind(Kind):
         result = narrow(net, old, decision, how.round_to)
         net.sites[site] = result.site
         if not decision.dynamic:
-            rewrite.remove_mask(net.graph, site)
+            edit.remove_mask(net.graph, site)
             net.sites[site] = self.kept(net, result.site, len(result.kept))
         if result.output.name not in net.costs:
             # it stands for the value in its full width, until all is done

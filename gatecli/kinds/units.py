@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from gatecli.graph import rewrite, slices
+from gatecli.graph import edit, slices
 from gatecli.graph.ops import decided_by, module_of, runs_of, spread, take_channels, widen
 from gatecli.graph.trace import remove_dead
 from gatecli.traced.site import Site, SiteDecision
@@ -91,7 +91,7 @@ def narrow(net: Traced, site: Site, decision: SiteDecision, round_to: int = 1) -
 
 
 def _mask(net: Traced, site: Site) -> fx.Node:
-    masked = rewrite.mask_of(net.graph, site.name)
+    masked = edit.mask_of(net.graph, site.name)
     assert masked is not None
     return masked
 
@@ -139,7 +139,7 @@ def widen_again(graph: fx.Graph, result: Narrow) -> fx.Node:
     """
     users = list(result.output.users)
     if len(users) != 1 or users[0].target is not widen:
-        return rewrite.insert_widen(graph, result.output, result.kept, result.width)
+        return edit.insert_widen(graph, result.output, result.kept, result.width)
     wide = users[0]  # it has lost some before
     args: Any = wide.args
     before: list[int] = []

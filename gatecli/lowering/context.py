@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx, nn
 
-from gatecli.gates import Gate
+from gatecli.gates.decider import Decider
 from gatecli.graph.ops import decided_by, is_mask, module_of
 from gatecli.graph.trace import remove_dead
 from gatecli.traced.site import Site
@@ -42,12 +42,12 @@ class Lowering:
         remove_dead(self.graph)
         return node
 
-    def gate_of(self, masked: fx.Node) -> Gate | None:
+    def gate_of(self, masked: fx.Node) -> Decider | None:
         """The gate that decides a mask; None where the node is no mask."""
         if not is_mask(masked):
             return None
         gate = module_of(self.root, decided_by(masked))
-        return gate if isinstance(gate, Gate) else None
+        return gate if isinstance(gate, Decider) else None
 
     def site_of(self, masked: fx.Node) -> Site | None:
         """The site whose mask a node is; None where it is none."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from gatecli.gates import Gate
+from gatecli.gates.decider import Decider
 from gatecli.graph.ops import FRESH_LAYERS, is_add, is_cat, is_mask, is_relu, module_of
 from gatecli.graph.trace import copied
 
@@ -142,7 +142,7 @@ def _shared(root: nn.Module, node: fx.Node) -> list[fx.Node]:
 
 def _makes_new(node: fx.Node, module: nn.Module | None) -> bool:
     """Whether what the node calls gives storage of its own."""
-    if isinstance(module, (*FRESH_LAYERS, Gate)) or getattr(module, "fresh", False):
+    if isinstance(module, (*FRESH_LAYERS, Decider)) or getattr(module, "fresh", False):
         return True
     return node.op == "call_function" and getattr(node.target, "fresh", False)
 

@@ -17,13 +17,14 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from gatecli.errors import SettingError
-from gatecli.gates import Gate
+from gatecli.gates.decider import Decider
+from gatecli.gates.gate import Gate
 from gatecli.kinds import registry
 from gatecli.kinds.base import EXIT, MASK
+from gatecli.methods.schedules import learning_rate
 from gatecli.methods.settings import Settings, checked, setting
 from gatecli.network import Network, surgery
 from gatecli.network.surgery import Decisions
-from gatecli.schedules import learning_rate
 from gatecli.traced.site import Site, SiteDecision
 
 
@@ -119,7 +120,7 @@ class Method:
         """
         return sites, settings
 
-    def gate(self, site: Site, settings: Any) -> Gate:
+    def gate(self, site: Site, settings: Any) -> Decider:
         """A new gate for a site, opened so that it changes no prediction."""
         raise NotImplementedError
 
@@ -190,19 +191,19 @@ class Method:
         """For each unit of a site, whether it always runs; None where that depends on the data."""
         return self.always_runs(network.site_gates[site], threshold)
 
-    def penalty(self, gates: Iterable[Gate], settings: Any) -> Tensor | float:
+    def penalty(self, gates: Iterable[Decider], settings: Any) -> Tensor | float:
         """What training adds to the loss for the gates' own parameters.
 
         Nothing, unless a method says otherwise.
         """
         return 0.0
 
-    def always_runs(self, gate: Gate, threshold: float | None) -> list[bool] | None:
+    def always_runs(self, gate: Decider, threshold: float | None) -> list[bool] | None:
         """For each unit of a data-independent gate, whether P(on) > threshold (none: its own).
 
         None where it depends on the data.
         """
-        if gate.data_dependent:
+        if gate.data_dependent or not isinstance(gate, Gate):
             return None
         limit = gate.threshold if threshold is None else torch.full_like(gate.threshold, threshold)
         with torch.no_grad():

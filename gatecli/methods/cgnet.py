@@ -48,7 +48,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gatecli.errors import SettingError
-from gatecli.gates import Gate, Remembered
+from gatecli.gates.cache import Remembered
+from gatecli.gates.decider import Decider
+from gatecli.gates.gate import Gate
 from gatecli.graph.ops import others
 from gatecli.graph.slices import cut_norm, keep_entries
 from gatecli.kinds.base import CHANNELS
@@ -153,7 +155,7 @@ class ChannelGate(Gate):
             order,
             groups,
         )
-        self.theoretical = settings.gate == "fine"
+        self.per_activation = settings.gate == "fine"
         self.reads_input, self.shared = settings.gate in ("l1", "fc"), groups == 1
         self.always = 1 - len(rest) / conv.in_channels if self.shared else 0.0
         self.norm = (nn.BatchNorm2d if settings.gate == "fine" else nn.BatchNorm1d)(
@@ -239,8 +241,8 @@ class ChannelGate(Gate):
         """(..., units) as (..., units, 1, 1) where decisions are made for each activation."""
         return each[..., None, None] if self.function == "fine" else each
 
-    def _least_odds(self) -> Tensor:
-        return self._wide(super()._least_odds())
+    def _compared(self) -> Tensor:
+        return self._wide(self.limit())
 
     def _decide(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         if not self.training or self.forced is not None:
@@ -255,8 +257,7 @@ class ChannelGate(Gate):
         Of the latter, observers are told the means over positions.
         """
         z, odds = self._decide(x)
-        if self.observer is not None:
-            self.observer(self, _per_channel(z), None if odds is None else _per_channel(odds))
+        self.report(_per_channel(z), None if odds is None else _per_channel(odds))
         return z
 
 
@@ -325,7 +326,7 @@ class ChannelGating(Method):
     ) -> Tensor:
         return next(iter(decisions.values())).new_zeros(())
 
-    def penalty(self, gates: Iterable[Gate], settings: Any) -> Tensor:
+    def penalty(self, gates: Iterable[Decider], settings: Any) -> Tensor:
         weight: float = settings.loss_weight
         return weight * torch.cat([(settings.target - gate.delta).square() for gate in gates]).sum()
 

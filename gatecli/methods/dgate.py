@@ -25,7 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gatecli.gates import LOG_ODDS, PROBABILITY, Exit, log_odds_of_likeliest
+from gatecli.gates.estimators import log_odds_of_likeliest
+from gatecli.gates.exit import LOG_ODDS, PROBABILITY, Exit
 from gatecli.graph.slices import drop_inputs
 from gatecli.methods.base import ExitMethod, ExitSettings, register
 from gatecli.methods.settings import setting

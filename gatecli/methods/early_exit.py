@@ -34,10 +34,11 @@ import torch
 from torch import Tensor, nn
 
 from gatecli.errors import SettingError
-from gatecli.gates import LOG_ODDS, PROBABILITY, Exit, gumbel_decision
+from gatecli.gates.estimators import gumbel_decision
+from gatecli.gates.exit import LOG_ODDS, PROBABILITY, Exit
 from gatecli.graph.slices import drop_inputs
-from gatecli.losses import MIRRORED, distance
 from gatecli.methods.base import ExitMethod, ExitSettings, register
+from gatecli.methods.losses import MIRRORED, distance
 from gatecli.methods.settings import setting
 from gatecli.network import Network, surgery
 

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from gatecli.errors import SettingError
-from gatecli.gates import Gate
+from gatecli.gates.decider import Decider
 from gatecli.kinds import registry
 from gatecli.kinds.base import CONNECTIONS
 from gatecli.methods.base import Method, register
@@ -86,7 +86,7 @@ class GateConnectSettings(Settings):
     )
 
 
-class Connections(Gate):
+class Connections(Decider):
     """Which branches of a module (units) are read by which of the next.
 
     Called, it returns the connections (readers, branches), 0 or 1, and how many a reader has.
@@ -161,7 +161,7 @@ class Connections(Gate):
         columns = torch.tensor(list(units), device=self.real.device)
         return Fixed(self.connections()[rows][:, columns].clone(), self.fan_in)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, int]:  # type: ignore[override]
+    def forward(self, x: Tensor) -> tuple[Tensor, int]:
         found, fan_in = (
             (self.drawn() if self.training and not bool(self.frozen) else self.connections()),
             self.fan_in,
@@ -170,14 +170,13 @@ class Connections(Gate):
             found, fan_in = torch.ones_like(found), self.units
         z = (found.detach() > 0.5).any(0).to(found.dtype).expand(x.shape[0], self.units)
         if self.forced is not None:
-            z = self._obeyed(x)
+            z = self.obeyed(x)
             found = (
                 found * z[:, None, :]
                 if self.forced.ndim == 2
                 else found * self.forced.to(found.device)
             )
-        if self.observer is not None:
-            self.observer(self, z, None)
+        self.report(z, None)
         return found, fan_in
 
 
@@ -195,12 +194,11 @@ class AllConnections(Connections):
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         z = (
-            self._obeyed(x)
+            self.obeyed(x)
             if self.forced is not None
             else self.drawn().mean(0).expand(x.shape[0], self.units)
         )
-        if self.observer is not None:
-            self.observer(self, z, None)
+        self.report(z, None)
         return z
 
     def drawn(self) -> Tensor:

@@ -28,16 +28,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gatecli.errors import SettingError
-from gatecli.gates import Gate, Remembered
+from gatecli.gates.cache import Remembered
+from gatecli.gates.gate import Gate
 from gatecli.graph.slices import drop_inputs, keep_entries
 from gatecli.kinds import registry
 from gatecli.kinds.base import MASK, VALUE
-from gatecli.losses import FORMS as LOSS_FORMS
-from gatecli.losses import per_batch, per_gate
 from gatecli.methods.base import Method, register
+from gatecli.methods.losses import FORMS as LOSS_FORMS
+from gatecli.methods.losses import per_batch, per_gate
+from gatecli.methods.schedules import annealed_target
 from gatecli.methods.settings import Settings, setting
-from gatecli.schedules import annealed_target
-from gatecli.targets import FORMS, VARIABLE, follow, read, resolve, written
+from gatecli.methods.targets import FORMS, VARIABLE, follow, read, resolve, written
 from gatecli.traced.site import Site
 
 

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from gatecli.errors import CheckpointError
-from gatecli.gates import Gate
+from gatecli.gates.decider import Decider
+from gatecli.gates.observe import RateMeter
 from gatecli.network.network import Network
-from gatecli.record import RateMeter
 from gatecli.traced.site import Saving
 from gatecli.traced.traced import Traced
 
@@ -141,7 +141,7 @@ def reach(network: Network, site: str, rates: Rates) -> float:
 class CostMeter(RateMeter):
     """Counts also what each sample costs, in the order in which samples come.
 
-    An observer for gatecli.inference.predict, which keeps `total`.
+    An observer for gatecli.stages.predict.predict, which keeps `total`.
     """
 
     def __init__(self, network: Network) -> None:
@@ -152,7 +152,7 @@ class CostMeter(RateMeter):
         # Of the latest batch: site -> which samples had not left by an exit, and their decisions.
         self._seen: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def __call__(self, gate: Gate, z: Tensor, odds: Tensor | None) -> None:
+    def __call__(self, gate: Decider, z: Tensor, odds: Tensor | None) -> None:
         super().__call__(gate, z, odds)
         z = z.detach().double()
         if self.total != self._batch:

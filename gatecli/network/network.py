@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from gatecli.errors import ArchitectureError, SettingError, first_line
-from gatecli.gates import Exit, Gate
-from gatecli.graph import rewrite
+from gatecli.gates.decider import Decider
+from gatecli.gates.exit import Exit
+from gatecli.gates.observe import gates_of
+from gatecli.graph import edit
 from gatecli.graph.macs import count_nodes
 from gatecli.graph.ops import is_pick
 from gatecli.graph.trace import compile_graph, trace
@@ -21,7 +23,6 @@ from gatecli.kinds import registry
 from gatecli.kinds.naming import with_unique_names
 from gatecli.lowering.inplace import economical
 from gatecli.network.lower import LOWERED, skipping
-from gatecli.record import gates_of
 from gatecli.traced.operating_points import choose_recorded
 from gatecli.traced.recipe import InputSpec, Recipe
 from gatecli.traced.site import Site
@@ -44,7 +45,7 @@ class Network(nn.Module):
         source: The classifier to trace; its modules are shared, not copied, and may lose their
             `inplace`.
         recipe: Where it comes from and how large its images are.
-        names: Parts of module paths to spell otherwise, see gatecli.graph.rewrite.rename.
+        names: Parts of module paths to spell otherwise, see gatecli.graph.edit.rename.
         leaves: Patterns of module paths that tracing keeps whole.
 
     Attributes:
@@ -69,8 +70,8 @@ class Network(nn.Module):
         super().__init__()
         graph = trace(source, leaves)
         _check_names(graph)
-        rewrite.adopt(root, source, graph)
-        rewrite.rename(root, graph, names or {})
+        edit.adopt(root, source, graph)
+        edit.rename(root, graph, names or {})
         self._share(root)
         if recipe.input.channels == 0:  # not known: ask the first convolution
             channels = input_channels(root, graph)
@@ -178,7 +179,7 @@ class Network(nn.Module):
         return shape[1]
 
     @property
-    def site_gates(self) -> dict[str, Gate]:
+    def site_gates(self) -> dict[str, Decider]:
         """The gates by site, in the order in which they run."""
         return gates_of(self)
 
@@ -205,7 +206,7 @@ class Network(nn.Module):
 
     def recompile(self) -> None:
         """Let go of what nothing calls any more, and of the graph's executable forms."""
-        rewrite.drop_unused(self.root, self.graph)
+        edit.drop_unused(self.root, self.graph)
         self._modules.pop(LOWERED, None)
         self._forms.clear()
         self.train(self.training)  # new modules follow the network's mode

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from gatecli.data import DataSet
 from gatecli.errors import CheckpointError, Interrupted, TrainingError
-from gatecli.inference import ExitScore, Scores, score, score_exits
+from gatecli.gates.observe import strategy
 from gatecli.network import Network
 from gatecli.progress import Progress
-from gatecli.record import strategy
+from gatecli.stages.predict import ExitScore, Scores, score, score_exits
 from gatecli.training.distill import Teacher, check_teacher
 from gatecli.training.examples import Examples
 from gatecli.training.goals import Row, TargetRate

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from gatecli.data.augment import ORDER, generator
 from gatecli.errors import SettingError
-from gatecli.inference import Scores
 from gatecli.network import Network
+from gatecli.stages.predict import Scores
 from gatecli.training.course import Course
 from gatecli.training.distill import Teacher, distillation
 from gatecli.training.features import Seen, joined

@@ -8,10 +8,10 @@ from typing import Any
 
 from gatecli.data import DataSet
 from gatecli.errors import Interrupted
-from gatecli.inference import ExitScore
 from gatecli.network import Network
 from gatecli.network.costs import expected_macs, overall_rate, site_rates
 from gatecli.progress import Progress, silent
+from gatecli.stages.predict import ExitScore
 from gatecli.traced.recipe import Step
 from gatecli.training.course import Course
 from gatecli.training.exits import ExitLoop
@@ -69,7 +69,7 @@ def finetune(
     For layer gates that is the network with them, for d-gates the exits alone.
 
     Args:
-        network: A gated network whose input normalisation is known (see gatecli.inputs).
+        network: A gated network whose input normalisation is known (see gatecli.stages.fit).
         data: Fit on its train split, chosen on its val split.
         options: How to train.
         changes: Settings of the method to change for this training, such as target_rate.

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gatecli.errors import SettingError
-from gatecli.losses import mean_target
+from gatecli.methods.losses import mean_target
 from gatecli.network import Network
 from gatecli.training.options import TrainOptions
 from gatecli.training.trained import Trained

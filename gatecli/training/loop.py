@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gatecli.errors import SettingError
-from gatecli.gates import Gate
-from gatecli.inference import Scores
-from gatecli.losses import batch_rate
+from gatecli.gates.decider import Decider
+from gatecli.gates.observe import Record, observe
+from gatecli.methods.losses import batch_rate
 from gatecli.network import Network
 from gatecli.network.costs import expected_macs, overall_rate, site_rates
-from gatecli.record import Record, observe
+from gatecli.stages.predict import Scores
 from gatecli.training.course import Course
 from gatecli.training.distill import Teacher, distillation
 from gatecli.training.goals import Row, TargetRate, goal_of
@@ -54,7 +54,7 @@ class Loop(Course):
         return optimizer_groups(self.network, self.trained, self.options)
 
     @cached_property
-    def gates(self) -> dict[str, list[Gate]]:
+    def gates(self) -> dict[str, list[Decider]]:
         """Each trained method's gates, by the method's name."""
         found = {}
         for each in self.trained:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from gatecli.data import AUGMENTS
 from gatecli.errors import SettingError
-from gatecli.schedules import LEARNING_RATES
+from gatecli.methods.schedules import LEARNING_RATES
 
 PRECISIONS = ("fp32", "bf16")
 RANGES = {

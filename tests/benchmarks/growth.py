@@ -71,7 +71,7 @@ def profile(name: str, folder: Path) -> Prepared:
     import torch
 
     import gatecli
-    from gatecli.profiling import Subject, subject_of
+    from gatecli.stages.profile import Subject, subject_of
 
     plain, gated = gatecli.load(folder / "plain.pt"), gatecli.load(folder / "gated.safetensors")
     source = Subject("plain", plain, 0, plain.params, plain.macs_dense, plain.macs_dense, {})

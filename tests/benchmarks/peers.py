@@ -40,10 +40,10 @@ from gatecli.calibration.exits.gather import gather
 from gatecli.calibration.exits.samples import Samples, measure
 from gatecli.calibration.exits.search import search
 from gatecli.data import DataSet, batches
-from gatecli.demo import SIZE, train_source
 from gatecli.graph.macs import count_nodes
 from gatecli.network import Network
 from gatecli.progress import silent
+from gatecli.stages.demo import SIZE, train_source
 
 PIXELS = (3, 224, 224)
 DROPS = (0.0, 0.005, 0.01, 0.02)  # shares of val, as earlyon takes them

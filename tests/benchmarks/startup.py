@@ -48,7 +48,8 @@ mark("")
 import torch, torchvision; mark("import torch, torchvision")
 import gatecli.cli.app; mark("import the command line")
 from pathlib import Path
-from gatecli import attaching, checkpoint, methods
+from gatecli.stages import attach as attaching
+from gatecli import checkpoint, methods
 from gatecli.checkpoint import formats
 from gatecli.graph import macs
 mark("import the rest of gatecli")

@@ -22,8 +22,8 @@ from torch.nn import functional as F
 import gatecli
 from gatecli import methods
 from gatecli.architectures.cifar import CifarResNet
+from gatecli.gates.observe import RateMeter, Record, observe
 from gatecli.network import Network
-from gatecli.record import RateMeter, Record, observe
 
 METHODS = ("ind-perbatch", "aig-perbatch")
 CASES: dict[str, tuple[Callable[[], nn.Module], int, int]] = {  # network, pixels, batch

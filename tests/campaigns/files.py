@@ -22,7 +22,7 @@ from gatecli import checkpoint
 from gatecli.errors import GatecliError
 from gatecli.exporting.facts import facts_of
 from gatecli.network import Network
-from gatecli.running import prepared
+from gatecli.stages.classify import prepared
 
 CANARY = "canary"
 NUMBERS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U8": "u1"}

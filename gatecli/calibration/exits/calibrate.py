@@ -60,7 +60,7 @@ def calibrate_exits(
     Exactly one of the first four is given.
 
     Args:
-        network: With trained exits, its input normalisation known (see gatecli.inputs).
+        network: With trained exits, its input normalisation known (see gatecli.stages.fit).
         data: Chosen on its val split.
         target_acc: Val top-1 to reach, in percent, at the least cost.
         max_drop: The same, in points below the network with nobody leaving early.

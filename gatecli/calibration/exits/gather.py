@@ -9,12 +9,12 @@ from torch import Tensor
 
 from gatecli.calibration.exits.samples import OperatingPoint, Samples, leaves
 from gatecli.data import DataSet, batches, steps
-from gatecli.inference import ask_exits
+from gatecli.gates.observe import record_gates
 from gatecli.network import Network
 from gatecli.network.compare import require_finite
 from gatecli.network.costs import exits_before, leaving_costs
 from gatecli.progress import Progress
-from gatecli.record import record_gates
+from gatecli.stages.predict import ask_exits
 
 
 def gather(

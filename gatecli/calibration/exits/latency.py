@@ -7,9 +7,9 @@ import statistics
 import torch
 from torch import Tensor
 
-from gatecli.clock import milliseconds
+from gatecli.gates.observe import force
 from gatecli.network import Network
-from gatecli.record import force
+from gatecli.stages.clock import milliseconds
 
 ROUNDS = 15
 WARMUP = 3  # rounds before these

@@ -18,10 +18,10 @@ from gatecli.calibration.gates.points import (
 from gatecli.calibration.gates.uniform import UniformSearch
 from gatecli.data import DataSet
 from gatecli.errors import SettingError, TrainingError
+from gatecli.gates.observe import strategy
 from gatecli.network import Network
 from gatecli.network.costs import site_rates
 from gatecli.progress import Progress, silent
-from gatecli.record import strategy
 from gatecli.traced.recipe import Step
 
 CANDIDATES = 17  # passes over val
@@ -73,7 +73,7 @@ def calibrate(
 ) -> Calibrated:
     """Choose the gates' thresholds on `data`'s val split.
 
-    `network` itself, whose normalisation must be known (gatecli.inputs), stays as it is.
+    `network` itself, whose normalisation must be known (gatecli.stages.fit), stays as it is.
 
     Args:
         network: A gated network without exits.

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from gatecli import methods
 from gatecli.data import Split, batches, steps
-from gatecli.gates import Gate
-from gatecli.inference import predict
+from gatecli.gates.decider import Decider
+from gatecli.gates.observe import RateMeter
 from gatecli.network import Network
 from gatecli.network.costs import expected_macs
 from gatecli.progress import Progress, Task
-from gatecli.record import RateMeter
+from gatecli.stages.predict import predict
 from gatecli.traced.recipe import finite
 
 Thresholds = dict[str, list[float]]  # site -> the threshold of each of its units
@@ -107,7 +107,7 @@ class OddsMeter(RateMeter):
         super().__init__()
         self.odds: dict[str, list[Tensor]] = {}
 
-    def __call__(self, gate: Gate, z: Tensor, odds: Tensor | None) -> None:
+    def __call__(self, gate: Decider, z: Tensor, odds: Tensor | None) -> None:
         super().__call__(gate, z, odds)
         if odds is not None:
             self.odds.setdefault(gate.site, []).append(odds.detach().float().cpu())

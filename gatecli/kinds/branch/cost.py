@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from gatecli.gates import Gate
+from gatecli.gates.decider import Decider
 from gatecli.graph.ops import is_relu, module_of
 from gatecli.graph.slices import is_plain
 from gatecli.kinds.branch.modules import FanOut, SharedNorm, distinct
@@ -84,7 +84,7 @@ def _lean_macs(root: nn.Module, costs: Mapping[str, NodeCost], node: fx.Node) ->
     norm, _, read = node.all_input_nodes
     (relu,), (conv,) = node.users, norm.all_input_nodes
     gate: Any = module_of(root, read)
-    is_gate = isinstance(gate, Gate)
+    is_gate = isinstance(gate, Decider)
     connections: Tensor = gate.real if is_gate else gate.connections
     readers, branches = connections.shape
     known = not is_gate and not connections.is_meta

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gatecli.gates import Forgetful, Remembered
+from gatecli.gates.cache import Forgetful, Remembered
 from gatecli.kinds.branch import stream_sums
 from gatecli.kinds.branch.cost import is_direct, is_pointwise
 from gatecli.kinds.branch.modules import distinct

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import fx, nn
 
-from gatecli.gates import Gate
+from gatecli.gates.decider import Decider
 from gatecli.graph.ops import module_of
 from gatecli.kinds.branch.cost import is_lean, way_of
 from gatecli.kinds.branch.executor import Fold, StreamConv, StreamMean, Streams
@@ -28,7 +28,7 @@ def lower_branches(root: nn.Module, graph: fx.Graph, replace: Replace) -> None:
         if node.target is not connect or not is_lean(root, node):
             continue
         read = node.all_input_nodes[2]
-        fixed = not isinstance(module_of(root, read), Gate)
+        fixed = not isinstance(module_of(root, read), Decider)
         streams = _lower_connect(root, node, replace, shared, fixed=fixed)
         if fixed:
             shared[streams] = read

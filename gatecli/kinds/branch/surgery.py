@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from gatecli.graph.edit import place
 from gatecli.graph.ops import mask, module_of, sum_branches
-from gatecli.graph.rewrite import place
 from gatecli.graph.slices import keep_entries
 from gatecli.graph.trace import remove_dead
 from gatecli.kinds.branch.find import Boundary, BranchModule

@@ -93,6 +93,11 @@ class ConvKind(Kind):
             if starts_here and other.tail[-1] != other.value:
                 del net.sites[name]
 
+    def is_theoretical(self, net: Traced, site: str) -> bool:
+        """Where decisions are for single activations, which no dense kernel can leave out."""
+        gate: Any = net.root.get_submodule(f"gates.{site}")
+        return bool(gate.per_activation)
+
     def lower(self, low: Lowering, node: fx.Node) -> bool:
         if node.target is choose:
             _lower_outputs(low, node)
@@ -111,7 +116,7 @@ def _lower_outputs(low: Lowering, chosen: fx.Node) -> None:
     norm, _, decision = chosen.all_input_nodes
     (conv,) = norm.all_input_nodes
     gate: Any = module_of(low.root, decision)
-    if gate.theoretical:
+    if gate.per_activation:
         return
     base = base_of(conv)
     rows: Any = chosen.args[3]

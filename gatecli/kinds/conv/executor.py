@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gatecli.gates import Forgetful, Remembered
+from gatecli.gates.cache import Forgetful, Remembered
 from gatecli.graph.ops import others, take_channels
 from gatecli.kinds.conv.ops import (
     Channels,

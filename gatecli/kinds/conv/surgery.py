@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from gatecli.graph.edit import place
 from gatecli.graph.ops import module_of, others, take_channels
-from gatecli.graph.rewrite import place
 from gatecli.graph.slices import cut_norm, keep_entries, keep_outputs
 from gatecli.graph.trace import remove_dead
 from gatecli.kinds.conv.find import SUFFIX

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, fx, nn
 
-from gatecli.gates import Gate
+from gatecli.gates.decider import Decider
 from gatecli.graph.ops import is_pick
 from gatecli.lowering.gather import take
 from gatecli.lowering.region import needed, piece
@@ -35,7 +35,7 @@ class Staged:
         self.stages = stages
         self.exits = exits
         self.last = last
-        self.gates: list[Gate] | None = None
+        self.gates: list[Decider] | None = None
 
     def __call__(self, root: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the logits of images, and where they left.
@@ -60,10 +60,10 @@ class Staged:
                 return logits, torch.tensor([number], device=x.device)
         return self.last(root, *live)[0], torch.tensor([len(self.exits)], device=x.device)
 
-    def _forced(self, root: nn.Module) -> list[Gate]:
+    def _forced(self, root: nn.Module) -> list[Decider]:
         """The gates whose decisions are given, sample by sample."""
         if self.gates is None:  # walking through all modules takes as long as some layers
-            self.gates = [part for part in root.modules() if isinstance(part, Gate)]
+            self.gates = [part for part in root.modules() if isinstance(part, Decider)]
         return [gate for gate in self.gates if gate.forced is not None]
 
     def _several(self, root: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,7 +76,7 @@ class Staged:
                 gate.rows = None
 
     def _shrinking(
-        self, root: nn.Module, x: Tensor, forced: Sequence[Gate]
+        self, root: nn.Module, x: Tensor, forced: Sequence[Decider]
     ) -> tuple[Tensor, Tensor]:
         taken = torch.full((x.shape[0],), len(self.exits), device=x.device)
         rows = torch.arange(x.shape[0], device=x.device)  # of the batch, that are still here

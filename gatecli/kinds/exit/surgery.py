@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import fx, nn
 
+from gatecli.graph.edit import place
 from gatecli.graph.ops import is_pick, pick
-from gatecli.graph.rewrite import place
 from gatecli.graph.trace import remove_dead
 from gatecli.traced.site import Site
 from gatecli.traced.traced import Traced

@@ -19,10 +19,10 @@ from gatecli.data.prepare import mode_for, prepare
 from gatecli.errors import CheckpointError, DataError
 from gatecli.exporting.facts import Facts, facts_of
 from gatecli.exporting.runner import Answer, Runner
-from gatecli.inputs import IMAGENET_MEAN, IMAGENET_STD
+from gatecli.gates.observe import record_gates
 from gatecli.network import Network
 from gatecli.network.compare import require_finite
-from gatecli.record import record_gates
+from gatecli.stages.fit import IMAGENET_MEAN, IMAGENET_STD
 from gatecli.traced.recipe import InputSpec
 
 __all__ = ["Prediction", "native", "predict", "prepared"]

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from gatecli.architectures.build import build, build_skeleton
 from gatecli.errors import ArchitectureError
-from gatecli.gates import semantic_hash
-from gatecli.graph import rewrite
+from gatecli.gates.estimators import semantic_hash
+from gatecli.graph import edit
 from gatecli.graph.slices import is_plain
 from gatecli.graph.trace import compile_graph, remove_dead, trace
 
@@ -53,8 +53,8 @@ class Features(nn.Module):
         output = next(node for node in graph.nodes if node.op == "output")
         output.args = (head.args[0],)
         remove_dead(graph)
-        rewrite.adopt(self, source, graph)
-        rewrite.rename(self, graph, names)
+        edit.adopt(self, source, graph)
+        edit.rename(self, graph, names)
         # takes its root as an argument, so that a copy runs its own modules
         self.__dict__["run"] = compile_graph(graph)
 

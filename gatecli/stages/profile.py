@@ -18,14 +18,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gatecli.clock import milliseconds
 from gatecli.errors import SettingError
+from gatecli.gates.observe import force
 from gatecli.kinds import registry
 from gatecli.network import Network
 from gatecli.network.compare import logits, random_images
 from gatecli.network.costs import Rates, expected_macs, mean_rate, reach
 from gatecli.progress import Progress, silent
-from gatecli.record import force
+from gatecli.stages.clock import milliseconds
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,6 @@ def site_rows(subject: Subject) -> list[SiteRow]:
     network = subject.network
     if network is None:
         return []
-    theoretical = {name for name, gate in network.site_gates.items() if gate.theoretical}
     rows = []
     for name, site in network.sites.items():
         kind = registry.of(site)
@@ -178,10 +177,16 @@ def site_rows(subject: Subject) -> list[SiteRow]:
                     method=network.gated_by.get(name),
                     rate=mean_rate(subject.rates.get(name, usual)),
                     gate_macs=network.gate_macs(name),
-                    theoretical=name in theoretical,
+                    theoretical=is_theoretical(network, name),
                 )
             )
     return rows
+
+
+def is_theoretical(network: Network, site: str) -> bool:
+    """Whether what a site saves is no time."""
+    kind = registry.of(network.sites[site])
+    return site in network.gated_by and kind.is_theoretical(network.traced, site)
 
 
 def subject_of(name: str, network: Network, file_bytes: int, rates: Rates) -> Subject:
@@ -210,8 +215,9 @@ def real_share(subject: Subject, size: int) -> float | None:
     if network is None:
         return None
     alone = {}
-    for site, gate in network.site_gates.items():
-        shares = registry.of(network.sites[site]).shares_batch and not gate.theoretical
+    for site in network.gated_by:
+        shares = registry.of(network.sites[site]).shares_batch
+        shares = shares and not is_theoretical(network, site)
         if site in subject.rates and shares:
             alone[site] = subject.rates[site]
     together = {site: [1 - (1 - rate) ** size for rate in units] for site, units in alone.items()}

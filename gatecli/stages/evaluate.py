@@ -18,12 +18,12 @@ from torch import Tensor
 
 from gatecli.data import DataSet, Split, batches, steps
 from gatecli.errors import SettingError
-from gatecli.gates import STRATEGIES
-from gatecli.inference import ExitScore, Pass, predict, score_exits, topk
+from gatecli.gates.decider import STRATEGIES
+from gatecli.gates.observe import strategy as deciding
 from gatecli.network import Network
 from gatecli.network.costs import CostMeter, expected_macs, spread_of
 from gatecli.progress import Progress, silent
-from gatecli.record import strategy as deciding
+from gatecli.stages.predict import ExitScore, Pass, predict, score_exits, topk
 
 ALL_STRATEGIES = (*STRATEGIES, "ensemble")
 RUNS = 5
@@ -73,7 +73,7 @@ def evaluate(
     """Evaluate `network` on a split.
 
     Args:
-        network: With its input normalisation known (see gatecli.inputs).
+        network: With its input normalisation known (see gatecli.stages.fit).
         data: Has the split.
         split: Its name.
         strategy: How the gates decide, one of ALL_STRATEGIES.

@@ -27,11 +27,11 @@ from torch.nn import Parameter
 from gatecli.architectures.arguments import is_callable_name, split_arch
 from gatecli.architectures.table import CHANNEL_ARGS
 from gatecli.errors import SettingError
-from gatecli.gater import Gater, make_gater
-from gatecli.gates import Gate
-from gatecli.graph import rewrite
+from gatecli.gates.gate import Gate
+from gatecli.graph import edit
 from gatecli.kinds import registry
 from gatecli.methods.base import Method, register
+from gatecli.methods.gaternet.gater import Gater, make_gater
 from gatecli.methods.settings import Settings, setting
 from gatecli.network import Network, surgery
 from gatecli.traced.site import Site
@@ -214,7 +214,7 @@ class GaterNet(Method):
             sum(network.sites[site].units for site in sites),
             seed=0,
         )
-        said = rewrite.insert_reader(network.root, network.graph, "gater", gater)
+        said = edit.insert_reader(network.root, network.graph, "gater", gater)
         first = 0
         for site in sites:
             units = network.sites[site].units

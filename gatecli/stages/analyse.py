@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from gatecli.errors import SettingError
-from gatecli.gates import Exit
+from gatecli.gates.exit import Exit
+from gatecli.gates.observe import record_gates
 from gatecli.network import Network
 from gatecli.network.compare import require_finite
 from gatecli.progress import Progress, silent
-from gatecli.record import record_gates
 
 BINS = 10  # of the histogram
 COMPONENTS = 400  # that PCA leaves for t-SNE

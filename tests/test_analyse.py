@@ -11,8 +11,8 @@ from networks import CASES
 from torch import Tensor
 
 import gatecli
-from gatecli.analysing import analyse, embedded
 from gatecli.errors import SettingError
+from gatecli.stages.analyse import analyse, embedded
 
 
 def images(count: int) -> list[tuple[Tensor, Tensor]]:

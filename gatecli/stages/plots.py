@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from gatecli.analysing import Use
 from gatecli.checkpoint.atomic import replacing
 from gatecli.errors import SettingError
+from gatecli.stages.analyse import Use
 
 FORMATS = ("png", "svg")
 Picture = Callable[[Any], None]  # draws on matplotlib's axes

@@ -9,11 +9,9 @@ import torch
 from torch import Tensor
 
 from gatecli.errors import GatecliError
-from gatecli.gates import Exit, Gate
-from gatecli.network import Network
-from gatecli.network.compare import logits, random_images, relative_change
-from gatecli.network.surgery import Decisions
-from gatecli.record import (
+from gatecli.gates.decider import Decider
+from gatecli.gates.exit import Exit
+from gatecli.gates.observe import (
     Record,
     at_threshold,
     force,
@@ -21,12 +19,15 @@ from gatecli.record import (
     record_gates,
     with_thresholds,
 )
+from gatecli.network import Network
+from gatecli.network.compare import logits, random_images, relative_change
+from gatecli.network.surgery import Decisions
 from gatecli.traced.site import SiteDecision
 
 __all__ = ["verify_decisions", "verify_logits"]
 
 TOLERANCE = 1e-4  # of the largest logit: above this, prune has broken something and writes nothing
-Forced = dict[str, "list[int] | Tensor"]  # see gatecli.record.force
+Forced = dict[str, "list[int] | Tensor"]  # see gatecli.gates.observe.force
 ROUNDING = 1e-3  # of a score: so near to its threshold a gate may decide either way
 
 
@@ -130,10 +131,9 @@ def _limits(network: Network, site: str, decision: SiteDecision, threshold: floa
     return limits
 
 
-def _accept_rounding(gate: Gate, odds: Tensor, site: str) -> None:
+def _accept_rounding(gate: Decider, odds: Tensor, site: str) -> None:
     """Raises GatecliError unless these scores lie at the gate's threshold."""
-    limit = gate.threshold if isinstance(gate, Exit) else torch.logit(gate.threshold.clamp(0, 1))
-    away = (odds[:, None] - limit).abs().amin(1)
+    away = (odds[:, None] - gate.limit()).abs().amin(1)
     if bool((away > ROUNDING * odds.abs().clamp(min=1)).any()):
         raise GatecliError(
             f"the gate at `{site}` decides otherwise in the pruned network: this is a bug in"

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from gatecli.errors import DataError
+from gatecli.gates.observe import RateMeter, gates_of, observe
 from gatecli.network import Network
 from gatecli.network.compare import require_finite
 from gatecli.progress import Progress, silent
-from gatecli.record import RateMeter, gates_of, observe
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 

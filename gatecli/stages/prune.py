@@ -13,13 +13,13 @@ import torch
 
 from gatecli import methods
 from gatecli.errors import SettingError
-from gatecli.gates import Exit
-from gatecli.inference import Scores
+from gatecli.gates.exit import Exit
 from gatecli.kinds import registry
 from gatecli.network import Network, surgery
 from gatecli.network.costs import Rates, exits_before, expected_macs, known_rates, reach
 from gatecli.network.surgery import Decisions
-from gatecli.proof import verify_decisions, verify_logits
+from gatecli.stages.predict import Scores
+from gatecli.stages.proof import verify_decisions, verify_logits
 from gatecli.traced.recipe import Step
 from gatecli.traced.site import SiteDecision
 

@@ -13,10 +13,10 @@ from torch import nn
 from gatecli import methods
 from gatecli.architectures.identify import found_for
 from gatecli.errors import ArchitectureError, SettingError
+from gatecli.gates.observe import in_evaluation
 from gatecli.methods import Method
 from gatecli.network import Network
 from gatecli.network.compare import logits, random_images, relative_change
-from gatecli.record import in_evaluation
 from gatecli.traced.recipe import InputSpec, Recipe, Source, Step
 from gatecli.traced.site import Site
 

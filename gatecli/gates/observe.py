@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from gatecli.errors import SettingError
-from gatecli.gates import STRATEGIES, Exit, Gate
+from gatecli.gates.decider import STRATEGIES, Decider
+from gatecli.gates.exit import Exit
 
 
-def gates_of(network: nn.Module) -> dict[str, Gate]:
+def gates_of(network: nn.Module) -> dict[str, Decider]:
     """The network's gates by site."""
-    return {part.site: part for part in network.modules() if isinstance(part, Gate)}
+    return {part.site: part for part in network.modules() if isinstance(part, Decider)}
 
 
 @dataclass
@@ -31,7 +32,7 @@ class Record:
     decisions: dict[str, list[Tensor]] = field(default_factory=dict)
     odds: dict[str, list[Tensor]] = field(default_factory=dict)
 
-    def __call__(self, gate: Gate, z: Tensor, odds: Tensor | None) -> None:
+    def __call__(self, gate: Decider, z: Tensor, odds: Tensor | None) -> None:
         self.decisions.setdefault(gate.site, []).append(z)
         if odds is not None:
             self.odds.setdefault(gate.site, []).append(odds)
@@ -57,7 +58,7 @@ class RateMeter:
         self.any: dict[str, Tensor] = {}
         self.total = 0  # samples, those that left by an exit included
 
-    def __call__(self, gate: Gate, z: Tensor, odds: Tensor | None) -> None:
+    def __call__(self, gate: Decider, z: Tensor, odds: Tensor | None) -> None:
         z = z.detach()
         self._add(self.sums, gate.site, z.sum(0))
         if gate.units > 1:
@@ -115,7 +116,7 @@ def force(network: nn.Module, decisions: Mapping[str, Sequence[int] | Tensor]) -
             gate.forced = before[site]
 
 
-def _checked(gates: Mapping[str, Gate], site: str, units: Sequence[int] | Tensor) -> Tensor:
+def _checked(gates: Mapping[str, Decider], site: str, units: Sequence[int] | Tensor) -> Tensor:
     if site not in gates:
         raise SettingError(
             f"expected a gated site but got `{site}`; gated are: {', '.join(gates) or 'none'}"

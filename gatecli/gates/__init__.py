@@ -1,0 +1,1 @@
+"""What decides at run time: gates and exits, how they are trained, observed and forced."""

@@ -1,0 +1,83 @@
+"""What decides about a site: it can be observed, forced, and told how to decide.
+
+Two things decide: a `Gate` (gatecli.gates.gate), which runs units by P(on), and an `Exit`
+(gatecli.gates.exit), which lets samples leave by a score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from gatecli.gates.cache import Forgetful
+
+__all__ = ["STRATEGIES", "Decider", "Observer"]
+
+STRATEGIES = ("threshold", "stochastic", "always-on")
+Observer = Callable[["Decider", Tensor, "Tensor | None"], None]
+
+
+class Decider(Forgetful):
+    """Base of all that decides about a site's units.
+
+    Attributes:
+        site: The name of the site.
+        units: How many units it decides.
+        threshold: Buffer (units,), calibrated or not; `limit` says what it means.
+        strategy: How evaluation decides, one of STRATEGIES.
+        observer: Called with (decider, decisions, scores) at every forward, see
+            gatecli.gates.observe.
+        forced: Decisions (units,) or (N, units) in place of its own, see
+            gatecli.gates.observe.force.
+        rows: Which samples of the batch are here, where others have left by an exit; None: all.
+        data_dependent: Whether decisions depend on the input.
+        fresh_rate: The rate as attached.
+        undecayed: Names of its parameters that weight decay leaves alone.
+    """
+
+    threshold: Tensor
+    data_dependent = True
+    fresh_rate = 1.0
+    undecayed: tuple[str, ...] = ()
+
+    def __init__(self, site: str, units: int, threshold: float = 0.5) -> None:
+        super().__init__()
+        self.site, self.units = site, units
+        self.register_buffer("threshold", torch.full((units,), threshold))
+        self.strategy = "threshold"
+        self.observer: Observer | None = None
+        self.forced: Tensor | None = None
+        self.rows: Tensor | None = None
+
+    def limit(self) -> Tensor:
+        """The scores, as observers are told them, from which on units are on: (units,)."""
+        raise NotImplementedError
+
+    def keep(self, units: Sequence[int]) -> None:
+        """Decide for these units alone."""
+        self.units = len(units)
+        rows = torch.tensor(units, device=self.threshold.device)
+        self.threshold = self.threshold.index_select(0, rows)
+
+    def drop_inputs(self, kept: Tensor, gone: Tensor, constants: Tensor) -> None:
+        """Read the channels `kept` of the input alone.
+
+        Those `gone` have always had the values `constants`.
+        """
+
+    def report(self, z: Tensor, scores: Tensor | None) -> None:
+        """Tell the observer, if there is one, of decisions and scores, both (N, units)."""
+        if self.observer is not None:
+            self.observer(self, z, scores)
+
+    def obeyed(self, x: Tensor) -> Tensor:
+        """The forced decisions for the samples of x: (N, units)."""
+        if self.forced is None:
+            raise RuntimeError(f"no decisions are forced on `{self.site}`")
+        forced = self.forced
+        is_for_each = forced.ndim == 2 and len(forced) > 1
+        if self.rows is not None and is_for_each:
+            forced = forced[self.rows.to(forced.device)]
+        return forced.to(x.device, torch.float32).expand(x.shape[0], self.units)

@@ -1,0 +1,1 @@
+"""The commands as functions, one file each, and what several of them share."""
