@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 import gatecli
 from gatecli import methods
 from gatecli.gates.gate import Gate
-from gatecli.graph import slices
+from gatecli.graph import prune_channels
 from gatecli.graph.trace import remove_dead
 from gatecli.kinds import registry
 from gatecli.kinds.base import MASK, Gone
@@ -78,7 +78,7 @@ class FeatureKind(MaskedKind):
     def why_not_removable(
         self, net: Traced, site: Site, replaced: dict[fx.Node, fx.Node]
     ) -> str | None:
-        return slices.foldable(net.root, net.graph, net.costs, nothing_of(net, site))
+        return prune_channels.foldable(net.root, net.graph, net.costs, nothing_of(net, site))
 
     def remove(self, net: Traced, site: Site) -> dict[str, str]:
         remove_dead(net.graph)

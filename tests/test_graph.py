@@ -30,7 +30,7 @@ from gatecli.architectures.build import build, build_skeleton
 from gatecli.errors import ArchitectureError
 from gatecli.graph.dominators import immediate_dominators
 from gatecli.graph.macs import count_nodes
-from gatecli.graph.settle import dropout_follows_mode, without_writes
+from gatecli.graph.normalize import dropout_follows_mode, without_writes
 from gatecli.graph.trace import trace
 from gatecli.network import Network
 from gatecli.traced.recipe import InputSpec, Recipe, Source

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 import gatecli
 from gatecli.errors import SettingError
 from gatecli.graph.ops import add_at, mask, runs_of, widen
-from gatecli.graph.slices import is_channelwise, tail_of
+from gatecli.graph.patterns import is_channelwise, tail_of
 from gatecli.graph.trace import compile_graph
 from gatecli.lowering.narrowed import AddAt
 from gatecli.network import Network

@@ -13,6 +13,7 @@ from torch import fx, nn
 
 from gatecli.errors import ArchitectureError
 from gatecli.graph.names import is_identifier
+from gatecli.graph.normalize import TRAINING
 from gatecli.graph.ops import (
     decided_by,
     is_add,
@@ -25,8 +26,7 @@ from gatecli.graph.ops import (
     summands,
     widen,
 )
-from gatecli.graph.settle import TRAINING
-from gatecli.graph.slices import keeps_zero
+from gatecli.graph.patterns import keeps_zero
 from gatecli.graph.trace import remove_dead
 from gatecli.traced.site import Site
 from gatecli.traced.traced import Traced

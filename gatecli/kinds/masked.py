@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import fx, nn
 
-from gatecli.graph import edit, slices
+from gatecli.graph import edit, prune_channels
 from gatecli.graph.ops import is_decision, is_mask
 from gatecli.kinds.base import Cut, Gone, Keeping, Kind
 from gatecli.kinds.units import gone_channels, narrow, widen_again
@@ -37,7 +37,7 @@ class MaskedKind(Kind):
 
     def why_wide(self, net: Traced, site: Site, kept: Sequence[int]) -> str | None:
         gone = gone_channels(site, net.channels(site.value), kept)
-        return slices.foldable(net.root, net.graph, net.costs, {output_of(net, site): gone})
+        return prune_channels.foldable(net.root, net.graph, net.costs, {output_of(net, site): gone})
 
     def keep(self, net: Traced, site: str, decision: SiteDecision, how: Keeping) -> Cut:
         old = net.sites[site]

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from gatecli.graph import edit, slices
+from gatecli.graph import edit, prune_channels
 from gatecli.graph.ops import decided_by, module_of, runs_of, spread, take_channels, widen
 from gatecli.graph.trace import remove_dead
 from gatecli.traced.site import Site, SiteDecision
@@ -73,11 +73,11 @@ def narrow(net: Traced, site: Site, decision: SiteDecision, round_to: int = 1) -
     stays = sorted(set(range(width)) - set(out))
     is_made = any(isinstance(module_of(net.root, node), nn.Conv2d) for node in tail)
     silent: list[int] = []
-    if is_made and slices.stays_zero(net.root, tail):
+    if is_made and prune_channels.stays_zero(net.root, tail):
         silent = out[: -len(stays) % round_to]
     places = sorted([*stays, *silent])
     if is_made:
-        slices.keep_outputs(net.root, tail, places, silent)
+        prune_channels.keep_outputs(net.root, tail, places, silent)
     elif out:
         value = _taken(net.graph, value, places)
         site = replace(site, value=value.name, branch=(value.name,), tail=(value.name,))

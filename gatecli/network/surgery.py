@@ -12,7 +12,7 @@ from dataclasses import replace
 from torch import fx, nn
 
 from gatecli.errors import SettingError
-from gatecli.graph import slices
+from gatecli.graph import prune_channels
 from gatecli.kinds import registry
 from gatecli.kinds.base import MASK, Keeping
 from gatecli.kinds.renaming import repair
@@ -179,7 +179,7 @@ def _remove(net: Traced, sites: Iterable[str], gone: Gone) -> None:
     for place in places:
         zeros |= registry.of(place).zeros(net, place)
     if zeros:
-        slices.fold(net.root, net.graph, net.costs, zeros)
+        prune_channels.fold(net.root, net.graph, net.costs, zeros)
     for place in places:
         net.gated_by.pop(place.name, None)
         if place.name not in net.sites:

@@ -19,7 +19,7 @@ from gatecli.errors import ExportError
 from gatecli.exporting.facts import KEY
 from gatecli.exporting.registry import Logits, Task
 from gatecli.exporting.weights.source import source_of
-from gatecli.graph.settle import TRAINING
+from gatecli.graph.normalize import TRAINING
 from gatecli.network import Network
 
 RUN = """

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gatecli.graph.settle import TRAINING
+from gatecli.graph.normalize import TRAINING
 
 PLAIN = (bool, int, float, str, tuple, type(None))  # settings that can be compared
 

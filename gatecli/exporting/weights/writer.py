@@ -14,8 +14,9 @@ from torch import Tensor, fx, nn
 
 from gatecli.errors import ExportError, first_line
 from gatecli.exporting.weights.layers import constructor
-from gatecli.graph.settle import TRAINING
-from gatecli.graph.trace import SiteTracer, remove_dead
+from gatecli.graph.normalize import TRAINING
+from gatecli.graph.trace import remove_dead
+from gatecli.graph.tracer import SiteTracer
 
 OURS = "gatecli.graph."  # modules with our own operations
 TORCHS = ("torch", "math", "operator", "_operator")  # packages whose functions may be imported

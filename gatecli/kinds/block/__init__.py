@@ -9,8 +9,9 @@ from typing import ClassVar
 from torch import fx, nn
 
 from gatecli.errors import SettingError
-from gatecli.graph import edit, slices
+from gatecli.graph import edit
 from gatecli.graph.ops import is_add, never_negative, relu_after
+from gatecli.graph.patterns import tail_of
 from gatecli.kinds.base import MASK, VALUE
 from gatecli.kinds.block.executor import SkipBlock, SkipGroups
 from gatecli.kinds.block.find import find_blocks
@@ -38,7 +39,7 @@ class BlockKind(MaskedKind):
         return find_blocks(net, self.name)
 
     def split(self, net: Traced, site: Site, units: int) -> Site:
-        tail = slices.tail_of(net.root, net.node(site.value))
+        tail = tail_of(net.root, net.node(site.value))
         if not tail:
             raise SettingError(
                 f"`{site.name}` cannot be split into {units} units: its branch does not end in a"
@@ -108,7 +109,7 @@ def _executor(
     is_split = gate is not None and gate.units > 1
     if is_split and found.others:
         return None
-    tail = slices.tail_of(low.root, found.value) if is_split else []
+    tail = tail_of(low.root, found.value) if is_split else []
     if not tail:
         return SkipBlock(low.root, found.branch, rectify=rectify, rectified=rectified)
     return SkipGroups(

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from gatecli.gates.decider import Decider
 from gatecli.graph.ops import is_relu, module_of
-from gatecli.graph.slices import is_plain
+from gatecli.graph.patterns import is_plain
 from gatecli.kinds.branch.modules import FanOut, SharedNorm, distinct
 from gatecli.kinds.branch.ops import connect, fold_streams, unfold_streams
 from gatecli.traced.traced import NodeCost

@@ -17,7 +17,7 @@ from torch import fx, nn
 
 from gatecli.graph.dominators import between
 from gatecli.graph.ops import is_decision, mask, module_of, relu_after, sum_branches
-from gatecli.graph.slices import calls, is_channelwise, is_plain
+from gatecli.graph.patterns import calls, is_channelwise, is_plain
 from gatecli.kinds.branch.ops import connect, mean_streams
 from gatecli.traced.site import Site
 from gatecli.traced.traced import Traced

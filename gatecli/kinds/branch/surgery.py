@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from gatecli.graph.edit import place
 from gatecli.graph.ops import mask, module_of, sum_branches
-from gatecli.graph.slices import keep_entries
+from gatecli.graph.prune_channels import keep_entries
 from gatecli.graph.trace import remove_dead
 from gatecli.kinds.branch.find import Boundary, BranchModule
 from gatecli.kinds.branch.modules import FanOut, SharedNorm

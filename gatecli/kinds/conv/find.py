@@ -7,7 +7,7 @@ from typing import Any
 from torch import fx, nn
 
 from gatecli.graph.ops import module_of
-from gatecli.graph.slices import calls, is_plain
+from gatecli.graph.patterns import calls, is_plain
 from gatecli.traced.site import Site
 from gatecli.traced.traced import Traced
 

@@ -13,7 +13,7 @@ from torch import fx
 
 from gatecli.errors import SettingError
 from gatecli.graph.dominators import immediate_dominators
-from gatecli.graph.slices import is_channelwise
+from gatecli.graph.patterns import is_channelwise
 from gatecli.traced.site import Site
 from gatecli.traced.traced import Shape, Traced
 

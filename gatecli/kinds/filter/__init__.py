@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 
 from torch import fx
 
-from gatecli.graph import edit, slices
+from gatecli.graph import edit, prune_channels
 from gatecli.graph.ops import is_add, never_negative, relu_after, widen
-from gatecli.graph.slices import tail_of
+from gatecli.graph.patterns import tail_of
 from gatecli.graph.trace import remove_dead
 from gatecli.kinds.base import MASK, VALUE, Gone
 from gatecli.kinds.filter.executor import FilterBlock, FilterLayer
@@ -62,7 +62,7 @@ class FilterKind(MaskedKind):
         self, net: Traced, site: Site, replaced: dict[fx.Node, fx.Node]
     ) -> str | None:
         if not _is_summand(net, site):
-            return slices.foldable(net.root, net.graph, net.costs, nothing_of(net, site))
+            return prune_channels.foldable(net.root, net.graph, net.costs, nothing_of(net, site))
         added = edit.additions_of_zero(net.root, net.node(site.value), replaced)
         if added is None:
             return "nothing else would be left of the sum that it goes into"

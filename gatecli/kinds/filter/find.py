@@ -20,7 +20,7 @@ from __future__ import annotations
 from torch import fx, nn
 
 from gatecli.graph.ops import is_add, is_cat, is_shake, module_of, summands
-from gatecli.graph.slices import calls, is_plain, keeps_zero, tail_of
+from gatecli.graph.patterns import calls, is_plain, keeps_zero, tail_of
 from gatecli.kinds.naming import module_path
 from gatecli.traced.site import Site
 from gatecli.traced.traced import Traced

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import fx
 
-from gatecli.graph import slices
+from gatecli.graph import prune_channels
 from gatecli.graph.ops import is_cat
 from gatecli.graph.trace import remove_dead
 from gatecli.kinds.base import MASK, VALUE, Gone
@@ -47,7 +47,7 @@ class LayerKind(MaskedKind):
     def why_not_removable(
         self, net: Traced, site: Site, replaced: dict[fx.Node, fx.Node]
     ) -> str | None:
-        return slices.foldable(net.root, net.graph, net.costs, nothing_of(net, site))
+        return prune_channels.foldable(net.root, net.graph, net.costs, nothing_of(net, site))
 
     def zeros(self, net: Traced, site: Site) -> Gone:
         return nothing_of(net, site)

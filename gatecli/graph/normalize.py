@@ -1,6 +1,6 @@
-"""Settle a fresh trace.
+"""Normalize a fresh trace: values stay what they were, and dropout follows the network's mode.
 
-Each node's value stays what it was when computed, and dropout follows the network's mode.
+Each node's value stays what it was when computed.
 
 A closed gate, or a removed branch, lets a block's output be the very tensor that came in. An
 operation that then wrote into it would change what others read. So writing in place is allowed only

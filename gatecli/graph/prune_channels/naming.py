@@ -1,0 +1,32 @@
+"""What users call the nodes that stand in the way."""
+
+from __future__ import annotations
+
+from torch import fx
+
+__all__ = ["reader"]
+
+OWN = {"gates": "the gate at", "exits": "the exit"}
+
+
+def reader(node: fx.Node) -> str:
+    """A node as users know it: by its module or site, or by the module that it follows."""
+    if node.op == "call_module":
+        room, _, site = str(node.target).partition(".")
+        return f"{OWN[room]} `{site}`" if room in OWN else f"`{node.target}`"
+    what = getattr(node.target, "__name__", str(node.target))
+    before = _module_before(node)
+    return f"`{what}`" if before is None else f"`{what}` behind {reader(before)}"
+
+
+def _module_before(node: fx.Node) -> fx.Node | None:
+    """The nearest call of a module of the network's own among what a node is made from."""
+    todo = list(node.all_input_nodes)
+    seen = set(todo)
+    for source in todo:
+        if source.op == "call_module" and str(source.target).partition(".")[0] not in OWN:
+            return source
+        new = [each for each in source.all_input_nodes if each not in seen]
+        seen.update(new)
+        todo += new
+    return None
