@@ -19,7 +19,7 @@ from gatecli.architectures.build import build
 from gatecli.architectures.cifar import CifarResNet
 from gatecli.kinds import registry
 from gatecli.network import Network
-from gatecli.network.network import find_sites
+from gatecli.network.sites import find_sites
 from gatecli.traced.recipe import InputSpec, Recipe, Source
 from gatecli.traced.site import Site
 from gatecli.traced.traced import NodeCost, Traced

@@ -32,6 +32,7 @@ __all__ = [
     "Rates",
     "expected_macs",
     "exits_before",
+    "gate_macs",
     "known_rates",
     "leaving_costs",
     "mean_rate",
@@ -51,6 +52,13 @@ class Part:
 
     macs: int
     savings: tuple[tuple[str, Saving], ...]
+
+
+def gate_macs(net: Traced, site: str) -> int:
+    """MACs of one image that a site's gate, or an exit with its classifier, costs itself."""
+    owned = {f"gates.{site}", f"exits.{site}"}
+    nodes = [node for node in net.graph.nodes if node.op == "call_module"]
+    return net.macs([node.name for node in nodes if node.target in owned])
 
 
 def parts_of(net: Traced) -> list[Part]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -11,27 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from gatecli.errors import ArchitectureError, SettingError, first_line
+from gatecli.errors import SettingError
 from gatecli.gates.decider import Decider
 from gatecli.gates.exit import Exit
 from gatecli.gates.observe import gates_of
 from gatecli.graph import edit
-from gatecli.graph.macs import count_nodes
-from gatecli.graph.ops import is_pick
-from gatecli.graph.trace import compile_graph, trace
-from gatecli.kinds import registry
-from gatecli.kinds.naming import with_unique_names
-from gatecli.lowering.inplace import economical
-from gatecli.network.lower import LOWERED, skipping
+from gatecli.lowering.context import LOWERED
+from gatecli.network import counting
+from gatecli.network.forms import Form, Forms
+from gatecli.network.sites import find_sites, refresh_savings, refresh_sites
+from gatecli.network.source import input_channels, traced_source
 from gatecli.traced.operating_points import choose_recorded
 from gatecli.traced.recipe import InputSpec, Recipe
 from gatecli.traced.site import Site
 from gatecli.traced.traced import NodeCost, Traced
 
-__all__ = ["Network", "find_sites", "input_channels"]
-
-Form = Callable[..., Any]  # (root, images) -> logits
-RESERVED = ("gates", "exits", "gater", LOWERED)
+__all__ = ["Network"]
 
 
 class Network(nn.Module):
@@ -66,22 +61,18 @@ class Network(nn.Module):
         names: dict[str, str] | None = None,
         leaves: Sequence[str] = (),
     ) -> None:
-        root = self.__dict__["root"] = nn.Module()
+        net = traced_source(source, names or {}, leaves)
+        self.__dict__["root"] = net.root
         super().__init__()
-        graph = trace(source, leaves)
-        _check_names(graph)
-        edit.adopt(root, source, graph)
-        edit.rename(root, graph, names or {})
-        self._share(root)
+        self._share(net.root)
         if recipe.input.channels == 0:  # not known: ask the first convolution
-            channels = input_channels(root, graph)
+            channels = input_channels(net)
             recipe = replace(recipe, input=replace(recipe.input, channels=channels))
         self.__dict__["recipe"] = recipe
-        self.__dict__["traced"] = Traced(root, graph)
-        self.__dict__["_forms"] = {}
-        self._count()
-        find_sites(self.traced)
-        self._refresh_savings()
+        self.__dict__["traced"] = net
+        counting.count(net, recipe.input)
+        find_sites(net)
+        refresh_savings(net)
         self.recompile()
         self.train(source.training)
 
@@ -151,8 +142,7 @@ class Network(nn.Module):
 
         Its MACs are left out. Paths of modules, or names of operations.
         """
-        unknown = [node for node in self.graph.nodes if self.costs[node.name].unknown]
-        return [str(node.target) if node.op == "call_module" else node.name for node in unknown]
+        return counting.uncounted(self.traced)
 
     @property
     def params(self) -> int:
@@ -166,17 +156,7 @@ class Network(nn.Module):
         Raises:
             ArchitectureError: It returns something else.
         """
-        output = next(node for node in self.graph.nodes if node.op == "output")
-        returned: Any = output.args[0]
-        if isinstance(returned, fx.Node) and is_pick(returned):
-            returned = returned.args[0]
-        shape = self.costs[returned.name].shape if isinstance(returned, fx.Node) else None
-        if shape is None or len(shape) != 2:
-            raise ArchitectureError(
-                "expected the network to return logits (N, classes), but it returns"
-                f" {shape or 'something else'}"
-            )
-        return shape[1]
+        return counting.classes(self.traced)
 
     @property
     def site_gates(self) -> dict[str, Decider]:
@@ -188,12 +168,6 @@ class Network(nn.Module):
         """The exits by site, in the order in which they are come to."""
         gates = self.site_gates
         return {site: gate for site, gate in gates.items() if isinstance(gate, Exit)}
-
-    def gate_macs(self, site: str) -> int:
-        """MACs of one image that a site's gate, or an exit with its classifier, costs itself."""
-        owned = {f"gates.{site}", f"exits.{site}"}
-        nodes = [node for node in self.graph.nodes if node.op == "call_module"]
-        return self.traced.macs([node.name for node in nodes if node.target in owned])
 
     # --- how it is changed ---
 
@@ -208,62 +182,30 @@ class Network(nn.Module):
         """Let go of what nothing calls any more, and of the graph's executable forms."""
         edit.drop_unused(self.root, self.graph)
         self._modules.pop(LOWERED, None)
-        self._forms.clear()
+        self.__dict__["_forms"] = Forms(self.traced)
         self.train(self.training)  # new modules follow the network's mode
 
     def recount(self) -> None:
         """Count every node's MACs anew, and look at every site again."""
-        self._count()
-        net, kinds = self.traced, registry.all_kinds()
-        for kind in kinds:
-            kind.refresh_all(net)
-        for name, site in list(net.sites.items()):
-            now = registry.of(site).refresh(net, site)
-            if now is None:  # went with what was around it
-                del net.sites[name]
-                net.gated_by.pop(name, None)
-            else:
-                net.sites[name] = now
-        self._refresh_savings()
-
-    def _refresh_savings(self) -> None:
-        net = self.traced
-        for name, site in net.sites.items():
-            savings = registry.of(site).savings(net, site)
-            net.sites[name] = replace(site, savings=savings)
-
-    def _count(self) -> None:
-        image = (self.recipe.input.channels, *self.recipe.input.size)
-        try:
-            self.traced.costs = count_nodes(self.root, self.graph, image)
-            for kind in registry.all_kinds():
-                kind.recount(self.traced)
-        except (RuntimeError, ValueError, AssertionError, TypeError, IndexError) as error:
-            raise ArchitectureError(
-                f"the network does not take images of {image[0]} x {image[1]} x {image[2]}"
-                f" ({first_line(error)}); `--input-size` says how it was trained"
-            ) from error
+        counting.count(self.traced, self.recipe.input)
+        refresh_sites(self.traced)
 
     # --- how it runs ---
 
     @property
-    def _forms(self) -> dict[str, Form]:
-        forms: dict[str, Form] = self.__dict__["_forms"]
+    def _forms(self) -> Forms:
+        forms: Forms = self.__dict__["_forms"]
         return forms
 
     @property
     def _masked(self) -> Form:
-        """What training runs; made when first needed."""
-        if "masked" not in self._forms:
-            self._forms["masked"] = compile_graph(economical(self.root, self.graph))
-        return self._forms["masked"]
+        """What training runs."""
+        return self._forms.masked
 
     @property
     def _skipping(self) -> Form:
-        """What evaluation runs; made when first needed."""
-        if "skipping" not in self._forms:
-            self._forms["skipping"] = skipping(self.traced)
-        return self._forms["skipping"]
+        """What evaluation runs."""
+        return self._forms.skipping
 
     def forward(self, x: Tensor, return_exits: bool = False) -> Any:
         """Classify images.
@@ -301,13 +243,7 @@ class Network(nn.Module):
         Returns:
             The values at which the exits stand, by site, and the final classifier's logits.
         """
-        form = self._skipping
-        values = getattr(form, "values", None)
-        if values is None:
-            return {}, form(self.root, x)
-        seen, logits = values(self.root, x)
-        exits = [path.partition(".")[2] for path in getattr(form, "exits", ())]
-        return dict(zip(exits, seen, strict=True)), logits
+        return self._forms.at_exits(x)
 
     def set_operating_point(
         self,
@@ -350,47 +286,6 @@ class Network(nn.Module):
         finally:
             if lowered is not None:
                 self._modules[LOWERED] = lowered
-        twin.__dict__["_forms"] = {}
+        twin.__dict__["_forms"] = Forms(twin.traced)
         twin._share(twin.root)
         return twin
-
-
-def _check_names(graph: fx.Graph) -> None:
-    """Raises ArchitectureError where the source has a name that gatecli's own tensors have."""
-    for node in graph.nodes:
-        part = str(node.target).partition(".")[0]
-        if node.op in ("call_module", "get_attr") and part in RESERVED:
-            raise ArchitectureError(
-                f"the network calls a part of itself `{part}`, a name that gatecli needs for its"
-                " own: rename it"
-            )
-
-
-def find_sites(net: Traced) -> None:
-    """Let every kind find its sites; they are listed kind by kind, those in line in order."""
-    kinds = registry.all_kinds()
-    order = {node.name: index for index, node in enumerate(net.graph.nodes)}
-    line: list[Site] = []
-    for kind in kinds:
-        if kind.in_line:
-            line += kind.find(net)
-            line.sort(key=lambda site: order[site.value])
-            net.sites = with_unique_names(line)
-    by_kind = {}
-    for kind in kinds:
-        if not kind.in_line:
-            by_kind[kind.name] = kind.find(net)
-    for found in by_kind.values():
-        net.sites |= {site.name: site for site in found}
-
-
-def input_channels(root: nn.Module, graph: fx.Graph) -> int:
-    """Channels of the images that the network takes.
-
-    Those of the first convolution that reads the input; 3 where there is none.
-    """
-    for node in graph.nodes:
-        module = root.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-            return module.in_channels
-    return 3

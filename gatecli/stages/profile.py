@@ -23,7 +23,7 @@ from gatecli.gates.observe import force
 from gatecli.kinds import registry
 from gatecli.network import Network
 from gatecli.network.compare import logits, random_images
-from gatecli.network.costs import Rates, expected_macs, mean_rate, reach
+from gatecli.network.costs import Rates, expected_macs, gate_macs, mean_rate, reach
 from gatecli.progress import Progress, silent
 from gatecli.stages.clock import milliseconds
 
@@ -176,7 +176,7 @@ def site_rows(subject: Subject) -> list[SiteRow]:
                     macs=site.macs,
                     method=network.gated_by.get(name),
                     rate=mean_rate(subject.rates.get(name, usual)),
-                    gate_macs=network.gate_macs(name),
+                    gate_macs=gate_macs(network.traced, name),
                     theoretical=is_theoretical(network, name),
                 )
             )

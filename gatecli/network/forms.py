@@ -1,0 +1,44 @@
+"""What a network's graph is turned into to be run: the masked form and the skipping one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+
+from gatecli.graph.trace import compile_graph
+from gatecli.lowering.inplace import economical
+from gatecli.network.lower import skipping
+from gatecli.traced.traced import Traced
+
+__all__ = ["Form", "Forms"]
+
+Form = Callable[..., Any]  # (root, images) -> logits
+
+
+class Forms:
+    """The forms of one graph, each made when first needed; another graph has others."""
+
+    def __init__(self, net: Traced) -> None:
+        self.net = net
+
+    @cached_property
+    def masked(self) -> Form:
+        """What training runs."""
+        return compile_graph(economical(self.net.root, self.net.graph))
+
+    @cached_property
+    def skipping(self) -> Form:
+        """What evaluation runs."""
+        return skipping(self.net)
+
+    def at_exits(self, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """What exits see of images, and the final logits; see Network.at_exits."""
+        values = getattr(self.skipping, "values", None)
+        if values is None:
+            return {}, self.skipping(self.net.root, x)
+        seen, logits = values(self.net.root, x)
+        exits = [path.partition(".")[2] for path in getattr(self.skipping, "exits", ())]
+        return dict(zip(exits, seen, strict=True)), logits

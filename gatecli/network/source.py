@@ -1,0 +1,59 @@
+"""Take a source network over: its modules under their own names, and the graph of their calls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import fx, nn
+
+from gatecli.errors import ArchitectureError
+from gatecli.graph import edit
+from gatecli.graph.trace import trace
+from gatecli.lowering.context import LOWERED
+from gatecli.traced.traced import Traced
+
+__all__ = ["input_channels", "traced_source"]
+
+RESERVED = ("gates", "exits", "gater", LOWERED)
+
+
+def traced_source(source: nn.Module, names: Mapping[str, str], leaves: Sequence[str]) -> Traced:
+    """Trace a classifier, and put its modules into a root of their own.
+
+    Args:
+        source: The classifier; its modules are shared, not copied.
+        names: Parts of module paths to spell otherwise, see gatecli.graph.edit.rename.
+        leaves: Patterns of module paths that tracing keeps whole.
+
+    Raises:
+        ArchitectureError: It cannot be traced, or calls a part by a name that gatecli needs.
+    """
+    graph = trace(source, leaves)
+    _check_names(graph)
+    root = nn.Module()
+    edit.adopt(root, source, graph)
+    edit.rename(root, graph, names)
+    return Traced(root, graph)
+
+
+def _check_names(graph: fx.Graph) -> None:
+    """Raises ArchitectureError where the source has a name that gatecli's own tensors have."""
+    for node in graph.nodes:
+        part = str(node.target).partition(".")[0]
+        if node.op in ("call_module", "get_attr") and part in RESERVED:
+            raise ArchitectureError(
+                f"the network calls a part of itself `{part}`, a name that gatecli needs for its"
+                " own: rename it"
+            )
+
+
+def input_channels(net: Traced) -> int:
+    """Channels of the images that the network takes.
+
+    Those of the first convolution that reads the input; 3 where there is none.
+    """
+    for node in net.graph.nodes:
+        module = net.module(node)
+        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+            return module.in_channels
+    return 3
