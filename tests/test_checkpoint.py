@@ -27,7 +27,7 @@ from gatecli.architectures.build import build
 from gatecli.checkpoint import KEY, Reading, check_output, read, read_recipe
 from gatecli.checkpoint.atomic import replacing
 from gatecli.errors import ArchitectureError, CheckpointError, GatecliError, SettingError
-from gatecli.network import Network
+from gatecli.network import Network, counting
 from gatecli.stages.fit import IMAGENET_MEAN
 from gatecli.traced.recipe import FORMAT, InputSpec, Recipe, Source, Step, finite
 
@@ -218,6 +218,32 @@ def test_loading_gives_what_was_written(resnet: Path) -> None:
         torch.equal(tensor, held[name]) for name, tensor in network.state_dict().items()
     )
     assert not any(tensor.is_meta for tensor in [*network.parameters(), *network.buffers()])
+
+
+def test_loading_counts_again_only_where_costs_depend_on_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once traced and once for each structural step; fixed connections need their values too."""
+    counts: list[Any] = []
+    count_nodes = counting.count_nodes
+    monkeypatch.setattr(
+        counting, "count_nodes", lambda *args: counts.append(args) or count_nodes(*args)
+    )
+    gatecli.write(gated(), tmp_path / "gated.safetensors")
+    connected = gatecli.attach(
+        build("cifar:resnext20_8x4d", {}),
+        "gateconnect",
+        input_size=(8, 8),
+        arch="cifar:resnext20_8x4d",
+        fan_in=1,
+    ).network
+    gatecli.write(connected, tmp_path / "connected.safetensors")
+    gatecli.write(gatecli.prune(connected).network, tmp_path / "fixed.safetensors")
+    for name, expected in (("gated", 2), ("connected", 2), ("fixed", 4)):
+        counts.clear()
+        arch = ARCH if name == "gated" else None
+        gatecli.load(tmp_path / f"{name}.safetensors", arch=arch)
+        assert len(counts) == expected, name
 
 
 def test_a_loaded_network_outlives_its_file(file: Path) -> None:

@@ -82,6 +82,14 @@ def test_a_file_is_as_it_was_made(name: str) -> None:
     assert facts.steps_of(path_of(name)) == EXPECTED[name]["steps"]
 
 
+@every
+def test_what_load_has_counted_needs_no_counting_again(name: str) -> None:
+    network = loaded(name).copy()
+    costs, sites = dict(network.costs), dict(network.sites)
+    network.recount()
+    assert (network.costs, network.sites) == (costs, sites)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_pruned_files_have_lost_something(method: str) -> None:
     assert EXPECTED[f"{method}.pruned"]["params"] < EXPECTED[f"{method}.tuned"]["params"]

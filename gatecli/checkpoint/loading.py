@@ -22,6 +22,7 @@ from gatecli.checkpoint.replay import fill, replayed
 from gatecli.checkpoint.state_dicts import check_sizes
 from gatecli.errors import ArchitectureError, CheckpointError, GatecliError
 from gatecli.network import Network
+from gatecli.network.counting import costs_need_values
 from gatecli.traced.recipe import InputSpec, Recipe, Source
 
 KEY = "gatecli"  # of the recipe in a file's metadata
@@ -214,7 +215,8 @@ def read_own(path: Path, recipe: Recipe, how: Reading) -> Network:
             f"{path.name} has steps that cannot be replayed ({_line(error)}): the file is damaged"
         ) from error
     fill(network, tensors, path, strict=True)
-    network.recount()  # what some modules cost depends on values: on which connections are the same
+    if costs_need_values(network.traced):
+        network.recount()
     return network
 
 

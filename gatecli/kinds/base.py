@@ -195,6 +195,14 @@ class Kind(ABC):
         """Correct `net.costs` where evaluation computes less than the graph says."""
         return None
 
+    def costs_need_values(self, net: Traced) -> bool:
+        """Whether `recount` looks at tensors' values, of what is in this network.
+
+        A network that is replayed from a file has none until the file's tensors are in it; it is
+        counted again then, which takes a while, so only where this is true.
+        """
+        return False
+
 
 @dataclass(frozen=True, kw_only=True)
 class Keeping:

@@ -10,7 +10,7 @@ from torch import nn
 
 from gatecli.errors import SettingError
 from gatecli.kinds.base import CONNECTIONS, Cut, Keeping, Kind
-from gatecli.kinds.branch.cost import recounted
+from gatecli.kinds.branch.cost import has_fixed, recounted
 from gatecli.kinds.branch.find import Boundary, branch_sites, find_boundaries
 from gatecli.kinds.branch.lower import lower_branches
 from gatecli.kinds.branch.surgery import (
@@ -64,6 +64,9 @@ class BranchKind(Kind):
 
     def recount(self, net: Traced) -> None:
         net.costs = recounted(net.root, net.graph, net.costs)
+
+    def costs_need_values(self, net: Traced) -> bool:
+        return has_fixed(net.root, net.graph)
 
     def insert(self, net: Traced, site: str, gate: nn.Module, sees: str = "") -> None:
         boundary, connections = boundaries_of(net)[site], _connections(gate)

@@ -79,6 +79,16 @@ def recounted(
     return result
 
 
+def has_fixed(root: nn.Module, graph: fx.Graph) -> bool:
+    """Whether costs depend on fixed connections: branches that read the same share a stream."""
+    for node in graph.nodes:
+        if node.target is connect and is_lean(root, node):
+            read = node.all_input_nodes[2]
+            if not isinstance(module_of(root, read), Decider):
+                return True
+    return False
+
+
 def _lean_macs(root: nn.Module, costs: Mapping[str, NodeCost], node: fx.Node) -> dict[str, int]:
     """MACs of a `connect`, of the convolution before it, and of a shortcut's way behind it."""
     norm, _, read = node.all_input_nodes
