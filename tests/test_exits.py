@@ -679,6 +679,31 @@ def test_prune_takes_out_exits_that_nobody_takes_and_what_nobody_comes_to() -> N
         gatecli.prune(network)
 
 
+def test_prune_refuses_a_rate_that_an_exit_cannot_have() -> None:
+    network = gatecli.attach(CASES["bottleneck"].network(), "dgate").network
+    rates = {site: [0.0] for site in network.site_exits}
+    network.site_exits["exit1"].threshold.fill_(math.inf)
+    with pytest.raises(SettingError, match=r"0 for the exit at `exit1`, where nobody .* got 1: mea"):
+        gatecli.prune(network, rates=rates | {"exit1": [1.0]})
+    assert gatecli.prune(network, rates=rates).removed == list(rates)
+
+
+def test_what_lies_behind_an_exit_that_all_take_keeps_no_layer() -> None:
+    """Here the next layer would pad the first one's constant, but nobody comes to it."""
+    case = CASES["plaindense"]
+    network = gatecli.attach(case.network(), "ind-perbatch").network
+    gated = gatecli.attach(network, "dgate", after="convs.0").network
+    perturb_exits(gated)
+    gated.site_exits["exit1"].threshold.fill_(-1e30)
+    gate: Any = gated.site_gates["convs.0"]
+    with torch.no_grad():
+        gate.logits.copy_(torch.tensor([[9.0, -9.0]]))
+    result = gatecli.prune(gated, rates={"exit1": [1.0]})
+    assert (result.removed, result.stuck) == (["convs.0"], {})
+    x = case.images(6)
+    assert relative_change(infer(gated, x), infer(result.network, x)) <= LIMIT
+
+
 def test_the_road_with_exits_on_a_pruned_network(here: Path) -> None:
     call("attach", "r20.pt", "--method", "ind-perbatch", "--input-size", SIDE)
     call(
@@ -821,7 +846,7 @@ def test_a_layer_stays_where_an_exit_would_pad_its_constant(tmp_path: Path) -> N
         gate.logits.copy_(torch.tensor([[9.0, -9.0]]))
     result = gatecli.prune(gated, rates={"exit1": [1.0]})
     x = case.images(6)
-    assert result.stuck == {"first.0": "`exits.exit1` reads it and pads it with zeros"}
+    assert result.stuck == {"first.0": "the exit `exit1` reads it and pads it with zeros"}
     assert relative_change(infer(gated, x), infer(result.network, x)) <= LIMIT
     gatecli.write(result.network, tmp_path / "pruned.safetensors")
     loaded = gatecli.load(tmp_path / "pruned.safetensors", arch=case.arch)

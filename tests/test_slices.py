@@ -495,6 +495,25 @@ def test_a_layer_that_cannot_be_removed_is_named(
     ]
 
 
+@pytest.mark.parametrize(
+    ("case", "site", "reader"),
+    [
+        ("own", "entrance.filters", "`units.0.c1`"),
+        ("cifar-projection", "conv1.filters", "`layer1.0.conv1`"),
+        ("preactivation", "conv.filters", "`blocks.0.bn1`"),
+        ("tokens", "patches.filters", "`transpose` behind `patches`"),
+    ],
+)
+def test_what_cannot_go_is_said_with_the_network_s_own_names(
+    case: str, site: str, reader: str
+) -> None:
+    """Filters of every convolution closed; a node's name, or a gate's, says nothing to a user."""
+    gated = attach(CASES[case].network(), "ind-perbatch", kinds=["filter"]).network
+    closed = {name: [0] * place.units for name, place in gated.sites.items()}
+    result = gatecli.prune(decided(gated, {name: closed[name] for name in gated.gated_by}))
+    assert result.stuck[site] == f"{reader} would have nothing left to read"
+
+
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("count", [1, 3])
 def test_adding_at_an_index_is_adding_at_runs(layout: torch.memory_format, count: int) -> None:

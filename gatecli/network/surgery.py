@@ -20,7 +20,7 @@ from gatecli.network.network import Network
 from gatecli.traced.site import Site, SiteDecision, renamed
 from gatecli.traced.traced import Traced
 
-__all__ = ["Decisions", "decide", "insert_gate", "stays_wide", "why_not_removable"]
+__all__ = ["Decisions", "decide", "insert_gate", "leave", "stays_wide", "why_not_removable"]
 
 Decisions = Mapping[str, SiteDecision]  # by site
 Gone = dict[fx.Node, list[int]]
@@ -107,7 +107,7 @@ def decide(network: Network, decisions: Decisions, round_to: int = 1) -> list[st
 def settle(network: Network, decisions: Decisions, wide: Sequence[str], round_to: int = 1) -> None:
     """Decide sites for good, in place, with the readers of `wide` ones keeping their width."""
     net = network.traced
-    _leave(net, decisions)
+    leave(net, decisions)
     removed = [site for site, each in decisions.items() if _goes(net, site, each)]
     gone: Gone = {}
     for site, decision in decisions.items():
@@ -137,7 +137,7 @@ def _keep(net: Traced, site: str, decision: SiteDecision, how: Keeping) -> Gone:
     return cut.gone
 
 
-def _leave(net: Traced, decisions: Decisions) -> None:
+def leave(net: Traced, decisions: Decisions) -> None:
     """Exits first: who leaves nowhere, or where everybody does."""
     for site, decision in decisions.items():
         if site not in net.sites or not registry.of(net.sites[site]).leaves:

@@ -6,7 +6,7 @@ Gates that never close are let go of.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -15,11 +15,12 @@ from gatecli import methods
 from gatecli.errors import SettingError
 from gatecli.gates.exit import Exit
 from gatecli.kinds import registry
-from gatecli.network import Network, surgery
-from gatecli.network.costs import Rates, exits_before, expected_macs, known_rates, reach
+from gatecli.network import Network
+from gatecli.network.costs import Rates, expected_macs, known_rates
 from gatecli.network.surgery import Decisions
 from gatecli.stages.predict import Scores
 from gatecli.stages.proof import verify_decisions, verify_logits
+from gatecli.stages.prune_plan import How, is_removed, make_plan
 from gatecli.traced.recipe import Step
 from gatecli.traced.site import SiteDecision
 
@@ -80,13 +81,13 @@ def prune(
             their number a multiple of this.
 
     Raises:
-        SettingError: A value is out of range, or a data-dependent gate has no rate.
+        SettingError: A value is out of range, or a data-dependent gate has no rate, or one that
+            it cannot have.
         GatecliError: Nothing is gated.
     """
     _check(network, threshold, collapse, static, round_to)
-    how = _How(threshold=threshold, collapse=collapse, static=static)
-    decisions = _reached(network, make_plan(network, rates or {}, how))
-    decisions = _with_stuck(network, decisions)
+    how = How(threshold=threshold, collapse=collapse, static=static)
+    decisions = make_plan(network, rates or {}, how)
     stuck = {site: each for site, each in decisions.items() if each.stuck_because}
     able = {site: each for site, each in decisions.items() if not each.stuck_because}
     smaller = network.copy().eval()
@@ -117,15 +118,6 @@ def prune(
     }
     smaller.recipe = network.recipe.with_step(Step("prune", settings, measured))
     return result
-
-
-@dataclass(frozen=True, kw_only=True)
-class _How:
-    """By what is decided, see `prune`."""
-
-    threshold: float | None
-    collapse: float
-    static: float | None
 
 
 def _left_rates(smaller: Network, decisions: Decisions, rates: Rates) -> dict[str, list[float]]:
@@ -189,7 +181,7 @@ class _Done:
             else:  # gone with what was around it
                 self.removed.append(site)
             return
-        if _is_removed(network, site, decision):
+        if is_removed(network, site, decision):
             self.removed.append(site)
         elif decision.drop:
             self.thinned[site] = list(decision.drop)
@@ -197,11 +189,6 @@ class _Done:
             self.ungated.append(site)
         if decision.dynamic and decision.keep:
             self.freed[site] = list(decision.keep)
-
-
-def _is_removed(network: Network, site: str, decision: SiteDecision) -> bool:
-    """Whether a site goes as a whole; where nothing of it is left but what always ran, it stays."""
-    return not decision.left and not network.sites[site].places
 
 
 def with_scores(pruned: Pruned, scores: Scores) -> Pruned:
@@ -240,93 +227,6 @@ def _check(
         raise SettingError(f"expected --round-to to be between 1 and 65536, but got {round_to}")
     if threshold is not None and not math.isfinite(threshold):
         raise SettingError(f"expected --threshold to be a finite number, but got {threshold}")
-
-
-def make_plan(network: Network, rates: Rates, how: _How) -> dict[str, SiteDecision]:
-    """What becomes of each site; those that stay as they are are left out."""
-    decisions: dict[str, SiteDecision] = {}
-    for site, gate in network.site_gates.items():
-        if isinstance(gate, Exit):
-            decided = _exit(network, site, gate, rates, how.collapse)
-        else:
-            decided = _units(network, site, rates, how)
-        if decided is not None:
-            decisions[site] = decided
-    return decisions
-
-
-def _units(network: Network, site: str, rates: Rates, how: _How) -> SiteDecision | None:
-    """What becomes of a gate's units; None: it stays as it is."""
-    method = methods.get(network.gated_by[site])
-    runs: Sequence[bool | None] | None = method.decided(network, site, how.threshold)
-    if runs is None:
-        runs = _by_rate(site, rates, how.collapse, how.static)
-    undecided = [unit for unit, run in enumerate(runs) if run is None]
-    one_by_one = registry.of(network.sites[site]).one_by_one
-    if undecided and (not one_by_one or len(undecided) == len(runs)):
-        return None
-    kept = [unit for unit, run in enumerate(runs) if run]
-    return SiteDecision.of(len(runs), kept, undecided)
-
-
-def _reached(network: Network, decisions: Decisions) -> dict[str, SiteDecision]:
-    """The decisions without what lies behind an exit at which everybody leaves."""
-    ends = set()
-    for site, decision in decisions.items():
-        if decision.keep and registry.of(network.sites[site]).leaves:
-            ends.add(site)
-    before = {site: exits_before(network.traced, site) for site in decisions}
-    return {site: each for site, each in decisions.items() if not ends & set(before[site])}
-
-
-def _with_stuck(network: Network, decisions: Decisions) -> dict[str, SiteDecision]:
-    """The decisions, with what never runs and cannot be taken out said to be stuck."""
-    empty = []
-    for site, decision in decisions.items():
-        leaves = registry.of(network.sites[site]).leaves
-        if not leaves and _is_removed(network, site, decision):
-            empty.append(site)
-    reasons = surgery.why_not_removable(network.traced, empty)
-    result = dict(decisions)
-    for site, why in reasons.items():
-        result[site] = replace(decisions[site], stuck_because=why)
-    return result
-
-
-def _by_rate(
-    site: str, rates: Rates, collapse: float, static: float | None
-) -> Sequence[bool | None]:
-    """Whether each unit runs; None where it stays dynamic."""
-    if site not in rates:
-        raise SettingError(
-            f"the gate at `{site}` depends on the image, so prune needs its rate: name a data set"
-            " with --data (rates are measured on its val split)"
-        )
-    units: Sequence[float] = rates[site]
-    if static is not None:
-        return [rate > static for rate in units]
-    return [rate > 0.5 if rate < collapse or rate > 1 - collapse else None for rate in units]
-
-
-def _exit(
-    network: Network, site: str, exit_: Exit, rates: Rates, collapse: float
-) -> SiteDecision | None:
-    """Drop: the exit goes, as nobody takes it.
-
-    Keep: what lies behind it goes, as everybody leaves who comes to it; None: it stays.
-    """
-    goes, ends = SiteDecision.of(1, []), SiteDecision.of(1, [0])
-    if bool(exit_.threshold.isposinf().all()):
-        return goes
-    if site not in rates:
-        raise SettingError(
-            f"how many leave at `{site}` depends on the images: name a data set with --data (rates"
-            " are measured on its val split)"
-        )
-    come, leave = reach(network, site, rates), rates[site][0]
-    if leave < collapse:
-        return goes
-    return ends if leave > (1 - collapse) * come else None
 
 
 def _set_threshold(network: Network, threshold: float, but: Collection[str]) -> None:

@@ -20,7 +20,7 @@ from gatecli.graph.prune_channels.constants import (
 )
 from gatecli.graph.prune_channels.entries import NORM, keep_entries
 from gatecli.graph.prune_channels.inputs import absorbs, check_reader, read_less
-from gatecli.graph.prune_channels.naming import reader
+from gatecli.graph.prune_channels.naming import is_own, reader
 from gatecli.traced.traced import NodeCost
 
 __all__ = ["Gone", "fold", "foldable"]
@@ -68,6 +68,8 @@ class _Fold:
         values: Those with which it began.
         empty: Those of which nothing is left.
         dry: Whether to see only if it can be done.
+        starved: A gate that would have nothing left to look at. It is the reason only where there
+            is no other, as it stands before what it gates.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class _Fold:
         self.cuts = {node: self._zeros(node, gone) for node, gone in values.items()}
         self.values = set(values)
         self.empty = {node for node, cut in self.cuts.items() if not len(cut.kept)}
+        self.starved: fx.Node | None = None
 
     def _zeros(self, node: fx.Node, gone: Sequence[int]) -> Cut:
         left = sorted(set(range(self._width(node))) - set(gone))
@@ -107,6 +110,8 @@ class _Fold:
                 self._empty(node, nothing[0])
             elif any(source in self.cuts for source in node.all_input_nodes):
                 self._pass(node)
+        if self.starved is not None:
+            raise _nothing_for(self.starved)
 
     def _is_settled(self, node: fx.Node) -> bool:
         """Whether a node has nothing to lose but what it has lost at the beginning.
@@ -118,9 +123,12 @@ class _Fold:
 
     def _empty(self, node: fx.Node, source: fx.Node) -> None:
         """Nothing is left of a value whose source is gone, where zeros stay zeros."""
+        if is_own(node):
+            self.starved = self.starved or node
+            return
         same = self._width(node) == self._width(source)
         if not same or not keeps_zero(self.root, node, source):
-            raise SettingError(f"{reader(node)} reads it, which is no concatenation")
+            raise _nothing_for(node)
         self.cuts[node] = self.cuts[source]
         self.empty.add(node)
 
@@ -142,7 +150,7 @@ class _Fold:
         if others:
             raise SettingError(f"{reader(node)} reads it together with another")
         if module is not None and has_weights(module) and calls(self.graph, node) > 1:
-            raise SettingError(f"`{node.target}` reads it, which is called more than once")
+            raise SettingError(f"{reader(node)} reads it, which is called more than once")
         cut, shape = self.cuts[source], self.costs[source.name].shape
         if _normalises_apart(module):
             self.cuts[node] = after_norm(node, module, cut, shape)
@@ -167,6 +175,10 @@ class _Fold:
         if not len(cut.kept):
             raise SettingError(f"{reader(cat)} would have nothing left to concatenate")
         return cut
+
+
+def _nothing_for(node: fx.Node) -> SettingError:
+    return SettingError(f"{reader(node)} would have nothing left to read")
 
 
 def _normalises_apart(module: nn.Module | None) -> bool:

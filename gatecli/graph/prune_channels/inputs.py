@@ -11,6 +11,7 @@ from gatecli.errors import SettingError
 from gatecli.graph.patterns import is_plain
 from gatecli.graph.prune_channels.constants import Cut
 from gatecli.graph.prune_channels.entries import keep_entries, on_one_device
+from gatecli.graph.prune_channels.naming import reader
 
 __all__ = ["absorbs", "check_reader", "drop_inputs", "read_less"]
 
@@ -29,18 +30,18 @@ def check_reader(node: fx.Node, module: Any, cut: Cut) -> None:
     if isinstance(module, nn.Conv2d):
         _check_convolution(node, module, cut)
     if getattr(module, "pads", False) and not cut.zero:
-        raise SettingError(f"`{node.target}` reads it and pads it with zeros")
+        raise SettingError(f"{reader(node)} reads it and pads it with zeros")
     if isinstance(module, nn.Linear) and module.in_features != len(cut.kept) + len(cut.gone):
-        raise SettingError(f"`{node.target}` reads it in another shape")
+        raise SettingError(f"{reader(node)} reads it in another shape")
 
 
 def _check_convolution(node: fx.Node, conv: nn.Conv2d, cut: Cut) -> None:
     if not is_plain(conv, nn.Conv2d):
-        raise SettingError(f"`{node.target}` reads it, a convolution of its own kind")
+        raise SettingError(f"{reader(node)} reads it, a convolution of its own kind")
     if conv.groups != 1:
-        raise SettingError(f"`{node.target}` reads it in groups")
+        raise SettingError(f"{reader(node)} reads it in groups")
     if _pads(conv) and not cut.zero:
-        raise SettingError(f"`{node.target}` reads it and pads it with zeros")
+        raise SettingError(f"{reader(node)} reads it and pads it with zeros")
 
 
 def _pads(conv: nn.Conv2d) -> bool:

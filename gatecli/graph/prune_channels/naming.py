@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from torch import fx
 
-__all__ = ["reader"]
+__all__ = ["is_own", "reader"]
 
 OWN = {"gates": "the gate at", "exits": "the exit"}
+
+
+def is_own(node: fx.Node) -> bool:
+    """Whether a node calls a gate or an exit, and not a module of the network's own."""
+    return node.op == "call_module" and str(node.target).partition(".")[0] in OWN
 
 
 def reader(node: fx.Node) -> str:
@@ -24,7 +29,7 @@ def _module_before(node: fx.Node) -> fx.Node | None:
     todo = list(node.all_input_nodes)
     seen = set(todo)
     for source in todo:
-        if source.op == "call_module" and str(source.target).partition(".")[0] not in OWN:
+        if source.op == "call_module" and not is_own(source):
             return source
         new = [each for each in source.all_input_nodes if each not in seen]
         seen.update(new)
