@@ -100,7 +100,11 @@ def test_the_threshold_stays_in_the_gates(here: Path) -> None:
     )
     network = opinionated(gatecli.attach(network, "dgate").network)
     rates = {site: [0.5] * gate.units for site, gate in network.site_gates.items()}
+    for site, exit_ in network.site_exits.items():
+        exit_.threshold.fill_(0.4)
+        rates[site] = [0.25]
     pruned = gatecli.prune(network, threshold=T, rates=rates).network
+    assert set(pruned.site_exits) == set(network.site_exits)
     for site, gate in pruned.site_gates.items():
         expected = (
             network.site_gates[site].threshold

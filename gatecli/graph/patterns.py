@@ -134,15 +134,18 @@ def tail_of(root: nn.Module, value: fx.Node) -> list[fx.Node]:
     A convolution and what follows it channel by channel; in order, empty where there are none.
     """
     tail, node = [value], value
-    while True:
-        module = module_of(root, node)
-        if isinstance(module, nn.Conv2d) and is_plain(module, nn.Conv2d) and module.groups == 1:
-            parts = [part for part in tail if module_of(root, part) is not None]
-            once = all(calls(value.graph, part) == 1 for part in parts)
-            return tail[::-1] if once else []
-        if not is_plain(module, nn.BatchNorm2d) and not is_channelwise(root, node):
+    while not _is_whole_convolution(module_of(root, node)):
+        if not is_plain(module_of(root, node), nn.BatchNorm2d) and not is_channelwise(root, node):
             return []
         node = node.all_input_nodes[0]
         if len(node.users) > 1 or node.op == "placeholder":
             return []
         tail.append(node)
+    layers = [part for part in tail if module_of(root, part) is not None]
+    once = all(calls(value.graph, part) == 1 for part in layers)
+    return tail[::-1] if once else []
+
+
+def _is_whole_convolution(module: nn.Module | None) -> bool:
+    """Whether each of a convolution's channels is made of all that come in."""
+    return is_plain(module, nn.Conv2d) and getattr(module, "groups", 0) == 1

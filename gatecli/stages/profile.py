@@ -11,39 +11,33 @@ promise.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gatecli.errors import SettingError
-from gatecli.gates.observe import force
 from gatecli.kinds import registry
 from gatecli.network import Network
 from gatecli.network.compare import logits, random_images
-from gatecli.network.costs import Rates, expected_macs, gate_macs, mean_rate, reach
+from gatecli.network.costs import expected_macs, gate_macs, mean_rate
 from gatecli.progress import Progress, silent
-from gatecli.stages.clock import milliseconds
+from gatecli.stages.subject import Subject, subject_of
+from gatecli.stages.timing import interleaved
 
-
-@dataclass(frozen=True)
-class Subject:
-    """A network to profile.
-
-    `rates`: per unit, measured or recorded; `network` None is the source, `module` is what is
-    timed.
-    """
-
-    name: str
-    module: nn.Module
-    file_bytes: int
-    params: int
-    macs_dense: int
-    macs_expected: float
-    rates: Rates
-    network: Network | None = None
+__all__ = [
+    "Latency",
+    "Profile",
+    "Row",
+    "SiteRow",
+    "Subject",
+    "is_theoretical",
+    "profile",
+    "real_share",
+    "site_rows",
+    "subject_of",
+]
 
 
 @dataclass(frozen=True)
@@ -136,14 +130,14 @@ def profile(
     times: dict[str, list[list[float]]] = {}
     with progress.task("timing", len(batch_sizes) * repeats) as task:
         for size in batch_sizes:
-            times[str(size)] = _interleaved(everyone, size, repeats, images, task.advance)
+            times[str(size)] = interleaved(everyone, size, repeats, images, task.advance)
     rows = [_row(everyone, index, times) for index in range(len(everyone))]
     return Profile(
-        rows,
-        site_rows(subjects[-1]) if subjects else [],
-        "recorded" if images is None else "measured",
-        torch.get_num_threads(),
-        repeats,
+        rows=rows,
+        sites=site_rows(subjects[-1]) if subjects else [],
+        decisions="recorded" if images is None else "measured",
+        threads=torch.get_num_threads(),
+        repeats=repeats,
     )
 
 
@@ -189,20 +183,6 @@ def is_theoretical(network: Network, site: str) -> bool:
     return site in network.gated_by and kind.is_theoretical(network.traced, site)
 
 
-def subject_of(name: str, network: Network, file_bytes: int, rates: Rates) -> Subject:
-    """A network as a subject, its gates having these rates."""
-    return Subject(
-        name,
-        network,
-        file_bytes,
-        network.params,
-        network.macs_dense,
-        expected_macs(network, rates),
-        rates,
-        network,
-    )
-
-
 def real_share(subject: Subject, size: int) -> float | None:
     """Of the MACs that closed filters and channels promise to save, the share that is saved.
 
@@ -214,75 +194,15 @@ def real_share(subject: Subject, size: int) -> float | None:
     network = subject.network
     if network is None:
         return None
-    alone = {}
+    alone, together = {}, {}
     for site in network.gated_by:
         shares = registry.of(network.sites[site]).shares_batch
-        shares = shares and not is_theoretical(network, site)
-        if site in subject.rates and shares:
-            alone[site] = subject.rates[site]
-    together = {site: [1 - (1 - rate) ** size for rate in units] for site, units in alone.items()}
-    promised, saved = (
-        network.macs_dense - expected_macs(network, rates) for rates in (alone, together)
-    )
+        if site in subject.rates and shares and not is_theoretical(network, site):
+            units = alone[site] = subject.rates[site]
+            together[site] = [1 - (1 - rate) ** size for rate in units]
+    promised = network.macs_dense - expected_macs(network, alone)
+    saved = network.macs_dense - expected_macs(network, together)
     return saved / promised if promised else None
-
-
-def _interleaved(
-    subjects: Sequence[Subject],
-    size: int,
-    repeats: int,
-    images: Tensor | None,
-    tick: Callable[[], None],
-) -> list[list[float]]:
-    draw = torch.Generator().manual_seed(0)
-    times: list[list[float]] = [[] for _ in subjects]
-    for repeat in range(-3, repeats):  # three rounds to warm up
-        for index, subject in enumerate(subjects):
-            x = _images(subjects[-1], size, images, draw)
-            with _drawn(subject, size, draw if images is None else None), torch.inference_mode():
-                elapsed = milliseconds(subject.module, x)
-            if repeat >= 0:
-                times[index].append(elapsed)
-        if repeat >= 0:
-            tick()
-    return times
-
-
-def _images(subject: Subject, size: int, images: Tensor | None, draw: torch.Generator) -> Tensor:
-    device = next(subject.module.parameters()).device
-    if images is not None:
-        return images[torch.randint(len(images), (size,), generator=draw)].to(device)
-    assert subject.network is not None
-    return torch.randn(
-        size, subject.network.input.channels, *subject.network.input.size, generator=draw
-    ).to(device)
-
-
-@contextmanager
-def _drawn(subject: Subject, size: int, draw: torch.Generator | None) -> Iterator[None]:
-    """Decisions for one call drawn from the subject's rates, where no real images decide."""
-    with ExitStack() as stack:
-        if draw is not None and subject.network is not None:
-            stack.enter_context(
-                force(subject.network, _decisions(subject.network, subject.rates, size, draw))
-            )
-        yield
-
-
-def _decisions(
-    network: Network, rates: Rates, size: int, draw: torch.Generator
-) -> Mapping[str, Tensor]:
-    """Rates are shares of all samples.
-
-    A gate decides for those that come to it, so it is drawn from the share of these.
-    """
-    drawn = {}
-    for site, units in rates.items():
-        come = max(reach(network, site, rates), 1e-9)
-        drawn[site] = (
-            torch.rand(size, len(units), generator=draw) < torch.tensor(units) / come
-        ).float()
-    return drawn
 
 
 def _row(subjects: Sequence[Subject], index: int, times: Mapping[str, list[list[float]]]) -> Row:
@@ -294,22 +214,22 @@ def _row(subjects: Sequence[Subject], index: int, times: Mapping[str, list[list[
     ideal = source.macs_expected / subject.macs_expected
     first = next(iter(speedups.values()))
     return Row(
-        subject.name,
-        subject.params,
-        subject.file_bytes,
-        subject.macs_dense,
-        subject.macs_expected,
-        {size: _latency(each[index]) for size, each in times.items()},
-        first,
-        ideal,
-        first / ideal,
-        speedups,
+        name=subject.name,
+        params=subject.params,
+        file_bytes=subject.file_bytes,
+        macs_dense=subject.macs_dense,
+        macs_expected=subject.macs_expected,
+        latency_ms={size: _latency(each[index]) for size, each in times.items()},
+        speedup=first,
+        ideal_speedup=ideal,
+        realised=first / ideal,
+        speedups=speedups,
     )
 
 
 def _latency(times: Sequence[float]) -> Latency:
     return Latency(
-        statistics.median(times),
-        statistics.quantiles(times, n=20, method="inclusive")[-1],
-        min(times),
+        median=statistics.median(times),
+        p95=statistics.quantiles(times, n=20, method="inclusive")[-1],
+        min=min(times),
     )
