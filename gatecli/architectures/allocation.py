@@ -14,12 +14,8 @@ from torch.overrides import TorchFunctionMode
 from gatecli.errors import ArchitectureError
 
 
-class WithoutMemory(TorchFunctionMode):
-    """Puts on the meta device what is allocated to be filled, weights that is, and nothing else.
-
-    With `torch.device("meta")` instead, constructors that calculate with tensors fail (RegNet's
-    widths, rates of stochastic depth).
-    """
+class _Allocations(TorchFunctionMode):
+    """Sees every call of one of torch's functions while a network is built."""
 
     def __torch_function__(
         self,
@@ -28,10 +24,24 @@ class WithoutMemory(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        given = kwargs or {}
-        if func is torch.empty and given.get("device") is None:
-            given = {**given, "device": "meta"}
-        return func(*args, **given)
+        return func(*args, **self.given(func, args, kwargs or {}))
+
+    def given(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The keyword arguments that the call is to have."""
+        raise NotImplementedError
+
+
+class WithoutMemory(_Allocations):
+    """Puts on the meta device what is allocated to be filled, weights that is, and nothing else.
+
+    With `torch.device("meta")` instead, constructors that calculate with tensors fail (RegNet's
+    widths, rates of stochastic depth).
+    """
+
+    def given(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        if func is torch.empty and kwargs.get("device") is None:
+            return {**kwargs, "device": "meta"}
+        return kwargs
 
 
 class TooLarge(ArchitectureError):
@@ -65,7 +75,7 @@ def counted(what: str) -> AbstractContextManager[Any]:
     return nullcontext() if ceiling is None else _Counted(what, *ceiling)
 
 
-class _Counted(TorchFunctionMode):
+class _Counted(_Allocations):
     """Counts what is allocated while a network is built."""
 
     factories = (torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn)
@@ -76,17 +86,10 @@ class _Counted(TorchFunctionMode):
         self.tensors = tensors
         self.numbers = numbers
 
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        given = kwargs or {}
+    def given(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         if func in self.factories:
-            self._take(given.get("size", args))
-        return func(*args, **given)
+            self._take(kwargs.get("size", args))
+        return kwargs
 
     def _take(self, size: Any) -> None:
         sides = size[0] if len(size) == 1 and not isinstance(size[0], int) else size
