@@ -12,7 +12,7 @@ import argparse
 
 import numpy as np
 import torch
-from command import gatecli
+from command import gatecli, milliseconds
 from subset import subset
 
 from gatecli.architectures.build import build
@@ -103,10 +103,7 @@ def main() -> None:
                 for site in gatecli("inspect", gated["out"])["sites"]
                 if site["kind"] == "branch"
             )
-            ms = [
-                " / ".join(f"{row['latency_ms'][size]['median']:.1f}" for size in ("1", "32"))
-                for row in rows[1:]
-            ]
+            ms = [milliseconds(row) for row in rows[1:]]
             cells = [
                 name,
                 seed,

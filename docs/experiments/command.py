@@ -20,3 +20,14 @@ def gatecli(*words: object) -> dict[str, Any]:
     )
     found: dict[str, Any] = json.loads(done.stdout)
     return found
+
+
+def schedule(epochs: object, bn_batches: int) -> list[object]:
+    """finetune's options for small networks, with statistics estimated anew from these batches."""
+    how = ["--lr", 0.05, "--batch-size", 64, "--schedule", "cosine"]
+    return ["--epochs", epochs, *how, "--bn-batches", bn_batches]
+
+
+def milliseconds(row: dict[str, Any]) -> str:
+    """A row of profile: its latency at batch 1 and 32."""
+    return " / ".join(f"{row['latency_ms'][size]['median']:.1f}" for size in ("1", "32"))

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from command import gatecli
+from command import gatecli, milliseconds, schedule
 from subset import subset
 from torch import Tensor, nn
 
@@ -124,18 +124,7 @@ def main() -> None:
             stdout=sys.stderr,
         )
     torch.save(widen(torch.load(args.source)), wide)
-    tune = [
-        "--epochs",
-        args.epochs,
-        "--lr",
-        "0.05",
-        "--batch-size",
-        "64",
-        "--schedule",
-        "cosine",
-        "--bn-batches",
-        "50",
-    ]
+    tune = schedule(args.epochs, 50)
     sets = [word for setting in args.settings for word in ("--set", setting)]
     gated = variant(
         "filters", args.source, data, ["--method", "gaternet", "--gater", gater, *sets], tune, []
@@ -163,10 +152,10 @@ def main() -> None:
     for name, score, row in zip(
         ["source", "gated", "gated, pruned", *others], scores, rows, strict=True
     ):
-        ms = " / ".join(f"{row['latency_ms'][size]['median']:.1f}" for size in ("1", "32"))
         print(
             f"| {name} | {score['top1']:.2f} | {row['params'] / 1e6:.3f} M |"
-            f" {row['macs_expected'] / 1e9:.4f} | {row['file_bytes'] / 1e6:.2f} | {ms} |"
+            f" {row['macs_expected'] / 1e9:.4f} | {row['file_bytes'] / 1e6:.2f} |"
+            f" {milliseconds(row)} |"
         )
 
 

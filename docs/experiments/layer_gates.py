@@ -19,7 +19,7 @@ import command
 ALWAYS: list[str] = []  # options of every command
 
 
-def gatecli(*words: str) -> dict[str, Any]:
+def gatecli(*words: object) -> dict[str, Any]:
     return command.gatecli(*words, *ALWAYS, "--threads", "1")
 
 
@@ -28,7 +28,7 @@ def variant(
     data: str,
     method: str,
     rate: str,
-    options: list[str],
+    options: list[object],
     settings: list[str],
     reading: list[str],
 ) -> dict[str, Any]:
@@ -75,18 +75,7 @@ def main() -> None:
     args = parser.parse_args()
     reading = args.reading.split()
     ALWAYS.extend(["--arch", args.arch] if args.arch else [])
-    options = [
-        "--epochs",
-        args.epochs,
-        "--lr",
-        "0.05",
-        "--batch-size",
-        "64",
-        "--schedule",
-        "cosine",
-        "--bn-batches",
-        "100",
-    ]
+    options = command.schedule(args.epochs, 100)
     results = Path(f"{Path(args.source).stem}.results.jsonl")
     done = (
         [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
@@ -129,7 +118,7 @@ def report(source: dict[str, Any], done: list[dict[str, Any]], profile: dict[str
         *(f"{len(row['prune']['removed'])} / {len(row['prune']['kept_dynamic'])}" for row in done),
     ]
     for label, top1, row, cut in zip(labels, accuracies, profile["rows"], blocks, strict=True):
-        ms = " / ".join(f"{row['latency_ms'][size]['median']:.1f}" for size in ("1", "32"))
+        ms = command.milliseconds(row)
         speed = " / ".join(f"{row['speedups'][size]:.2f}" for size in ("1", "32"))
         print(
             f"| {label} | {top1:.2f} | {row['macs_expected'] / 1e9:.4f} | {row['params'] / 1e6:.3f}"
