@@ -285,46 +285,28 @@ def test_stopped_again_and_again(here: Path, shelf: Path, straight: Straight) ->
     equal(call(*again), straight, line)
 
 
+def on_folders(count: int, *options: str) -> list[str]:
+    """finetune on folders of so many images a class and split, which it writes."""
+    chance = np.random.RandomState(0)
+    for split in ("train", "val"):
+        for name in ("ant", "bee"):
+            Path("images", split, name).mkdir(parents=True)
+            for number in range(count):
+                pixels = chance.randint(0, 255, (12, 14, 3)).astype(np.uint8)
+                Image.fromarray(pixels).save(f"images/{split}/{name}/{number}.png")
+    save_source(Path("two.pt"), num_classes=2)
+    how = ("--method", "ind-perbatch", "--input-size", SIDE)
+    call("attach", "two.pt", *how, "--out", "two.safetensors")
+    line = ["finetune", "two.safetensors", "--data", "imagefolder:images"]
+    return [*line, "--epochs", "2", "--batch-size", "4", *options]
+
+
 def test_image_files_in_workers(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Random crops, read by other processes.
 
     Batches after the resumption are those that would have come.
     """
-    chance = np.random.RandomState(0)
-    for split in ("train", "val"):
-        for name in ("ant", "bee"):
-            Path("images", split, name).mkdir(parents=True)
-            for number in range(6):
-                Image.fromarray(chance.randint(0, 255, (12, 14, 3)).astype(np.uint8)).save(
-                    f"images/{split}/{name}/{number}.png"
-                )
-    save_source(Path("two.pt"), num_classes=2)
-    call(
-        "attach",
-        "two.pt",
-        "--method",
-        "ind-perbatch",
-        "--input-size",
-        SIDE,
-        "--out",
-        "two.safetensors",
-    )
-    line = [
-        "finetune",
-        "two.safetensors",
-        "--data",
-        "imagefolder:images",
-        "--epochs",
-        "2",
-        "--batch-size",
-        "4",
-        "--workers",
-        "1",
-        "--save-every",
-        "0",
-        "--augment",
-        "imagenet",
-    ]
+    line = on_folders(6, "--workers", "1", "--save-every", "0", "--augment", "imagenet")
     call(*line, "--out", "straight.safetensors")
     fail_at(monkeypatch, Loop, "_step", 4, crash)
     with pytest.raises(Crash):
@@ -1086,34 +1068,7 @@ def test_the_test_split_may_change(here: Path, shelf: Path) -> None:
 
 
 def test_another_image_folder(here: Path) -> None:
-    for split in ("train", "val"):
-        for name in ("ant", "bee"):
-            Path("images", split, name).mkdir(parents=True)
-            for number in range(4):
-                Image.new("RGB", (9, 9)).save(f"images/{split}/{name}/{number}.png")
-    save_source(Path("two.pt"), num_classes=2)
-    call(
-        "attach",
-        "two.pt",
-        "--method",
-        "ind-perbatch",
-        "--input-size",
-        SIDE,
-        "--out",
-        "two.safetensors",
-    )
-    again = interrupted(
-        [
-            "finetune",
-            "two.safetensors",
-            "--data",
-            "imagefolder:images",
-            "--epochs",
-            "2",
-            "--batch-size",
-            "4",
-        ]
-    )
+    again = interrupted(on_folders(4))
     for old, new in (("train/ant/0.png", "train/ant/new.png"), ("val/bee/0.png", "val/ant/9.png")):
         Path("images", old).rename(Path("images", new))
         refused(again, "has changed since the run began", old.partition("/")[0])
