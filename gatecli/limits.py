@@ -51,7 +51,7 @@ def unpacked(stored: int) -> int:
     return 32 * stored + 64 * MIB
 
 
-def network(tensors: int, numbers: int, pruned: bool) -> tuple[int, int]:
+def network(tensors: int, numbers: int, *, pruned: bool) -> tuple[int, int]:
     """How many tensors and numbers a network may have to which a file with so many belongs.
 
     It may have heads that evaluation never runs, and what was removed.

@@ -70,7 +70,7 @@ class Row:
     untold: tuple[str, ...]
 
 
-def make_row(arch: str, args: Mapping[str, Any], leave_open: bool = True) -> Row:
+def make_row(arch: str, args: Mapping[str, Any], *, leave_open: bool = True) -> Row:
     """Build the network, without memory where possible, and describe it.
 
     Args:

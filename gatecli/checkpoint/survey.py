@@ -32,7 +32,7 @@ class Survey:
     end: int = 0
 
 
-def survey(data: bytes, pickles: int = 1, whole: bool = True) -> Survey:
+def survey(data: bytes, pickles: int = 1, *, whole: bool = True) -> Survey:
     """Look through so many pickles in a row.
 
     Args:

@@ -69,7 +69,7 @@ def attach(
         registry.get(name)
     path = session.checkpoint(checkpoint)
     target = out or default_out(path, method)
-    check_output(target, force, [path])
+    check_output(target, force=force, inputs=[path])
     network = session.open(path)
     brought = None if gater is None else session.open_other(gater)
     result = attaching.attach(

@@ -80,7 +80,7 @@ def export(
     stem = str(default_out(path, "_")).removesuffix("._.safetensors")
     target = out or Path(stem + kind.suffix)
     for file in kind.files(target):
-        check_output(file, force, [path])
+        check_output(file, force=force, inputs=[path])
     network = session.open(path)
     given = _given(session, network, remembered(data), images)
     result = write(

@@ -80,7 +80,7 @@ def prune(
 
     path = session.checkpoint(checkpoint)
     target = out or default_out(path, "pruned")
-    check_output(target, force, [path])
+    check_output(target, force=force, inputs=[path])
     network = session.open(path)
     val = (
         Val(session, network, remembered(data), batch_size, workers)

@@ -115,7 +115,7 @@ def decided(network: Network) -> Network:
     return copy
 
 
-def masked(network: Network, decisions: bool = False) -> Opened:
+def masked(network: Network, *, decisions: bool = False) -> Opened:
     """Everything is computed, for batches of any size.
 
     Masks and the choice among exits remain operations. `decisions`: further outputs, as of

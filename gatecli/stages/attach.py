@@ -39,7 +39,7 @@ class Attached:
     kinds: list[str]
 
 
-def attach(
+def attach(  # noqa: PLR0913 - its command's options, by keyword
     model: nn.Module,
     method: str,
     *,

@@ -59,7 +59,7 @@ class Evaluation:
     macs_spread: dict[str, float] = field(default_factory=dict)
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913 - its command's options, by keyword
     network: Network,
     data: DataSet,
     *,

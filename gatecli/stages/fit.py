@@ -12,7 +12,7 @@ from gatecli.network import Network
 IMAGENET_MEAN, IMAGENET_STD = IMAGENET
 
 
-def open_data(network: Network, spec: str | None, trusted: bool = True) -> DataSet:
+def open_data(network: Network, spec: str | None, *, trusted: bool = True) -> DataSet:
     """Read a data set and fit it to a network, whose recipe then remembers it.
 
     Args:

@@ -42,7 +42,7 @@ class Teacher:
     """A network that no longer changes, all its gates open."""
 
     def __init__(self, network: Network) -> None:
-        self.network = network.eval().requires_grad_(False)
+        self.network = network.eval().requires_grad_(requires_grad=False)
         for gate in network.site_gates.values():
             gate.strategy = "always-on"
 

@@ -54,7 +54,7 @@ class Finetuned:
     exits: dict[str, ExitScore]
 
 
-def finetune(
+def finetune(  # noqa: PLR0913 - its command's options, by keyword
     network: Network,
     data: DataSet,
     options: TrainOptions = TrainOptions(),

@@ -131,6 +131,7 @@ class PreBottleneck(nn.Module):
         channels: int,
         width: int,
         stride: int,
+        *,
         normed: bool,
         stride_on: str,
         project: str,
@@ -181,6 +182,7 @@ class CifarPreResNet(nn.Module):
         depth: int,
         num_classes: int = 10,
         channels: int = 3,
+        *,
         narrow: bool = False,
         stride_on: str = "conv2",
         project: str = "input",
@@ -194,7 +196,9 @@ class CifarPreResNet(nn.Module):
         def group(channels: int, width: int, stride: int) -> nn.Sequential:
             blocks = []
             for _ in range((depth - 2) // 9):
-                block = PreBottleneck(channels, width, stride, narrow, stride_on, project)
+                block = PreBottleneck(
+                    channels, width, stride, normed=narrow, stride_on=stride_on, project=project
+                )
                 blocks.append(block)
                 channels = 4 * width
                 stride = 1

@@ -74,7 +74,7 @@ class ShakeUnit(nn.Module):
             self.shortcut = HalfShortcut(channels, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        mean = shake(self.way1(x), self.way2(x), self.training)
+        mean = shake(self.way1(x), self.way2(x), training=self.training)
         shortcut = x if self.shortcut is None else self.shortcut(x)
         return shortcut + mean
 

@@ -40,7 +40,7 @@ class Choice:
     certified: Certified | None = None
 
 
-def calibrate_exits(
+def calibrate_exits(  # noqa: PLR0913 - its command's options, by keyword
     network: Network,
     data: DataSet,
     *,

@@ -58,7 +58,7 @@ class Calibrated:
     per_gate: bool
 
 
-def calibrate(
+def calibrate(  # noqa: PLR0913 - its command's options, by keyword
     network: Network,
     data: DataSet,
     *,

@@ -38,7 +38,7 @@ def write_onnx(task: Task) -> Logits:
             converted.
     """
     onnx = onnx_package()
-    parts = task.parts if task.dynamic else masked(task.network, task.decisions)
+    parts = task.parts if task.dynamic else masked(task.network, decisions=task.decisions)
     model = _converted(parts, task.image, task.opset)
     if parts.dynamic:
         _branching(model, parts, decisions=task.decisions)

@@ -61,7 +61,7 @@ class Streams(Forgetful):
 
     fresh = True
 
-    def __init__(self, root: nn.Module, conv: str, norm: str, shared: bool) -> None:
+    def __init__(self, root: nn.Module, conv: str, norm: str, *, shared: bool) -> None:
         super().__init__()
         self.root: Any
         self.__dict__["root"] = root  # not a child: the modules belong to the network itself
@@ -147,7 +147,7 @@ class StreamConv(nn.Module):
 
     fresh = True
 
-    def __init__(self, root: nn.Module, conv: str, shared: bool) -> None:
+    def __init__(self, root: nn.Module, conv: str, *, shared: bool) -> None:
         super().__init__()
         self.root: Any
         self.__dict__["root"] = root  # not a child: the convolution belongs to the network itself

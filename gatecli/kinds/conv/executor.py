@@ -20,6 +20,7 @@ from gatecli.kinds.conv.ops import (
     Channels,
     Parts,
     base_weight,
+    geometry_of,
     in_parts,
     places_of,
     rows_of,
@@ -47,8 +48,9 @@ class SkipChannels(Forgetful):
         root: nn.Module,
         paths: tuple[str, str, str],
         parts: Parts,
-        shared: bool,
         rows: Channels,
+        *,
+        shared: bool,
         reads_input: bool,
     ) -> None:
         super().__init__()
@@ -109,7 +111,7 @@ class SkipChannels(Forgetful):
 
     def _base(self, conv: Any, x: Tensor) -> Tensor:
         weight = _remembered(self.cut, lambda: base_weight(conv.weight, self.parts), conv.weight)
-        return in_parts(x, weight, self.parts, conv.stride, conv.padding, conv.dilation)
+        return in_parts(x, weight, self.parts, geometry_of(conv))
 
     @staticmethod
     def _tensors(conv: Any, *norms: Any) -> list[Tensor]:
