@@ -50,6 +50,7 @@ class Source:
         return data
 
     def readline(self) -> bytes:
+        """The next line, as a file gives it."""
         self.take(1)
         line = self._file.readline()
         if not line.endswith(b"\n"):

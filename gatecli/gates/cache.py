@@ -30,6 +30,7 @@ class Remembered:
         return Remembered()  # a copy has tensors of its own
 
     def forget(self) -> None:
+        """Compute anew the next time."""
         self.versions: list[int] | None = None
         self.tensors: tuple[Tensor, ...] = ()
 

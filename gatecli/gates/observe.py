@@ -42,6 +42,7 @@ class Record:
         return {site: seen[-1] for site, seen in self.decisions.items()}
 
     def clear(self) -> None:
+        """Drop what was kept."""
         self.decisions.clear()
         self.odds.clear()
 

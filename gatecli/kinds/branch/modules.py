@@ -104,6 +104,7 @@ class SharedNorm(nn.Module):
         return mean, var
 
     def reset_running_stats(self) -> None:
+        """Begin the running statistics anew, as BatchNorm does."""
         self.running_mean.zero_()
         self.running_var.fill_(1)
         self.num_batches_tracked.zero_()
