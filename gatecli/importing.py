@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+__all__ = ["current_folder_importable", "import_modules_of"]
+
 
 @contextmanager
 def current_folder_importable() -> Iterator[None]:

@@ -13,6 +13,8 @@ from torch.overrides import TorchFunctionMode
 
 from gatecli.errors import ArchitectureError
 
+__all__ = ["TooLarge", "WithoutMemory", "at_most", "counted"]
+
 
 class WithoutMemory(TorchFunctionMode):
     """Puts on the meta device what is allocated to be filled, weights that is, and nothing else.

@@ -21,6 +21,8 @@ from gatecli.checkpoint.state_dicts import check_sizes, describe, plain, strippe
 from gatecli.checkpoint.torch_files import begins_a_pickle, read_pickle, read_zip
 from gatecli.errors import CheckpointError, reason
 
+__all__ = ["file_sha256", "header_fits", "read_tensors"]
+
 SAFETENSORS_HEADER = 100_000_000  # bytes, that format's own limit
 
 

@@ -19,6 +19,8 @@ from gatecli.checkpoint.stand_ins import PASSENGERS, STORAGES, Named, Odd, Passe
 if TYPE_CHECKING:
     from gatecli.checkpoint.survey import Survey
 
+__all__ = ["PickleReader", "Source"]
+
 
 class Source:
     """The data, of which no more is read than is there.

@@ -18,6 +18,8 @@ from gatecli.checkpoint.loading import KEY, Reading, read_own
 from gatecli.errors import CheckpointError, GatecliError, SettingError
 from gatecli.network import Network
 
+__all__ = ["check_output", "save_tensors", "write"]
+
 
 def check_output(out: Path, *, force: bool, inputs: Sequence[Path] = ()) -> None:
     """Refuse an output before any work.

@@ -14,6 +14,8 @@ from typing import Any
 from gatecli.checkpoint.pickle_reader import PickleReader, Source
 from gatecli.checkpoint.stand_ins import Odd, Storage
 
+__all__ = ["Survey", "survey"]
+
 
 @dataclass
 class Survey:

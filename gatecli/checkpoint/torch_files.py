@@ -23,6 +23,8 @@ from gatecli.checkpoint.survey import Survey, survey
 from gatecli.errors import CheckpointError, reason
 from gatecli.importing import current_folder_importable
 
+__all__ = ["begins_a_pickle", "read_pickle", "read_zip"]
+
 
 def read_zip(path: Path, *, trust_pickle: bool) -> Any:
     """What a zip archive that torch.save wrote holds (torch since 1.6).

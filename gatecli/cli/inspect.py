@@ -16,6 +16,8 @@ from gatecli.errors import SettingError
 if TYPE_CHECKING:
     from gatecli.network import Network
 
+__all__ = ["inspect"]
+
 Site = dict[str, Any]
 
 

@@ -9,6 +9,8 @@ from gatecli.data.spec import DataSet
 from gatecli.data.splits import Split
 from gatecli.errors import DataError
 
+__all__ = ["check_same", "fingerprint"]
+
 USED = ("train", "val")  # what a training looks at
 
 

@@ -20,6 +20,8 @@ from gatecli.data.prepare import normalisation, normalised
 from gatecli.errors import DataError, SettingError, reason
 from gatecli.traced.recipe import InputSpec
 
+__all__ = ["Digest", "Plan", "Split", "Walk", "batches", "cut", "steps"]
+
 
 @dataclass(frozen=True)
 class Plan:

@@ -33,6 +33,8 @@ from gatecli.network import Network, surgery
 from gatecli.network.costs import exits_before
 from gatecli.traced.site import SiteDecision
 
+__all__ = ["Branch", "Computation", "Leave", "Opened", "decided", "masked", "opened"]
+
 
 @dataclass(frozen=True)
 class Branch:

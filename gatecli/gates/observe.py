@@ -16,6 +16,19 @@ from gatecli.errors import SettingError
 from gatecli.gates.decider import STRATEGIES, Decider
 from gatecli.gates.exit import Exit
 
+__all__ = [
+    "RateMeter",
+    "Record",
+    "at_threshold",
+    "force",
+    "gates_of",
+    "in_evaluation",
+    "observe",
+    "record_gates",
+    "strategy",
+    "with_thresholds",
+]
+
 
 def gates_of(network: nn.Module) -> dict[str, Decider]:
     """The network's gates by site."""

@@ -13,6 +13,35 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+__all__ = [
+    "FRESH_LAYERS",
+    "Runs",
+    "add_at",
+    "decided_by",
+    "describe",
+    "is_add",
+    "is_cat",
+    "is_decision",
+    "is_linear",
+    "is_mask",
+    "is_pick",
+    "is_relu",
+    "is_shake",
+    "mask",
+    "module_of",
+    "never_negative",
+    "others",
+    "pick",
+    "relu_after",
+    "runs_of",
+    "shake",
+    "spread",
+    "sum_branches",
+    "summands",
+    "take_channels",
+    "widen",
+]
+
 
 def describe(
     function: Callable[..., Any],

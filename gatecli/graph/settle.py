@@ -19,6 +19,15 @@ from torch.nn import functional as F
 
 from gatecli.graph.ops import FRESH_LAYERS, module_of, shake
 
+__all__ = [
+    "ASSIGNING",
+    "DROPOUTS",
+    "TRAINING",
+    "dropout_follows_mode",
+    "same_but_for_dropout",
+    "without_writes",
+]
+
 DROPOUTS = {
     F.dropout,
     F.dropout1d,

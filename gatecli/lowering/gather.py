@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+__all__ = ["Branch", "Places", "add_channels", "add_rows", "add_to", "rows_last", "take"]
+
 Branch = Callable[..., Tensor]  # (root, x, ...) -> value
 
 

@@ -9,6 +9,8 @@ from gatecli.data import DataSet, check_classes, forms, load_data
 from gatecli.errors import DataError, SettingError
 from gatecli.network import Network
 
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "fit", "open_data", "split_of"]
+
 IMAGENET_MEAN, IMAGENET_STD = IMAGENET
 
 

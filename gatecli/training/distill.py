@@ -20,6 +20,8 @@ from gatecli.errors import SettingError
 from gatecli.network import Network
 from gatecli.training.options import TrainOptions
 
+__all__ = ["Teacher", "check_teacher", "distillation"]
+
 
 def distillation(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
     """T^2 KL(taught || logits) of the softened class probabilities, mean over samples.

@@ -11,6 +11,8 @@ from gatecli.errors import DataError
 from gatecli.network import Network
 from gatecli.training.options import TrainOptions
 
+__all__ = ["Examples"]
+
 
 class Examples:
     """The train and val splits of a data set, in batches normalised for a network.

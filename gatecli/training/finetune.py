@@ -20,6 +20,8 @@ from gatecli.training.options import TrainOptions
 from gatecli.training.run import Run
 from gatecli.training.trained import trained_methods
 
+__all__ = ["Finetuned", "finetune"]
+
 
 @dataclass(frozen=True)
 class Finetuned:

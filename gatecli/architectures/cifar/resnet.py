@@ -17,6 +17,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+__all__ = [
+    "PRERESNETS",
+    "RESNETS",
+    "BasicBlock",
+    "CifarPreResNet",
+    "CifarResNet",
+    "PadShortcut",
+    "PreBottleneck",
+]
+
 DEPTHS = (20, 32, 44, 56, 110)
 PRE_DEPTHS = (56, 110, 164)
 WIDTHS = (16, 32, 64)

@@ -18,6 +18,8 @@ from torch.nn import functional as F
 
 from gatecli.graph.ops import shake
 
+__all__ = ["SHAKESHAKES", "CifarShakeShake", "HalfShortcut", "ShakeUnit", "Way"]
+
 torch.fx.wrap("shake")
 WIDTHS = (64, 96)  # of the first stage
 UNITS = 4

@@ -24,6 +24,8 @@ from gatecli.network import Network
 from gatecli.progress import Progress, silent
 from gatecli.traced.recipe import Step
 
+__all__ = ["Choice", "calibrate_exits"]
+
 
 @dataclass(frozen=True)
 class Choice:

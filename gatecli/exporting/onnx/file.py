@@ -23,6 +23,8 @@ from gatecli.exporting.registry import Logits, Task
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+__all__ = ["write_onnx"]
+
 LOWEST = 18  # opsets that torch's exporter writes
 HIGHEST = 25
 

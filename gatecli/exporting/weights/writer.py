@@ -17,6 +17,8 @@ from gatecli.exporting.weights.layers import constructor
 from gatecli.graph.settle import TRAINING
 from gatecli.graph.trace import SiteTracer, remove_dead
 
+__all__ = ["Writer"]
+
 OURS = "gatecli.graph."  # modules with our own operations
 TORCHS = ("torch", "math", "operator", "_operator")  # packages whose functions may be imported
 

@@ -32,6 +32,8 @@ from gatecli.kinds.branch.ops import connect
 from gatecli.kinds.branch.stream_sums import Folded, products, spread_streams
 from gatecli.lowering.norms import tensors_of
 
+__all__ = ["Fold", "Layout", "StreamConv", "StreamMean", "Streams"]
+
 Read = tuple[Tensor, int]  # connections (streams, C) or (N, streams, C), and how many are read
 
 

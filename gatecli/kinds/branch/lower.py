@@ -12,6 +12,8 @@ from gatecli.kinds.branch.cost import is_lean, way_of
 from gatecli.kinds.branch.executor import Fold, StreamConv, StreamMean, Streams
 from gatecli.kinds.branch.ops import connect, fold_streams, mean_streams, unfold_streams
 
+__all__ = ["lower_branches"]
+
 Replace = Callable[[fx.Node, nn.Module, tuple[fx.Node, ...]], fx.Node]
 
 

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+__all__ = ["FanOut", "SharedNorm", "distinct"]
+
 
 def distinct(connections: Tensor) -> tuple[list[int], list[int]]:
     """Connections (readers, branches) -> who reads the same.

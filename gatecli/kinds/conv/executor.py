@@ -28,6 +28,8 @@ from gatecli.kinds.conv.ops import (
 )
 from gatecli.lowering.inplace import Executor
 
+__all__ = ["SkipChannels", "SkipInputs", "modules"]
+
 
 class SkipChannels(Forgetful):
     """`choose(norm(conv(x)), base(base_path(x)), z, rows)` for what is open.

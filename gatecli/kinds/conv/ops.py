@@ -17,6 +17,24 @@ from torch.nn import functional as F
 
 from gatecli.graph.ops import describe, others, take_channels
 
+__all__ = [
+    "BasePath",
+    "Channels",
+    "Parts",
+    "base_parts",
+    "base_path",
+    "base_weight",
+    "choose",
+    "geometry_of",
+    "in_parts",
+    "keep_inputs",
+    "keep_rows",
+    "merge",
+    "places_of",
+    "rows_of",
+    "take",
+]
+
 Channels = tuple[int, ...]
 Parts = tuple[tuple[Channels, Channels], ...]
 Geometry = tuple[Any, Any, Any]  # stride, padding, dilation
