@@ -19,6 +19,23 @@ from __future__ import annotations
 import errno
 import zlib
 
+__all__ = [
+    "ArchitectureError",
+    "CheckpointError",
+    "DataError",
+    "ExportError",
+    "GatecliError",
+    "InternalError",
+    "Interrupted",
+    "SettingError",
+    "TrainingError",
+    "blame",
+    "first_line",
+    "not_utf8",
+    "out_of_memory",
+    "reason",
+]
+
 MEMORY = (  # what torch and others say where there is none left
     "out of memory",
     "can't allocate memory",

@@ -20,6 +20,21 @@ What a user types (--arch-arg, --input-size, a data set's function) is not held 
 
 from __future__ import annotations
 
+__all__ = [
+    "HEADER_BYTES",
+    "INPUT_PIXELS",
+    "INPUT_SIDE",
+    "KEY_PARTS",
+    "PICKLE_BYTES",
+    "PICKLE_STEPS",
+    "PIXELS",
+    "STEPS",
+    "TENSORS",
+    "copied",
+    "network",
+    "unpacked",
+]
+
 MIB = 2**20
 
 PICKLE_BYTES = 16 * MIB  # the largest real ones, with an optimizer's state, have 1 or 2
@@ -51,7 +66,7 @@ def unpacked(stored: int) -> int:
     return 32 * stored + 64 * MIB
 
 
-def network(tensors: int, numbers: int, pruned: bool) -> tuple[int, int]:
+def network(tensors: int, numbers: int, *, pruned: bool) -> tuple[int, int]:
     """How many tensors and numbers a network may have to which a file with so many belongs.
 
     It may have heads that evaluation never runs, and what was removed.

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
+__all__ = ["Progress", "Task", "silent"]
+
 
 class Task(Protocol):
     """Work of a known number of batches."""

@@ -48,7 +48,7 @@ def test_shake_against_the_formula() -> None:
     torch.manual_seed(7)
     alpha, beta = torch.rand(3, 1, 1, 1), torch.rand(3, 1, 1, 1)
     torch.manual_seed(7)
-    mixed = shake(a, b, True)
+    mixed = shake(a, b, training=True)
     for image in range(3):
         expected = alpha[image].item() * a[image] + (1 - alpha[image].item()) * b[image]
         assert torch.allclose(mixed[image], expected, atol=1e-6)
@@ -57,7 +57,7 @@ def test_shake_against_the_formula() -> None:
     assert torch.allclose(a.grad, beta.expand_as(a)) and torch.allclose(
         b.grad, (1 - beta).expand_as(b)
     )
-    assert torch.allclose(shake(a, b, False), torch.stack([a, b]).mean(0))
+    assert torch.allclose(shake(a, b, training=False), torch.stack([a, b]).mean(0))
 
 
 @pytest.mark.parametrize("kind", ["shakeshake", "densenet"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import dataclasses
 import importlib
 import io
 import subprocess
@@ -26,6 +27,7 @@ import gatecli.data as public
 from gatecli.data import (
     AUGMENTS,
     Split,
+    Walk,
     arrays,
     batches,
     check_classes,
@@ -92,7 +94,15 @@ def folder(tmp_path: Path) -> Path:
 
 
 def walk(split: Split, **settings: Any) -> list[tuple[Tensor, Tensor]]:
-    return list(batches(split, **{"input": GREY, "batch_size": 7, **settings}))
+    return list(started(split, **{"batch_size": 7, **settings}))
+
+
+def started(split: Split, **settings: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    """`batches`, with a walk's settings beside its own."""
+    names = {each.name for each in dataclasses.fields(Walk)}
+    walk = Walk(**{name: value for name, value in settings.items() if name in names})
+    others = {name: value for name, value in settings.items() if name not in names}
+    return batches(split, **{"input": GREY, "batch_size": 4, "walk": walk, **others})
 
 
 def same(ours: list[tuple[Tensor, Tensor]], theirs: list[tuple[Tensor, Tensor]]) -> bool:
@@ -360,7 +370,7 @@ def test_array_batches_depend_on_seeds_alone(
     whole = walk(split, **settings)
     assert torch.equal(before, torch.get_rng_state())
     torch.manual_seed(1)
-    assert len(whole) == steps(split, 7, drop_last) == (5 if drop_last else 6)
+    assert len(whole) == steps(split, 7, drop_last=drop_last) == (5 if drop_last else 6)
     for start in range(8):
         assert same(walk(split, start=start, **settings), whole[start:])
     assert same(walk(split, workers=2, **settings), whole)
@@ -720,7 +730,7 @@ def test_batches_refuse_on_the_call(npz: Callable[..., str], folder: Path) -> No
     ]
     for given, settings, text in cases:
         with pytest.raises(DataError) as caught:
-            batches(given, **{"input": GREY, "batch_size": 4, **settings})
+            started(given, **settings)
         assert text in str(caught.value), caught.value
     for name in ("batch_size", "start", "workers"):
         with pytest.raises(SettingError, match="at least"):

@@ -40,7 +40,7 @@ def same(found: dict[str, Tensor], expected: dict[str, Tensor] = TENSORS) -> boo
 
 def error(path: Path, trust_pickle: bool = False) -> str:
     with pytest.raises(CheckpointError) as caught:
-        read_tensors(path, trust_pickle)
+        read_tensors(path, trust_pickle=trust_pickle)
     text = str(caught.value)
     assert path.name in text and "\n" not in text
     return text

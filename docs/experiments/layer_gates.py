@@ -26,13 +26,13 @@ def gatecli(*words: object) -> dict[str, Any]:
 def variant(
     source: str,
     data: str,
-    method: str,
-    rate: str,
+    wanted: str,
     options: list[object],
     settings: list[str],
     reading: list[str],
 ) -> dict[str, Any]:
-    """Attach, fine-tune, prune; accuracy on test after each of the last two."""
+    """Attach what is wanted, METHOD:RATE, fine-tune, prune; accuracy on test after the last two."""
+    method, rate = wanted.split(":")
     name = f"{Path(source).stem}.{method}.{rate}"
     gated, tuned, pruned = (f"{name}.{done}.safetensors" for done in ("gated", "tuned", "pruned"))
     extra = [word for setting in [f"target_rate={rate}", *settings] for word in ("--set", setting)]
@@ -82,11 +82,8 @@ def main() -> None:
     )
     source = gatecli("eval", args.source, *reading, "--data", args.data, "--split", "test")
     for name in args.variants:
-        method, rate = name.split(":")
-        if not any((row["method"], row["rate"]) == (method, rate) for row in done):
-            done.append(
-                variant(args.source, args.data, method, rate, options, args.settings, reading)
-            )
+        if not any(f"{row['method']}:{row['rate']}" == name for row in done):
+            done.append(variant(args.source, args.data, name, options, args.settings, reading))
             with results.open("a") as file:
                 file.write(json.dumps(done[-1]) + "\n")
     report(

@@ -13,6 +13,8 @@ from torch.overrides import TorchFunctionMode
 
 from gatecli.errors import ArchitectureError
 
+__all__ = ["TooLarge", "WithoutMemory", "at_most", "counted"]
+
 
 class _Allocations(TorchFunctionMode):
     """Sees every call of one of torch's functions while a network is built."""

@@ -16,6 +16,16 @@ from typing import Any, cast
 from gatecli.architectures.cifar import NETWORKS, PRERESNETS, RESNETS
 from gatecli.errors import ArchitectureError, SettingError
 
+__all__ = [
+    "NO_TIMM",
+    "Argument",
+    "accepted_args",
+    "check_args",
+    "is_callable_name",
+    "parse_arch_args",
+    "split_arch",
+]
+
 LIBRARIES = ("torchvision", "cifar", "timm")
 NO_TIMM = "timm is not installed, which `{arch}` needs: pip install 'gatecli[timm]'"
 # These name files or fetch weights; a network's weights come from the checkpoint and from nowhere

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from gatecli.architectures.table import CHANNELS, CLASSES, POSITIONS, Shape
 
+__all__ = ["SPELLINGS", "Comparison", "Spelt", "canonical", "compare", "spell"]
+
 # What other people's networks of a family, or old files, call the same parts: (theirs,
 # torchvision's). A dot is a module more.
 SPELLINGS = {

@@ -16,6 +16,8 @@ from gatecli.architectures.arguments import accepted_args
 from gatecli.architectures.cifar import NETWORKS
 from gatecli.architectures.table import make_row, pack
 
+__all__ = ["listed", "main"]
+
 # Arguments that tensors show.
 VARIANTS = {"stem": "cifar", "aux_logits": False, "shortcut": "pad", "narrow": True}
 TABLE = Path(__file__).with_name("table.json.gz")

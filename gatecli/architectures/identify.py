@@ -32,6 +32,8 @@ from gatecli.architectures.table import (
 )
 from gatecli.errors import ArchitectureError
 
+__all__ = ["Found", "found_for", "identify"]
+
 WAY_OUT = "name it with --arch torchvision:NAME or --arch package.module:callable"
 CIFAR_STEM = (
     "taken to have a 3x3 stem with stride 1 and no max-pool (if not: --arch-arg maxpool=true,"

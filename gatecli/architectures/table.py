@@ -24,6 +24,27 @@ from gatecli.architectures.build import build_skeleton, find_callable
 from gatecli.architectures.cifar import CifarPreResNet, CifarResNet
 from gatecli.errors import ArchitectureError
 
+__all__ = [
+    "CHANNELS",
+    "CHANNEL_ARGS",
+    "CLASSES",
+    "COUNTER",
+    "IMAGENET",
+    "POSITIONS",
+    "USUAL_SIZE",
+    "Row",
+    "Shape",
+    "Statistics",
+    "find_rows",
+    "image_size",
+    "make_row",
+    "pack",
+    "positions",
+    "shapes_of",
+    "table",
+    "unpack",
+]
+
 # Stand in a shape for the number of classes, of input channels, and of a ViT's positions.
 CLASSES = -1
 CHANNELS = -2
@@ -70,7 +91,7 @@ class Row:
     untold: tuple[str, ...]
 
 
-def make_row(arch: str, args: Mapping[str, Any], leave_open: bool = True) -> Row:
+def make_row(arch: str, args: Mapping[str, Any], *, leave_open: bool = True) -> Row:
     """Build the network, without memory where possible, and describe it.
 
     Args:

@@ -11,6 +11,8 @@ from torch import nn
 
 from gatecli.errors import ArchitectureError
 
+__all__ = ["EXTRAS", "alter"]
+
 # First convolution and pooling: of ResNets, of DenseNets.
 STEMS = (("conv1", "maxpool"), ("features.conv0", "features.pool0"))
 # Arguments that are not the library's own.

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from gatecli.errors import CheckpointError, not_utf8
 
+__all__ = ["FORGOTTEN", "OURS", "check_name", "replacing"]
+
 # Names of temporary files: which machine's, which process's.
 OURS = re.compile(r"\..*\.gatecli-([0-9a-f]{8})-([0-9]{1,9})-\w+\.tmp", re.DOTALL)
 # Seconds after which a temporary file of another machine is one of a writer that is dead.

@@ -21,10 +21,12 @@ from gatecli.checkpoint.state_dicts import check_sizes, describe, plain, strippe
 from gatecli.checkpoint.torch_files import begins_a_pickle, read_pickle, read_zip
 from gatecli.errors import CheckpointError, reason
 
+__all__ = ["file_sha256", "header_fits", "read_tensors"]
+
 SAFETENSORS_HEADER = 100_000_000  # bytes, that format's own limit
 
 
-def read_tensors(path: str | os.PathLike[str], trust_pickle: bool = False) -> dict[str, Tensor]:
+def read_tensors(path: str | os.PathLike[str], *, trust_pickle: bool = False) -> dict[str, Tensor]:
     """The tensors of a checkpoint by name, wrappings and prefixes taken off.
 
     Args:
@@ -38,7 +40,7 @@ def read_tensors(path: str | os.PathLike[str], trust_pickle: bool = False) -> di
         CheckpointError: the file is missing, damaged, needs code, or holds no tensors.
     """
     path = Path(path)
-    found = _read(path, trust_pickle)
+    found = _read(path, trust_pickle=trust_pickle)
     tensors = unwrapped(found)
     if tensors is None:
         raise CheckpointError(f"{path}: expected a state dict but got {describe(found)}")
@@ -51,13 +53,13 @@ def read_tensors(path: str | os.PathLike[str], trust_pickle: bool = False) -> di
         ) from error
 
 
-def _read(path: Path, trust_pickle: bool) -> Any:
+def _read(path: Path, *, trust_pickle: bool) -> Any:
     kind = _kind(path)
     if kind == "safetensors":
         return _read_safetensors(path)
     if kind == "zip":
-        return read_zip(path, trust_pickle)
-    return read_pickle(path, trust_pickle)
+        return read_zip(path, trust_pickle=trust_pickle)
+    return read_pickle(path, trust_pickle=trust_pickle)
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:

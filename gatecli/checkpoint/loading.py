@@ -119,7 +119,7 @@ def _read_plain(path: Path, how: Reading) -> tuple[Network, list[str]]:
     if _names_a_library(path):
         plain, how = _pretrained(str(path), how)
     else:
-        tensors = read_tensors(path, how.trust_pickle)
+        tensors = read_tensors(path, trust_pickle=how.trust_pickle)
         size_bytes = path.stat().st_size
         plain = _Plain(tensors=tensors, sha256=file_sha256(path), size_bytes=size_bytes)
     shapes = {name: tuple(tensor.shape) for name, tensor in plain.tensors.items()}
@@ -206,7 +206,7 @@ def read_own(path: Path, recipe: Recipe, how: Reading) -> Network:
     numbers = sum(tensor.numel() for tensor in tensors.values())
     pruned = any(step.op == "prune" for step in recipe.steps)
     try:
-        with at_most(*limits.network(len(tensors), numbers, pruned)):
+        with at_most(*limits.network(len(tensors), numbers, pruned=pruned)):
             network, _ = replayed(recipe)
     except GatecliError as error:
         raise type(error)(f"{path.name}: {error}") from error

@@ -21,6 +21,8 @@ from gatecli.checkpoint.stand_ins import (
 if TYPE_CHECKING:
     from gatecli.checkpoint.pickle_reader import PickleReader
 
+__all__ = ["KNOWN", "MAKERS", "is_count"]
+
 
 def is_count(value: Any) -> bool:
     """Whether a value may be a size or a place."""

@@ -9,6 +9,8 @@ from typing import IO
 
 from gatecli.errors import CheckpointError
 
+__all__ = ["open_file"]
+
 
 @contextmanager
 def open_file(path: Path) -> Iterator[IO[bytes]]:

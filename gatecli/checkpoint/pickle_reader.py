@@ -19,6 +19,8 @@ from gatecli.checkpoint.stand_ins import PASSENGERS, STORAGES, Named, Odd, Passe
 if TYPE_CHECKING:
     from gatecli.checkpoint.survey import Survey
 
+__all__ = ["PickleReader", "Source"]
+
 
 class Source:
     """The data, of which no more is read than is there.
@@ -50,6 +52,7 @@ class Source:
         return data
 
     def readline(self) -> bytes:
+        """The next line, as a file gives it."""
         self.take(1)
         line = self._file.readline()
         if not line.endswith(b"\n"):

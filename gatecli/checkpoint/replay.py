@@ -15,6 +15,8 @@ from gatecli.graph.edit import renamed
 from gatecli.network import Network
 from gatecli.traced.recipe import Recipe, Source, Step
 
+__all__ = ["fill", "replayed", "skeleton_with_weights"]
+
 
 def replayed(recipe: Recipe) -> tuple[Network, list[str]]:
     """The source architecture, traced, with the recipe's structural steps replayed.

@@ -18,8 +18,10 @@ from gatecli.checkpoint.loading import KEY, Reading, read_own
 from gatecli.errors import CheckpointError, GatecliError, SettingError
 from gatecli.network import Network
 
+__all__ = ["check_output", "save_tensors", "write"]
 
-def check_output(out: Path, force: bool, inputs: Sequence[Path] = ()) -> None:
+
+def check_output(out: Path, *, force: bool, inputs: Sequence[Path] = ()) -> None:
     """Refuse an output before any work.
 
     Args:
@@ -48,7 +50,7 @@ def check_output(out: Path, force: bool, inputs: Sequence[Path] = ()) -> None:
         raise CheckpointError(f"cannot write {out}: the folder {out.parent} is not writable")
 
 
-def write(network: Network, path: str | os.PathLike[str], reload: bool = False) -> None:
+def write(network: Network, path: str | os.PathLike[str], *, reload: bool = False) -> None:
     """Write the network and its recipe, all or nothing.
 
     Args:

@@ -12,6 +12,17 @@ from typing import Any
 
 import torch
 
+__all__ = [
+    "NUMBERS",
+    "PASSENGERS",
+    "STORAGES",
+    "Named",
+    "Odd",
+    "Passenger",
+    "Storage",
+    "StoredTensor",
+]
+
 
 class Odd(Exception):
     """The pickle holds what no checkpoint needs, or asks for too much."""

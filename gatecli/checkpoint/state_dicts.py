@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from gatecli import limits
 from gatecli.errors import CheckpointError
 
+__all__ = ["check_sizes", "describe", "plain", "stripped", "unwrapped"]
+
 # The model itself before its average.
 WRAPPINGS = ("state_dict", "model_state_dict", "model", "net", "state_dict_ema", "ema")
 PREFIXES = ("module.", "_orig_mod.")

@@ -14,6 +14,8 @@ from typing import Any
 from gatecli.checkpoint.pickle_reader import PickleReader, Source
 from gatecli.checkpoint.stand_ins import Odd, Storage
 
+__all__ = ["Survey", "survey"]
+
 
 @dataclass
 class Survey:
@@ -32,7 +34,7 @@ class Survey:
     end: int = 0
 
 
-def survey(data: bytes, pickles: int = 1, whole: bool = True) -> Survey:
+def survey(data: bytes, pickles: int = 1, *, whole: bool = True) -> Survey:
     """Look through so many pickles in a row.
 
     Args:

@@ -23,8 +23,10 @@ from gatecli.checkpoint.survey import Survey, survey
 from gatecli.errors import CheckpointError, reason
 from gatecli.importing import current_folder_importable
 
+__all__ = ["begins_a_pickle", "read_pickle", "read_zip"]
 
-def read_zip(path: Path, trust_pickle: bool) -> Any:
+
+def read_zip(path: Path, *, trust_pickle: bool) -> Any:
     """What a zip archive that torch.save wrote holds (torch since 1.6).
 
     Args:
@@ -46,7 +48,7 @@ def read_zip(path: Path, trust_pickle: bool) -> Any:
     if found is not None:
         _compare_records(path, found, records)
         found.value = None  # torch makes it anew
-    return _torch_load(path, trust_pickle, found, mmap=True)
+    return _torch_load(path, found, trust_pickle=trust_pickle, mmap=True)
 
 
 def _records(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
@@ -98,7 +100,7 @@ def _compare_records(path: Path, found: Survey, records: Mapping[str, zipfile.Zi
             )
 
 
-def read_pickle(path: Path, trust_pickle: bool) -> Any:
+def read_pickle(path: Path, *, trust_pickle: bool) -> Any:
     """What a pickle holds (torch before 1.6, or no torch at all). As `read_zip`."""
     with open_file(path) as file:
         data = file.read(limits.PICKLE_BYTES + 1)
@@ -108,7 +110,7 @@ def read_pickle(path: Path, trust_pickle: bool) -> Any:
         found = _survey(path, data, pickles=5, whole=whole, trust_pickle=trust_pickle)
         if found is not None and not found.foreign:
             _compare_storages(path, found)
-        return _torch_load(path, trust_pickle, found, mmap=False)
+        return _torch_load(path, found, trust_pickle=trust_pickle, mmap=False)
     if not trust_pickle:
         _survey(path, data, pickles=1, whole=whole, trust_pickle=False)
         raise CheckpointError(
@@ -119,14 +121,14 @@ def read_pickle(path: Path, trust_pickle: bool) -> Any:
 
 
 def _survey(
-    path: Path, data: bytes, pickles: int, whole: bool, trust_pickle: bool
+    path: Path, data: bytes, *, pickles: int, whole: bool, trust_pickle: bool
 ) -> Survey | None:
     """What the pickles hold; None where that is odd but trusted.
 
     Raises CheckpointError where it is neither.
     """
     try:
-        found = survey(data, pickles, whole)
+        found = survey(data, pickles, whole=whole)
     except Odd as error:
         if trust_pickle:
             return None
@@ -165,13 +167,13 @@ def _compare_storages(path: Path, found: Survey) -> None:
                 )
 
 
-def _torch_load(path: Path, trust_pickle: bool, found: Survey | None, mmap: bool) -> Any:
+def _torch_load(path: Path, found: Survey | None, *, trust_pickle: bool, mmap: bool) -> Any:
     """Have torch read the file. What is trusted runs only where it has to.
 
     Args:
         path: the file.
-        trust_pickle: whether code in it may run.
         found: what the survey says; None where that is odd but trusted.
+        trust_pickle: whether code in it may run.
         mmap: leaves an optimizer's state on the disk.
     """
     if found is None or found.foreign:

@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gatecli.cli import exits
-from gatecli.cli.options import (
-    BatchSize,
-    Checkpoint,
-    Data,
-    Force,
-    Out,
-    Workers,
-    reads_checkpoints,
-)
+from gatecli.cli.goal import Goal
+from gatecli.cli.options import Checkpoint, Data, Loading, Output, reads_checkpoints
 from gatecli.cli.parsing import remembered
 from gatecli.cli.progress import Reporter
 from gatecli.cli.render import MACS_FOOT, gmacs, percent, table
 from gatecli.cli.session import Session
-from gatecli.cli.workspace import default_out
+from gatecli.cli.workspace import output_of
 from gatecli.errors import SettingError
 
 if TYPE_CHECKING:
@@ -36,53 +29,10 @@ HEURISTIC = "gate by gate (a heuristic, not necessarily the best)"
 @reads_checkpoints
 def calibrate(
     session: Session,
+    *,
     checkpoint: Checkpoint = None,
     data: Data = None,
-    target_acc: Annotated[
-        Optional[float], typer.Option(help="Top-1 accuracy to reach on val, in percent.")
-    ] = None,
-    max_drop: Annotated[
-        Optional[float],
-        typer.Option(help="The same, in points below all gates open, or nobody leaving early."),
-    ] = None,
-    max_gmacs: Annotated[
-        Optional[float],
-        typer.Option(help="Exits: the highest accuracy for at most so many GMACs an image."),
-    ] = None,
-    max_ms: Annotated[
-        Optional[float],
-        typer.Option(
-            help=(
-                "Exits, with --cost latency: the highest accuracy for at most so many milliseconds"
-                " an image."
-            )
-        ),
-    ] = None,
-    cost: Annotated[
-        str,
-        typer.Option(
-            help=(
-                "Exits: what thresholds shall save: macs, or latency of single images as measured"
-                " on this machine."
-            )
-        ),
-    ] = "macs",
-    confidence: Annotated[
-        Optional[float],
-        typer.Option(
-            help="Exits: the accuracy shall hold on unseen data with this probability, as 0.95."
-        ),
-    ] = None,
-    reuse: Annotated[
-        bool,
-        typer.Option(
-            "--reuse",
-            help=(
-                "Exits: move along the frontier that an earlier calibrate has recorded; needs no"
-                " data."
-            ),
-        ),
-    ] = False,
+    goal: Goal = Goal(),
     per_gate: Annotated[
         bool,
         typer.Option(
@@ -102,48 +52,35 @@ def calibrate(
             )
         ),
     ] = 12,
-    batch_size: BatchSize = 256,
-    workers: Workers = 0,
-    out: Out = None,
-    force: Force = False,
+    loading: Loading = Loading(),
+    output: Output = Output(),
 ) -> dict[str, Any]:
     """Choose the gates' thresholds: an asked accuracy on the val split, at the fewest MACs."""
     from gatecli import calibration
-    from gatecli.checkpoint import check_output, write
+    from gatecli.checkpoint import write
     from gatecli.stages.fit import open_data
 
-    if target_acc is not None:
-        calibration.check_target(target_acc)
+    if goal.target_acc is not None:
+        calibration.check_target(goal.target_acc)
     path = session.checkpoint(checkpoint)
-    target = out or default_out(path, "calibrated")
-    check_output(target, force=force, inputs=[path])
+    target = output_of(path, "calibrated", output)
     network = session.open_gated(path, "calibrate")
-    asked = exits.Asked(
-        target_acc=target_acc,
-        max_drop=max_drop,
-        max_gmacs=max_gmacs,
-        max_ms=max_ms,
-        confidence=confidence,
-        cost=cost,
-        reuse=reuse,
-        data=remembered(data),
-        batch_size=batch_size,
-        workers=workers,
-    )
-    _check(asked, per_gate=per_gate, has_exits=bool(network.site_exits))
+    where = remembered(data)
+    _check(goal, per_gate=per_gate, has_exits=bool(network.site_exits))
     if network.site_exits:
+        asked = exits.Asked(goal=goal, data=where, loading=loading)
         return exits.calibrate(session, network, path, target, asked)
-    calibration.check_target(target_acc, max_drop)
-    dataset = open_data(network, asked.data)
+    calibration.check_target(goal.target_acc, goal.max_drop)
+    dataset = open_data(network, where)
     result = calibration.calibrate(
         network,
         dataset,
-        target_acc=target_acc,
-        max_drop=max_drop,
+        target_acc=goal.target_acc,
+        max_drop=goal.max_drop,
         per_gate=per_gate,
         refine=refine,
-        batch_size=batch_size,
-        workers=workers,
+        batch_size=loading.batch_size,
+        workers=loading.workers,
         progress=Reporter(session),
     )
     write(result.network, target)
@@ -153,13 +90,13 @@ def calibrate(
     return _json(result, path, target)
 
 
-def _check(asked: exits.Asked, *, per_gate: bool, has_exits: bool) -> None:
+def _check(goal: Goal, *, per_gate: bool, has_exits: bool) -> None:
     """Refuse options for gates where a network has exits, and those for exits where it has none."""
     if has_exits and per_gate:
         raise SettingError(
             "--per-gate is for gates: the thresholds of exits are chosen together as it is"
         )
-    if not has_exits and asked.for_exits:
+    if not has_exits and goal.for_exits:
         raise SettingError(
             "gates are calibrated to --target-acc or --max-drop; --max-gmacs, --max-ms, --cost,"
             " --confidence and --reuse are for exits"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gatecli.cli.options import BatchSize, Checkpoint, Data, Workers, reads_checkpoints
+from gatecli.cli.options import Checkpoint, Data, Loading, reads_checkpoints
 from gatecli.cli.parsing import remembered
 from gatecli.cli.progress import Reporter
 from gatecli.cli.render import exit_facts, gmacs, percent, table
@@ -23,14 +23,14 @@ __all__ = ["evaluate"]
 @reads_checkpoints
 def evaluate(
     session: Session,
+    *,
     checkpoint: Checkpoint = None,
     data: Data = None,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "val",
     strategy: Annotated[
         str, typer.Option(help="threshold, stochastic, always-on or ensemble.")
     ] = "threshold",
-    batch_size: BatchSize = 256,
-    workers: Workers = 0,
+    loading: Loading = Loading(),
 ) -> dict[str, Any]:
     """Measure accuracy, expected MACs and rates on one split."""
     from gatecli.network.costs import site_rates
@@ -45,8 +45,8 @@ def evaluate(
         dataset,
         split=split_of(dataset, split),
         strategy=strategy,
-        batch_size=batch_size,
-        workers=workers,
+        batch_size=loading.batch_size,
+        workers=loading.workers,
         seed=session.seed,
         progress=Reporter(session),
     )

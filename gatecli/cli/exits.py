@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gatecli.cli.frontier import Figures, print_frontier, spell_thresholds
+from gatecli.cli.goal import Goal
+from gatecli.cli.options import Loading
 from gatecli.cli.progress import Reporter
 from gatecli.cli.render import gmacs, percent
 from gatecli.cli.session import Session
@@ -21,37 +23,17 @@ __all__ = ["Asked", "calibrate"]
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What calibrate shall reach, one goal of four, and how.
+    """What calibrate shall reach, and with which images.
 
     Attributes:
-        target_acc: Val top-1 in percent.
-        max_drop: The same, in points below the baseline.
-        max_gmacs: GMACs of an image at most.
-        max_ms: Milliseconds of an image at most.
-        confidence: The probability with which the accuracy holds on unseen data.
-        cost: What thresholds shall save: macs or latency.
-        reuse: Whether to take the frontier that is recorded, instead of data.
+        goal: What to reach.
         data: The data set; None: the one remembered.
-        batch_size: Images a batch.
-        workers: Processes that read images.
+        loading: How its images are read.
     """
 
-    target_acc: float | None
-    max_drop: float | None
-    max_gmacs: float | None
-    max_ms: float | None
-    confidence: float | None
-    cost: str
-    reuse: bool
+    goal: Goal
     data: str | None
-    batch_size: int
-    workers: int
-
-    @property
-    def for_exits(self) -> bool:
-        """Whether anything is asked for that only exits can do."""
-        limits = (self.max_gmacs, self.max_ms, self.confidence)
-        return any(limit is not None for limit in limits) or self.cost != "macs" or self.reuse
+    loading: Loading
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +55,7 @@ def calibrate(
         network: What `path` holds.
         path: The checkpoint read.
         out: Where to write.
-        asked: The goal.
+        asked: The goal, and the images to reach it on.
 
     Returns:
         The command's JSON.
@@ -83,7 +65,7 @@ def calibrate(
     """
     from gatecli.checkpoint import write
 
-    found = _reused(network, asked) if asked.reuse else _measured(session, network, asked)
+    found = _reused(network, asked) if asked.goal.reuse else _measured(session, network, asked)
     write(found.network, out)
     figures = found.figures
     if not session.json_ and figures.frontier:
@@ -111,25 +93,31 @@ def calibrate(
 
 def _measured(session: Session, network: Network, asked: Asked) -> Found:
     from gatecli.calibration.exits.calibrate import calibrate_exits
-    from gatecli.calibration.exits.result import recorded
     from gatecli.stages.fit import open_data
 
+    goal = asked.goal
     result = calibrate_exits(
         network,
         open_data(network, asked.data),
-        target_acc=asked.target_acc,
-        max_drop=asked.max_drop,
-        max_gmacs=asked.max_gmacs,
-        max_ms=asked.max_ms,
-        confidence=asked.confidence,
-        cost=asked.cost,
+        target_acc=goal.target_acc,
+        max_drop=goal.max_drop,
+        max_gmacs=goal.max_gmacs,
+        max_ms=goal.max_ms,
+        confidence=goal.confidence,
+        cost=goal.cost,
         seed=session.seed,
-        batch_size=asked.batch_size,
-        workers=asked.workers,
+        batch_size=asked.loading.batch_size,
+        workers=asked.loading.workers,
         progress=Reporter(session),
     )
+    return Found(network=result.network, figures=_figures(result), notes=_notes(result))
+
+
+def _figures(result: ExitsCalibrated) -> Figures:
+    from gatecli.calibration.exits.result import recorded
+
     chosen = recorded(result, result.point)
-    figures = Figures(
+    return Figures(
         thresholds=chosen["thresholds"],
         shares=chosen["shares"],
         top1=result.point.top1,
@@ -141,7 +129,6 @@ def _measured(session: Session, network: Network, asked: Asked) -> Found:
         leaving_ms=result.times,
         frontier=[recorded(result, point) for point in result.frontier],
     )
-    return Found(network=result.network, figures=figures, notes=_notes(result))
 
 
 def _notes(result: ExitsCalibrated) -> list[str]:
@@ -169,9 +156,9 @@ def _reused(network: Network, asked: Asked) -> Found:
     """
     _check_reuse(asked)
     goals = {
-        "target_acc": asked.target_acc,
-        "max_gmacs": asked.max_gmacs,
-        "max_ms": asked.max_ms,
+        "target_acc": asked.goal.target_acc,
+        "max_gmacs": asked.goal.max_gmacs,
+        "max_ms": asked.goal.max_ms,
     }
     point = network.set_operating_point(**goals)
     measured = _record(network, goals, point)
@@ -181,7 +168,7 @@ def _reused(network: Network, asked: Asked) -> Found:
         top1=point["top1"],
         macs_expected=point["macs"],
         baseline_top1=measured["baseline_top1"],
-        target_top1=asked.target_acc,
+        target_top1=asked.goal.target_acc,
         gap=None,
         ms=point["ms"],
         leaving_ms=None,
@@ -219,8 +206,8 @@ def _record(
 
 
 def _check_reuse(asked: Asked) -> None:
-    needs_data = (asked.max_drop, asked.confidence, asked.data)
-    if any(each is not None for each in needs_data) or asked.cost != "macs":
+    needs_data = (asked.goal.max_drop, asked.goal.confidence, asked.data)
+    if any(each is not None for each in needs_data) or asked.goal.cost != "macs":
         raise SettingError(
             "--reuse moves along what is recorded: expected it with --target-acc, --max-gmacs or"
             " --max-ms alone"

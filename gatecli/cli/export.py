@@ -9,15 +9,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gatecli import exporting
-from gatecli.cli.session import Checkpoint, Data, Force, Out, Session, reads_checkpoints, remembered
+from gatecli.cli.options import Checkpoint, Data, Output, reads_checkpoints
+from gatecli.cli.parsing import check_between, remembered
+from gatecli.cli.session import Session
 from gatecli.cli.workspace import default_out
-from gatecli.errors import DataError, SettingError
+from gatecli.errors import DataError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from gatecli.exporting.export import Exported
     from gatecli.network import Network
+
+__all__ = ["export"]
+
+MOST_IMAGES = 10000
 
 
 def _formats() -> str:
@@ -36,6 +42,7 @@ def _titles(option: str) -> str:
 @reads_checkpoints
 def export(
     session: Session,
+    *,
     checkpoint: Checkpoint = None,
     format: Annotated[str, typer.Option("--format", help=_formats())] = exporting.DEFAULT,
     all_computed: Annotated[
@@ -63,24 +70,17 @@ def export(
     images: Annotated[
         int, typer.Option(help="Images of val to compare the file with the network on.")
     ] = 8,
-    out: Out = None,
-    force: Force = False,
+    output: Output = Output(),
 ) -> dict[str, Any]:
     """Write the network for machines without gatecli, and check what was written.
 
     --force also exports exits that are not calibrated.
     """
-    from gatecli.checkpoint import check_output
     from gatecli.exporting.export import export as write
 
-    if not 1 <= images <= 10000:
-        raise SettingError(f"expected --images to be between 1 and 10000, but got {images}")
+    check_between("images", images, 1, MOST_IMAGES)
     path = session.checkpoint(checkpoint)
-    kind = exporting.get(format)
-    stem = str(default_out(path, "_")).removesuffix("._.safetensors")
-    target = out or Path(stem + kind.suffix)
-    for file in kind.files(target):
-        check_output(file, force, [path])
+    target = _target(path, exporting.get(format), output)
     network = session.open(path)
     given = _given(session, network, remembered(data), images)
     result = write(
@@ -91,21 +91,39 @@ def export(
         opset=opset,
         all_computed=all_computed,
         decisions=decisions,
-        uncalibrated=force,
+        uncalibrated=output.force,
         classes=given.classes,
     )
     _tell(session, result, real=given.real)
     return {
         "checkpoint": str(path),
         "out": str(target),
-        "files": [str(file) for file in result.files],
         "arch": network.recipe.source.arch,
         "format": format,
+        **_facts(result),
+        "real_images": given.real,
+    }
+
+
+def _target(path: Path, format: exporting.Format, output: Output) -> Path:
+    """Where to write the first file; refuses here what may not be written."""
+    from gatecli.checkpoint import check_output
+
+    stem = str(default_out(path, "_")).removesuffix("._.safetensors")
+    target = output.out or Path(stem + format.suffix)
+    for file in format.files(target):
+        check_output(file, force=output.force, inputs=[path])
+    return target
+
+
+def _facts(result: Exported) -> dict[str, Any]:
+    """What the JSON says of the files written."""
+    return {
+        "files": [str(file) for file in result.files],
         "dynamic": result.dynamic,
         "batch": result.batch,
         "max_logit_change": result.max_difference,
         "images": result.images,
-        "real_images": given.real,
         "undecided": result.undecided,
         "masked": result.masked,
     }

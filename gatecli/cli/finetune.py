@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -11,18 +11,19 @@ import typer
 
 from gatecli.checkpoint.atomic import check_name
 from gatecli.cli.begun import Begun
-from gatecli.cli.options import Checkpoint, Data, Force, Out, Set, Workers, reads_checkpoints
+from gatecli.cli.options import Checkpoint, Data, Output, Set, reads_checkpoints
 from gatecli.cli.parsing import is_function, parse_pairs, remembered
 from gatecli.cli.progress import Reporter
 from gatecli.cli.render import exit_facts, gmacs
 from gatecli.cli.resuming import resumable, unfinished
 from gatecli.cli.session import Session
+from gatecli.cli.training_options import Training
 from gatecli.cli.workspace import RUNS, default_out
 
 if TYPE_CHECKING:
     from gatecli.data import DataSet
     from gatecli.network import Network
-    from gatecli.training import Finetuned, Run
+    from gatecli.training import Finetuned, Run, TrainOptions
     from gatecli.training.board import Board
 
 __all__ = ["finetune"]
@@ -32,72 +33,11 @@ __all__ = ["finetune"]
 def finetune(
     session: Session,
     context: typer.Context,
+    *,
     checkpoint: Checkpoint = None,
     data: Data = None,
     set_: Set = None,
-    epochs: Annotated[int, typer.Option(help="Passes over the training split.")] = 100,
-    lr: Annotated[float, typer.Option(help="Learning rate at the start.")] = 0.1,
-    batch_size: Annotated[int, typer.Option(help="Images a batch.")] = 256,
-    weight_decay: Annotated[float, typer.Option(help="Weight decay.")] = 1e-4,
-    momentum: Annotated[float, typer.Option(help="Momentum of SGD.")] = 0.9,
-    schedule: Annotated[
-        str, typer.Option(help="step (x0.1 at 30, 60 and 90 % of the epochs), cosine or constant.")
-    ] = "step",
-    precision: Annotated[str, typer.Option(help="fp32 or bf16 (autocast).")] = "fp32",
-    augment: Annotated[
-        Optional[str],
-        typer.Option(help="none, shift, crop-flip or imagenet; none given: the data set's own."),
-    ] = None,
-    label_smoothing: Annotated[float, typer.Option(help="Label smoothing.")] = 0.0,
-    workers: Workers = 0,
-    bn_batches: Annotated[
-        int, typer.Option(help="Batches to re-estimate BatchNorm statistics with; 0: leave them.")
-    ] = 200,
-    save_every: Annotated[float, typer.Option(help="Seconds between saved states.")] = 60.0,
-    max_drop: Annotated[
-        Optional[float],
-        typer.Option(
-            help=(
-                "Lower the target rate as long as val top-1 stays within so many points of the"
-                " baseline, and keep the cheapest such state."
-            )
-        ),
-    ] = None,
-    max_gmacs: Annotated[
-        Optional[float],
-        typer.Option(
-            help=(
-                "Lower the target rate until an image costs at most so many GMACs, and keep the"
-                " most accurate such state."
-            )
-        ),
-    ] = None,
-    cache_features: Annotated[
-        bool,
-        typer.Option(
-            "--cache-features",
-            help="Exits: compute what they see once, for all epochs; goes without augmentation.",
-        ),
-    ] = False,
-    train: Annotated[
-        Optional[str],
-        typer.Option(
-            help=(
-                "Attached methods to train together, with commas between, as"
-                " early-exit,aig-perbatch; none: the latest. --set is for the first."
-            ),
-            show_default=False,
-        ),
-    ] = None,
-    distill: Annotated[
-        float,
-        typer.Option(
-            help="Weight of a loss that draws the answers to a teacher's: knowledge distillation."
-        ),
-    ] = 0.0,
-    temperature: Annotated[
-        float, typer.Option(help="By which distillation softens both answers.")
-    ] = 4.0,
+    training: Training = Training(),
     teacher: Annotated[
         Optional[Path],
         typer.Option(
@@ -121,66 +61,41 @@ def finetune(
             "--resume", help="Go on with the run that was interrupted last, with its settings."
         ),
     ] = False,
-    out: Out = None,
-    force: Force = False,
+    output: Output = Output(),
 ) -> dict[str, Any]:
     """Train the gates, and the weights with them. Interrupted runs go on with --resume."""
-    from gatecli.checkpoint import check_output, write
-    from gatecli.training import Run, TrainOptions
-    from gatecli.training import finetune as train_gates
-    from gatecli.training.board import on_board
-    from gatecli.training.distill import check_teacher
-    from gatecli.training.trained import trained_methods
+    from gatecli.checkpoint import check_output
 
     run = None
     if resume:
-        run, begun = unfinished(session, context, force=force)
+        run, begun = unfinished(session, context, force=output.force)
     else:
-        begun = _begun(session, context.params)
+        begun = _begun(session, context.params, training)
     path = Path(begun.checkpoint)
     target = Path(begun.out)
-    check_output(target, force=force, inputs=[path])
-    options = TrainOptions(**begun.options)
+    check_output(target, force=output.force, inputs=[path])
     # where a log goes changes no training: a resumed run may name another folder
     board = _board(tensorboard or begun.tensorboard)
-    network = session.open_gated(path, "train")
-    # a slip in --set costs no time
-    trained_methods(network.recipe, begun.settings, options.methods)
     # a state's word is not the user's
-    dataset, samples = _data(network, begun, trusted=not resume or data is not None)
-    taught_by = None if begun.teacher is None else session.open(Path(begun.teacher))
-    check_teacher(network, taught_by, options)
-    begun = replace(begun, samples=samples)
-    run = run or Run.begin(RUNS / target.name.removesuffix(".safetensors"), asdict(begun))
-    with resumable(session, begun), on_board(run, board):
-        result = train_gates(
-            network,
-            dataset,
-            options,
-            changes=begun.settings,
-            run=run,
-            progress=Reporter(session),
-            teacher=taught_by,
-        )
-        write(result.network, target)
-        run.finish()
+    work = _opened(session, begun, trusted=not resume or data is not None)
+    result, run = _trained(session, work, run, board)
     _report(session, result, run)
     session.written(target)
     session.say(f"next: gatecli {_next(result.network)}")
     return _json(result, path, target)
 
 
-def _begun(session: Session, params: Mapping[str, Any]) -> Begun:
+def _begun(session: Session, params: Mapping[str, Any], training: Training) -> Begun:
     """All that is needed to start the run that the command line asks for again.
 
     Args:
         session: The command's.
-        params: Every option by its parameter's name, the common ones too.
+        params: Every option by its parameter's name.
+        training: Those that say how to train.
     """
     import torch
 
     from gatecli.checkpoint.formats import file_sha256
-    from gatecli.training import TrainOptions
 
     path = session.checkpoint(params["checkpoint"])
     teacher = params["teacher"]
@@ -191,7 +106,7 @@ def _begun(session: Session, params: Mapping[str, Any]) -> Begun:
         out=str(params["out"] or default_out(path, "tuned")),
         data=remembered(params["data"]),
         settings=parse_pairs(params["set_"]),
-        options={option.name: params[option.name] for option in fields(TrainOptions)},
+        options={**asdict(training), "seed": session.seed},
         threads=torch.get_num_threads(),
         device=session.device,
         reading=session.reading,
@@ -199,6 +114,70 @@ def _begun(session: Session, params: Mapping[str, Any]) -> Begun:
         teacher_sha256=None if teacher is None else file_sha256(teacher),
         tensorboard=None if tensorboard is None else str(tensorboard),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """What a run has been begun with, opened and checked."""
+
+    begun: Begun
+    options: TrainOptions
+    network: Network
+    dataset: DataSet
+    teacher: Network | None
+
+
+def _opened(session: Session, begun: Begun, *, trusted: bool) -> _Work:
+    """Open what a run takes; a slip shows before what takes longer.
+
+    Args:
+        session: The command's.
+        begun: The run.
+        trusted: Whether the user has named the data set.
+    """
+    from gatecli.training import TrainOptions
+    from gatecli.training.distill import check_teacher
+    from gatecli.training.trained import trained_methods
+
+    options = TrainOptions(**begun.options)
+    network = session.open_gated(Path(begun.checkpoint), "train")
+    trained_methods(network.recipe, begun.settings, options.methods)
+    dataset, samples = _data(network, begun, trusted=trusted)
+    teacher = None if begun.teacher is None else session.open(Path(begun.teacher))
+    check_teacher(network, teacher, options)
+    return _Work(
+        begun=replace(begun, samples=samples),
+        options=options,
+        network=network,
+        dataset=dataset,
+        teacher=teacher,
+    )
+
+
+def _trained(
+    session: Session, work: _Work, run: Run | None, board: Board | None
+) -> tuple[Finetuned, Run]:
+    """Train, and write what came out; `run` is None for one that begins."""
+    from gatecli.checkpoint import write
+    from gatecli.training import Run, finetune
+    from gatecli.training.board import on_board
+
+    target = Path(work.begun.out)
+    folder = RUNS / target.name.removesuffix(".safetensors")
+    run = run or Run.begin(folder, asdict(work.begun))
+    with resumable(session, work.begun), on_board(run, board):
+        result = finetune(
+            work.network,
+            work.dataset,
+            work.options,
+            changes=work.begun.settings,
+            run=run,
+            progress=Reporter(session),
+            teacher=work.teacher,
+        )
+        write(result.network, target)
+        run.finish()
+    return result, run
 
 
 def _board(folder: str | Path | None) -> Board | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from gatecli.cli.options import BatchSize, Checkpoint, Data, Workers, reads_checkpoints
+from gatecli.cli.options import Checkpoint, Data, Loading, reads_checkpoints
 from gatecli.cli.parsing import remembered
 from gatecli.cli.progress import Reporter
 from gatecli.cli.render import table
@@ -30,6 +30,7 @@ WITHOUT_DATA = 2  # random images, where no gate looks at them
 @reads_checkpoints
 def gates(
     session: Session,
+    *,
     checkpoint: Checkpoint = None,
     data: Data = None,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "val",
@@ -43,8 +44,7 @@ def gates(
         ),
     ] = None,
     picture: Annotated[str, typer.Option(help="Format of the pictures: png or svg.")] = "png",
-    batch_size: BatchSize = 256,
-    workers: Workers = 0,
+    loading: Loading = Loading(),
 ) -> dict[str, Any]:
     """Say what the gates do.
 
@@ -58,14 +58,8 @@ def gates(
         raise SettingError(f"expected --images to be at least 1, but got {images}")
     path = session.checkpoint(checkpoint)
     network = session.open(path)
-    looked_at = _images(
-        network,
-        remembered(data),
-        split=split,
-        count=images,
-        batch_size=batch_size,
-        workers=workers,
-    )
+    where = remembered(data)
+    looked_at = _images(network, where, split=split, count=images, loading=loading)
     use = analyse(network, looked_at, Reporter(session))
     if not session.json_:
         _print(session, use)
@@ -86,7 +80,7 @@ def gates(
 
 
 def _images(
-    network: Network, data: str | None, *, split: str, count: int, batch_size: int, workers: int
+    network: Network, data: str | None, *, split: str, count: int, loading: Loading
 ) -> Iterable[tuple[Tensor, Tensor]]:
     """Batches (images, labels) of the split's first images.
 
@@ -106,8 +100,8 @@ def _images(
     passes = batches(
         dataset.splits[split_of(dataset, split)],
         input=network.input,
-        batch_size=min(batch_size, count),
-        workers=workers,
+        batch_size=min(loading.batch_size, count),
+        workers=loading.workers,
     )
     return _first(passes, count)
 

@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gatecli.cli.options import Checkpoint, reads_checkpoints
 from gatecli.cli.render import MACS_FOOT, gmacs, millions, table
-from gatecli.cli.session import Checkpoint, Session, reads_checkpoints
+from gatecli.cli.session import Session
 from gatecli.cli.text import show
 from gatecli.errors import SettingError
 
 if TYPE_CHECKING:
     from gatecli.network import Network
+
+__all__ = ["inspect"]
 
 Site = dict[str, Any]
 

@@ -1,7 +1,8 @@
 """Options that several commands take.
 
 `COMMON` options go to every command, `READING` ones to those that read checkpoints; neither stands
-in a command's signature (see gatecli.cli.commands). The types at the end do.
+in a command's signature (see gatecli.cli.commands). The types at the end do, and so do the groups:
+data classes whose fields are options.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ __all__ = [
     "BatchSize",
     "Checkpoint",
     "Data",
-    "Force",
-    "Out",
+    "Loading",
+    "Output",
     "Set",
     "Shared",
     "Workers",
@@ -149,3 +150,19 @@ Set = Annotated[
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", help="Images a batch.")]
 Workers = Annotated[int, typer.Option("--workers", help="Processes that read image files.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    """The options of a command that reads images."""
+
+    batch_size: BatchSize = 256
+    workers: Workers = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """The options of a command that writes a file."""
+
+    out: Out = None
+    force: Force = False

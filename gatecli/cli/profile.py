@@ -34,6 +34,7 @@ BATCH_SIZE = 256  # of the pass that measures rates
 @reads_checkpoints
 def profile(
     session: Session,
+    *,
     checkpoints: Annotated[
         Optional[list[str]],
         typer.Argument(help="Checkpoints, a row each; none: the current one.", show_default=False),

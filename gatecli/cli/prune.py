@@ -8,29 +8,24 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from gatecli.cli.options import Checkpoint, Data, Loading, Output, reads_checkpoints
+from gatecli.cli.parsing import remembered
 from gatecli.cli.progress import Reporter
 from gatecli.cli.render import gmacs, millions
-from gatecli.cli.session import (
-    BatchSize,
-    Checkpoint,
-    Data,
-    Force,
-    Out,
-    Session,
-    Workers,
-    reads_checkpoints,
-    remembered,
-)
-from gatecli.cli.workspace import default_out
+from gatecli.cli.session import Session
+from gatecli.cli.workspace import output_of
 
 if TYPE_CHECKING:
     from gatecli.network import Network
     from gatecli.stages.predict import Scores
 
+__all__ = ["prune"]
+
 
 @reads_checkpoints
 def prune(
     session: Session,
+    *,
     checkpoint: Checkpoint = None,
     threshold: Annotated[
         Optional[float],
@@ -65,28 +60,23 @@ def prune(
         ),
     ] = 1,
     data: Data = None,
-    batch_size: BatchSize = 256,
-    workers: Workers = 0,
-    out: Out = None,
-    force: Force = False,
+    loading: Loading = Loading(),
+    output: Output = Output(),
 ) -> dict[str, Any]:
     """Remove what never runs, and gates that never close.
 
     The file, the parameters and the MACs shrink; the function stays.
     """
-    from gatecli.checkpoint import check_output, write
+    from gatecli.checkpoint import write
     from gatecli.gates.observe import at_threshold
     from gatecli.stages import prune as pruning
 
     path = session.checkpoint(checkpoint)
-    target = out or default_out(path, "pruned")
-    check_output(target, force, [path])
+    target = output_of(path, "pruned", output)
     network = session.open(path)
-    val = (
-        Val(session, network, remembered(data), batch_size, workers)
-        if _asks_for_rates(network, data)
-        else None
-    )
+    val = None
+    if _asks_for_rates(network, data):
+        val = Val(session, network, remembered(data), loading)
     with at_threshold(network, threshold):
         rates = None if val is None else val.score(network, "measuring rates on val").rates
     result = pruning.prune(
@@ -97,24 +87,24 @@ def prune(
         static=static,
         round_to=round_to,
     )
-    scores = (
-        val.score(result.network, "measuring what is left on val")
-        if val is not None and result.kept_dynamic
-        else None
-    )
-    result = result if scores is None else pruning.with_scores(result, scores)
+    scores = None
+    if val is not None and result.kept_dynamic:
+        scores = val.score(result.network, "measuring what is left on val")
+        result = pruning.with_scores(result, scores)
     write(result.network, target, reload=True)
     _report(session, network, result, path, target)
     session.written(target)
     session.say("next: gatecli profile")
+    return _json(result, scores, path, target)
+
+
+def _json(result: Any, scores: Scores | None, path: Path, target: Path) -> dict[str, Any]:
+    thinned = [{"site": site, "units": units} for site, units in result.thinned.items()]
     return {
         "checkpoint": str(path),
         "out": str(target),
-        "arch": network.recipe.source.arch,
-        "removed": [
-            *result.removed,
-            *({"site": site, "units": units} for site, units in result.thinned.items()),
-        ],
+        "arch": result.network.recipe.source.arch,
+        "removed": [*result.removed, *thinned],
         "ungated": result.ungated,
         "freed": result.freed,
         "kept_dynamic": result.kept_dynamic,
@@ -140,11 +130,12 @@ class Val:
     """The val split of the data set named, or remembered by `network`."""
 
     def __init__(
-        self, session: Session, network: Network, data: str | None, batch_size: int, workers: int
+        self, session: Session, network: Network, data: str | None, loading: Loading
     ) -> None:
         from gatecli.stages.fit import open_data
 
-        self.session, self.batch_size, self.workers = session, batch_size, workers
+        self.session = session
+        self.loading = loading
         self.split = open_data(network, data).splits["val"]
 
     def score(self, network: Network, label: str) -> Scores:
@@ -152,8 +143,8 @@ class Val:
         from gatecli.data import batches, steps
         from gatecli.stages.predict import score
 
-        size = self.batch_size
-        images = batches(self.split, input=network.input, batch_size=size, workers=self.workers)
+        size, workers = self.loading.batch_size, self.loading.workers
+        images = batches(self.split, input=network.input, batch_size=size, workers=workers)
         return score(network, images, Reporter(self.session), label, steps(self.split, size))
 
 

@@ -10,15 +10,20 @@ import typer
 
 from gatecli import exporting
 from gatecli.checkpoint.atomic import check_name
+from gatecli.cli.options import Data, reads_checkpoints
+from gatecli.cli.parsing import check_between, remembered
 from gatecli.cli.render import table
-from gatecli.cli.session import Data, Session, reads_checkpoints, remembered
-from gatecli.errors import DataError, SettingError
+from gatecli.cli.session import Session
+from gatecli.errors import DataError
 
 if TYPE_CHECKING:
     from gatecli.exporting.runner import Runner
     from gatecli.stages.classify import Prediction
 
+__all__ = ["run"]
+
 NOT_TOLD = "not told"
+MOST = 10000  # classes to show, and timed calls
 
 
 def _models() -> str:
@@ -41,9 +46,8 @@ def run(
     """Classify image files: the classes, the exit taken, the blocks skipped, and milliseconds."""
     from gatecli.stages.classify import predict
 
-    for name, value in (("top", top), ("repeats", repeats)):
-        if not 1 <= value <= 10000:
-            raise SettingError(f"expected --{name} to be between 1 and 10000, but got {value}")
+    check_between("top", top, 1, MOST)
+    check_between("repeats", repeats, 1, MOST)
     check_name(Path(model))
     opener = exporting.opener(model)
     runner = _native(session, model, remembered(data)) if opener is None else opener(Path(model))

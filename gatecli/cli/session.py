@@ -23,23 +23,7 @@ import typer
 
 from gatecli.cli import interrupts, workspace
 from gatecli.cli.devices import device_named
-from gatecli.cli.options import (
-    BatchSize,
-    Checkpoint,
-    Data,
-    Force,
-    Out,
-    Set,
-    Workers,
-    reads_checkpoints,
-)
-from gatecli.cli.parsing import (
-    check_between,
-    parse_numbers,
-    parse_pairs,
-    parse_size,
-    remembered,
-)
+from gatecli.cli.parsing import check_between, parse_numbers, parse_size
 from gatecli.cli.text import LONGEST, one_line, tell
 from gatecli.errors import GatecliError, Interrupted, TrainingError, blame
 
@@ -49,19 +33,7 @@ if TYPE_CHECKING:
     from gatecli.checkpoint import Reading
     from gatecli.network import Network
 
-__all__ = [  # the options too: attach, inspect and prune take them from here
-    "BatchSize",
-    "Checkpoint",
-    "Data",
-    "Force",
-    "Out",
-    "Session",
-    "Set",
-    "Workers",
-    "parse_pairs",
-    "reads_checkpoints",
-    "remembered",
-]
+__all__ = ["LARGEST_SEED", "MOST_THREADS", "Session"]
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 LARGEST_SEED = 2**32 - 1

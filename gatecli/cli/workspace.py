@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gatecli.checkpoint.atomic import replacing
 from gatecli.errors import CheckpointError
 
-__all__ = ["CURRENT", "FOLDER", "RUNS", "current", "default_out", "make_current"]
+if TYPE_CHECKING:
+    from gatecli.cli.options import Output
+
+__all__ = ["CURRENT", "FOLDER", "RUNS", "current", "default_out", "make_current", "output_of"]
 
 FOLDER = Path(".gatecli")
 CURRENT = FOLDER / "current"
@@ -76,3 +80,21 @@ def default_out(checkpoint: Path, done: str) -> Path:
             name = name.removesuffix(suffix)
             break
     return Path(f"{name}.{done}.safetensors")
+
+
+def output_of(checkpoint: Path, done: str, output: Output) -> Path:
+    """Return where to write what is made from a checkpoint, and refuse it before any work.
+
+    Args:
+        checkpoint: The file read.
+        done: What is done, for the name where the user gives none.
+        output: What the options say.
+
+    Raises:
+        CheckpointError: It exists and may not be replaced, or cannot be written.
+    """
+    from gatecli.checkpoint import check_output
+
+    target = output.out or default_out(checkpoint, done)
+    check_output(target, force=output.force, inputs=[checkpoint])
+    return target

@@ -16,6 +16,8 @@ from gatecli.data.splits import Digest, Plan, Split
 from gatecli.errors import DataError
 from gatecli.traced.recipe import InputSpec
 
+__all__ = ["ArraySplit", "array_split"]
+
 MAX_CLASSES = 65536  # a label above is a mistake, and a list of so many class names a waste
 KEEP_BYTES = 4 * 2**30  # images that take more than this once resized are resized batch by batch
 

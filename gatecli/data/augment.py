@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+__all__ = ["AUGMENTS", "ORDER", "PIXELS", "augmented", "crop_flip", "generator", "shift"]
+
 AUGMENTS = ("none", "shift", "crop-flip", "imagenet")
 # What a generator is for: the order of the samples, or their augmentation.
 ORDER = 0

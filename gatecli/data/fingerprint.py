@@ -9,10 +9,12 @@ from gatecli.data.spec import DataSet
 from gatecli.data.splits import Split
 from gatecli.errors import DataError
 
+__all__ = ["check_same", "fingerprint"]
+
 USED = ("train", "val")  # what a training looks at
 
 
-def fingerprint(data: DataSet, pixels: bool = True) -> dict[str, str]:
+def fingerprint(data: DataSet, *, pixels: bool = True) -> dict[str, str]:
     """For each split that a training uses: how many images, and a hash.
 
     The hash is of the labels and the images; of image files, of their names.
@@ -25,7 +27,7 @@ def fingerprint(data: DataSet, pixels: bool = True) -> dict[str, str]:
     for name in USED:
         if name in data.splits:
             split = data.splits[name]
-            found[name] = f"{len(split)} images, {_digest(split, pixels)}"
+            found[name] = f"{len(split)} images, {_digest(split, pixels=pixels)}"
     return found
 
 
@@ -55,7 +57,7 @@ def check_same(data: DataSet, found: Mapping[str, str], begun: Mapping[str, str]
         )
 
 
-def _digest(split: Split, pixels: bool) -> str:
+def _digest(split: Split, *, pixels: bool) -> str:
     digest = hashlib.sha256(split.labels.numpy().tobytes())
     split.identify(digest, with_pixels=pixels)
     return digest.hexdigest()

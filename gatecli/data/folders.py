@@ -18,6 +18,8 @@ from gatecli.data.prepare import mode_for, pixels
 from gatecli.data.splits import Digest, Plan, Split
 from gatecli.errors import DataError, reason
 
+__all__ = ["FolderSplit", "opened", "random_crop"]
+
 # Others may run programs: PIL gives PostScript to Ghostscript.
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
 

@@ -13,6 +13,17 @@ from torchvision.transforms import functional as TF
 from gatecli.errors import DataError
 from gatecli.traced.recipe import InputSpec
 
+__all__ = [
+    "centre_crop",
+    "luminance",
+    "mode_for",
+    "normalisation",
+    "normalised",
+    "pixels",
+    "prepare",
+    "resized",
+]
+
 CROP = 0.875  # evaluation shows the middle 224 of 256
 CHUNK = 1024  # images resized at a time: they are float32 then
 

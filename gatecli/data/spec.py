@@ -10,6 +10,8 @@ from gatecli.data import forms
 from gatecli.data.splits import Split, cut
 from gatecli.errors import DataError
 
+__all__ = ["DataSet", "check_classes", "load_data"]
+
 
 @dataclass(frozen=True)
 class DataSet:

@@ -20,6 +20,8 @@ from gatecli.data.prepare import normalisation, normalised
 from gatecli.errors import DataError, SettingError, reason
 from gatecli.traced.recipe import InputSpec
 
+__all__ = ["Digest", "Plan", "Split", "Walk", "batches", "cut", "steps"]
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -36,6 +38,25 @@ class Plan:
     augment: str
     seed: int
     epoch: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Walk:
+    """How one walk through a split goes: by default through every image as it is, in order.
+
+    Attributes:
+        augment: how images are changed at random.
+        shuffle: whether the order is drawn; else it is the split's own.
+        seed: what all chance follows.
+        epoch: the number of the walk, which chance follows too.
+        drop_last: whether a last, smaller batch is left out.
+    """
+
+    augment: str = "none"
+    shuffle: bool = False
+    seed: int = 0
+    epoch: int = 0
+    drop_last: bool = False
 
 
 class Digest(Protocol):
@@ -127,7 +148,7 @@ def cut(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(np.flatnonzero(~second)), torch.from_numpy(np.flatnonzero(second))
 
 
-def steps(split: Split, batch_size: int, drop_last: bool = False) -> int:
+def steps(split: Split, batch_size: int, *, drop_last: bool = False) -> int:
     """How many batches one walk has.
 
     Raises:
@@ -143,13 +164,9 @@ def batches(
     *,
     input: InputSpec,
     batch_size: int,
-    augment: str = "none",
-    shuffle: bool = False,
-    seed: int = 0,
-    epoch: int = 0,
+    walk: Walk = Walk(),
     start: int = 0,
     workers: int = 0,
-    drop_last: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Walk through a split once.
 
@@ -160,13 +177,9 @@ def batches(
         split: the samples.
         input: the images that the network takes, with their normalisation.
         batch_size: images a batch.
-        augment: how images are changed at random.
-        shuffle: whether the order is drawn; else it is the split's own.
-        seed: what all chance follows.
-        epoch: the number of the walk, which chance follows too.
+        walk: the order, the augmentation, and what they are drawn from.
         start: the first batch to yield.
         workers: processes that read, where that gains anything.
-        drop_last: whether a last, smaller batch is left out.
 
     Yields:
         Images, float32 (n, input.channels, H, W), normalised, and labels, int64 (n,).
@@ -176,11 +189,23 @@ def batches(
             fit; on the way, where an image can't be read.
         SettingError: a `batch_size` below 1, or `start` or `workers` below 0.
     """
-    total = steps(split, batch_size, drop_last)
+    total = steps(split, batch_size, drop_last=walk.drop_last)
     if start < 0 or workers < 0:
         raise SettingError(
             f"expected `start` and `workers` to be at least 0, but got {start} and {workers}"
         )
+    _check_augment(split, walk.augment)
+    split.check(input.channels)
+    normalisation(input)  # refuse now what would be refused at the first batch
+    order = torch.arange(len(split))
+    if walk.shuffle:
+        order = torch.randperm(len(split), generator=generator(ORDER, walk.seed, walk.epoch))
+    plan = Plan(input=input, augment=walk.augment, seed=walk.seed, epoch=walk.epoch)
+    reader = _Reader(split, plan, order, batch_size)
+    return _walk(reader, range(start, total), workers if split.parallel else 0)
+
+
+def _check_augment(split: Split, augment: str) -> None:
     if augment not in AUGMENTS:
         raise DataError(
             f"expected `augment` to be one of {', '.join(split.augments)}, but got {augment!r}"
@@ -190,14 +215,6 @@ def batches(
             f"augment {augment} needs an {' or '.join(forms.with_augment(augment))}: expected one"
             f" of {', '.join(split.augments)} for this data set"
         )
-    split.check(input.channels)
-    normalisation(input)  # refuse now what would be refused at the first batch
-    order = torch.arange(len(split))
-    if shuffle:
-        order = torch.randperm(len(split), generator=generator(ORDER, seed, epoch))
-    plan = Plan(input=input, augment=augment, seed=seed, epoch=epoch)
-    reader = _Reader(split, plan, order, batch_size)
-    return _walk(reader, range(start, total), workers if split.parallel else 0)
 
 
 class _Reader(Dataset["tuple[Tensor, Tensor] | DataError"]):

@@ -64,7 +64,7 @@ class _Comparison:
     images: int
 
 
-def export(
+def export(  # noqa: PLR0913 - its command's options, by keyword
     network: Network,
     out: str | Path,
     format: str = DEFAULT,

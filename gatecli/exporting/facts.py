@@ -13,6 +13,8 @@ from gatecli.errors import ExportError
 from gatecli.network import Network
 from gatecli.traced.recipe import checked, parsed
 
+__all__ = ["KEY", "Facts", "facts_of"]
+
 KEY = "gatecli"  # of the file's metadata
 
 

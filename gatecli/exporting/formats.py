@@ -14,6 +14,8 @@ from gatecli.exporting.registry import Format, Logits, Task, register
 if TYPE_CHECKING:
     from gatecli.exporting.runner import Runner
 
+__all__ = ["DEFAULT"]
+
 DEFAULT = "onnx"
 
 

@@ -33,6 +33,8 @@ from gatecli.network import Network, surgery
 from gatecli.network.costs import exits_before
 from gatecli.traced.site import SiteDecision
 
+__all__ = ["Branch", "Computation", "Leave", "Opened", "decided", "masked", "opened"]
+
 
 @dataclass(frozen=True)
 class Branch:
@@ -115,7 +117,7 @@ def decided(network: Network) -> Network:
     return copy
 
 
-def masked(network: Network, decisions: bool = False) -> Opened:
+def masked(network: Network, *, decisions: bool = False) -> Opened:
     """Everything is computed, for batches of any size.
 
     Masks and the choice among exits remain operations. `decisions`: further outputs, as of

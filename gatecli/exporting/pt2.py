@@ -25,6 +25,8 @@ from gatecli.graph.trace import compile_graph
 from gatecli.network import Network
 from gatecli.network.lower import LOWERED, lower_whole, stages_of
 
+__all__ = ["Skipping", "write_pt2"]
+
 
 class Skipping(nn.Module):
     """A network for one image that computes only what runs."""

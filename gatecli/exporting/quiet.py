@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 from gatecli.errors import first_line
 
+__all__ = ["quiet", "reason"]
+
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from gatecli.exporting.runner import Runner
     from gatecli.network import Network
 
+__all__ = ["Format", "Logits", "Task", "get", "opener", "register", "registered"]
+
 Logits: TypeAlias = "Callable[[Tensor], Tensor]"  # images (N, C, H, W) -> logits (N, K)
 
 

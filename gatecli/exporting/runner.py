@@ -10,6 +10,8 @@ from torch import Tensor
 
 from gatecli.exporting.facts import Facts
 
+__all__ = ["Answer", "Runner"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:

@@ -30,6 +30,7 @@ class Remembered:
         return Remembered()  # a copy has tensors of its own
 
     def forget(self) -> None:
+        """Compute anew the next time."""
         self.versions: list[int] | None = None
         self.tensors: tuple[Tensor, ...] = ()
 
@@ -57,11 +58,15 @@ class Remembered:
 class Forgetful(nn.Module):
     """A module that forgets what it has remembered when its mode or device changes."""
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002 - torch's signature
         self._forget()
         return super().train(mode)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+    def _apply(
+        self,
+        fn: Callable[[Tensor], Tensor],
+        recurse: bool = True,  # noqa: FBT001, FBT002 - torch's signature
+    ) -> Self:
         self._forget()
         return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
 

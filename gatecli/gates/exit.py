@@ -37,6 +37,7 @@ class Exit(Decider):
 
     @property
     def trained(self) -> bool:
+        """Whether its classifier has learned anything yet."""
         raise NotImplementedError
 
     def classify(self, x: Tensor) -> Tensor:

@@ -16,6 +16,19 @@ from gatecli.errors import SettingError
 from gatecli.gates.decider import STRATEGIES, Decider
 from gatecli.gates.exit import Exit
 
+__all__ = [
+    "RateMeter",
+    "Record",
+    "at_threshold",
+    "force",
+    "gates_of",
+    "in_evaluation",
+    "observe",
+    "record_gates",
+    "strategy",
+    "with_thresholds",
+]
+
 
 def gates_of(network: nn.Module) -> dict[str, Decider]:
     """The network's gates by site."""
@@ -42,6 +55,7 @@ class Record:
         return {site: seen[-1] for site, seen in self.decisions.items()}
 
     def clear(self) -> None:
+        """Drop what was kept."""
         self.decisions.clear()
         self.odds.clear()
 

@@ -31,6 +31,23 @@ from gatecli.graph.trace import remove_dead
 from gatecli.traced.site import Site
 from gatecli.traced.traced import Traced
 
+__all__ = [
+    "additions_of_zero",
+    "adopt",
+    "drop_unused",
+    "insert_mask",
+    "insert_reader",
+    "insert_widen",
+    "mask_of",
+    "place",
+    "place_tensor",
+    "remove_mask",
+    "remove_zero",
+    "rename",
+    "renamed",
+    "replace_addition",
+]
+
 
 def place(root: nn.Module, path: str, module: nn.Module) -> None:
     """Put `module` at `path` under `root`.

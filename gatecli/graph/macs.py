@@ -28,6 +28,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gatecli.traced.traced import NodeCost, Shape
 
+__all__ = ["convolution_macs", "count_nodes", "meta_copy"]
+
 CONVOLUTIONS = (
     nn.Conv1d,
     nn.Conv2d,

@@ -19,6 +19,15 @@ from torch.nn import functional as F
 
 from gatecli.graph.ops import FRESH_LAYERS, module_of, shake
 
+__all__ = [
+    "ASSIGNING",
+    "DROPOUTS",
+    "TRAINING",
+    "dropout_follows_mode",
+    "same_but_for_dropout",
+    "without_writes",
+]
+
 DROPOUTS = {
     F.dropout,
     F.dropout1d,
@@ -79,7 +88,7 @@ def _write_elsewhere(root: nn.Module, node: fx.Node) -> None:
     elif node.target in ELSEWHERE:
         node.target = ELSEWHERE[node.target]
     else:
-        _set(node, "inplace", False)
+        _set(node, inplace=False)
 
 
 def _arguments(node: fx.Node) -> dict[str, Any]:
@@ -93,8 +102,8 @@ def _arguments(node: fx.Node) -> dict[str, Any]:
     return bound.arguments
 
 
-def _set(node: fx.Node, name: str, value: Any) -> None:
-    first, *rest = {**_arguments(node), name: value}.items()
+def _set(node: fx.Node, **changed: Any) -> None:
+    first, *rest = {**_arguments(node), **changed}.items()
     node.args, node.kwargs = (first[1],), dict(rest)
 
 
@@ -106,7 +115,7 @@ def dropout_follows_mode(graph: fx.Graph) -> None:
     for node in graph.nodes:
         if _follows_mode(node) and _arguments(node)[TRAINING] is False:
             with graph.inserting_before(node):
-                _set(node, TRAINING, graph.create_node("get_attr", TRAINING))
+                _set(node, training=graph.create_node("get_attr", TRAINING))
 
 
 def same_but_for_dropout(one: fx.Graph, other: fx.Graph) -> bool:

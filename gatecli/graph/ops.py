@@ -13,6 +13,35 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+__all__ = [
+    "FRESH_LAYERS",
+    "Runs",
+    "add_at",
+    "decided_by",
+    "describe",
+    "is_add",
+    "is_cat",
+    "is_decision",
+    "is_linear",
+    "is_mask",
+    "is_pick",
+    "is_relu",
+    "is_shake",
+    "mask",
+    "module_of",
+    "never_negative",
+    "others",
+    "pick",
+    "relu_after",
+    "runs_of",
+    "shake",
+    "spread",
+    "sum_branches",
+    "summands",
+    "take_channels",
+    "widen",
+]
+
 
 def describe(
     function: Callable[..., Any],
@@ -65,13 +94,15 @@ def widen(value: Tensor, runs: Runs, width: int) -> Tensor:
 
     Elsewhere there are zeros.
     """
-    return add_at(value.new_zeros(value.shape[0], width, *value.shape[2:]), value, runs, True)
+    return add_at(
+        value.new_zeros(value.shape[0], width, *value.shape[2:]), value, runs, in_place=True
+    )
 
 
 describe(widen, fresh=True)
 
 
-def add_at(x: Tensor, value: Tensor, runs: Runs, in_place: bool = False) -> Tensor:
+def add_at(x: Tensor, value: Tensor, runs: Runs, *, in_place: bool = False) -> Tensor:
     """`x` (N, width, ...) with `value` (N, k, ...) added to its channels `runs`."""
     result, done = x if in_place else x.clone(), 0
     for first, end in runs:
@@ -133,7 +164,7 @@ def sum_branches(x: Tensor, count: int) -> Tensor:
     return x.reshape(x.shape[0], count, x.shape[1] // count, *x.shape[2:]).sum(1)
 
 
-def shake(a: Tensor, b: Tensor, training: bool) -> Tensor:
+def shake(a: Tensor, b: Tensor, *, training: bool) -> Tensor:
     """The mean of two ways (N, C, H, W).
 
     In training a mean weighted at random for each image, and for the gradients with other random

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+__all__ = ["Branch", "Places", "add_channels", "add_rows", "add_to", "rows_last", "take"]
+
 Branch = Callable[..., Tensor]  # (root, x, ...) -> value
 
 
@@ -69,7 +71,7 @@ class Places:
         """The numbers, int64, on a device."""
         if device not in self.tables:
             # one made in inference mode could not take part in a later backward pass
-            with torch.inference_mode(False):
+            with torch.inference_mode(mode=False):
                 self.tables[device] = torch.tensor(self.channels, device=device)
         return self.tables[device]
 

@@ -65,6 +65,7 @@ class WritingExecutor(Executor):
         return F.relu(value, inplace=not torch.is_grad_enabled())
 
     def may_write(self) -> bool:
+        """Whether the shortcut may be overwritten: nobody else reads it, and no gradient does."""
         return self.write and not torch.is_grad_enabled()
 
 

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+__all__ = ["affine", "tensors_of"]
+
 
 def affine(norm: Any) -> tuple[Tensor, Tensor]:
     """What a BatchNorm in evaluation multiplies by, and what it adds: (C,) each."""

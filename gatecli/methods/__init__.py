@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-
+from gatecli.importing import import_modules_of
 from gatecli.methods.base import (
     Method,
     apply_decisions,
@@ -16,8 +14,7 @@ from gatecli.methods.base import (
     recorded_settings,
 )
 
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
+import_modules_of(__name__)
 
 __all__ = [
     "Method",

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from gatecli.errors import CheckpointError
 from gatecli.network.network import Network
 
+__all__ = ["logits", "random_images", "relative_change", "require_finite"]
+
 
 def random_images(network: Network, count: int = 2) -> Tensor:
     """The same standard-normal images every time: (count, C, H, W) on the network's device."""

@@ -20,6 +20,8 @@ from gatecli.network import Network
 from gatecli.network.compare import require_finite
 from gatecli.progress import Progress, silent
 
+__all__ = ["SiteUse", "Use", "analyse", "embedded"]
+
 BINS = 10  # of the histogram
 COMPONENTS = 400  # that PCA leaves for t-SNE
 FEWEST = 10  # images for t-SNE

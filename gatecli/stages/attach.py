@@ -20,6 +20,8 @@ from gatecli.network.compare import logits, random_images, relative_change
 from gatecli.traced.recipe import InputSpec, Recipe, Source, Step
 from gatecli.traced.site import Site
 
+__all__ = ["Attached", "Choice", "attach", "choose_sites"]
+
 TOLERANCE = 1e-5  # of the largest logit: a trace that is further from its model is not its trace
 
 
@@ -39,7 +41,7 @@ class Attached:
     kinds: list[str]
 
 
-def attach(
+def attach(  # noqa: PLR0913 - its command's options, by keyword
     model: nn.Module,
     method: str,
     *,

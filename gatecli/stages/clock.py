@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+__all__ = ["by_events", "milliseconds"]
+
 
 def milliseconds(module: nn.Module, x: Tensor) -> float:
     """Milliseconds of module(x): by an accelerator's own events, else by the host's clock."""

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from gatecli.architectures.cifar import CifarResNet
-from gatecli.data import batches, load_data, steps
+from gatecli.data import Walk, batches, load_data, steps
 from gatecli.progress import Progress
 from gatecli.traced.recipe import InputSpec
 
@@ -51,17 +51,8 @@ def train_source(path: Path, epochs: int, progress: Progress, seed: int = 0) -> 
     spec = replace(InputSpec((SIZE, SIZE)), mean=data.mean, std=data.std)
     with progress.task("training the source", total) as task:
         for epoch in range(epochs):
-            passes = batches(
-                train,
-                input=spec,
-                batch_size=BATCH_SIZE,
-                augment=data.augment,
-                shuffle=True,
-                seed=seed,
-                epoch=epoch,
-                drop_last=True,
-            )
-            for x, y in passes:
+            walk = Walk(augment=data.augment, shuffle=True, seed=seed, epoch=epoch, drop_last=True)
+            for x, y in batches(train, input=spec, batch_size=BATCH_SIZE, walk=walk):
                 loss = F.cross_entropy(network(x), y)
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]

@@ -25,6 +25,8 @@ from gatecli.network.costs import CostMeter, expected_macs, spread_of
 from gatecli.progress import Progress, silent
 from gatecli.stages.predict import ExitScore, Pass, predict, score_exits, topk
 
+__all__ = ["Evaluation", "evaluate"]
+
 ALL_STRATEGIES = (*STRATEGIES, "ensemble")
 RUNS = 5
 
@@ -59,7 +61,7 @@ class Evaluation:
     macs_spread: dict[str, float] = field(default_factory=dict)
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913 - its command's options, by keyword
     network: Network,
     data: DataSet,
     *,

@@ -9,10 +9,12 @@ from gatecli.data import DataSet, check_classes, forms, load_data
 from gatecli.errors import DataError, SettingError
 from gatecli.network import Network
 
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "fit", "open_data", "split_of"]
+
 IMAGENET_MEAN, IMAGENET_STD = IMAGENET
 
 
-def open_data(network: Network, spec: str | None, trusted: bool = True) -> DataSet:
+def open_data(network: Network, spec: str | None, *, trusted: bool = True) -> DataSet:
     """Read a data set and fit it to a network, whose recipe then remembers it.
 
     Args:

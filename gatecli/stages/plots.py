@@ -12,6 +12,17 @@ from gatecli.checkpoint.atomic import replacing
 from gatecli.errors import SettingError
 from gatecli.stages.analyse import Use
 
+__all__ = [
+    "active",
+    "check_format",
+    "connectivity",
+    "draw",
+    "histogram",
+    "per_image",
+    "points",
+    "shares",
+]
+
 FORMATS = ("png", "svg")
 Picture = Callable[[Any], None]  # draws on matplotlib's axes
 

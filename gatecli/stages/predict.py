@@ -15,6 +15,8 @@ from gatecli.network import Network
 from gatecli.network.compare import require_finite
 from gatecli.progress import Progress, silent
 
+__all__ = ["ExitScore", "Pass", "Scores", "ask_exits", "predict", "score", "score_exits", "topk"]
+
 Batches = Iterable[tuple[Tensor, Tensor]]
 
 

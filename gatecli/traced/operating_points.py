@@ -12,6 +12,8 @@ from typing import Any
 from gatecli.errors import CheckpointError, SettingError
 from gatecli.traced.recipe import Recipe
 
+__all__ = ["choose_recorded"]
+
 # thresholds {exit: number}, top1 (percent, val), macs, ms (or None), shares (of samples, by exit,
 # the final classifier's last)
 Recorded = dict[str, Any]

@@ -17,6 +17,19 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from gatecli import limits
 from gatecli.errors import CheckpointError
 
+__all__ = [
+    "FORMAT",
+    "InputSpec",
+    "Recipe",
+    "Source",
+    "Step",
+    "checked",
+    "finite",
+    "finite_number",
+    "is_a",
+    "parsed",
+]
+
 FORMAT = 1
 BROKEN = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
 R = TypeVar("R")

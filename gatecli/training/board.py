@@ -14,6 +14,8 @@ from typing import Any
 from gatecli.errors import SettingError
 from gatecli.training.run import Run
 
+__all__ = ["SCALARS", "Board", "on_board"]
+
 # of a logged step, and of an epoch
 SCALARS = {
     "loss": "train/loss",

@@ -23,6 +23,8 @@ from gatecli.training.options import TrainOptions
 from gatecli.training.resumable import Resumable
 from gatecli.training.trained import Trained
 
+__all__ = ["Course"]
+
 
 class Course(Resumable):
     """Takes a network, in place, from the first step to the end of the last epoch.

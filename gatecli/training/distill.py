@@ -20,6 +20,8 @@ from gatecli.errors import SettingError
 from gatecli.network import Network
 from gatecli.training.options import TrainOptions
 
+__all__ = ["Teacher", "check_teacher", "distillation"]
+
 
 def distillation(logits: Tensor, taught: Tensor, temperature: float) -> Tensor:
     """T^2 KL(taught || logits) of the softened class probabilities, mean over samples.
@@ -42,7 +44,7 @@ class Teacher:
     """A network that no longer changes, all its gates open."""
 
     def __init__(self, network: Network) -> None:
-        self.network = network.eval().requires_grad_(False)
+        self.network = network.eval().requires_grad_(requires_grad=False)
         for gate in network.site_gates.values():
             gate.strategy = "always-on"
 

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from gatecli.data import DataSet, batches, steps
+from gatecli.data import DataSet, Walk, batches, steps
 from gatecli.errors import DataError
 from gatecli.network import Network
 from gatecli.training.options import TrainOptions
+
+__all__ = ["Examples"]
 
 
 class Examples:
@@ -43,17 +45,14 @@ class Examples:
 
     def training(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """The shuffled and augmented training batches of an epoch, from index `start` on."""
+        seed = self.options.seed
         return batches(
             self.data.splits["train"],
             input=self.network.input,
             batch_size=self.batch_size,
-            augment=self.augment,
-            shuffle=True,
-            seed=self.options.seed,
-            epoch=epoch,
+            walk=Walk(augment=self.augment, shuffle=True, seed=seed, epoch=epoch, drop_last=True),
             start=start,
             workers=self.options.workers,
-            drop_last=True,
         )
 
     def in_order(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:

@@ -24,6 +24,8 @@ from gatecli.training.goals import Row, TargetRate
 from gatecli.training.run import LOG_EVERY
 from gatecli.training.trained import Trained
 
+__all__ = ["BestExits", "ExitLoop"]
+
 
 class BestExits(TargetRate):
     """Exits have no target: the best epoch is the one whose exits are right most often on val."""

@@ -20,6 +20,8 @@ from gatecli.training.options import TrainOptions
 from gatecli.training.run import Run
 from gatecli.training.trained import trained_methods
 
+__all__ = ["Finetuned", "finetune"]
+
 
 @dataclass(frozen=True)
 class Finetuned:
@@ -54,7 +56,7 @@ class Finetuned:
     exits: dict[str, ExitScore]
 
 
-def finetune(
+def finetune(  # noqa: PLR0913 - its command's options, by keyword
     network: Network,
     data: DataSet,
     options: TrainOptions = TrainOptions(),

@@ -15,6 +15,8 @@ from gatecli.network import Network
 from gatecli.training.options import TrainOptions
 from gatecli.training.trained import Trained
 
+__all__ = ["NoRate", "Price", "Row", "TargetRate", "goal_of"]
+
 RATE_SLACK = 0.02  # an epoch may be the best if its achieved rate is at most the target plus this
 SLACK_TEXT = f"{RATE_SLACK:.2f}".removeprefix("0")
 Row = Mapping[str, Any]  # an epoch's figures: val_top1, achieved_rate, macs_expected, target_rate

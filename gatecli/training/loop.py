@@ -24,6 +24,8 @@ from gatecli.training.norms import reestimate
 from gatecli.training.run import LOG_EVERY
 from gatecli.training.trained import optimizer_groups
 
+__all__ = ["Loop", "asked"]
+
 V = TypeVar("V")
 RATE = "rate "  # the sums of a site's decisions are called so, with the site behind
 

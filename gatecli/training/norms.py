@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from gatecli.progress import Progress
 
+__all__ = ["reestimate"]
+
 
 def reestimate(
     network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], count: int, progress: Progress

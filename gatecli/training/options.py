@@ -9,6 +9,8 @@ from gatecli.data import AUGMENTS
 from gatecli.errors import SettingError
 from gatecli.methods.schedules import LEARNING_RATES
 
+__all__ = ["TrainOptions"]
+
 PRECISIONS = ("fp32", "bf16")
 RANGES = {
     "epochs": (1, math.inf),

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from gatecli.network import Network
 
+__all__ = ["OneProcess"]
+
 
 class OneProcess:
     """The whole job in this process."""

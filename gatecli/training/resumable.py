@@ -25,6 +25,8 @@ from gatecli.training.processes import OneProcess
 from gatecli.training.run import Run, intact
 from gatecli.training.state import is_finite, load_state, state_tensors
 
+__all__ = ["Resumable"]
+
 
 class Resumable(ABC):
     """Keeps what a training changes, and saves it in a run.

@@ -19,6 +19,8 @@ from gatecli.checkpoint.atomic import replacing
 from gatecli.errors import CheckpointError, TrainingError
 from gatecli.traced.recipe import finite_number
 
+__all__ = ["LOG_EVERY", "Run", "intact"]
+
 STATE = "state.safetensors"
 BEST = "best.safetensors"
 LAST = "last.safetensors"

@@ -9,6 +9,8 @@ from torch.optim import Optimizer
 
 from gatecli.network import Network
 
+__all__ = ["is_finite", "load_state", "state_tensors"]
+
 MODEL = "model."
 MOMENTUM = "momentum."
 

@@ -15,6 +15,8 @@ from gatecli.network import Network
 from gatecli.traced.recipe import Recipe
 from gatecli.training.options import TrainOptions
 
+__all__ = ["Trained", "optimizer_groups", "trained_methods"]
+
 V = TypeVar("V")
 
 

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+__all__ = ["DENSENETS", "CifarDenseNet", "DenseLayer", "Transition"]
+
 SHAPES = ((100, 12), (250, 24), (190, 40))  # depth L, growth k
 
 

@@ -17,6 +17,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+__all__ = [
+    "PRERESNETS",
+    "RESNETS",
+    "BasicBlock",
+    "CifarPreResNet",
+    "CifarResNet",
+    "PadShortcut",
+    "PreBottleneck",
+]
+
 DEPTHS = (20, 32, 44, 56, 110)
 PRE_DEPTHS = (56, 110, 164)
 WIDTHS = (16, 32, 64)
@@ -131,6 +141,7 @@ class PreBottleneck(nn.Module):
         channels: int,
         width: int,
         stride: int,
+        *,
         normed: bool,
         stride_on: str,
         project: str,
@@ -181,6 +192,7 @@ class CifarPreResNet(nn.Module):
         depth: int,
         num_classes: int = 10,
         channels: int = 3,
+        *,
         narrow: bool = False,
         stride_on: str = "conv2",
         project: str = "input",
@@ -194,7 +206,9 @@ class CifarPreResNet(nn.Module):
         def group(channels: int, width: int, stride: int) -> nn.Sequential:
             blocks = []
             for _ in range((depth - 2) // 9):
-                block = PreBottleneck(channels, width, stride, narrow, stride_on, project)
+                block = PreBottleneck(
+                    channels, width, stride, normed=narrow, stride_on=stride_on, project=project
+                )
                 blocks.append(block)
                 channels = 4 * width
                 stride = 1

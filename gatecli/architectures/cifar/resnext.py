@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from gatecli.graph.ops import sum_branches
 
+__all__ = ["RESNEXTS", "Branches", "CifarResNeXt"]
+
 torch.fx.wrap("sum_branches")
 SHAPES = ((20, 4), (29, 4), (29, 8), (29, 64))  # depth, width of a branch in the first stage
 CARDINALITY = 8  # branches

@@ -18,6 +18,8 @@ from torch.nn import functional as F
 
 from gatecli.graph.ops import shake
 
+__all__ = ["SHAKESHAKES", "CifarShakeShake", "HalfShortcut", "ShakeUnit", "Way"]
+
 torch.fx.wrap("shake")
 WIDTHS = (64, 96)  # of the first stage
 UNITS = 4
@@ -74,7 +76,7 @@ class ShakeUnit(nn.Module):
             self.shortcut = HalfShortcut(channels, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        mean = shake(self.way1(x), self.way2(x), self.training)
+        mean = shake(self.way1(x), self.way2(x), training=self.training)
         shortcut = x if self.shortcut is None else self.shortcut(x)
         return shortcut + mean
 

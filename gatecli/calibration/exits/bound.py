@@ -23,6 +23,8 @@ from torch import Tensor
 from gatecli.calibration.exits.samples import SLACK, OperatingPoint, Samples
 from gatecli.calibration.exits.table import Grid, candidates, ranks, root, spread, total
 
+__all__ = ["box_bound", "oracle_cost"]
+
 BOXES = 2**16
 BOXED = 6  # exits; each more doubles the passes over the samples, for ever coarser boxes
 CUTS = 20  # times at most that the remaining region is cut finer

@@ -24,6 +24,8 @@ from gatecli.network import Network
 from gatecli.progress import Progress, silent
 from gatecli.traced.recipe import Step
 
+__all__ = ["Choice", "calibrate_exits"]
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -40,7 +42,7 @@ class Choice:
     certified: Certified | None = None
 
 
-def calibrate_exits(
+def calibrate_exits(  # noqa: PLR0913 - its command's options, by keyword
     network: Network,
     data: DataSet,
     *,

@@ -22,6 +22,8 @@ from gatecli.calibration.exits.samples import OperatingPoint, Samples, measure
 from gatecli.calibration.exits.table import frontier, leaving_sums, ranks
 from gatecli.errors import SettingError
 
+__all__ = ["Certified", "binomial_tails", "certify", "halves", "lower_bound", "right_counts"]
+
 
 @dataclass(frozen=True)
 class Certified:

@@ -16,6 +16,8 @@ from gatecli.network.costs import exits_before, leaving_costs
 from gatecli.progress import Progress
 from gatecli.stages.predict import ask_exits
 
+__all__ = ["gather", "rates_at"]
+
 
 def gather(
     network: Network, data: DataSet, batch_size: int, workers: int, progress: Progress

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from gatecli.errors import SettingError
 
+__all__ = ["Goal", "option"]
+
 COSTS = ("macs", "latency")
 LIMITS = ("target_acc", "max_drop", "max_gmacs", "max_ms")
 HIGHEST = {"target_acc": 100.0, "max_drop": 100.0, "confidence": 1.0}

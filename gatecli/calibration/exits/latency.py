@@ -11,6 +11,8 @@ from gatecli.gates.observe import force
 from gatecli.network import Network
 from gatecli.stages.clock import milliseconds
 
+__all__ = ["leaving_times"]
+
 ROUNDS = 15
 WARMUP = 3  # rounds before these
 

@@ -14,6 +14,8 @@ from gatecli.network import Network
 from gatecli.network.costs import site_rates
 from gatecli.traced.recipe import finite
 
+__all__ = ["ExitsCalibrated", "measured", "recorded", "stored", "thinned"]
+
 RECORDED = 200  # points of the frontier that a checkpoint keeps, at most
 
 

@@ -16,6 +16,18 @@ from torch import Tensor
 
 from gatecli.errors import DataError, SettingError
 
+__all__ = [
+    "SLACK",
+    "OperatingPoint",
+    "Pick",
+    "Samples",
+    "cheapest",
+    "leaves",
+    "measure",
+    "most_accurate",
+    "point",
+]
+
 SLACK = 1e-9  # percent: 57 of 100 right is 56.99999999999999 in floating point
 
 

@@ -28,6 +28,8 @@ from gatecli.calibration.exits.table import (
     table_frontier,
 )
 
+__all__ = ["Found", "refine", "search"]
+
 WINDOW = 2**17  # combinations in one window of the refinement
 ROUNDS = 100  # windows looked at; each halves the step or has found a better point
 

@@ -20,6 +20,21 @@ from torch import Tensor
 from gatecli.calibration.exits.samples import OperatingPoint, Samples, point
 from gatecli.errors import SettingError
 
+__all__ = [
+    "CELLS",
+    "Grid",
+    "candidates",
+    "frontier",
+    "leaving_sums",
+    "make_grid",
+    "points_at",
+    "ranks",
+    "root",
+    "spread",
+    "table_frontier",
+    "total",
+]
+
 CELLS = 2**21  # 127 thresholds each for three exits
 EXITS = 10
 Grid = Sequence[Tensor]  # each exit's candidate thresholds, ascending

@@ -24,6 +24,8 @@ from gatecli.network.costs import site_rates
 from gatecli.progress import Progress, silent
 from gatecli.traced.recipe import Step
 
+__all__ = ["Calibrated", "calibrate", "check_target"]
+
 CANDIDATES = 17  # passes over val
 REFINE = 12  # passes more
 
@@ -58,7 +60,7 @@ class Calibrated:
     per_gate: bool
 
 
-def calibrate(
+def calibrate(  # noqa: PLR0913 - its command's options, by keyword
     network: Network,
     data: DataSet,
     *,

@@ -18,6 +18,8 @@ from gatecli.calibration.gates.points import Measure, Point, choose
 from gatecli.calibration.gates.uniform import cuts, thin
 from gatecli.network.costs import mean_rate
 
+__all__ = ["Move", "descend"]
+
 ROUNDS = 2
 WIDTH = 4  # thresholds tried of a gate that depends on the image, besides the one that lets all run
 

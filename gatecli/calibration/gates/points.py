@@ -23,6 +23,19 @@ from gatecli.progress import Progress, Task
 from gatecli.stages.predict import predict
 from gatecli.traced.recipe import finite
 
+__all__ = [
+    "Measure",
+    "OddsMeter",
+    "Point",
+    "Thresholds",
+    "choose",
+    "get_thresholds",
+    "pareto",
+    "reaches",
+    "set_thresholds",
+    "site_values",
+]
+
 Thresholds = dict[str, list[float]]  # site -> the threshold of each of its units
 SLACK = 1e-9  # percent: 57 of 100 right is 56.99999999999999 in floating point
 

@@ -19,6 +19,8 @@ from torch import Tensor
 from gatecli.calibration.gates.points import Measure, Point, Thresholds, choose, get_thresholds
 from gatecli.network import Network
 
+__all__ = ["Gap", "UniformSearch", "alike", "between", "cuts", "pooled", "thin"]
+
 # log-odds closer than this are one value: a pass in other batches may round them otherwise
 NOISE = 1e-5
 

@@ -5,9 +5,6 @@ Names and help need no torch: a form imports what reading takes when it reads.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-
 from gatecli.data.forms.base import (
     SPLITS,
     Form,
@@ -22,9 +19,9 @@ from gatecli.data.forms.base import (
     spellings,
     with_augment,
 )
+from gatecli.importing import import_modules_of
 
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
+import_modules_of(__name__)
 
 __all__ = [
     "SPLITS",

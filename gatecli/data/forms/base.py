@@ -11,6 +11,22 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gatecli.data.splits import Split
 
+__all__ = [
+    "SPLITS",
+    "Form",
+    "Found",
+    "Request",
+    "Statistics",
+    "find",
+    "is_cropped",
+    "listed",
+    "may_be_code",
+    "names_path",
+    "register",
+    "spellings",
+    "with_augment",
+]
+
 SPLITS = ("train", "val", "test")
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 

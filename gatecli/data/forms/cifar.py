@@ -10,6 +10,8 @@ from typing import Any
 from gatecli.data.forms.base import Form, Found, Request, Statistics, register
 from gatecli.errors import DataError, reason
 
+__all__ = ["read"]
+
 STATISTICS: dict[str, Statistics] = {  # of all 50,000 training images
     "cifar10": ((0.49139968, 0.48215841, 0.44653091), (0.24703223, 0.24348513, 0.26158784)),
     "cifar100": ((0.50707516, 0.48654887, 0.44091784), (0.26733429, 0.25643846, 0.27615047)),

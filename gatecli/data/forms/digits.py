@@ -5,6 +5,8 @@ from __future__ import annotations
 from gatecli.data.forms.base import SPLITS, Form, Found, Request, register
 from gatecli.errors import DataError
 
+__all__ = ["read"]
+
 
 def read(request: Request) -> Found:
     """65 % train, 15 % val, 20 % test, always the same.

@@ -11,6 +11,8 @@ from gatecli.data.forms.base import SPLITS, Form, Found, Request, register
 from gatecli.errors import DataError
 from gatecli.importing import current_folder_importable
 
+__all__ = ["read", "recognises"]
+
 WISH = "a dict of 'train', and perhaps 'val' and 'test', each (images, labels)"
 
 

@@ -12,6 +12,8 @@ from gatecli.errors import DataError
 if TYPE_CHECKING:
     from gatecli.data.folders import FolderSplit
 
+__all__ = ["read"]
+
 
 def read(request: Request) -> Found:
     """Class names and splits; labels follow train's class order.

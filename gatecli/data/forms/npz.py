@@ -13,6 +13,8 @@ from gatecli.errors import DataError, reason
 if TYPE_CHECKING:
     from numpy.lib.npyio import NpzFile
 
+__all__ = ["read"]
+
 
 def read(request: Request) -> Found:
     """The splits of a file.

@@ -10,6 +10,8 @@ from gatecli.exporting.marks import Leave
 from gatecli.exporting.onnx.if_branches import Otherwise, Surgeon
 from gatecli.exporting.onnx.nodes import constant
 
+__all__ = ["leave_early"]
+
 
 def leave_early(surgeon: Surgeon, leaves: Sequence[Leave], outputs: Sequence[str]) -> None:
     """Put an `If` at each exit, the last first, as they lie within each other.

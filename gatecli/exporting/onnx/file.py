@@ -23,6 +23,8 @@ from gatecli.exporting.registry import Logits, Task
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+__all__ = ["write_onnx"]
+
 LOWEST = 18  # opsets that torch's exporter writes
 HIGHEST = 25
 
@@ -38,7 +40,7 @@ def write_onnx(task: Task) -> Logits:
             converted.
     """
     onnx = onnx_package()
-    parts = task.parts if task.dynamic else masked(task.network, task.decisions)
+    parts = task.parts if task.dynamic else masked(task.network, decisions=task.decisions)
     model = _converted(parts, task.image, task.opset)
     if parts.dynamic:
         _branching(model, parts, decisions=task.decisions)

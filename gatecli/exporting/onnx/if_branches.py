@@ -20,6 +20,8 @@ from gatecli.exporting.onnx.nodes import P, constant, copied, names_read, rename
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto
 
+__all__ = ["Otherwise", "Surgeon"]
+
 COMPARISONS = ("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Not")
 
 

@@ -25,6 +25,8 @@ from gatecli.exporting.onnx.nodes import copied
 if TYPE_CHECKING:
     from onnx import NodeProto
 
+__all__ = ["skip_branches"]
+
 BLOCK = 16  # channels in a block of ONNX Runtime's layout, at most
 MEANS = {"ReduceMean": False, "ReduceSum": True}  # operation -> whether it is a sum
 HEIGHT_AND_WIDTH = ([2, 3], [3, 2], [-2, -1], [-1, -2])  # as dimensions to take means over

@@ -10,6 +10,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from onnx import NodeProto, TensorProto, ValueInfoProto
 
+__all__ = ["P", "constant", "copied", "names_read", "renamed"]
+
 P = TypeVar("P", bound="NodeProto | TensorProto | ValueInfoProto")
 
 

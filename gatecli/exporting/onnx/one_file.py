@@ -8,6 +8,8 @@ from typing import Any
 from gatecli.errors import ExportError, first_line
 from gatecli.exporting.onnx.packages import onnx_package
 
+__all__ = ["refuse_other_files"]
+
 
 def refuse_other_files(path: Path) -> None:
     """Refuse an ONNX file with weights in other files; export writes all into one.

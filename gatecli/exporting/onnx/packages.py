@@ -7,6 +7,8 @@ from typing import Any
 
 from gatecli.errors import ExportError
 
+__all__ = ["onnx_package", "runtime_package"]
+
 
 def onnx_package() -> Any:
     """The package onnx. Raises ExportError where it, or what is used with it, is missing."""

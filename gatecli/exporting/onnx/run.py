@@ -16,6 +16,8 @@ from gatecli.exporting.onnx.one_file import refuse_other_files
 from gatecli.exporting.onnx.packages import runtime_package
 from gatecli.exporting.runner import Answer, Runner
 
+__all__ = ["open_onnx", "session_of"]
+
 
 def open_onnx(path: Path) -> Runner:
     """Make an ONNX file that export wrote ready to run.

@@ -22,6 +22,8 @@ from gatecli.exporting.weights.source import source_of
 from gatecli.graph.normalize import TRAINING
 from gatecli.network import Network
 
+__all__ = ["write_weights"]
+
 RUN = """
 import importlib.util, sys, torch
 loader = importlib.machinery.SourceFileLoader("exported", sys.argv[1])

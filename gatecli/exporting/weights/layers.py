@@ -15,6 +15,8 @@ from torch import nn
 
 from gatecli.graph.normalize import TRAINING
 
+__all__ = ["constructor"]
+
 PLAIN = (bool, int, float, str, tuple, type(None))  # settings that can be compared
 
 

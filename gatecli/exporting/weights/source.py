@@ -15,6 +15,8 @@ from gatecli.errors import ExportError
 from gatecli.exporting.weights.writer import Writer
 from gatecli.graph.names import is_writable
 
+__all__ = ["source_of"]
+
 HEAD = """
 import json
 import struct

@@ -18,6 +18,8 @@ from gatecli.graph.normalize import TRAINING
 from gatecli.graph.trace import remove_dead
 from gatecli.graph.tracer import SiteTracer
 
+__all__ = ["Writer"]
+
 OURS = "gatecli.graph."  # modules with our own operations
 TORCHS = ("torch", "math", "operator", "_operator")  # packages whose functions may be imported
 

@@ -15,6 +15,8 @@ from gatecli.kinds.branch.modules import FanOut, SharedNorm, distinct
 from gatecli.kinds.branch.ops import connect, fold_streams, unfold_streams
 from gatecli.traced.traced import NodeCost
 
+__all__ = ["is_direct", "is_lean", "is_pointwise", "recounted", "way_of"]
+
 
 def is_direct(streams: int, fan_in: int, branches: int, width: int) -> bool:
     """Whether products for each stream are fewer than those for each branch.

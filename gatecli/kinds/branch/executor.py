@@ -32,6 +32,8 @@ from gatecli.kinds.branch.ops import connect
 from gatecli.kinds.branch.stream_sums import Folded, products, spread_streams
 from gatecli.lowering.norms import tensors_of
 
+__all__ = ["Fold", "Layout", "StreamConv", "StreamMean", "Streams"]
+
 Read = tuple[Tensor, int]  # connections (streams, C) or (N, streams, C), and how many are read
 
 
@@ -61,7 +63,7 @@ class Streams(Forgetful):
 
     fresh = True
 
-    def __init__(self, root: nn.Module, conv: str, norm: str, shared: bool) -> None:
+    def __init__(self, root: nn.Module, conv: str, norm: str, *, shared: bool) -> None:
         super().__init__()
         self.root: Any
         self.__dict__["root"] = root  # not a child: the modules belong to the network itself
@@ -147,7 +149,7 @@ class StreamConv(nn.Module):
 
     fresh = True
 
-    def __init__(self, root: nn.Module, conv: str, shared: bool) -> None:
+    def __init__(self, root: nn.Module, conv: str, *, shared: bool) -> None:
         super().__init__()
         self.root: Any
         self.__dict__["root"] = root  # not a child: the convolution belongs to the network itself

@@ -61,6 +61,7 @@ class BranchModule:
 
     @property
     def nodes(self) -> set[str]:
+        """All nodes from the branch's first to the one behind the addition."""
         return {*self.branch, *self.way, self.add, self.after}
 
 

@@ -12,6 +12,8 @@ from gatecli.kinds.branch.cost import is_lean, way_of
 from gatecli.kinds.branch.executor import Fold, StreamConv, StreamMean, Streams
 from gatecli.kinds.branch.ops import connect, fold_streams, mean_streams, unfold_streams
 
+__all__ = ["lower_branches"]
+
 Replace = Callable[[fx.Node, nn.Module, tuple[fx.Node, ...]], fx.Node]
 
 
@@ -35,7 +37,7 @@ def lower_branches(root: nn.Module, graph: fx.Graph, replace: Replace) -> None:
         for user in list(streams.users):
             reader = module_of(root, user)
             if isinstance(reader, nn.Conv2d) and reader.groups > 1:
-                replace(user, StreamConv(root, str(user.target), fixed), (streams, read))
+                replace(user, StreamConv(root, str(user.target), shared=fixed), (streams, read))
             elif fixed and user.target is mean_streams:
                 replace(user, StreamMean(), (streams, read))
             elif fixed and user.target is fold_streams:
@@ -57,7 +59,7 @@ def _lower_connect(
     inputs = [conv.all_input_nodes[0], shortcut, read]
     if shortcut in shared:
         inputs.append(shared[shortcut])
-    executor = Streams(root, str(conv.target), str(norm.target), fixed)
+    executor = Streams(root, str(conv.target), str(norm.target), shared=fixed)
     return replace(relu, executor, tuple(inputs))
 
 

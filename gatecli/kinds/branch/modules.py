@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+__all__ = ["FanOut", "SharedNorm", "distinct"]
+
 
 def distinct(connections: Tensor) -> tuple[list[int], list[int]]:
     """Connections (readers, branches) -> who reads the same.
@@ -104,6 +106,7 @@ class SharedNorm(nn.Module):
         return mean, var
 
     def reset_running_stats(self) -> None:
+        """Begin the running statistics anew, as BatchNorm does."""
         self.running_mean.zero_()
         self.running_var.fill_(1)
         self.num_batches_tracked.zero_()

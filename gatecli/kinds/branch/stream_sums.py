@@ -12,6 +12,8 @@ from torch import Tensor
 from gatecli.kinds.branch.modules import FanOut
 from gatecli.lowering.norms import affine
 
+__all__ = ["Folded", "Sources", "direct", "fold", "products", "spread_streams", "summed"]
+
 SMALL = 64  # positions of a map, below which a batch's samples are better multiplied together
 
 

@@ -124,9 +124,9 @@ def _lower_outputs(low: Lowering, chosen: fx.Node) -> None:
         low.root,
         (str(conv.target), str(norm.target), str(decision.target)),
         base.args[2],
-        base.args[3],
         rows,
-        gate.reads_input,
+        shared=base.kwargs["shared"],
+        reads_input=gate.reads_input,
     )
     low.replace(chosen, executor, (conv.all_input_nodes[0],))
 

@@ -20,12 +20,15 @@ from gatecli.kinds.conv.ops import (
     Channels,
     Parts,
     base_weight,
+    geometry_of,
     in_parts,
     places_of,
     rows_of,
     take,
 )
 from gatecli.lowering.inplace import Executor
+
+__all__ = ["SkipChannels", "SkipInputs", "modules"]
 
 
 class SkipChannels(Forgetful):
@@ -47,8 +50,9 @@ class SkipChannels(Forgetful):
         root: nn.Module,
         paths: tuple[str, str, str],
         parts: Parts,
-        shared: bool,
         rows: Channels,
+        *,
+        shared: bool,
         reads_input: bool,
     ) -> None:
         super().__init__()
@@ -109,7 +113,7 @@ class SkipChannels(Forgetful):
 
     def _base(self, conv: Any, x: Tensor) -> Tensor:
         weight = _remembered(self.cut, lambda: base_weight(conv.weight, self.parts), conv.weight)
-        return in_parts(x, weight, self.parts, conv.stride, conv.padding, conv.dilation)
+        return in_parts(x, weight, self.parts, geometry_of(conv))
 
     @staticmethod
     def _tensors(conv: Any, *norms: Any) -> list[Tensor]:

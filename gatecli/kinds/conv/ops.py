@@ -17,8 +17,32 @@ from torch.nn import functional as F
 
 from gatecli.graph.ops import describe, others, take_channels
 
+__all__ = [
+    "BasePath",
+    "Channels",
+    "Parts",
+    "base_parts",
+    "base_path",
+    "base_weight",
+    "choose",
+    "geometry_of",
+    "in_parts",
+    "keep_inputs",
+    "keep_rows",
+    "merge",
+    "places_of",
+    "rows_of",
+    "take",
+]
+
 Channels = tuple[int, ...]
 Parts = tuple[tuple[Channels, Channels], ...]
+Geometry = tuple[Any, Any, Any]  # stride, padding, dilation
+
+
+def geometry_of(conv: Any) -> Geometry:
+    """A convolution's stride, padding and dilation."""
+    return conv.stride, conv.padding, conv.dilation
 
 
 def base_parts(rows: int, order: Channels, groups: int) -> Parts:
@@ -70,9 +94,7 @@ def take(tensor: Tensor, dim: int, index: Channels) -> Tensor:
     )
 
 
-def in_parts(
-    x: Tensor, weight: Tensor, parts: Parts, stride: Any, padding: Any, dilation: Any
-) -> Tensor:
+def in_parts(x: Tensor, weight: Tensor, parts: Parts, geometry: Geometry) -> Tensor:
     """The sums of a base path.
 
     X (N, Ci, H, W), weight as `base_weight` gives it -> (N, rows in all, H', W').
@@ -80,18 +102,16 @@ def in_parts(
     sizes = [len(rows) for rows, _ in parts]
     if len(set(sizes)) == 1:
         channels = tuple(channel for _, inputs in parts for channel in inputs)
-        return F.conv2d(
-            take_channels(x, channels), weight, None, stride, padding, dilation, len(parts)
-        )
+        return F.conv2d(take_channels(x, channels), weight, None, *geometry, len(parts))
     values = [
-        F.conv2d(take_channels(x, inputs), rows, None, stride, padding, dilation)
+        F.conv2d(take_channels(x, inputs), rows, None, *geometry)
         for (_, inputs), rows in zip(parts, torch.split(weight, sizes), strict=True)
     ]
     return torch.cat(values, 1)
 
 
 def base_path(
-    x: Tensor, weight: Tensor, parts: Parts, shared: bool, stride: Any, padding: Any, dilation: Any
+    x: Tensor, weight: Tensor, parts: Parts, geometry: Geometry, *, shared: bool
 ) -> Tensor:
     """The base path's sums, without the convolution's bias.
 
@@ -99,7 +119,7 @@ def base_path(
 
     shared: whether what an open channel needs is added to these sums, rather than computed anew.
     """
-    return in_parts(x, base_weight(weight, parts), parts, stride, padding, dilation)
+    return in_parts(x, base_weight(weight, parts), parts, geometry)
 
 
 def choose(opened: Tensor, closed: Tensor, z: Tensor, rows: Channels) -> Tensor:
@@ -139,7 +159,7 @@ def merge(opened: Tensor, closed: Tensor, places: Channels) -> Tensor:
 
 
 # Where a base path is shared it is a part of the convolution, and counted there.
-describe(base_path, fresh=True, costs=lambda node: not node.args[3])
+describe(base_path, fresh=True, costs=lambda node: not node.kwargs["shared"])
 for _operation in (choose, keep_inputs, merge):
     describe(_operation, fresh=True)
 
@@ -158,9 +178,9 @@ class BasePath(nn.Module):
             base,
             parts,
         )
-        self.how: Any = (conv.stride, conv.padding, conv.dilation)
+        self.geometry = geometry_of(conv)
 
     def forward(self, x: Tensor) -> Tensor:
         """`x` (N, Ci, H, W) -> (N, rows in all, H', W')."""
-        result: Tensor = self.base(in_parts(x, self.weight, self.parts, *self.how))
+        result: Tensor = self.base(in_parts(x, self.weight, self.parts, self.geometry))
         return result

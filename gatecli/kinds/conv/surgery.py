@@ -36,6 +36,7 @@ from gatecli.kinds.conv.ops import (
     base_path,
     base_weight,
     choose,
+    geometry_of,
     keep_inputs,
     keep_rows,
     merge,
@@ -95,10 +96,10 @@ def insert_channel_gate(net: Traced, site: Site, gate: Any) -> Change:
         return Change(before=norm.name, now=norm.name)
     parts = base_parts(module.out_channels, gate.order, gate.groups)
     rows = tuple(range(module.out_channels))
-    geometry = (module.stride, module.padding, module.dilation)
     with graph.inserting_before(norm.next):
         weight = graph.create_node("get_attr", f"{conv.target}.weight")
-        base = graph.call_function(base_path, (x, weight, parts, gate.shared, *geometry))
+        inputs = (x, weight, parts, geometry_of(module))
+        base = graph.call_function(base_path, inputs, {"shared": gate.shared})
         z = graph.call_module(path, (x if gate.reads_input else base,))
         low = graph.call_module(f"{path}.base", (base,))
         chosen = graph.call_function(choose, (norm, low, z, rows))

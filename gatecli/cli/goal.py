@@ -1,0 +1,67 @@
+"""What gatecli calibrate shall reach."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Optional
+
+import typer
+
+__all__ = ["Goal"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """The options that say what to reach, one goal of four, and by which measure."""
+
+    target_acc: Annotated[
+        Optional[float], typer.Option(help="Top-1 accuracy to reach on val, in percent.")
+    ] = None
+    max_drop: Annotated[
+        Optional[float],
+        typer.Option(help="The same, in points below all gates open, or nobody leaving early."),
+    ] = None
+    max_gmacs: Annotated[
+        Optional[float],
+        typer.Option(help="Exits: the highest accuracy for at most so many GMACs an image."),
+    ] = None
+    max_ms: Annotated[
+        Optional[float],
+        typer.Option(
+            help=(
+                "Exits, with --cost latency: the highest accuracy for at most so many milliseconds"
+                " an image."
+            )
+        ),
+    ] = None
+    cost: Annotated[
+        str,
+        typer.Option(
+            help=(
+                "Exits: what thresholds shall save: macs, or latency of single images as measured"
+                " on this machine."
+            )
+        ),
+    ] = "macs"
+    confidence: Annotated[
+        Optional[float],
+        typer.Option(
+            help="Exits: the accuracy shall hold on unseen data with this probability, as 0.95."
+        ),
+    ] = None
+    reuse: Annotated[
+        bool,
+        typer.Option(
+            "--reuse",
+            help=(
+                "Exits: move along the frontier that an earlier calibrate has recorded; needs no"
+                " data."
+            ),
+        ),
+    ] = False
+
+    @property
+    def for_exits(self) -> bool:
+        """Whether anything is asked for that only exits can do."""
+        limits = (self.max_gmacs, self.max_ms, self.confidence)
+        return any(limit is not None for limit in limits) or self.cost != "macs" or self.reuse

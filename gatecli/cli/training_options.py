@@ -1,0 +1,84 @@
+"""How gatecli finetune trains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Optional
+
+import typer
+
+from gatecli.cli.options import Workers
+
+__all__ = ["Training"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """The options that say how to train: gatecli.TrainOptions', but for the seed.
+
+    Names and defaults stand here again, as `--help` shows them and must not import torch.
+    """
+
+    epochs: Annotated[int, typer.Option(help="Passes over the training split.")] = 100
+    lr: Annotated[float, typer.Option(help="Learning rate at the start.")] = 0.1
+    batch_size: Annotated[int, typer.Option(help="Images a batch.")] = 256
+    weight_decay: Annotated[float, typer.Option(help="Weight decay.")] = 1e-4
+    momentum: Annotated[float, typer.Option(help="Momentum of SGD.")] = 0.9
+    schedule: Annotated[
+        str, typer.Option(help="step (x0.1 at 30, 60 and 90 % of the epochs), cosine or constant.")
+    ] = "step"
+    precision: Annotated[str, typer.Option(help="fp32 or bf16 (autocast).")] = "fp32"
+    augment: Annotated[
+        Optional[str],
+        typer.Option(help="none, shift, crop-flip or imagenet; none given: the data set's own."),
+    ] = None
+    label_smoothing: Annotated[float, typer.Option(help="Label smoothing.")] = 0.0
+    workers: Workers = 0
+    bn_batches: Annotated[
+        int, typer.Option(help="Batches to re-estimate BatchNorm statistics with; 0: leave them.")
+    ] = 200
+    save_every: Annotated[float, typer.Option(help="Seconds between saved states.")] = 60.0
+    max_drop: Annotated[
+        Optional[float],
+        typer.Option(
+            help=(
+                "Lower the target rate as long as val top-1 stays within so many points of the"
+                " baseline, and keep the cheapest such state."
+            )
+        ),
+    ] = None
+    max_gmacs: Annotated[
+        Optional[float],
+        typer.Option(
+            help=(
+                "Lower the target rate until an image costs at most so many GMACs, and keep the"
+                " most accurate such state."
+            )
+        ),
+    ] = None
+    cache_features: Annotated[
+        bool,
+        typer.Option(
+            "--cache-features",
+            help="Exits: compute what they see once, for all epochs; goes without augmentation.",
+        ),
+    ] = False
+    train: Annotated[
+        Optional[str],
+        typer.Option(
+            help=(
+                "Attached methods to train together, with commas between, as"
+                " early-exit,aig-perbatch; none: the latest. --set is for the first."
+            ),
+            show_default=False,
+        ),
+    ] = None
+    distill: Annotated[
+        float,
+        typer.Option(
+            help="Weight of a loss that draws the answers to a teacher's: knowledge distillation."
+        ),
+    ] = 0.0
+    temperature: Annotated[
+        float, typer.Option(help="By which distillation softens both answers.")
+    ] = 4.0
