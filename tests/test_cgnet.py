@@ -214,7 +214,7 @@ class Loops:
         self.gate = gate_of(network)
         self.image, self.count = image, 0
         self.channels, self.height, self.width = image.shape
-        self.grouped = self.settings.grouping == "yes" and self.settings.gate != "l1"
+        self.grouped = self.settings.grouping and self.settings.gate != "l1"
         self.base = self.base_paths()
         self.everything = set(range(self.channels))
         self.places = list(itertools.product(range(self.height), range(self.width)))
@@ -228,7 +228,7 @@ class Loops:
         parts = round(1 / self.settings.eta)
         order = (
             sorted(range(self.channels), key=lambda c: (c % parts, c))
-            if self.settings.shuffle == "yes"
+            if self.settings.shuffle
             else list(range(self.channels))
         )
         size = self.channels // parts
@@ -580,16 +580,16 @@ def test_the_base_path() -> None:
     def channels(count: int, **how: Any) -> tuple[tuple[int, ...], int]:
         return base_channels(count, CGNetSettings(eta=0.25, **how))
 
-    assert channels(8, grouping="no") == ((0, 1), 1) and channels(
-        8, grouping="no", shuffle="yes"
+    assert channels(8, grouping=False) == ((0, 1), 1) and channels(
+        8, grouping=False, shuffle=True
     ) == ((0, 4), 1)
     assert (
         channels(8) == ((0, 1), 1)
-        and channels(8, grouping="yes") == (tuple(range(8)), 4)
-        and channels(8, grouping="yes", shuffle="yes") == ((0, 4, 1, 5, 2, 6, 3, 7), 4)
+        and channels(8, grouping=True) == (tuple(range(8)), 4)
+        and channels(8, grouping=True, shuffle=True) == ((0, 4, 1, 5, 2, 6, 3, 7), 4)
     )
     assert channels(8, gate="l1") == ((0, 1), 1)
-    assert base_channels(8, CGNetSettings(eta=0.375, grouping="no")) == ((0, 1, 2), 1)
+    assert base_channels(8, CGNetSettings(eta=0.375, grouping=False)) == ((0, 1, 2), 1)
 
 
 def test_the_loss_draws_thresholds_to_the_target() -> None:
@@ -597,7 +597,7 @@ def test_the_loss_draws_thresholds_to_the_target() -> None:
     method, settings = methods.get("cgnet"), CGNetSettings(target=2.0, loss_weight=0.1)
     network = gatecli.attach(CASES["own"].network(), "cgnet").network
     gates = list(network.site_gates.values())
-    penalty = method.penalty(gates, settings)
+    penalty = method.objective.penalty(gates, settings)
     assert isinstance(penalty, Tensor) and penalty.item() == pytest.approx(
         0.1 * 4 * sum(gate.units for gate in gates)
     )
@@ -611,7 +611,7 @@ def test_the_loss_draws_thresholds_to_the_target() -> None:
 
 def test_training_says_no_rate_and_keeps_the_last_epoch() -> None:
     network, method = gatecli.attach(CASES["own"].network(), "cgnet").network, methods.get("cgnet")
-    trained = [Trained(method, method.settings())]
+    trained = [Trained(method, method.about.settings())]
     goal = goal_of(network, trained, TrainOptions(epochs=3))
     row = {
         "epoch": 1,

@@ -980,8 +980,8 @@ def test_methods(here: Path) -> None:
         assert each["summary"] and each["paper"] and each["needs"]
         assert (
             {"target_rate", "gate_lr"}
-            if methods.get(each["name"]).trains == "network"
-            and methods.get(each["name"]).aims
+            if methods.get(each["name"]).objective.traits.trains == "network"
+            and methods.get(each["name"]).objective.traits.aims
             and each["name"] != "gateconnect"
             else {"gate_lr"}
         ) <= {setting["name"] for setting in each["settings"]}

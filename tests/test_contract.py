@@ -110,7 +110,7 @@ NOT_SAID_OF: dict[str, frozenset[str]] = dict.fromkeys(
 @pytest.fixture(params=methods.names())
 def method(request: pytest.FixtureRequest) -> str:
     name = str(request.param)
-    if methods.get(name).requires & NOT_SAID_OF.get(request.node.originalname, frozenset()):
+    if methods.get(name).about.requires & NOT_SAID_OF.get(request.node.originalname, frozenset()):
         pytest.skip("see NOT_SAID_OF")
     return name
 
@@ -255,7 +255,7 @@ def test_every_method_gates_some_network_and_names_itself_where_it_cannot(method
     errors = [str(result) for result in results if isinstance(result, ArchitectureError)]
     assert len(errors) < len(results)
     assert all(
-        method in error and methods.get(method).needs in error and "\n" not in error
+        method in error and methods.get(method).about.needs in error and "\n" not in error
         for error in errors
     )
 
@@ -340,13 +340,14 @@ def test_attach_twice_is_refused_and_patterns_choose(gated: Network, method: str
 
 def test_the_loss_reaches_every_gate_parameter(gated: Network, method: str, case: Case) -> None:
     perturb(gated)
-    chosen = methods.get(method)
+    objective = methods.get(method).objective
+    settings = methods.get(method).about.settings()
+    targets = objective.targets(settings, gated.gated_by, 0)
     x, labels = case.images(8), torch.arange(8) % gated.num_classes
     torch.manual_seed(0)
     with gatecli.record_gates(gated.train()) as record:
-        loss = F.cross_entropy(gated(x), labels) + chosen.loss(
-            record.latest(), chosen.settings(), chosen.targets(chosen.settings(), gated.gated_by, 0)
-        )
+        loss = F.cross_entropy(gated(x), labels)
+        loss = loss + objective.loss(record.latest(), settings, targets)
     loss.backward()  # type: ignore[no-untyped-call]
     assert set(record.latest()) == set(gated.gated_by)
     for site, gate in gated.site_gates.items():
@@ -410,7 +411,7 @@ def test_with_open_gates_training_is_the_source_s(gated: Network, name: str, cas
 def test_training_samples_gates_and_evaluation_does_not(
     gated: Network, method: str, case: Case
 ) -> None:
-    if not methods.get(method).samples:
+    if not methods.get(method).objective.traits.samples:
         pytest.skip("its training draws no decisions")
     perturb(gated)
     x = case.images(4)
@@ -914,7 +915,7 @@ def allowed() -> list[tuple[str, str]]:
         (method, kind.name)
         for kind in registry.all_kinds()
         for method in methods.names()
-        if methods.get(method).requires <= kind.offers
+        if methods.get(method).about.requires <= kind.offers
     ]
 
 
@@ -962,7 +963,7 @@ def perturb_shared(network: Network, method: str) -> None:
     """The same for what the gates have in common."""
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
-        for parameter in methods.get(method).shared(network):
+        for parameter in methods.get(method).objective.shared(network):
             parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
 
 
@@ -1032,18 +1033,19 @@ def test_a_pair_gates_that_kind_and_changes_no_prediction(pair: Pair) -> None:
 
 
 def test_the_loss_reaches_every_gate_of_a_pair(pair: Pair, paired: Network) -> None:
-    chosen = methods.get(pair.method)
+    chosen = methods.get(pair.method).objective
+    trains = chosen.traits.trains
     settings, gates = attached_settings(pair), paired.site_gates
     x, labels = pair.case.images(8), torch.arange(8) % paired.num_classes
     seen: dict[str, Tensor] = {}
     for site, gate in gates.items():
         gate.register_forward_pre_hook(lambda _, args, site=site: seen.update({site: args[0]}))
-    targets = chosen.targets(settings, paired.gated_by, 0) if chosen.trains == "network" else {}
+    targets = chosen.targets(settings, paired.gated_by, 0) if trains == "network" else {}
     for seed in range(4):  # an exit learns from the images that leave there
         torch.manual_seed(seed)
         with record_gates(paired.train()) as record:
             logits = paired(x)
-        if chosen.trains == "exits":  # each alone, by a loss of its own
+        if trains == "exits":  # each alone, by a loss of its own
             loss = sum(gate.loss(gate.features(seen[site]), labels) for site, gate in gates.items())
         else:
             loss = F.cross_entropy(logits, labels) + chosen.loss(record.latest(), settings, targets)

@@ -124,7 +124,8 @@ def test_the_loss_punishes_leaving_too_rarely_only() -> None:
     )
     method = methods.get("early-exit")
     settings = methods.parse_settings(method, {"target_rate": 0.4, "loss_weight": 3})
-    found = method.loss({"exit1": first, "exit2": second}, settings, {"exit1": 0.4, "exit2": 0.2})
+    decisions, targets = {"exit1": first, "exit2": second}, {"exit1": 0.4, "exit2": 0.2}
+    found = method.objective.loss(decisions, settings, targets)
     left_at_first, left_at_second = 1 / 4, 1 / 4  # the first image has left before the second exit
     assert (
         found.item() == pytest.approx(3 * ((left_at_first - 0.4) ** 2 + 0.0) / 2)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pytest
 import torch
@@ -23,8 +23,9 @@ from gatecli.graph.trace import remove_dead
 from gatecli.kinds import registry
 from gatecli.kinds.base import MASK, Gone
 from gatecli.kinds.masked import MaskedKind, nothing_of
-from gatecli.methods.base import Method, register
+from gatecli.methods import About, Method, Objective
 from gatecli.methods.settings import Settings, setting
+from gatecli.network import Network
 from gatecli.traced.site import Saving, Site
 from gatecli.traced.traced import Traced
 
@@ -104,28 +105,32 @@ class Coin(Gate):
         return pair.expand(x.shape[0], self.units, 2)
 
 
-class CoinMethod(Method):
-    """It needs a mask, and nothing to look at: so every kind that masks will do."""
-
-    default_kinds: ClassVar[tuple[str, ...]] = ("feature",)
-
-    def gate(self, site: Site, settings: Any) -> Gate:
-        return Coin(site.name, site.units)
-
-    def targets(self, settings: Any, sites: Iterable[str], epoch: int) -> dict[str, float]:
+class CoinObjective(Objective[CoinSettings]):
+    def targets(self, settings: CoinSettings, sites: Iterable[str], epoch: int) -> dict[str, float]:
         return dict.fromkeys(sites, settings.target_rate)
 
     def loss(
-        self, decisions: Mapping[str, Tensor], settings: Any, targets: Mapping[str, float]
+        self, decisions: Mapping[str, Tensor], settings: CoinSettings, targets: Mapping[str, float]
     ) -> Tensor:
         parts = [(z.mean() - targets[site]).square() for site, z in decisions.items()]
         return torch.stack(parts).mean()
 
 
+class CoinMethod(Method[CoinSettings]):
+    def gate(self, network: Network, site: Site, settings: CoinSettings) -> Gate:
+        return Coin(site.name, site.units)
+
+
+# it requires a mask, as all do that say nothing else: so every kind that masks will do
+COIN = About(
+    name="coin", summary="a coin a unit", settings=CoinSettings, default_kinds=("feature",)
+)
+
+
 @pytest.fixture(autouse=True)
 def registered() -> Iterator[None]:
     registry.register(FeatureKind())
-    register(CoinMethod("coin", "a coin a unit", CoinSettings))
+    methods.register(CoinMethod(COIN, CoinObjective()))
     yield
     registry.unregister("feature")
     methods.forget("coin")

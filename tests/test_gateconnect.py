@@ -283,25 +283,25 @@ def test_the_largest_stay_and_ties_are_spread() -> None:
 
 
 def test_phases_and_clipping(kind: str) -> None:
-    network, method = attached(kind, fan_in=1), get("gateconnect")
-    chosen = method.settings()
+    network, objective = attached(kind, fan_in=1), get("gateconnect").objective
+    chosen = get("gateconnect").about.settings()
     rates = [
-        method.learning_rate("step", 0.1, done, chosen)
+        objective.learning_rate("step", 0.1, done, chosen)
         for done in (0.0, 219 / 320, 221 / 320, 269 / 320, 271 / 320)
     ]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001])
     sites = list(network.gated_by)
-    method.begin_epoch(network, sites, chosen, 119 / 320)
+    objective.begin_epoch(network, sites, chosen, 119 / 320)
     assert not any(bool(gate.frozen) for gate in gates(network).values())
     with torch.no_grad():
         for gate in gates(network).values():
             gate.real[:, 2] = 7
             gate.real[:, 1] = -7
-    method.after_step(network, sites)
+    objective.after_step(network, sites)
     assert {gate.real.max().item() for gate in gates(network).values()} == {1.0} and {
         gate.real.min().item() for gate in gates(network).values()
     } == {0.0}
-    method.begin_epoch(network, sites, chosen, 120 / 320)
+    objective.begin_epoch(network, sites, chosen, 120 / 320)
     for gate in gates(network).values():
         assert bool(gate.frozen) and gate.connections()[:, 2].min() == 1
         before = gate.connections().clone()

@@ -25,6 +25,7 @@ from gatecli.architectures.build import build
 from gatecli.errors import ArchitectureError, CheckpointError, GatecliError, SettingError
 from gatecli.gates.estimators import semantic_hash
 from gatecli.gates.gate import Gate
+from gatecli.methods.gaternet import GaterNetSettings
 from gatecli.methods.gaternet.gater import Gater
 from gatecli.network import Network
 from gatecli.network.compare import relative_change
@@ -161,8 +162,8 @@ def test_the_gates_loss_reaches_the_gater_alone() -> None:
     network = gated().copy().train()
     with torch.no_grad():
         network.get_submodule("gater").fc2.weight.normal_(0, 0.3)
-    chosen = methods.get("gaternet")
-    own = chosen.settings(l1_weight=0.7)  # type: ignore[call-arg]
+    chosen = methods.get("gaternet").objective
+    own = GaterNetSettings(l1_weight=0.7)
     with gatecli.record_gates(network) as record:
         torch.manual_seed(0)
         network(CASES["own"].images(8))
@@ -198,8 +199,8 @@ def test_the_task_loss_reaches_the_gater_too() -> None:
 
 
 def test_a_target_rate_ends_the_pressure() -> None:
-    chosen = methods.get("gaternet")
-    own = chosen.settings(target_rate=0.5)  # type: ignore[call-arg]
+    chosen = methods.get("gaternet").objective
+    own = GaterNetSettings(target_rate=0.5)
     for rate, expected in ((0.25, 0.0), (0.75, 0.25)):
         z = {"a": torch.full((4, 3), rate), "b": torch.full((4, 5), rate)}
         assert chosen.loss(z, own, chosen.targets(own, z, 0)).item() == pytest.approx(expected)
@@ -303,8 +304,12 @@ def test_a_recipe_cannot_name_code(tmp_path: Path) -> None:
     step.settings["settings"]["gater"] = "cifar:resnet20"
     step.settings["settings"]["gater_args"] = "[]"
     gatecli.write(network, tmp_path / "broken")
-    with pytest.raises(CheckpointError, match="broken"):
+    with pytest.raises(SettingError, match=r"broken: .*`gater_args` to be a JSON object.*`\[\]`"):
         gatecli.load(tmp_path / "broken", arch="networks:oneblock")
+    step.settings["settings"]["gater_args"] = {"names": {}}
+    gatecli.write(network, tmp_path / "lacking")
+    with pytest.raises(CheckpointError, match=r"lacking .*args"):
+        gatecli.load(tmp_path / "lacking", arch="networks:oneblock")
 
 
 def test_scores_and_decisions_of_a_gater_against_the_formula() -> None:

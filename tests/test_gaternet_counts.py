@@ -8,6 +8,7 @@ import torch
 from gatecli import methods
 from gatecli.architectures.build import build_skeleton
 from gatecli.kinds.filter.find import ROLES
+from gatecli.methods.gaternet import GaterNetSettings
 from gatecli.network import Network
 from gatecli.traced.recipe import InputSpec, Recipe, Source
 
@@ -45,8 +46,9 @@ def plain(arch: str, args: dict[str, object], size: int) -> Network:
 def gated(network: Network, bottleneck: int) -> tuple[int, int]:
     """Gated filters, and parameters with the gater."""
     chosen = methods.get("gaternet")
-    own = chosen.complete(network, chosen.settings(bottleneck=bottleneck))  # type: ignore[call-arg]
-    sites = [site.name for site in chosen.offers(network, own)]
+    asked = GaterNetSettings(bottleneck=bottleneck)
+    offered = [site.name for site in chosen.offers(network, asked)]
+    sites, own = chosen.complete(network, offered, asked)
     assert own.policy in ROLES
     with torch.device("meta"):
         chosen.attach(network, sites, own)

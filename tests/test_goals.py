@@ -26,7 +26,7 @@ def price(epochs: int = 20, **asked: float) -> Price:
     network = gatecli.attach(CASES["cifar-projection"].network(), "ind-perbatch").network
     method = methods.get("ind-perbatch")
     goal = goal_of(
-        network, [Trained(method, method.settings())], TrainOptions(epochs=epochs, **asked)
+        network, [Trained(method, method.about.settings())], TrainOptions(epochs=epochs, **asked)
     )  # type: ignore[arg-type]
     assert isinstance(goal, Price)
     goal.begin(90.0)

@@ -25,6 +25,15 @@ from gatecli.network import Network
 from gatecli.network.counting import costs_need_values
 from gatecli.traced.recipe import InputSpec, Recipe, Source
 
+__all__ = [
+    "KEY",
+    "Reading",
+    "load",
+    "read",
+    "read_own",
+    "read_recipe",
+]
+
 KEY = "gatecli"  # of the recipe in a file's metadata
 
 

@@ -14,6 +14,7 @@ from gatecli.errors import CheckpointError
 from gatecli.graph.edit import renamed
 from gatecli.network import Network
 from gatecli.traced.recipe import Recipe, Source, Step
+from gatecli.traced.site import SiteDecision
 
 __all__ = ["fill", "replayed", "skeleton_with_weights"]
 
@@ -54,9 +55,20 @@ def _prune(network: Network, step: Step) -> None:
     settings = step.settings
     if settings["plan"]:
         dynamic = settings.get("dynamic", {})
-        decisions = methods.recorded_decisions(network, settings["plan"], dynamic)
+        decisions = _decisions(network, settings["plan"], dynamic)
         wide, round_to = settings.get("wide", []), settings.get("round_to", 1)
         methods.apply_decisions(network, decisions, wide=wide, round_to=round_to)
+
+
+def _decisions(
+    network: Network, plan: Mapping[str, list[int]], dynamic: Mapping[str, list[int]]
+) -> dict[str, SiteDecision]:
+    """What a prune step records: kept units by site, and those still dynamic."""
+    decisions = {}
+    for site, kept in plan.items():
+        units = network.sites[site].units
+        decisions[site] = SiteDecision.of(units, kept, dynamic.get(site, ()))
+    return decisions
 
 
 def _attach(network: Network, step: Step) -> None:
@@ -71,7 +83,7 @@ def _attach(network: Network, step: Step) -> None:
         if site in network.gated_by:
             raise CheckpointError(f"the recipe gates `{site}` twice")
     if not sites:
-        raise CheckpointError(f"the recipe attaches {method.name} to nothing")
+        raise CheckpointError(f"the recipe attaches {method.about.name} to nothing")
     with torch.device("meta"):  # the file's tensors fill them
         method.attach(network, sites, settings)
 

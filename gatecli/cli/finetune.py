@@ -238,8 +238,10 @@ def _rates(result: Finetuned) -> str:
     from gatecli import methods
 
     step = result.network.recipe.last("finetune")
-    if step is not None and methods.get(step.settings["method"]).trains == "exits":
-        return "no exit taken until gatecli calibrate"
+    if step is not None:
+        objective = methods.get(step.settings["method"]).objective
+        if objective.traits.trains == "exits":
+            return "no exit taken until gatecli calibrate"
     asked = "" if result.target_rate is None else f" for {result.target_rate:.2f} asked"
     return f"rate {result.achieved_rate:.3f}{asked}"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
@@ -32,26 +31,31 @@ def methods(
     return {"methods": described}
 
 
-def _describe(method: Method) -> dict[str, Any]:
+def _describe(method: Method[Any]) -> dict[str, Any]:
     """A method as the JSON has it."""
+    from gatecli.methods.settings import known
+    from gatecli.methods.values import plain
+
     settings = []
-    for field in fields(method.settings):
+    for each in known(method.about.settings).values():
         settings.append(
             {
-                "name": field.name,
-                "type": str(field.type),
-                "default": field.default,
-                "help": field.metadata["help"],
-                "choices": list(field.metadata["choices"]),
+                "name": each.name,
+                "type": each.hint,
+                "takes": each.words,
+                "default": plain(each.default),
+                "help": each.about["help"],
+                "choices": each.choices,
             }
         )
+    about = method.about
     return {
-        "name": method.name,
-        "summary": method.summary,
-        "needs": method.needs,
-        "kinds": method.kinds(),
-        "default_kinds": list(method.default_kinds),
-        "paper": method.paper,
+        "name": about.name,
+        "summary": about.summary,
+        "needs": about.needs,
+        "kinds": about.kinds(),
+        "default_kinds": list(about.default_kinds),
+        "paper": about.paper,
         "settings": settings,
     }
 
@@ -64,13 +68,14 @@ def _kinds(method: dict[str, Any]) -> str:
 
 
 def _print(session: Session, method: dict[str, Any]) -> None:
+    from gatecli.methods.values import told
+
     show("")
     show(f"{method['name']}: {method['summary']}")
     show(f"  needs {method['needs']}")
     show(f"  gates {_kinds(method)}")
     show(f"  {method['paper']}")
     rows = []
-    for setting in method["settings"]:
-        default = "none" if setting["default"] is None else setting["default"]
-        rows.append((setting["name"], default, setting["help"]))
-    table(session, "", ("<--set", "<default", "<meaning"), rows)
+    for each in method["settings"]:
+        rows.append((each["name"], each["takes"], told(each["default"]), each["help"]))
+    table(session, "", ("<--set", "<takes", "<default", "<meaning"), rows)

@@ -61,16 +61,18 @@ def _rows(recipe: Recipe) -> list[tuple[str, ...]]:
 
 
 def _row(step: Step) -> tuple[str, ...]:
+    from gatecli.methods.values import told
+
     settings = {**step.settings, **step.settings.get("settings", {})}
-    told = []
+    said = []
     for name, value in settings.items():
         if name not in LONG and value is not None:
-            told.append(f"{name}={value}")
+            said.append(f"{name}={told(value)}")
     macs = step.results.get("macs_expected")
     return (
         step.op,
         step.at.replace("+00:00", "Z"),
-        ", ".join(told),
+        ", ".join(said),
         percent(step.results.get("top1")),
         "" if macs is None else gmacs(macs),
     )

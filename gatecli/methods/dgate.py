@@ -19,7 +19,7 @@ tie.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +28,14 @@ from torch.nn import functional as F
 from gatecli.gates.estimators import log_odds_of_likeliest
 from gatecli.gates.exit import LOG_ODDS, PROBABILITY, Exit
 from gatecli.graph.slices import drop_inputs
-from gatecli.methods.base import ExitMethod, ExitSettings, register
+from gatecli.methods.exits import AboutExits, ExitMethod, ExitSettings
+from gatecli.methods.objective import Objective, Traits
+from gatecli.methods.registry import register
 from gatecli.methods.settings import setting
-from gatecli.network import Network, surgery
+from gatecli.network import Network
+from gatecli.traced.site import Site
+
+__all__ = ["DGate", "DGateSettings", "hinge"]
 
 HINGE, CROSS_ENTROPY = "hinge", "cross-entropy"
 MARGIN = "margin"
@@ -131,37 +136,35 @@ def hinge(margins: Tensor, labels: Tensor) -> Tensor:
     return (1 - signs * margins).clamp(min=0).mean()
 
 
-class DGates(ExitMethod):
+class ExitsAlone(Objective[DGateSettings]):
+    """Each exit has a loss of its own, see `DGate.loss`: there is no rate to aim at."""
+
+    traits: ClassVar[Traits] = Traits(trains="exits", samples=False)
+
+
+class DGates(ExitMethod[DGateSettings]):
     """Decision gates, as this file describes them."""
 
-    paper: ClassVar[str] = (
-        "Shafiee, Shafiee, Wong: Dynamic representations toward efficient inference on deep neural"
-        " networks by decision gates, 2018"
-    )
-    trains: ClassVar[str] = "exits"
-    samples: ClassVar[bool] = False
-
-    def insert(self, network: Network, site: str, settings: Any) -> None:
-        place = network.sites[site]
-        surgery.insert_gate(
-            network.traced,
-            site,
-            DGate(
-                site,
-                place.channels,
-                place.positions,
-                network.num_classes,
-                settings.loss,
-                settings.score,
-            ),
-            self.name,
+    def gate(self, network: Network, site: Site, settings: DGateSettings) -> DGate:
+        return DGate(
+            site.name,
+            site.channels,
+            site.positions,
+            network.num_classes,
+            settings.loss,
+            settings.score,
         )
 
 
 register(
     DGates(
-        "dgate",
-        "a linear classifier after each stage; images of which it is sure leave there",
-        DGateSettings,
+        AboutExits(
+            name="dgate",
+            summary="a linear classifier after each stage; images of which it is sure leave there",
+            settings=DGateSettings,
+            paper="Shafiee, Shafiee, Wong: Dynamic representations toward efficient inference on"
+            " deep neural networks by decision gates, 2018",
+        ),
+        ExitsAlone(),
     )
 )

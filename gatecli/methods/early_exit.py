@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -37,10 +37,15 @@ from gatecli.errors import SettingError
 from gatecli.gates.estimators import gumbel_decision
 from gatecli.gates.exit import LOG_ODDS, PROBABILITY, Exit
 from gatecli.graph.slices import drop_inputs
-from gatecli.methods.base import ExitMethod, ExitSettings, register
+from gatecli.methods.exits import AboutExits, ExitMethod, ExitSettings
 from gatecli.methods.losses import MIRRORED, distance
+from gatecli.methods.objective import Objective, Traits
+from gatecli.methods.registry import register
 from gatecli.methods.settings import setting
-from gatecli.network import Network, surgery
+from gatecli.network import Network
+from gatecli.traced.site import Site
+
+__all__ = ["EarlyExitSettings", "GumbelExit"]
 
 
 @dataclass(frozen=True)
@@ -193,28 +198,10 @@ def _windows(window: int, size: Sequence[int]) -> int:
     return (size[0] // min(window, size[0])) * (size[1] // min(window, size[1]))
 
 
-class EarlyExits(ExitMethod):
-    """Early exits, as this file describes them."""
+class Leaving(Objective[EarlyExitSettings]):
+    """Each exit shall let a share of all images leave, at least."""
 
-    paper: ClassVar[str] = "Herrmann, Bowen, Zabih: Deep networks with probabilistic gates, 2018"
-    at_least: ClassVar[bool] = True
-
-    def insert(self, network: Network, site: str, settings: Any) -> None:
-        place = network.sites[site]
-        shape = network.costs[place.entry].shape
-        if place.positions != (2, 3) or shape is None or len(shape) != 4:
-            raise SettingError(
-                f"{self.name} needs maps (N, C, H, W) to convolve, which `{site}` does not have:"
-                " leave it out with --exclude, or take dgate"
-            )
-        surgery.insert_gate(
-            network.traced,
-            site,
-            GumbelExit(
-                site, place.channels, shape[2:], network.num_classes, settings.width, settings.score
-            ),
-            self.name,
-        )
+    traits: ClassVar[Traits] = Traits(at_least=True)
 
     def begin(self, network: Network, sites: Iterable[str]) -> None:
         for site in sites:
@@ -222,27 +209,56 @@ class EarlyExits(ExitMethod):
             assert isinstance(exit_, GumbelExit)
             exit_.let_leave()
 
-    def targets(self, settings: Any, sites: Iterable[str], epoch: int) -> dict[str, float]:
+    def targets(
+        self, settings: EarlyExitSettings, sites: Iterable[str], epoch: int
+    ) -> dict[str, float]:
         return dict.fromkeys(sites, settings.target_rate)
 
     def loss(
-        self, decisions: Mapping[str, Tensor], settings: Any, targets: Mapping[str, float]
+        self,
+        decisions: Mapping[str, Tensor],
+        settings: EarlyExitSettings,
+        targets: Mapping[str, float],
     ) -> Tensor:
         """decisions: in the order in which the exits are come to."""
-        left, parts = next(iter(decisions.values())).new_zeros(()), []
+        left = next(iter(decisions.values())).new_zeros(())
+        parts = []
         for site, z in decisions.items():
             share = z * (1 - left)
             left = left + share
             parts.append(distance(share.mean(), targets[site], MIRRORED))
-        weight: float = settings.loss_weight
-        return weight * torch.stack(parts).mean()
+        return settings.loss_weight * torch.stack(parts).mean()
+
+
+class EarlyExits(ExitMethod[EarlyExitSettings]):
+    """Early exits, as this file describes them."""
+
+    def gate(self, network: Network, site: Site, settings: EarlyExitSettings) -> GumbelExit:
+        shape = network.costs[site.entry].shape
+        if site.positions != (2, 3) or shape is None or len(shape) != 4:
+            raise SettingError(
+                f"{self.about.name} needs maps (N, C, H, W) to convolve, which `{site.name}` does"
+                " not have: leave it out with --exclude, or take dgate"
+            )
+        return GumbelExit(
+            site.name,
+            site.channels,
+            shape[2:],
+            network.num_classes,
+            settings.width,
+            settings.score,
+        )
 
 
 register(
     EarlyExits(
-        "early-exit",
-        "a gate and a classifier after each stage, trained end to end with the network: images"
-        " leave where their gate says so",
-        EarlyExitSettings,
+        AboutExits(
+            name="early-exit",
+            summary="a gate and a classifier after each stage, trained end to end with the"
+            " network: images leave where their gate says so",
+            settings=EarlyExitSettings,
+            paper="Herrmann, Bowen, Zabih: Deep networks with probabilistic gates, 2018",
+        ),
+        Leaving(),
     )
 )

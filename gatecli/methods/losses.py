@@ -13,6 +13,16 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+__all__ = [
+    "FORMS",
+    "MIRRORED",
+    "batch_rate",
+    "distance",
+    "mean_target",
+    "per_batch",
+    "per_gate",
+]
+
 FORMS = ("quadratic", "const-quad")
 MIRRORED = "mirrored const-quad"  # for exits: no penalty at or above the target (section 5)
 

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import math
 
+__all__ = [
+    "LEARNING_RATES",
+    "annealed_target",
+    "learning_rate",
+]
+
 LEARNING_RATES = ("step", "cosine", "constant")
 MILESTONES = (0.3, 0.6, 0.9)  # of all epochs: the papers' 30, 60, 90 of 100
 

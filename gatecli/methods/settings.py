@@ -2,39 +2,52 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import Field, dataclass, field
-from fractions import Fraction
-from typing import Any
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar, get_type_hints
 
 from gatecli.errors import SettingError
+from gatecli.methods.values import ValueType, told, type_of
 
-__all__ = ["Settings", "checked", "setting"]
+__all__ = ["Known", "S", "Settings", "known", "setting"]
 
 
-def setting(
+def setting(  # noqa: PLR0913  all by keyword but what every setting says
     default: Any,
     help: str,
+    *,
     low: float | None = None,
     high: float | None = None,
     choices: tuple[str, ...] = (),
     structural: bool = False,
+    value: ValueType | None = None,
     before: Callable[[Mapping[str, Any]], Any] | None = None,
 ) -> Any:
     """A field of a settings dataclass.
 
+    Its annotation says its type: bool, int, float, str, `tuple[str, ...]` or `Mapping[str, Any]`,
+    each with `| None` where there may be none.
+
     Args:
         default: its value where none is given.
         help: what it says, as `gatecli methods` shows it.
-        low: the least value allowed; none: any.
-        high: the greatest value allowed; none: any.
+        low: the least number allowed; none: any.
+        high: the greatest number allowed; none: any.
         choices: the words allowed; none: any.
         structural: it shapes the gates, so it is fixed once attached.
+        value: how values of another type are said.
         before: for a setting that came later, what files without it meant, given what they record.
     """
-    about = {"help": help, "low": low, "high": high, "choices": choices, "structural": structural}
-    return field(default=default, metadata={**about, "before": before})
+    about = {
+        "help": help,
+        "low": low,
+        "high": high,
+        "choices": choices,
+        "structural": structural,
+        "value": value,
+        "before": before,
+    }
+    return field(default=default, metadata=about)
 
 
 @dataclass(frozen=True)
@@ -49,54 +62,83 @@ class Settings:
     )
 
 
-def checked(known: Field[Any], value: Any) -> Any:
-    """A setting's value, which may be the command line's word, in its type.
+S = TypeVar("S", bound=Settings)
 
-    Raises:
-        SettingError: It has another type, or is out of range; the message names the setting.
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """One setting of a method, as its dataclass describes it.
+
+    Attributes:
+        name: What it is called.
+        default: Its value where none is given.
+        hint: Its annotation as it is written.
+        value: How its values are said.
+        optional: Whether there may be none.
+        about: What `setting` was told.
     """
-    kind, optional = _kind(known)
-    if optional and value in (None, "none"):
-        return None
-    result = _converted(known.name, kind, value)
-    choices = known.metadata["choices"]
-    if choices and result not in choices:
-        raise SettingError(
-            f"expected setting `{known.name}` to be one of {', '.join(choices)}, but got `{value}`"
+
+    name: str
+    default: Any
+    hint: str
+    value: ValueType
+    optional: bool
+    about: Mapping[str, Any]
+
+    @property
+    def choices(self) -> list[str]:
+        """The words among which the command line chooses; none: any others."""
+        return list(self.about["choices"] or self.value.choices)
+
+    @property
+    def words(self) -> str:
+        """How the command line says its values, as `yes|no`."""
+        words = "|".join(self.choices) or self.value.words
+        return f"{words}|none" if self.optional else words
+
+    def read(self, given: Any) -> Any:
+        """A value in the setting's type, from any of its spellings.
+
+        Raises:
+            SettingError: It has another type, or is out of range; the message names the setting.
+        """
+        if self.optional and (given is None or given == "none"):
+            return None
+        try:
+            result = self.value.read(given)
+        except (TypeError, ValueError, ArithmeticError, RecursionError):
+            raise self._unexpected(self.value.expected, given) from None
+        choices = self.about["choices"]
+        if choices and result not in choices:
+            raise self._unexpected(f"one of {', '.join(choices)}", given)
+        self._check_range(result, given)
+        return result
+
+    def _check_range(self, result: Any, given: Any) -> None:
+        low, high = self.about["low"], self.about["high"]
+        is_high_enough = low is None or result >= low
+        is_low_enough = high is None or result <= high
+        if not (is_high_enough and is_low_enough):
+            span = f"at least {low}" if high is None else f"between {low} and {high}"
+            raise self._unexpected(span, given)
+
+    def _unexpected(self, wanted: str, given: Any) -> SettingError:
+        came = given if isinstance(given, (str, int, float)) else told(given)
+        return SettingError(f"expected setting `{self.name}` to be {wanted}, but got `{came}`")
+
+
+def known(settings: type[Settings]) -> dict[str, Known]:
+    """The settings of a dataclass, by name."""
+    hints = get_type_hints(settings)
+    found = {}
+    for each in fields(settings):
+        value, optional = type_of(hints[each.name], each.metadata["value"])
+        found[each.name] = Known(
+            name=each.name,
+            default=each.default,
+            hint=str(each.type),
+            value=value,
+            optional=optional,
+            about=each.metadata,
         )
-    if kind is not str:
-        _check_range(known, result, value)
-    return result
-
-
-def _converted(name: str, kind: type, value: Any) -> Any:
-    try:
-        if isinstance(value, bool) or (kind is int and isinstance(value, float)):
-            raise ValueError
-        is_fraction = kind is float and isinstance(value, str) and "/" in value
-        result = float(Fraction(value)) if is_fraction else kind(value)
-        if kind is float and not math.isfinite(result):
-            raise ValueError
-    except (TypeError, ValueError, ArithmeticError):
-        raise SettingError(
-            f"expected setting `{name}` to be {_ARTICLE[kind]}, but got `{value}`"
-        ) from None
-    return result
-
-
-def _check_range(known: Field[Any], result: float, value: Any) -> None:
-    low, high = known.metadata["low"], known.metadata["high"]
-    is_high_enough = low is None or result >= low
-    is_low_enough = high is None or result <= high
-    if not (is_high_enough and is_low_enough):
-        span = f"at least {low}" if high is None else f"between {low} and {high}"
-        raise SettingError(f"expected setting `{known.name}` to be {span}, but got `{value}`")
-
-
-_ARTICLE = {int: "a whole number", float: "a number", str: "a word"}
-
-
-def _kind(known: Field[Any]) -> tuple[type, bool]:
-    """A setting's type, from its postponed annotation, and whether it may be none."""
-    first, _, rest = str(known.type).partition("|")
-    return {"int": int, "float": float, "str": str}[first.strip()], rest.strip() == "None"
+    return found

@@ -7,11 +7,17 @@ Reference: Herrmann et al. 2018, sections 3.1 (t may differ per gate) and S2.2 (
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 from gatecli.errors import SettingError
+from gatecli.methods.values import FrozenDict, ValueType, mapping
 
+__all__ = ["DEFAULT", "FORMS", "TARGETS", "VARIABLE", "Targets", "follow", "read", "resolve"]
+
+# by pattern or site; or one for each gate in their order, None: the target rate
+Targets = Mapping[str, float] | tuple[float | None, ...]
 VARIABLE = ("none", "moving", "exponential")
 DEFAULT = "t"  # in a list, as in the papers' own: the target rate
 FORMS = (
@@ -20,71 +26,100 @@ FORMS = (
 )
 
 
-def resolve(text: str, sites: Sequence[str]) -> dict[str, float]:
-    """The target rates that `text` names, of the forms that FORMS says.
+def resolve(asked: Targets, sites: Sequence[str]) -> dict[str, float]:
+    """The target rates that are asked for, by site.
 
     Of several patterns that match a site the last one counts.
 
     Returns:
-        Site -> target rate in [0, 1]; sites that `text` does not mention are left out.
+        Site -> target rate in [0, 1]; sites that are not mentioned are left out.
 
     Raises:
-        SettingError: It says what was expected, and what came.
+        SettingError: There are other sites; it says what was expected, and what came.
     """
-    parts = [part.strip() for part in text.split(",")]
-    if ":" in text:
-        return _by_pattern(parts, sites)
-    if len(parts) != len(sites):
+    if isinstance(asked, Mapping):
+        return _by_pattern(asked, sites)
+    if len(asked) != len(sites):
         raise SettingError(
             f"expected setting `targets` to have {len(sites)} numbers, one for each gate, but got"
-            f" {len(parts)}; the gates are: {', '.join(sites)}"
+            f" {len(asked)}; the gates are: {', '.join(sites)}"
         )
-    return {site: _rate(part) for site, part in zip(sites, parts, strict=True) if part != DEFAULT}
+    return {site: rate for site, rate in zip(sites, asked, strict=True) if rate is not None}
 
 
-def _by_pattern(parts: Iterable[str], sites: Sequence[str]) -> dict[str, float]:
+def _by_pattern(asked: Mapping[str, float], sites: Sequence[str]) -> dict[str, float]:
     found: dict[str, float] = {}
-    for part in parts:
-        pattern, _, value = part.rpartition(":")
+    for pattern, rate in asked.items():
         matching = [site for site in sites if fnmatchcase(site, pattern)]
         if not matching:
             raise SettingError(
-                f"expected setting `targets` to name gates, but `{pattern or part}` matches none"
-                f" of: {', '.join(sites)}"
+                f"expected setting `targets` to name gates, but `{pattern}` matches none of:"
+                f" {', '.join(sites)}"
             )
-        found.update(dict.fromkeys(matching, _rate(value)))
+        found.update(dict.fromkeys(matching, rate))
     return {site: found[site] for site in sites if site in found}
 
 
-def _rate(text: str) -> float:
+def read(value: Any) -> Targets:
+    """Targets from any of their spellings: those of FORMS as one text, a mapping, or a list.
+
+    Raises:
+        SettingError: A part of it is none.
+        TypeError: It is something else.
+        ValueError: It is a text that begins as a JSON object, and is none.
+    """
+    if isinstance(value, str):
+        return _from_text(value)
+    if isinstance(value, Mapping):
+        return FrozenDict({_name(pattern): _rate(rate) for pattern, rate in value.items()})
+    if isinstance(value, (list, tuple)):
+        return tuple(None if part in (None, DEFAULT) else _rate(part) for part in value)
+    raise TypeError(type(value).__name__)
+
+
+def _from_text(text: str) -> Targets:
+    if text.lstrip().startswith("{"):
+        return read(mapping(text))
+    parts = [part.strip() for part in text.split(",")]
+    if ":" not in text:
+        return read(parts)
+    pairs: dict[str, float] = {}
+    for part in parts:
+        pattern, _, rate = part.rpartition(":")
+        if not pattern:
+            raise _odd(part)
+        pairs.pop(pattern, None)  # the last one counts, so it comes last
+        pairs[pattern] = _rate(rate)
+    return FrozenDict(pairs)
+
+
+def _name(pattern: Any) -> str:
+    if not isinstance(pattern, str):
+        raise _odd(pattern)
+    return pattern
+
+
+def _rate(given: Any) -> float:
     try:
-        rate = float(text)
-    except ValueError:
+        rate = -1 if isinstance(given, bool) else float(given)
+    except (TypeError, ValueError, OverflowError):
         rate = -1
     if not 0 <= rate <= 1:
-        raise SettingError(
-            f"expected setting `targets` to be {FORMS}, with numbers between 0 and 1, but got"
-            f" `{text}`"
-        )
+        raise _odd(given)
     return rate
 
 
-def read(text: str) -> dict[str, float]:
-    """Targets by site, from the form that `written` gives.
-
-    Raises:
-        SettingError: It has another form.
-    """
-    targets = {}
-    for part in text.split(","):
-        site, _, rate = part.rpartition(":")
-        targets[site] = _rate(rate)
-    return targets
+def _odd(part: Any) -> SettingError:
+    return SettingError(
+        f"expected setting `targets` to be {FORMS}, with numbers between 0 and 1, but got `{part}`"
+    )
 
 
-def written(targets: Mapping[str, float]) -> str | None:
-    """Targets by site as a recipe records them; None where there are none."""
-    return ",".join(f"{site}:{rate:g}" for site, rate in targets.items()) or None
+TARGETS = ValueType(
+    expected=f"{FORMS}, with numbers between 0 and 1",
+    words="number,...|pattern:number,...",
+    read=read,
+)
 
 
 def follow(

@@ -207,7 +207,7 @@ class Network(nn.Module):
         """What evaluation runs."""
         return self._forms.skipping
 
-    def forward(self, x: Tensor, return_exits: bool = False) -> Any:
+    def forward(self, x: Tensor, *, return_exits: bool = False) -> Any:
         """Classify images.
 
         Args:

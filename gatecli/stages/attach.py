@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -14,7 +14,9 @@ from gatecli import methods
 from gatecli.architectures.identify import found_for
 from gatecli.errors import ArchitectureError, SettingError
 from gatecli.gates.observe import in_evaluation
+from gatecli.kinds import registry
 from gatecli.methods import Method
+from gatecli.methods.settings import S
 from gatecli.network import Network
 from gatecli.network.compare import logits, random_images, relative_change
 from gatecli.traced.recipe import InputSpec, Recipe, Source, Step
@@ -84,21 +86,19 @@ def attach(  # noqa: PLR0913 - its command's options, by keyword
     else:
         network = _traced(model, input_size or (224, 224), arch, arch_args or {}, leaves)
     network.eval()
-    parsed = chosen.complete(network, parsed, gater_network)
     chosen.ready(network, parsed)
     choice = Choice(include=include, exclude=exclude, kinds=kinds)
-    sites, parsed = chosen.prepare(choose_sites(network, chosen, choice, parsed), parsed)
+    named = choose_sites(network, chosen, choice, parsed)
+    sites, parsed = chosen.complete(network, named, parsed, gater_network)
     images = random_images(network, 1)
     before = logits(network, images)
-    chosen.attach(network, sites, parsed)
-    if gater_network is not None:
-        chosen.weights(network, gater_network)
+    chosen.attach(network, sites, parsed, gater_network)
     network.to(network.device).eval()
     change = relative_change(before, logits(network, images))
     network.recipe = network.recipe.with_step(
         Step(
             "attach",
-            {"method": method, "settings": asdict(parsed), "sites": sites},
+            {"method": method, "settings": methods.record_settings(parsed), "sites": sites},
             {"max_logit_change": change},
         )
     )
@@ -138,9 +138,7 @@ class Choice:
     kinds: Sequence[str] = ()
 
 
-def choose_sites(
-    network: Network, method: Method, choice: Choice, settings: Any = None
-) -> list[str]:
+def choose_sites(network: Network, method: Method[S], choice: Choice, settings: S) -> list[str]:
     """Names of the sites that the method shall gate.
 
     Raises:
@@ -152,60 +150,69 @@ def choose_sites(
     free = _free(network, method, candidates)
     for pattern in [*choice.include, *choice.exclude]:
         if not any(fnmatchcase(site.name, pattern) for site in candidates):
-            raise SettingError(_unmatched(method.refused(network), pattern, candidates))
+            raise SettingError(_unmatched(_refused(network, method), pattern, candidates))
     chosen = [site.name for site in free if _is_chosen(network, method, choice, site)]
     if chosen:
         return chosen
     if choice.include or choice.exclude:
         raise SettingError(
-            f"--include and --exclude leave none of the {len(free)} sites that {method.name} can"
-            f" gate: {_few(free)}"
+            f"--include and --exclude leave none of the {len(free)} sites that"
+            f" {method.about.name} can gate: {_few(free)}"
         )
     raise ArchitectureError(
-        f"{method.name} found nothing to gate in {network.recipe.source.arch or 'this network'}"
-        f" by itself: it needs {method.needs}; there are: {_few(free)}"
+        f"{method.about.name} found nothing to gate in"
+        f" {network.recipe.source.arch or 'this network'} by itself: it needs"
+        f" {method.about.needs}; there are: {_few(free)}"
     )
 
 
-def _check_kinds(network: Network, method: Method, asked: Sequence[str]) -> None:
+def _check_kinds(network: Network, method: Method[Any], asked: Sequence[str]) -> None:
     """Raises SettingError where the method cannot gate a kind, or the network has no such site."""
-    possible = method.kinds()
+    possible = method.about.kinds()
     there = {site.kind for site in network.sites.values()}
     for kind in asked:
         if kind not in possible:
-            known = f"{method.name} can gate {', '.join(possible)}"
+            known = f"{method.about.name} can gate {', '.join(possible)}"
             raise SettingError(f"expected --kind to name what {known}, but got `{kind}`")
         if kind not in there:
             have = ", ".join(name for name in possible if name in there) or "none of them"
             raise SettingError(
                 f"expected --kind to name sites that the network has ({have} of what"
-                f" {method.name} can gate), but it has none of kind `{kind}`"
+                f" {method.about.name} can gate), but it has none of kind `{kind}`"
             )
 
 
-def _free(network: Network, method: Method, candidates: Sequence[Site]) -> list[Site]:
+def _free(network: Network, method: Method[Any], candidates: Sequence[Site]) -> list[Site]:
     """The candidates without gates."""
     if not candidates:
         raise ArchitectureError(
-            f"{method.name} found nothing to gate in"
-            f" {network.recipe.source.arch or 'this network'}: it needs {method.needs}"
+            f"{method.about.name} found nothing to gate in"
+            f" {network.recipe.source.arch or 'this network'}: it needs {method.about.needs}"
         )
     free = [site for site in candidates if site.name not in network.gated_by]
     if not free:
         others = sorted({network.gated_by[site.name] for site in candidates})
         raise ArchitectureError(
-            f"{method.name} found nothing to gate: all {len(candidates)} sites carry gates already"
-            f" ({', '.join(others)}); prune first"
+            f"{method.about.name} found nothing to gate: all {len(candidates)} sites carry gates"
+            f" already ({', '.join(others)}); prune first"
         )
     return free
 
 
-def _is_chosen(network: Network, method: Method, choice: Choice, site: Site) -> bool:
+def _is_chosen(network: Network, method: Method[Any], choice: Choice, site: Site) -> bool:
     if _any(site.name, choice.exclude):
         return False
     if choice.include:
         return _any(site.name, choice.include)
     return method.by_default(network, site)
+
+
+def _refused(network: Network, method: Method[Any]) -> dict[str, str]:
+    """What a user may take for a site, but is none: name -> why, as `is depthwise`."""
+    found: dict[str, str] = {}
+    for kind in method.about.default_kinds:
+        found |= registry.get(kind).refused(network.traced)
+    return found
 
 
 def _unmatched(refused: Mapping[str, str], pattern: str, candidates: Sequence[Site]) -> str:

@@ -24,6 +24,12 @@ from gatecli.stages.prune_plan import How, is_removed, make_plan
 from gatecli.traced.recipe import Step
 from gatecli.traced.site import SiteDecision
 
+__all__ = [
+    "Pruned",
+    "prune",
+    "with_scores",
+]
+
 
 @dataclass(frozen=True)
 class Pruned:

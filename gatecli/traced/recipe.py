@@ -30,7 +30,8 @@ __all__ = [
     "parsed",
 ]
 
-FORMAT = 1
+# 1: a method's settings are numbers, words or null; 2: also true and false, lists and mappings
+FORMAT = 2
 BROKEN = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
 R = TypeVar("R")
 
@@ -129,8 +130,12 @@ class Recipe:
         return next((step for step in reversed(self.steps) if step.op in ops), None)
 
     def to_json(self) -> str:
-        """The recipe as strict JSON."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, allow_nan=False)
+        """The recipe as strict JSON, in the oldest format that can say it.
+
+        So an older gatecli reads what it understands, and asks to be upgraded for the rest.
+        """
+        version = FORMAT if any(map(_has_typed_settings, self.steps)) else 1
+        return json.dumps({"format": version, **asdict(self)}, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str, where: str) -> Recipe:
@@ -163,6 +168,13 @@ class Recipe:
                 f"{where} has gatecli metadata that cannot be read ({reason}): the file is damaged"
                 " or not gatecli's"
             ) from error
+
+
+def _has_typed_settings(step: Step) -> bool:
+    """Whether a method's settings hold what format 1 has no words for."""
+    settings = step.settings.get("settings")
+    values = settings.values() if isinstance(settings, dict) else ()
+    return any(isinstance(value, (bool, list, dict)) for value in values)
 
 
 def _check_format(raw: Any, where: str) -> None:

@@ -33,7 +33,6 @@ class Course(Resumable):
 
     Attributes:
         summed: What each batch adds to the position's sums, by name.
-        method: The method trained, the first of several; `settings` are its own.
         goal: Says which epoch's state is the best.
         sites: Each trained method's sites, by the method's name.
     """
@@ -60,14 +59,12 @@ class Course(Resumable):
         self.trained = trained
         self.options = options
         self.progress = progress
-        self.method = trained[0].method
-        self.settings = trained[0].settings
         check_teacher(network, teacher, options)
         self.teacher = self._make_teacher(teacher)
         self.examples = Examples(network, data, options)
         goal = self._make_goal()
         # looking for them walks through all modules, which is too slow for each step
-        self.sites = {each.method.name: each.sites(network) for each in trained}
+        self.sites = {each.name: each.sites(network) for each in trained}
         optimizer = torch.optim.SGD(
             self._groups(),
             lr=options.lr,
@@ -131,7 +128,7 @@ class Course(Resumable):
             baseline = self._baseline()
             self.goal.begin(baseline)
             for each in self.trained:
-                each.method.begin(self.network, self.sites[each.method.name])
+                each.objective.begin(self.network, self.sites[each.name])
             while self.position.closed < self.options.epochs:
                 epoch = self.position.closed
                 self._epoch(epoch)
@@ -162,9 +159,10 @@ class Course(Resumable):
 
     def _set_learning_rate(self) -> None:
         done = self.position.step / self.total_steps
+        first = self.trained[0]
         for group in self.optimizer.param_groups:
-            group["lr"] = self.method.learning_rate(
-                self.options.schedule, group["base_lr"], done, self.settings
+            group["lr"] = first.objective.learning_rate(
+                self.options.schedule, group["base_lr"], done, first.settings
             )
 
     def _descend(self, loss: Tensor) -> float:
@@ -226,7 +224,7 @@ class Course(Resumable):
 
     def exit_scores(self) -> dict[str, ExitScore]:
         """What the exits say of val's images, where the method trained is one of exits."""
-        if not self.method.at_least:
+        if not self.trained[0].objective.traits.at_least:
             return {}
         images = self.examples.in_order("val")
         return score_exits(self.network, images, self.progress, self.examples.val_steps)

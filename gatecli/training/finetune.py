@@ -8,6 +8,7 @@ from typing import Any
 
 from gatecli.data import DataSet
 from gatecli.errors import Interrupted
+from gatecli.methods import record_settings
 from gatecli.network import Network
 from gatecli.network.costs import expected_macs, overall_rate, site_rates
 from gatecli.progress import Progress, silent
@@ -88,7 +89,7 @@ def finetune(  # noqa: PLR0913 - its command's options, by keyword
         Interrupted: The user stopped it.
     """
     trained = trained_methods(network.recipe, changes or {}, options.methods)
-    kind = ExitLoop if trained[0].method.trains == "exits" else Loop
+    kind = ExitLoop if trained[0].objective.traits.trains == "exits" else Loop
     loop = kind(network, data, trained, options, progress, teacher)
     if run is not None:
         loop.keep_in(run)
@@ -140,8 +141,8 @@ def _step(loop: Course, result: Finetuned, top5: float) -> Step:
     """The training as the recipe records it."""
     settings = {
         **asdict(loop.options),
-        "method": loop.method.name,
-        "settings": asdict(loop.settings),
+        "method": loop.trained[0].name,
+        "settings": record_settings(loop.trained[0].settings),
         "data": loop.data.spec,
     }
     measured = {

@@ -33,7 +33,7 @@ class TargetRate:
         for each in trained:
             for site in each.sites(network):
                 self.units[site] = network.site_gates[site].units
-        self.aiming = [each for each in trained if each.method.aims]
+        self.aiming = [each for each in trained if each.objective.traits.aims]
         self.state: dict[str, float] = {}
 
     def begin(self, baseline: float) -> None:
@@ -44,7 +44,7 @@ class TargetRate:
         targets: dict[str, float] = {}
         for each in self.trained:
             sites = each.sites(self.network)
-            targets.update(each.method.targets(each.settings, sites, epoch))
+            targets.update(each.objective.targets(each.settings, sites, epoch))
         return targets
 
     def mean(self, targets: Mapping[str, float], of: Trained | None = None) -> float | None:
@@ -67,13 +67,13 @@ class TargetRate:
 
     def meets(self, row: Row) -> bool:
         """Whether a state with these figures is what was asked for."""
-        return all(self._met(each, row["achieved"][each.method.name]) for each in self.trained)
+        return all(self._met(each, row["achieved"][each.name]) for each in self.trained)
 
     def _met(self, each: Trained, rate: float) -> bool:
         target = self.asked(each)
         if target is None:
             return True
-        if each.method.at_least:
+        if each.objective.traits.at_least:
             return rate >= target - RATE_SLACK
         return rate <= target + RATE_SLACK
 
@@ -96,8 +96,8 @@ class TargetRate:
         return " and ".join(self._bound(each, up, down) for each in self.aiming)
 
     def _bound(self, each: Trained, above: str, below: str) -> str:
-        of = "" if len(self.aiming) == 1 else f" ({each.method.name})"
-        if each.method.at_least:
+        of = "" if len(self.aiming) == 1 else f" ({each.name})"
+        if each.objective.traits.at_least:
             return f"{above} {self.asked(each):.2f} - {SLACK_TEXT}{of}"
         return f"{below} {self.asked(each):.2f} + {SLACK_TEXT}{of}"
 
@@ -110,7 +110,7 @@ class NoRate(TargetRate):
 
     def chosen(self, best: Row | None) -> str:
         return (
-            f"last: epoch {self.options.epochs}, as {self.trained[0].method.name} aims at no rate"
+            f"last: epoch {self.options.epochs}, as {self.trained[0].name} aims at no rate"
             " that would say which epoch is the best"
         )
 
@@ -125,11 +125,11 @@ class Price(TargetRate):
 
     def __init__(self, network: Network, trained: Sequence[Trained], options: TrainOptions) -> None:
         super().__init__(network, trained, options)
-        method = trained[0].method
-        if len(trained) > 1 or method.at_least or not method.aims:
+        traits = trained[0].objective.traits
+        if len(trained) > 1 or traits.at_least or not traits.aims:
             raise SettingError(
                 "--max-drop and --max-gmacs find the rate of layer gates alone, but"
-                f" {', '.join(each.method.name for each in trained)} are trained"
+                f" {', '.join(each.name for each in trained)} are trained"
             )
         self.limit = None if options.max_gmacs is None else options.max_gmacs * 1e9
         self.fixed = network.macs_dense - sum(network.sites[site].macs for site in self.units)
@@ -219,6 +219,6 @@ def goal_of(network: Network, trained: Sequence[Trained], options: TrainOptions)
     """
     if options.max_drop is not None or options.max_gmacs is not None:
         return Price(network, trained, options)
-    if any(each.method.aims for each in trained):
+    if any(each.objective.traits.aims for each in trained):
         return TargetRate(network, trained, options)
     return NoRate(network, trained, options)

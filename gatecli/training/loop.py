@@ -48,7 +48,7 @@ class Loop(Course):
         if self.options.cache_features:
             raise SettingError(
                 "--cache-features is for exits, which leave the network as it is;"
-                f" {self.method.name} trains it"
+                f" {self.trained[0].name} trains it"
             )
         return goal_of(self.network, self.trained, self.options)
 
@@ -61,7 +61,7 @@ class Loop(Course):
         found = {}
         for each in self.trained:
             own = each.own(self.network, self.network.site_gates)
-            found[each.method.name] = list(own.values())
+            found[each.name] = list(own.values())
         return found
 
     def own(self, by_site: Mapping[str, V]) -> dict[str, V]:
@@ -95,13 +95,13 @@ class Loop(Course):
         self.position.targets = self.goal.targets(epoch)
         done = epoch / self.options.epochs
         for each in self.trained:
-            sites = self.sites[each.method.name]
-            each.method.begin_epoch(self.network, sites, each.settings, done)
+            sites = self.sites[each.name]
+            each.objective.begin_epoch(self.network, sites, each.settings, done)
 
     def _to_training(self) -> None:
         """Training mode, but for the gates that are not trained: these decide as they do."""
         self.network.train()
-        mine = {each.method.name for each in self.trained}
+        mine = {each.name for each in self.trained}
         for site, gate in self.network.site_gates.items():
             if self.network.gated_by[site] not in mine:
                 gate.eval()
@@ -113,7 +113,7 @@ class Loop(Course):
         decisions = self.own(record.latest())
         value = self._descend(self._with_gates(task_loss, decisions))
         for each in self.trained:
-            each.method.after_step(self.network, self.sites[each.method.name])
+            each.objective.after_step(self.network, self.sites[each.name])
         self.position.step += 1
         self._add(value, logits.detach(), y, decisions)
         if self.run is not None and self.position.step % LOG_EVERY == 0:
@@ -143,10 +143,10 @@ class Loop(Course):
         """The loss with what the methods add to it for their gates' decisions, (N, units) each."""
         targets = self.position.targets
         for each in self.trained:
-            gates = self.gates[each.method.name]
+            gates = self.gates[each.name]
             own = each.own(self.network, decisions)
-            loss = loss + each.method.loss(own, each.settings, each.own(self.network, targets))
-            loss = loss + each.method.penalty(gates, each.settings)
+            loss = loss + each.objective.loss(own, each.settings, each.own(self.network, targets))
+            loss = loss + each.objective.penalty(gates, each.settings)
         return loss
 
     def _add(self, loss: float, logits: Tensor, y: Tensor, decisions: Mapping[str, Tensor]) -> None:
@@ -162,7 +162,7 @@ class Loop(Course):
         for each in self.trained:
             own = each.own(self.network, targets)
             seen = each.own(self.network, rates)
-            targets.update(each.method.follow(each.settings, own, seen, count))
+            targets.update(each.objective.follow(each.settings, own, seen, count))
         self.position.targets = targets
 
     def _shown(self) -> dict[str, str]:
@@ -205,10 +205,10 @@ class Loop(Course):
         """What a goal looks at."""
         achieved = {}
         for each in self.trained:
-            achieved[each.method.name] = overall_rate(each.own(self.network, scores.rates))
+            achieved[each.name] = overall_rate(each.own(self.network, scores.rates))
         return {
             "val_top1": scores.top1,
-            "achieved_rate": achieved[self.method.name],
+            "achieved_rate": achieved[self.trained[0].name],
             "achieved": achieved,
             "macs_expected": expected_macs(self.network, scores.rates, scores.busy),
         }

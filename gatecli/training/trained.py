@@ -10,7 +10,8 @@ from torch import nn
 
 from gatecli import methods
 from gatecli.errors import TrainingError
-from gatecli.methods import Method
+from gatecli.methods import Method, Objective
+from gatecli.methods.settings import Settings
 from gatecli.network import Network
 from gatecli.traced.recipe import Recipe
 from gatecli.training.options import TrainOptions
@@ -24,8 +25,18 @@ V = TypeVar("V")
 class Trained:
     """One method and its settings; the sites are those that it gates."""
 
-    method: Method
-    settings: Any
+    method: Method[Any]
+    settings: Settings
+
+    @property
+    def name(self) -> str:
+        """The method's."""
+        return self.method.about.name
+
+    @property
+    def objective(self) -> Objective[Any]:
+        """What trains the method's gates."""
+        return self.method.objective
 
     def sites(self, network: Network) -> list[str]:
         """The sites that the method gates, in the order in which their gates run."""
@@ -36,7 +47,7 @@ class Trained:
         return {site: by_site[site] for site in by_site if self._gates(network, site)}
 
     def _gates(self, network: Network, site: str) -> bool:
-        return network.gated_by[site] == self.method.name
+        return network.gated_by[site] == self.name
 
     def groups(self, network: Network, options: TrainOptions) -> list[dict[str, Any]]:
         """The optimizer's groups of the method's own parameters.
@@ -49,7 +60,7 @@ class Trained:
             gate = network.site_gates[site]
             for name, parameter in gate.named_parameters():
                 (free if name in gate.undecayed else decayed).append(parameter)
-        decayed.extend(self.method.shared(network))
+        decayed.extend(self.objective.shared(network))
         groups = [self.group(decayed, options)]
         if free:
             groups.append({**self.group(free, options), "weight_decay": 0.0})
@@ -61,7 +72,7 @@ class Trained:
         decay = self.settings.gate_weight_decay
         return {
             "params": list(parameters),
-            "base_lr": options.lr * self.method.gate_lr_factor if lr is None else lr,
+            "base_lr": options.lr * self.objective.traits.gate_lr_factor if lr is None else lr,
             "weight_decay": options.weight_decay if decay is None else decay,
         }
 
@@ -77,7 +88,7 @@ def optimizer_groups(
     for gate in network.site_gates.values():
         of_methods.update(map(id, gate.parameters()))
     for name in set(network.gated_by.values()):
-        of_methods.update(map(id, methods.get(name).shared(network)))
+        of_methods.update(map(id, methods.get(name).objective.shared(network)))
     own = [parameter for parameter in network.parameters() if id(parameter) not in of_methods]
     groups: list[dict[str, Any]] = [{"params": own, "base_lr": options.lr}]
     for each in trained:
@@ -106,10 +117,10 @@ def trained_methods(
     _check_together(found)
     trained: list[Trained] = []
     for method in found:
-        recorded = methods.recorded_settings(method, attached[method.name])
+        recorded = methods.recorded_settings(method, attached[method.about.name])
         own_changes = {} if trained else changes
         settings = methods.parse_settings(method, own_changes, recorded)
-        trained.append(Trained(method, settings))
+        trained.append(Trained(method=method, settings=settings))
     return trained
 
 
@@ -138,10 +149,11 @@ def _check_names(names: Sequence[str], attached: Mapping[str, Any]) -> None:
             )
 
 
-def _check_together(found: Sequence[Method]) -> None:
-    alone = [method.name for method in found if method.trains == "exits"]
+def _check_together(found: Sequence[Method[Any]]) -> None:
+    names = [method.about.name for method in found]
+    alone = [each.about.name for each in found if each.objective.traits.trains == "exits"]
     if alone and len(found) > 1:
-        others = [method.name for method in found if method.name not in alone]
+        others = [name for name in names if name not in alone]
         raise TrainingError(
             f"{alone[0]} trains its exits alone, with the network as it is: train it by itself,"
             f" after {', '.join(others)}"

@@ -52,14 +52,14 @@ def plain_step(model: nn.Module) -> Callable[[Tensor, Tensor], None]:
 def gated_step(network: Network, name: str) -> Callable[[Tensor, Tensor], None]:
     network.train()
     sgd, method, record = optimizer(network), methods.get(name), Record()
-    settings = method.settings()
+    settings = method.about.settings()
 
     def step(x: Tensor, y: Tensor) -> None:
         record.clear()
         with observe(network, record):
             loss = F.cross_entropy(network(x), y)
-        loss = loss + method.loss(
-            record.latest(), settings, method.targets(settings, record.latest(), 0)
+        loss = loss + method.objective.loss(
+            record.latest(), settings, method.objective.targets(settings, record.latest(), 0)
         )
         sgd.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]

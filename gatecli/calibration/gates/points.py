@@ -199,7 +199,7 @@ class Measure:
         set_thresholds(self.network, thresholds)
         key: list[tuple[object, ...]] = []
         for site, gate in self.network.site_gates.items():
-            runs = methods.get(self.network.gated_by[site]).always_runs(gate, None)
+            runs = methods.always_runs(gate)
             key.append((site, *(thresholds[site] if runs is None else runs)))
         return tuple(key)
 

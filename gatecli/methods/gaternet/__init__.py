@@ -14,32 +14,36 @@ are open. With a target rate t (ours) the term is l1_weight * max(0, ||g||_1 / c
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from gatecli.architectures.arguments import is_callable_name, split_arch
+from gatecli.architectures.arguments import split_arch
 from gatecli.architectures.table import CHANNEL_ARGS
 from gatecli.errors import SettingError
 from gatecli.gates.gate import Gate
 from gatecli.graph import edit
 from gatecli.kinds import registry
-from gatecli.methods.base import Method, register
+from gatecli.methods.base import About, Method
 from gatecli.methods.gaternet.gater import Gater, make_gater
+from gatecli.methods.gaternet.given import check_fits, check_known, usual
+from gatecli.methods.objective import Objective
+from gatecli.methods.registry import register
 from gatecli.methods.settings import Settings, setting
+from gatecli.methods.values import FrozenDict, frozen, plain
 from gatecli.network import Network, surgery
 from gatecli.traced.site import Site
+
+__all__ = ["FilterGate", "GaterNetSettings"]
 
 DEFAULT_KIND = "filter"
 ROLES = registry.get(DEFAULT_KIND).roles
 POLICIES = ("auto", *ROLES)
-SMALL_IMAGES = 64  # pixels: up to here the paper's gater is a CIFAR ResNet-20, else a ResNet-18
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,10 @@ class GaterNetSettings(Settings):
         " torchvision:resnet18 for large images",
         structural=True,
     )
-    gater_args: str = setting(
-        "{}", "arguments of its architecture and its file's spellings, as JSON", structural=True
+    gater_args: Mapping[str, Any] = setting(
+        FrozenDict(),
+        "`args` of its architecture and `names`, its file's spellings; attach says what they are",
+        structural=True,
     )
     bottleneck: int = setting(
         8,
@@ -114,120 +120,100 @@ class FilterGate(Gate):
         self.outputs = [self.outputs[unit] for unit in units]
 
 
-class GaterNet(Method):
+class FewFilters(Objective[GaterNetSettings]):
+    """Presses the gates' mean down, through the gater alone."""
+
+    def targets(
+        self, settings: GaterNetSettings, sites: Iterable[str], epoch: int
+    ) -> dict[str, float]:
+        return dict.fromkeys(sites, 1.0 if settings.target_rate is None else settings.target_rate)
+
+    def loss(
+        self,
+        decisions: Mapping[str, Tensor],
+        settings: GaterNetSettings,
+        targets: Mapping[str, float],
+    ) -> Tensor:
+        gates = torch.cat(list(decisions.values()), 1)
+        target = sum(targets[site] * z.shape[1] for site, z in decisions.items()) / gates.shape[1]
+        excess = gates.abs().mean() - (target if target < 1 else 0)
+        return settings.l1_weight * excess.clamp(min=0)
+
+    def shared(self, network: Network) -> list[Parameter]:
+        return list(network.get_submodule("gater").parameters())
+
+
+class GaterNet(Method[GaterNetSettings]):
     """GaterNet, as this file describes it."""
 
-    needs: ClassVar[str] = (
-        "convolutions at the ends of residual branches or of dense blocks' layers, or"
-        " concatenations (or say which with --set where=PATTERN)"
-    )
-    paper: ClassVar[str] = (
-        "Chen, Li, Bengio, Si: You look twice: GaterNet for dynamic filter selection in CNNs, 2019"
-    )
-
-    default_kinds: ClassVar[tuple[str, ...]] = (DEFAULT_KIND,)
-
-    def offers(self, network: Network, settings: Any, kinds: Sequence[str] = ()) -> list[Site]:
-        sites = self.candidates(network, kinds)
+    def offers(
+        self, network: Network, settings: GaterNetSettings, kinds: Sequence[str] = ()
+    ) -> list[Site]:
+        sites = super().offers(network, settings, kinds)
         if settings.where is not None:
             names = {site.name: site.name.rpartition(".")[0] for site in sites}
             return [site for site in sites if fnmatchcase(names[site.name], settings.where)]
-        if kinds and tuple(kinds) != self.default_kinds:
+        if kinds and tuple(kinds) != self.about.default_kinds:
             return sites
-        return [site for site in sites if site.role and site.role == settings.policy]
+        policy = self._policy(network, settings)
+        return [site for site in sites if site.role and site.role == policy]
 
-    def complete(self, network: Network, settings: Any, gater: Network | None = None) -> Any:
-        roles = {site.role for site in self.candidates(network)}
-        if settings.policy == "auto":
-            settings = replace(
-                settings, policy=next((role for role in reversed(ROLES) if role in roles), "auto")
-            )
+    def _policy(self, network: Network, settings: GaterNetSettings) -> str:
+        """Which convolutions to gate: for `auto` what this network has, the last of ROLES first."""
+        if settings.policy != "auto":
+            return settings.policy
+        roles = {site.role for site in super().offers(network, settings)}
+        return next((role for role in reversed(ROLES) if role in roles), "auto")
+
+    def complete(
+        self,
+        network: Network,
+        sites: list[str],
+        settings: GaterNetSettings,
+        gater: Network | None = None,
+    ) -> tuple[list[str], GaterNetSettings]:
         if gater is not None:
-            return self._with_file(network, settings, gater)
-        small = max(network.input.size) <= SMALL_IMAGES
-        arch = settings.gater or ("cifar:resnet20" if small else "torchvision:resnet18")
-        _check_known(arch)
-        channels = network.input.channels
-        return replace(
+            check_fits(network, gater, settings.gater)
+            source = gater.recipe.source
+            arch, args, names = source.arch, source.arch_args, source.names
+        else:
+            arch = settings.gater or usual(network)
+            check_known(arch)
+            channels = network.input.channels
+            args = {} if channels == 3 else {CHANNEL_ARGS[split_arch(arch)[0]]: channels}
+            names = {}
+        return sites, replace(
             settings,
+            policy=self._policy(network, settings),
             gater=arch,
-            gater_args=_written(
-                {} if channels == 3 else {CHANNEL_ARGS[split_arch(arch)[0]]: channels}, {}
-            ),
+            gater_args=frozen({"args": args, "names": names}),
         )
 
-    def _with_file(self, network: Network, settings: Any, gater: Network) -> Any:
-        """The settings for a gater that is a trained classifier's.
-
-        Raises SettingError where it is not one for this network.
-        """
-        source, mine = gater.recipe.source, network.recipe.source
-        what = f"the gater {source.file or source.arch}"
-        if settings.gater is not None and settings.gater != source.arch:
-            raise SettingError(
-                f"expected --set gater to say what {what} is, {source.arch}, but got"
-                f" {settings.gater}: leave it out"
-            )
-        if gater.recipe.steps:
-            raise SettingError(
-                f"expected {what} to be a plain classifier's checkpoint, but gatecli has changed it"
-                f" ({', '.join(step.op for step in gater.recipe.steps)})"
-            )
-        if source.sha256 and source.sha256 == mine.sha256:
-            raise SettingError(
-                f"{what} is the backbone's own file: train a smaller network for the same classes"
-                " and give that"
-            )
-        _check_known(source.arch)
-        if (gater.input.size, gater.input.channels) != (network.input.size, network.input.channels):
-            sizes = [
-                f"{spec.channels} x {spec.size[0]} x {spec.size[1]}"
-                for spec in (network.input, gater.input)
-            ]
-            raise SettingError(
-                f"expected a gater for the backbone's images, {sizes[0]}, but {what} takes"
-                f" {sizes[1]}"
-            )
-        if gater.num_classes != network.num_classes:
-            raise SettingError(
-                f"expected a gater trained for the backbone's {network.num_classes} classes, but"
-                f" {what} has {gater.num_classes}"
-            )
-        return replace(
-            settings, gater=source.arch, gater_args=_written(source.arch_args, source.names)
-        )
-
-    def attach(self, network: Network, sites: Iterable[str], settings: Any) -> None:
+    def attach(
+        self,
+        network: Network,
+        sites: Sequence[str],
+        settings: GaterNetSettings,
+        gater: Network | None = None,
+    ) -> None:
         if "gater" in network._modules:
             raise SettingError(
                 "expected a network without a gater, but this one has one: prune first, or gate all"
                 " at once"
             )
-        sites = list(sites)
-        _check_known(settings.gater)  # a recipe may say anything
-        about = json.loads(settings.gater_args)
-        gater = make_gater(
-            settings.gater,
-            about["args"],
-            about["names"],
-            settings.bottleneck,
-            sum(network.sites[site].units for site in sites),
-            seed=0,
-        )
-        said = edit.insert_reader(network.root, network.graph, "gater", gater)
+        counts = {site: network.sites[site].units for site in sites}
+        new = _make(settings, gates=sum(counts.values()))
+        said = edit.insert_reader(network.root, network.graph, "gater", new)
         first = 0
-        for site in sites:
-            units = network.sites[site].units
+        for site, units in counts.items():
             gate = FilterGate(site, units, first)
-            surgery.insert_gate(network.traced, site, gate, self.name, said.name)
+            surgery.insert_gate(network.traced, site, gate, self.about.name, said.name)
             first += units
         network.recompile()
         network.recount()
-
-    def weights(self, network: Network, gater: Network) -> None:
-        features = network.get_submodule("gater.features")
-        given = gater.state_dict()
-        features.load_state_dict({name: given[name] for name in features.state_dict()})
+        if gater is not None:
+            given = gater.state_dict()
+            new.features.load_state_dict({name: given[name] for name in new.features.state_dict()})
 
     def tidy(self, network: Network) -> None:
         gates = [gate for gate in network.site_gates.values() if isinstance(gate, FilterGate)]
@@ -240,36 +226,30 @@ class GaterNet(Method):
                 gate.outputs = range(first, first + gate.units)
                 first += gate.units
 
-    def shared(self, network: Network) -> list[Parameter]:
-        return list(network.get_submodule("gater").parameters())
 
-    def targets(self, settings: Any, sites: Iterable[str], epoch: int) -> dict[str, float]:
-        return dict.fromkeys(sites, 1.0 if settings.target_rate is None else settings.target_rate)
-
-    def loss(
-        self, decisions: Mapping[str, Tensor], settings: Any, targets: Mapping[str, float]
-    ) -> Tensor:
-        gates = torch.cat(list(decisions.values()), 1)
-        target = sum(targets[site] * z.shape[1] for site, z in decisions.items()) / gates.shape[1]
-        weight: float = settings.l1_weight
-        return weight * (gates.abs().mean() - (target if target < 1 else 0)).clamp(min=0)
-
-
-def _check_known(arch: str) -> None:
-    if is_callable_name(arch):
-        raise SettingError(
-            f"expected the gater to be torchvision:NAME, cifar:NAME or timm:NAME, but got {arch}"
-        )
-
-
-def _written(args: Mapping[str, Any], names: Mapping[str, str]) -> str:
-    return json.dumps({"args": dict(args), "names": dict(names)})
+def _make(settings: GaterNetSettings, *, gates: int) -> Gater:
+    """The gater that completed settings, or a recipe's, describe."""
+    if settings.gater is None:
+        raise SettingError("expected setting `gater` to be an architecture, but got `none`")
+    check_known(settings.gater)  # a recipe may say anything
+    about = plain(settings.gater_args)
+    args, names = about["args"], about["names"]
+    return make_gater(settings.gater, args, names, settings.bottleneck, gates, seed=0)
 
 
 register(
     GaterNet(
-        "gaternet",
-        "one small network looks at the image and chooses the filters of all gated convolutions",
-        GaterNetSettings,
+        About(
+            name="gaternet",
+            summary="one small network looks at the image and chooses the filters of all gated"
+            " convolutions",
+            settings=GaterNetSettings,
+            paper="Chen, Li, Bengio, Si: You look twice: GaterNet for dynamic filter selection in"
+            " CNNs, 2019",
+            needs="convolutions at the ends of residual branches or of dense blocks' layers, or"
+            " concatenations (or say which with --set where=PATTERN)",
+            default_kinds=(DEFAULT_KIND,),
+        ),
+        FewFilters(),
     )
 )

@@ -24,6 +24,12 @@ from gatecli.graph import edit
 from gatecli.graph.slices import is_plain
 from gatecli.graph.trace import compile_graph, remove_dead, trace
 
+__all__ = [
+    "Features",
+    "Gater",
+    "make_gater",
+]
+
 OPENING = 2.0  # the bias that gates start with: with noise N(0, 1), P(on) = .98
 
 

@@ -1,0 +1,183 @@
+"""The gate of channel gating, with the BatchNorm of the base path."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gatecli.gates.cache import Remembered
+from gatecli.gates.gate import Gate
+from gatecli.graph.ops import others
+from gatecli.graph.slices import cut_norm, keep_entries
+from gatecli.methods.cgnet.settings import CGNetSettings
+
+__all__ = ["ChannelGate", "smoothed"]
+
+OPEN = 1e30  # what a neutral gate's margin is: finite, and above whatever an image can bring about
+
+
+class ChannelGate(Gate):
+    """Decides for a convolution's channels.
+
+    It does from the base path's sums (fine, coarse) or from the convolution's input (l1, fc).
+
+    Args: conv, norm: the convolution gated and the BatchNorm behind it; order, groups: its base
+    path, see gatecli.kinds.conv.ops.
+    Attributes: of_inputs: units are input channels. shared: open channels build on the base path's
+    sums. always: the share of the convolution that runs whatever is decided, with every channel
+    gated. `base` is BN1.
+    """
+
+    undecayed = ("delta",)
+    neutral: Tensor
+
+    def __init__(
+        self,
+        site: str,
+        conv: nn.Conv2d,
+        norm: nn.BatchNorm2d,
+        order: tuple[int, ...],
+        groups: int,
+        settings: CGNetSettings,
+    ) -> None:
+        self.of_inputs = settings.gate == "l1"
+        rest = others(conv.in_channels, order[: len(order) // groups])
+        super().__init__(site, len(rest) if self.of_inputs else conv.out_channels)
+        self.function, self.slope, self.order, self.groups = (
+            settings.gate,
+            settings.eps,
+            order,
+            groups,
+        )
+        self.per_activation = settings.gate == "fine"
+        self.reads_input, self.shared = settings.gate in ("l1", "fc"), groups == 1
+        self.always = 1 - len(rest) / conv.in_channels if self.shared else 0.0
+        self.norm = (nn.BatchNorm2d if settings.gate == "fine" else nn.BatchNorm1d)(
+            self.units, affine=False
+        )
+        self.delta = nn.Parameter(torch.full((self.units,), settings.start))
+        self.register_buffer("neutral", torch.ones((), dtype=torch.bool))
+        if settings.gate == "fc":
+            self.weight = nn.Parameter(conv.weight.detach().abs().mean((2, 3)))
+        if not self.of_inputs:
+            self.base = _like(norm, 1 - len(rest) / conv.in_channels)
+        self._folded, self._flag, self._reached = Remembered(), Remembered(), Remembered()
+
+    def keep(self, units: Sequence[int]) -> None:
+        """Decide for these units alone."""
+        index = torch.tensor(units)
+        keep_entries(
+            self, ("delta", "threshold", *(("weight",) if self.function == "fc" else ())), index
+        )
+        keep_entries(self.norm, ("running_mean", "running_var"), index)
+        self.units = self.norm.num_features = len(units)
+        if not self.of_inputs:
+            self.base = cut_norm(self.base, units)
+
+    @property
+    def settled(self) -> bool:
+        """Whether evaluation decides without looking at anything."""
+        return self.forced is not None or self.strategy == "always-on" or self._is_open()
+
+    @property
+    def unasked(self) -> bool:
+        """Whether all units run, and nobody wants to be told."""
+        if self.training or self.observer is not None or self.forced is not None:
+            return False
+        return self.strategy == "always-on" or (
+            self._is_open()
+            and bool(self._reached(lambda: bool((self.threshold < 1).all()), self.threshold))
+        )
+
+    def _is_open(self) -> bool:
+        return not self.neutral.is_meta and bool(
+            self._flag(lambda: bool(self.neutral), self.neutral)
+        )
+
+    def saliency(self, x: Tensor) -> Tensor:
+        """What is compared with Delta once it is normalised.
+
+        The base path's sums or x, (N, C, H, W) -> (N, units), for `fine` (N, units, H, W).
+        """
+        if self.function == "fine":
+            return x
+        if self.function == "coarse":
+            return x.mean((2, 3))
+        size = x.abs().mean((2, 3))
+        if self.function == "fc":
+            return F.linear(size, self.weight)
+        return size.index_select(1, torch.tensor(others(x.shape[1], self.order), device=x.device))
+
+    def log_odds(self, x: Tensor) -> Tensor:
+        """`eps (BN_na(s) - Delta)`: (N, units), for `fine` (N, units, H, W).
+
+        Above 0 where d = 1.
+        """
+        if self.training:
+            odds: Tensor = self.slope * (self.norm(self.saliency(x)) - self._wide(self.delta))
+            return odds
+        exported = (
+            torch.compiler.is_compiling()
+        )  # there, nothing may depend on a tensor's value but by an operation
+        if not exported and self._is_open():
+            return self._wide(torch.full((x.shape[0], self.units), OPEN, device=x.device))
+        mean, var = self.norm.running_mean, self.norm.running_var
+        assert mean is not None and var is not None
+        scale, shift = self._folded(lambda: self._fold(mean, var), self.delta, mean, var)
+        odds = torch.addcmul(shift, self.saliency(x), scale)
+        return torch.where(self.neutral, torch.full_like(odds, OPEN), odds) if exported else odds
+
+    def _fold(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        scale = torch.rsqrt(var + self.norm.eps)
+        return self._wide(self.slope * scale), self._wide(-self.slope * (mean * scale + self.delta))
+
+    def _wide(self, each: Tensor) -> Tensor:
+        """(..., units) as (..., units, 1, 1) where decisions are made for each activation."""
+        return each[..., None, None] if self.function == "fine" else each
+
+    def _compared(self) -> Tensor:
+        return self._wide(self.limit())
+
+    def _decide(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        if not self.training or self.forced is not None:
+            return super()._decide(x)
+        self.neutral.zero_()  # the first training step
+        odds = self.log_odds(x)
+        return smoothed(odds), odds
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the gate reads -> decisions z (N, units), for `fine` (N, units, H, W).
+
+        Of the latter, observers are told the means over positions.
+        """
+        z, odds = self._decide(x)
+        self.report(_per_channel(z), None if odds is None else _per_channel(odds))
+        return z
+
+
+def smoothed(odds: Tensor) -> Tensor:
+    """1 where odds > 0, else 0, with the gradient of sigmoid(odds)."""
+    soft = torch.sigmoid(odds)
+    return (odds > 0).to(odds.dtype) + (soft - soft.detach())
+
+
+def _per_channel(value: Tensor) -> Tensor:
+    return value.mean((2, 3)) if value.ndim == 4 else value
+
+
+def _like(norm: nn.BatchNorm2d, share: float) -> nn.BatchNorm2d:
+    """BN1, as like BN2 as can be said without data.
+
+    Its affine part, and the statistics of a `share` of the terms of its sums.
+    """
+    assert norm.running_mean is not None and norm.running_var is not None
+    base = nn.BatchNorm2d(norm.num_features, norm.eps, norm.momentum, norm.affine)
+    with torch.no_grad():
+        for name, tensor in norm.named_parameters():
+            getattr(base, name).copy_(tensor)
+        base.running_mean.copy_(share * norm.running_mean)  # type: ignore[union-attr]
+        base.running_var.copy_(share * norm.running_var)  # type: ignore[union-attr]
+    return base
