@@ -324,7 +324,7 @@ def test_attach_twice_is_refused_and_patterns_choose(gated: Network, method: str
     first, *others = gated.gated_by
     fewer = gatecli.prune(
         gated,
-        rates={site: [1.0] * gate.units for site, gate in gated.site_gates.items()},
+        rates={site: [gate.fresh_rate] * gate.units for site, gate in gated.site_gates.items()},
         static=0.5,
     ).network
     again = gatecli.attach(fewer, method, include=[first])
