@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import fx, nn
 
 from gatecli.errors import SettingError
-from gatecli.graph import edit, slices
+from gatecli.graph import additions, slices
 from gatecli.graph.ops import is_add, never_negative, relu_after
 from gatecli.kinds.base import MASK, VALUE
 from gatecli.kinds.block.executor import SkipBlock, SkipGroups
@@ -69,7 +69,7 @@ class BlockKind(MaskedKind):
 
     def remove(self, net: Traced, site: Site) -> dict[str, str]:
         add, shortcut = net.node(site.add), net.node(site.shortcut)
-        return edit.replace_addition(net.root, net.graph, add, shortcut)
+        return additions.replace_addition(net.root, net.graph, add, shortcut)
 
     def why_wide(self, net: Traced, site: Site, kept: Sequence[int]) -> str | None:
         return "the shortcut has all channels"
