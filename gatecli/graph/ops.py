@@ -179,13 +179,8 @@ def shake(a: Tensor, b: Tensor, *, training: bool) -> Tensor:
     return beta * a + (1 - beta) * b + ((alpha - beta) * (a - b)).detach()
 
 
-FRESH_LAYERS = (
-    nn.Conv2d,
-    nn.BatchNorm2d,
-    nn.Linear,
-    nn.MaxPool2d,
-    nn.AvgPool2d,
-)  # their results have storage of their own
+# Their results have storage of their own.
+FRESH_LAYERS = (nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.MaxPool2d, nn.AvgPool2d)
 ADDS = {operator.add, operator.iadd, torch.add}
 RELUS = {F.relu, torch.relu, F.relu_, torch.relu_}
 NEVER_NEGATIVE = {*RELUS, F.relu6, torch.sigmoid, F.sigmoid, F.softplus}
@@ -258,11 +253,9 @@ def is_shake(node: fx.Node) -> bool:
 
 def summands(node: fx.Node) -> list[fx.Node]:
     """The values that an addition of two, or `shake`, sums up."""
-    return (
-        [source for source in node.all_input_nodes if source.op != "get_attr"]
-        if is_shake(node)
-        else [arg for arg in node.args if isinstance(arg, fx.Node)]
-    )
+    if is_shake(node):
+        return [source for source in node.all_input_nodes if source.op != "get_attr"]
+    return [arg for arg in node.args if isinstance(arg, fx.Node)]
 
 
 def is_pick(node: fx.Node) -> bool:

@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import fx, nn
 
 from gatecli.errors import SettingError
-from gatecli.graph import edit
+from gatecli.graph import additions, prune_channels
 from gatecli.graph.ops import is_add, never_negative, relu_after
 from gatecli.graph.patterns import tail_of
 from gatecli.kinds.base import MASK, VALUE
@@ -70,7 +70,7 @@ class BlockKind(MaskedKind):
 
     def remove(self, net: Traced, site: Site) -> dict[str, str]:
         add, shortcut = net.node(site.add), net.node(site.shortcut)
-        return edit.replace_addition(net.root, net.graph, add, shortcut)
+        return additions.replace_addition(net.root, net.graph, add, shortcut)
 
     def why_wide(self, net: Traced, site: Site, kept: Sequence[int]) -> str | None:
         return "the shortcut has all channels"

@@ -38,7 +38,8 @@ def find_blocks(net: Traced, kind: str) -> list[Site]:
         ways = None if entry is None else _ways_at(net, add, entry)
         if ways is not None and _is_block(net, ways):
             found.append(_site(net, ways, kind))
-    return [site for site in found if not any(other.add in site.branch for other in found)]
+    additions = {site.add for site in found}
+    return [site for site in found if additions.isdisjoint(site.branch)]
 
 
 @dataclass(frozen=True, kw_only=True)

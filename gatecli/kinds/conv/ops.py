@@ -70,10 +70,12 @@ def places_of(wanted: Sequence[int], among: Channels) -> Channels:
 
 def keep_rows(parts: Parts, numbers: Mapping[int, int]) -> Parts:
     """The base path of some of its output channels alone, which get new numbers: old -> new."""
-    cut = [
-        (tuple(numbers[row] for row in rows if row in numbers), inputs) for rows, inputs in parts
-    ]
-    return tuple(part for part in cut if part[0])
+    kept = []
+    for rows, inputs in parts:
+        renumbered = tuple(numbers[row] for row in rows if row in numbers)
+        if renumbered:
+            kept.append((renumbered, inputs))
+    return tuple(kept)
 
 
 def base_weight(weight: Tensor, parts: Parts) -> Tensor:

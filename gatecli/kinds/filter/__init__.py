@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import fx
 
-from gatecli.graph import edit, prune_channels
+from gatecli.graph import additions, prune_channels
 from gatecli.graph.ops import is_add, never_negative, relu_after, widen
 from gatecli.graph.patterns import tail_of
 from gatecli.graph.trace import remove_dead
@@ -63,7 +63,7 @@ class FilterKind(MaskedKind):
     ) -> str | None:
         if not _is_summand(net, site):
             return prune_channels.foldable(net.root, net.graph, net.costs, nothing_of(net, site))
-        added = edit.additions_of_zero(net.root, net.node(site.value), replaced)
+        added = additions.additions_of_zero(net.root, net.node(site.value), replaced)
         if added is None:
             return "nothing else would be left of the sum that it goes into"
         replaced.update(added)
@@ -74,8 +74,8 @@ class FilterKind(MaskedKind):
 
     def remove(self, net: Traced, site: Site) -> dict[str, str]:
         value = net.find(site.value)
-        if value is not None and edit.additions_of_zero(net.root, value) is not None:
-            return edit.remove_zero(net.root, net.graph, value)
+        if value is not None and additions.additions_of_zero(net.root, value) is not None:
+            return additions.remove_zero(net.root, net.graph, value)
         remove_dead(net.graph)  # nothing reads it any more
         return {}
 
@@ -93,7 +93,7 @@ class FilterKind(MaskedKind):
 
 def _is_summand(net: Traced, site: Site) -> bool:
     """Whether a site's value goes into additions alone, so that these do without it."""
-    return edit.additions_of_zero(net.root, net.node(site.value)) is not None
+    return additions.additions_of_zero(net.root, net.node(site.value)) is not None
 
 
 def _lower(low: Lowering, masked: fx.Node) -> None:
