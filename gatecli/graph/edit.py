@@ -12,8 +12,8 @@ from torch import fx, nn
 
 from gatecli.errors import ArchitectureError
 from gatecli.graph.names import is_identifier
-from gatecli.graph.ops import decided_by, is_mask, mask, runs_of, widen
 from gatecli.graph.normalize import TRAINING
+from gatecli.graph.ops import decided_by, is_mask, mask, runs_of, widen
 from gatecli.graph.trace import remove_dead
 from gatecli.traced.site import Site
 from gatecli.traced.traced import Traced

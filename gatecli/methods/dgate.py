@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from gatecli.gates.estimators import log_odds_of_likeliest
 from gatecli.gates.exit import LOG_ODDS, PROBABILITY, Exit
-from gatecli.graph.slices import drop_inputs
+from gatecli.graph.prune_channels import drop_inputs
 from gatecli.methods.exits import AboutExits, ExitMethod, ExitSettings
 from gatecli.methods.objective import Objective, Traits
 from gatecli.methods.registry import register

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from gatecli.errors import SettingError
 from gatecli.gates.estimators import gumbel_decision
 from gatecli.gates.exit import LOG_ODDS, PROBABILITY, Exit
-from gatecli.graph.slices import drop_inputs
+from gatecli.graph.prune_channels import drop_inputs
 from gatecli.methods.exits import AboutExits, ExitMethod, ExitSettings
 from gatecli.methods.losses import MIRRORED, distance
 from gatecli.methods.objective import Objective, Traits

@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import fx, nn
 
 from gatecli.errors import SettingError
-from gatecli.graph import additions, prune_channels
+from gatecli.graph import additions
 from gatecli.graph.ops import is_add, never_negative, relu_after
 from gatecli.graph.patterns import tail_of
 from gatecli.kinds.base import MASK, VALUE

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from gatecli.gates.cache import Remembered
 from gatecli.gates.gate import Gate
 from gatecli.graph.ops import others
-from gatecli.graph.slices import cut_norm, keep_entries
+from gatecli.graph.prune_channels import cut_norm, keep_entries
 from gatecli.methods.cgnet.settings import CGNetSettings
 
 __all__ = ["ChannelGate", "smoothed"]

@@ -21,7 +21,7 @@ from gatecli.architectures.build import build, build_skeleton
 from gatecli.errors import ArchitectureError
 from gatecli.gates.estimators import semantic_hash
 from gatecli.graph import edit
-from gatecli.graph.slices import is_plain
+from gatecli.graph.patterns import is_plain
 from gatecli.graph.trace import compile_graph, remove_dead, trace
 
 __all__ = [

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from gatecli.gates.cache import Remembered
 from gatecli.gates.gate import Gate
-from gatecli.graph.slices import drop_inputs, keep_entries
+from gatecli.graph.prune_channels import drop_inputs, keep_entries
 
 __all__ = ["DataDependentGate", "DataIndependentGate"]
 
