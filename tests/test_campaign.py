@@ -15,7 +15,8 @@ import torch
 from campaigns import campaign, files, kills, odd, outcome, shelf, splits, worker
 from campaigns.outcome import FAILED, OTHER, REFUSED, RIGHT
 
-CASES = 24
+CASES = 24  # at least: which verdicts these bring depends on where in a file a damage falls
+MOST = 96
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_damaged_files_are_right_other_or_refused(store: Path, tmp_path: Path) -> None:
     verdicts: Counter[str] = Counter()
-    for number in range(CASES):
+    for number in range(MOST):
+        if number >= CASES and all(verdicts[each] for each in (REFUSED, OTHER, RIGHT)):
+            break
         if files.plan(0, number).damage in ("bomb", "huge"):  # they take their time
             continue
         folder = tmp_path / str(number)

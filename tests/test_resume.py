@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -38,6 +39,8 @@ from gatecli.data import DataSet
 from gatecli.training import Run, loop
 from gatecli.training.loop import Loop
 
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload([__name__])
 STEPS, EPOCHS = 3, 2  # steps an epoch
 RUN = Path(".gatecli/runs/gated.tuned")
 STATE = RUN / "state.safetensors"
@@ -397,19 +400,26 @@ def die_at(patch: pytest.MonkeyPatch, moment: int) -> None:
 
 
 def killed_at(moment: int, line: list[str]) -> bool:
-    """Run a command in a fork of this process, which has torch already.
+    """Run a command in a process of its own; whether that was killed before it came to its end.
 
-    Whether that was killed before it came to its end.
+    It is a fork of a server that has torch already: forking this process would take over what
+    autograd's threads have left here.
     """
-    child = os.fork()
-    if child == 0:
-        die_at(pytest.MonkeyPatch(), moment)
-        run(*line)
-        os._exit(0)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    child = SERVER.Process(target=dies_at, args=(moment, line))
+    child.start()
+    child.join()
+    return child.exitcode == -signal.SIGKILL
 
 
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def dies_at(moment: int, line: list[str]) -> None:
+    """What the process does: it knows nothing of this one's fixtures."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(loop, "LOG_EVERY", 1)
+    torch.set_num_threads(1)
+    die_at(patch, moment)
+    run(*line)
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_killed_at_random_moments(here: Path, shelf: Path, straight: Straight) -> None:
     """While they step, validate, or write; from 10 moments on, each attempt gets a step further."""
