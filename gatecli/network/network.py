@@ -15,7 +15,7 @@ from gatecli.errors import ArchitectureError, SettingError, first_line
 from gatecli.gates.decider import Decider
 from gatecli.gates.exit import Exit
 from gatecli.gates.observe import gates_of
-from gatecli.graph import edit
+from gatecli.graph import edit, spelling
 from gatecli.graph.macs import count_nodes
 from gatecli.graph.ops import is_pick
 from gatecli.graph.trace import compile_graph, trace
@@ -45,7 +45,7 @@ class Network(nn.Module):
         source: The classifier to trace; its modules are shared, not copied, and may lose their
             `inplace`.
         recipe: Where it comes from and how large its images are.
-        names: Parts of module paths to spell otherwise, see gatecli.graph.edit.rename.
+        names: Parts of module paths to spell otherwise, see gatecli.graph.spelling.
         leaves: Patterns of module paths that tracing keeps whole.
 
     Attributes:
@@ -69,9 +69,9 @@ class Network(nn.Module):
         root = self.__dict__["root"] = nn.Module()
         super().__init__()
         graph = trace(source, leaves)
-        _check_names(graph)
         edit.adopt(root, source, graph)
-        edit.rename(root, graph, names or {})
+        spelling.rename(root, graph, names or {})
+        _check_names(graph)
         self._share(root)
         if recipe.input.channels == 0:  # not known: ask the first convolution
             channels = input_channels(root, graph)
