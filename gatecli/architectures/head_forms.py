@@ -80,10 +80,24 @@ def _has_more_layers(extra: Mapping[str, Shape], body: Mapping[str, Shape], head
 
 
 def _described(match: _Match) -> str:
+    own = [name for name in match.extra if is_under(name, match.head)]
+    rest = [f"`{name}`" for name in match.extra if name not in own]
+    if rest and _fits_head(match, own):
+        return (
+            f"all of {match.row.arch} is there, but {', '.join(rest[:3])} beside it looks like a"
+            " part of the network too: name the network with --arch package.module:callable"
+        )
     return (
         f"the body is that of {match.row.arch}, but {_form(match)}, where one linear layer is"
         " expected: name the network with --arch package.module:callable"
     )
+
+
+def _fits_head(match: _Match, own: list[str]) -> bool:
+    """Whether a file has the network's own head, too."""
+    head = {n: shape for n, shape in match.row.tensors.items() if is_under(n, match.head)}
+    mine = {name: match.extra[name] for name in own}
+    return head.keys() == mine.keys() and not compare(head, mine).differing
 
 
 def _form(match: _Match) -> str:

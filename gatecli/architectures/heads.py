@@ -34,6 +34,8 @@ def by_role(shapes: Mapping[str, Shape], wanted: Wanted) -> tuple[Found, str] | 
         tensors = {name: shapes[name] for name in shapes if is_under(name, layer)}
         rest = {name: shapes[name] for name in shapes if name not in tensors}
         for body, inner in _bodies(rest):
+            if body and is_under(layer, body):
+                break  # the same without the prefix that all names have
             for head in wanted.heads():
                 found = _fitting(inner, tensors, layer, head, wanted)
                 if found is not None and (head, "") != (layer, body):

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 from gatecli.architectures.table import COUNTER, Shape
 
-__all__ = ["is_counter", "is_outsider", "is_passenger", "is_statistics"]
+__all__ = ["is_counter", "is_of_layer", "is_outsider", "is_passenger", "is_statistics", "strangers"]
 
 # What tools add to every module: thop's counters.
 COUNTERS = ("total_ops", "total_params", COUNTER)
@@ -36,16 +36,23 @@ def is_counter(name: str) -> bool:
     return name.rpartition(".")[2] in COUNTERS
 
 
-def is_passenger(name: str, shape: Shape, whole: Collection[str]) -> bool:
+def is_of_layer(name: str) -> bool:
+    """Whether a tensor is called as layers call theirs."""
+    return name.rpartition(".")[2] in LAYERS
+
+
+def is_passenger(name: str, shape: Shape, whole: Collection[str], *, in_layer: bool) -> bool:
     """Whether a tensor of a network's own dict may be none of its.
 
     Args:
         name: relative to the network.
         shape: the tensor's.
         whole: names of the tensors of whole numbers.
+        in_layer: whether there are layers' tensors under the first part of its name.
     """
-    first, _, last = name.partition(".")
-    return bool(WORDS.fullmatch(first)) or _is_layerless(name, last or first, shape, whole)
+    if WORDS.fullmatch(name.partition(".")[0]):
+        return True
+    return not in_layer and _is_layerless(name, shape, whole)
 
 
 def is_outsider(name: str, shape: Shape, whole: Collection[str]) -> bool:
@@ -53,12 +60,12 @@ def is_outsider(name: str, shape: Shape, whole: Collection[str]) -> bool:
     parts = name.split(".")[:64]
     if any(map(WORDS.fullmatch, parts)) or is_counter(name):
         return True
-    return _is_layerless(name, parts[-1], shape, whole)
+    return _is_layerless(name, shape, whole)
 
 
-def _is_layerless(name: str, last: str, shape: Shape, whole: Collection[str]) -> bool:
+def _is_layerless(name: str, shape: Shape, whole: Collection[str]) -> bool:
     """Whether no layer has such a tensor: one number, or whole ones, or statistics of images."""
-    if last.rpartition(".")[2] in LAYERS:
+    if is_of_layer(name):
         return False
     return name in whole or all(size == 1 for size in shape) or is_statistics(name, shape)
 

@@ -16,6 +16,7 @@ from gatecli.architectures.heads import by_role
 from gatecli.architectures.identify import Found
 from gatecli.architectures.passengers import (
     is_counter,
+    is_of_layer,
     is_outsider,
     is_passenger,
     strangers,
@@ -23,7 +24,7 @@ from gatecli.architectures.passengers import (
 from gatecli.architectures.table import COUNTER, Shape
 from gatecli.architectures.wanted import Wanted
 
-__all__ = ["Part", "below", "networks_in", "prefixes"]
+__all__ = ["Part", "below", "networks_in", "prefixes", "without_wrappers"]
 
 # Modules that wrap others, anywhere in a network: DataParallel's and DDP's, torch.compile's,
 # FSDP's, activation checkpointing's, Fabric's, Opacus's.
@@ -132,12 +133,16 @@ def _whole(shapes: Mapping[str, Shape], whole: Collection[str]) -> _Group:
     )
 
 
+def without_wrappers(path: str) -> str:
+    """A path without the parts that wrap others."""
+    return ".".join(part for part in path.split(".") if part not in WRAPPERS)
+
+
 def _unwrapped(shapes: Mapping[str, Shape]) -> dict[str, str]:
     """Names without what wraps modules -> the names; all as they are where two would be one."""
     names: dict[str, str] = {}
     for name in shapes:
-        parts = [part for part in name.split(".") if part not in WRAPPERS]
-        names[".".join(parts) or name] = name
+        names[without_wrappers(name) or name] = name
     return names if len(names) == len(shapes) else {name: name for name in shapes}
 
 
@@ -194,8 +199,10 @@ def _fitted(group: _Group, wanted: Wanted) -> Part | None:
 
 def _without_passengers(group: _Group) -> dict[str, Shape]:
     kept = {}
+    layered = {name.partition(".")[0] for name in group.shapes if is_of_layer(name)}
     for name, shape in group.shapes.items():
-        odd = is_counter(name) or is_passenger(name, shape, group.whole)
+        in_layer = name.partition(".")[0] in layered
+        odd = is_counter(name) or is_passenger(name, shape, group.whole, in_layer=in_layer)
         if name.endswith(COUNTER) or not odd:
             kept[name] = shape
     return kept

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gatecli.architectures.identify import Found
 from gatecli.architectures.passengers import is_statistics
+from gatecli.architectures.search import without_wrappers
 from gatecli.architectures.table import COUNTER
 from gatecli.architectures.wanted import Wanted
 from gatecli.checkpoint.candidates import Candidate, collected, is_second
@@ -95,7 +96,8 @@ def _named(path: Path) -> Iterator[None]:
 
 def _below(found: Sequence[Network], key: str) -> list[Network]:
     """The networks whose tensors' names a key is in. Raises CheckpointError: there is none."""
-    mine = [each for each in found if ends(each.path, key)]
+    inner = without_wrappers(key)
+    mine = [each for each in found if ends(without_wrappers(each.path), inner)]
     if not mine:
         there = ", ".join(f"`{each.path}`" for each in found)
         raise CheckpointError(f"has no network at --key {key}: there are {there}")
@@ -124,8 +126,9 @@ def _keys(candidates: Sequence[Candidate]) -> str:
 
 def _is_in_names(key: str, candidate: Candidate) -> bool:
     """Whether some tensors' names have a key as parts."""
-    here = f"{candidate.key}." if candidate.key else ""
-    return any(f".{key}." in f".{here}{name}" for name in candidate.tensors)
+    inner = without_wrappers(key)
+    paths = (without_wrappers(f"{candidate.key}.{name}") for name in candidate.tensors)
+    return bool(inner) and any(f".{inner}." in f".{path}" for path in paths)
 
 
 def _chosen(path: Path, taken: Network, notes: Sequence[str], found: Sequence[Network]) -> Chosen:
