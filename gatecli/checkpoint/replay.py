@@ -15,6 +15,8 @@ from gatecli.graph.spelling import renamed
 from gatecli.network import Network
 from gatecli.traced.recipe import Recipe, Source, Step
 
+THRESHOLDS = ("gates.", "exits.")  # whose buffers say infinity where no exit is taken
+
 
 def replayed(recipe: Recipe) -> tuple[Network, list[str]]:
     """The source architecture, traced, with the recipe's structural steps replayed.
@@ -111,9 +113,10 @@ def fill(network: Network, tensors: Mapping[str, Tensor], path: Path, *, strict:
             f"{path.name}: the architecture keeps tensors that no file stores; build it with --arch"
             " package.module:callable"
         )
-    finite = dict(network.named_parameters()) if strict else network.state_dict()
-    for name, tensor in finite.items():
-        if not bool(tensor.isfinite().all()):
+    parameters = {name for name, _ in network.named_parameters()}
+    for name, tensor in network.state_dict().items():
+        may_be_infinite = name not in parameters and name.startswith(THRESHOLDS)
+        if not may_be_infinite and not bool(tensor.isfinite().all()):
             raise CheckpointError(
                 f"{path.name} is of no use: its tensor `{name}` holds values that are not finite (a"
                 " training that diverged?)"
