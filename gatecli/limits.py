@@ -12,6 +12,7 @@ anything is allocated.
                                 parts of names that are looked at for prefixes
     CANDIDATES                  of these dicts, in how many a network is looked for
     GROUPS                      prefixes under which a network is looked for
+    COMPARED                    names of tensors that are compared with networks' in that search
     copied(stored)              bytes of a checkpoint's tensors once read, for `stored` in the file
     PIXELS                      pixels of one image file
     INPUT_SIDE, INPUT_PIXELS    images that a checkpoint says its network takes
@@ -35,6 +36,7 @@ DICTS = 1000  # Lightning's, with callbacks and loops, have 30
 NESTED = 8
 CANDIDATES = 32
 GROUPS = 64
+COMPARED = 4_000_000  # a file of 500 tensors that is unknown takes 300,000
 
 PIXELS = 48 * MIB  # a camera of 50 million pixels; PIL takes 4 bytes for each
 INPUT_SIDE = 65_536

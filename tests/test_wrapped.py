@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from commandline import call, refused, run
 from reading import State, computes, error, opened, prefixed, resnet20, stirred
 from torch import nn
 
 from gatecli.architectures.build import build
 from gatecli.architectures.wanted import Wanted
+from gatecli.checkpoint import load
 from gatecli.checkpoint.candidates import collected
 
 Wrap = Callable[[State], Any]
@@ -294,3 +297,55 @@ def test_an_exact_file_is_compared_once(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setattr(Wanted, "fit", counted)
     opened(tmp_path / "x.pt", {"model": resnet20().state_dict(), "optimizer": {"state": {}}})
     assert len(calls) == 1
+
+
+def test_a_search_without_end_stops(tmp_path: Path) -> None:
+    one = torch.zeros(2, 2)
+    bias = torch.zeros(2)
+    held: dict[str, Any] = {}
+    for index in range(3):
+        state: State = {}
+        for number in range(2000):
+            state[f"a.a.a.a.a.a.a.{index}{number}.weight"] = one
+            state[f"a.a.a.a.a.a.a.{index}{number}.bias"] = bias
+        held[str(index)] = state
+    torch.save(held, tmp_path / "x.pt")
+    begun = time.process_time()
+    error(tmp_path / "x.pt", held)
+    assert time.process_time() - begun < 40
+
+
+def test_modules_in_a_file_are_networks_too(tmp_path: Path) -> None:
+    plain, other = resnet20(0), resnet20(1)
+    held = {"model": nn.DataParallel(plain), "ema": {"module": other}}
+    network, notes = opened(tmp_path / "x.pt", held, trust_pickle=True)
+    assert computes(network, plain) and any("2 networks" in note for note in notes)
+    network, _ = opened(tmp_path / "x.pt", held, trust_pickle=True, key="ema")
+    assert computes(network, other)
+    (candidate, _) = collected(held)
+    assert candidate.module is held["model"]
+
+
+def test_key_and_prefix_on_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are recorded, say nothing of gatecli's own files, and are errors where they fail."""
+    monkeypatch.chdir(tmp_path)
+    plain, other = resnet20(0), resnet20(1)
+    torch.save(SEVERAL["dino"][0](*pair(plain, other)), "x.pt")
+    done = run("inspect", "x.pt")
+    assert done.code == 0 and "`student.backbone` is taken (--key chooses another" in done.err
+    found = call("inspect", "x.pt", "--key", "teacher")
+    assert (found["key"], found["prefix"]) == ("teacher", "backbone")
+    call("attach", "x.pt", "--key", "teacher", "--method", "ind-perbatch", "--out", "g.safetensors")
+    assert computes(load("g.safetensors"), other)
+    assert call("inspect", "g.safetensors")["key"] == "teacher"
+    assert "one network" in run("inspect", "g.safetensors", "--key", "student").err
+    refused("inspect x.pt --key neither", "--key neither", "`student`", "`teacher`")
+    refused("inspect x.pt --prefix layer9", "--prefix layer9.", "`module.`")
+
+
+def test_names_in_notes_are_cut(tmp_path: Path) -> None:
+    state = {**resnet20().state_dict(), "loss." + "a" * 5000: torch.zeros(1)}
+    _, notes = opened(tmp_path / "x.pt", state)
+    assert max(map(len, notes)) < 600

@@ -98,15 +98,10 @@ def identify(shapes: Mapping[str, Sequence[int]], *, nearest: bool = True) -> Fo
         ArchitectureError: several do.
     """
     plain = _tuples(shapes)
-    spelt = {family: canonical(plain, family) for family in SPELLINGS}
-    fits = []
-    for row in table():
-        own = spelt[row.family][0]
-        if row.tensors.keys() != own.keys():
-            continue  # nearly always, and cheaper than to compare shapes
-        result = compare(row.tensors, own)
-        if not result.differing:
-            fits.append((row, result))
+    rows = [row for row in table() if len(row.tensors) == len(plain)]
+    families = SPELLINGS if nearest else {row.family for row in rows}
+    spelt = {family: canonical(plain, family) for family in families}
+    fits = _fits(rows, spelt)
     if len(fits) == 1:
         row, result = fits[0]
         return _found(row, row.args, result, spelt[row.family][1])
@@ -115,6 +110,19 @@ def identify(shapes: Mapping[str, Sequence[int]], *, nearest: bool = True) -> Fo
         raise ArchitectureError(f"several architectures fit these tensors: {titles}; {WAY_OUT}")
     listing = "; ".join(_nearest(spelt)) if nearest else "not asked for"
     raise Unfit(f"no known architecture has these tensors, the nearest are {listing}; {WAY_OUT}")
+
+
+def _fits(rows: Sequence[Row], spelt: Mapping[str, Spelt]) -> list[tuple[Row, Comparison]]:
+    """The rows that differ in nothing."""
+    fits = []
+    for row in rows:
+        own = spelt[row.family][0]
+        if row.tensors.keys() != own.keys():
+            continue  # nearly always, and cheaper than to compare shapes
+        result = compare(row.tensors, own)
+        if not result.differing:
+            fits.append((row, result))
+    return fits
 
 
 def _nearest(spelt: Mapping[str, Spelt]) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
+from gatecli import limits
 from gatecli.architectures.arguments import is_callable_name
 from gatecli.architectures.comparison import Unfit, canonical
 from gatecli.architectures.identify import Found, found_for, identify, rows_for
@@ -27,11 +28,15 @@ class Wanted:
         arch: its name; None: any known one.
         args: its arguments.
         rows: what it may look like, once that had to be known.
+        brief: whether errors need not say what is nearest.
+        compared: how many names of tensors have been compared.
     """
 
     arch: str | None = None
     args: Mapping[str, Any] = field(default_factory=dict)
     rows: list[Row] | None = None
+    brief: bool = False
+    compared: int = 0
 
     @property
     def is_users_own(self) -> bool:
@@ -39,11 +44,14 @@ class Wanted:
         return self.arch is not None and is_callable_name(self.arch)
 
     def fit(self, shapes: Mapping[str, Shape]) -> Found | None:
-        """The network with these tensors; None where there is none.
+        """The network with these tensors; None where there is none, or too much was compared.
 
         Raises:
             ArchitectureError: several have them, or there is no such architecture.
         """
+        self.compared += len(shapes)
+        if self.compared > limits.COMPARED:
+            return None
         if self.rows is not None and not any(_has_names(row, shapes) for row in self.rows):
             return None
         try:
@@ -54,8 +62,9 @@ class Wanted:
 
     def explain(self, shapes: Mapping[str, Shape]) -> NoReturn:
         """Raise the error that says how the tensors differ from those wanted."""
-        self._find(shapes, nearest=True)
-        raise Unfit("the tensors are not those of the network")
+        if not self.brief:
+            self._find(shapes, nearest=True)
+        raise Unfit("the tensors are those of no network that is looked for")
 
     def known(self, shapes: Mapping[str, Shape]) -> Iterator[Row]:
         """The rows that are looked for."""

@@ -25,6 +25,7 @@ from gatecli.errors import ArchitectureError, CheckpointError, GatecliError, rea
 __all__ = ["Chosen", "choose"]
 
 MOST = 5  # names in a note
+LONGEST = 120  # characters of each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,5 +216,5 @@ def _of_images(name: str, tensor: Tensor) -> str | None:
 
 
 def _few(names: Collection[str]) -> str:
-    listed = ", ".join(f"`{name}`" for name in list(names)[:MOST])
+    listed = ", ".join(f"`{name[:LONGEST]}`" for name in list(names)[:MOST])
     return listed if len(names) <= MOST else f"{listed}, ... ({len(names)} in all)"

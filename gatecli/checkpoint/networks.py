@@ -59,6 +59,7 @@ def networks(candidates: Sequence[Candidate], wanted: Wanted, prefix: str) -> li
     found: list[Network] = []
     errors: list[GatecliError] = []
     for candidate in candidates:
+        wanted.brief = bool(errors or found)
         try:
             found += _networks_of(candidate, wanted, prefix)
         except GatecliError as error:
