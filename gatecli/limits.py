@@ -8,6 +8,11 @@ anything is allocated.
     KEY_PARTS                   a dict's key in a pickle: all values in it, those of its tuples too
     HEADER_BYTES                the JSON header of a safetensors file
     TENSORS                     tensors of one checkpoint
+    DICTS, NESTED               dicts in a file that are looked into for tensors, and how deep;
+                                parts of names that are looked at for prefixes
+    CANDIDATES                  of these dicts, in how many a network is looked for
+    GROUPS                      prefixes under which a network is looked for
+    COMPARED                    names of tensors that are compared with networks' in that search
     copied(stored)              bytes of a checkpoint's tensors once read, for `stored` in the file
     PIXELS                      pixels of one image file
     INPUT_SIDE, INPUT_PIXELS    images that a checkpoint says its network takes
@@ -42,6 +47,11 @@ PICKLE_STEPS = 1_000_000  # instructions, and items that they copy; 1,000 tensor
 KEY_PARTS = 1000
 HEADER_BYTES = 16 * MIB  # 10,000 tensors take 1
 TENSORS = 10_000  # the largest networks of torchvision have 2,000
+DICTS = 1000  # Lightning's, with callbacks and loops, have 30
+NESTED = 8
+CANDIDATES = 32
+GROUPS = 64
+COMPARED = 4_000_000  # a file of 500 tensors that is unknown takes 300,000
 
 PIXELS = 48 * MIB  # a camera of 50 million pixels; PIL takes 4 bytes for each
 INPUT_SIDE = 65_536

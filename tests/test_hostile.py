@@ -40,7 +40,7 @@ from gatecli.errors import ArchitectureError, CheckpointError, DataError, Export
 from gatecli.exporting.facts import Facts
 from gatecli.exporting.onnx.run import open_onnx
 from gatecli.exporting.weights.writer import Writer
-from gatecli.graph.edit import rename
+from gatecli.graph.spelling import rename
 from gatecli.graph.trace import trace
 from gatecli.stages.attach import attach
 from gatecli.traced.recipe import Recipe

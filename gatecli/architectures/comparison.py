@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from gatecli.architectures.table import CHANNELS, CLASSES, POSITIONS, Shape
+from gatecli.errors import ArchitectureError
 
 __all__ = ["SPELLINGS", "Comparison", "Spelt", "canonical", "compare", "spell"]
 
@@ -24,6 +25,10 @@ SPELLINGS = {
 # Tensors under the names that torchvision gives them in a family, and the spelling that was
 # replaced for each changed part.
 Spelt = tuple[dict[str, Shape], dict[str, str]]
+
+
+class Unfit(ArchitectureError):
+    """The tensors are those of no known network, or not of the one that is named."""
 
 
 @dataclass

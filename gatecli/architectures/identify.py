@@ -11,6 +11,7 @@ from gatecli.architectures.comparison import (
     SPELLINGS,
     Comparison,
     Spelt,
+    Unfit,
     canonical,
     compare,
 )
@@ -85,34 +86,45 @@ class Found:
         return next((self.args[name] for name in CHANNEL_ARGS.values() if name in self.args), 3)
 
 
-def identify(shapes: Mapping[str, Sequence[int]]) -> Found:
+def identify(shapes: Mapping[str, Sequence[int]], *, nearest: bool = True) -> Found:
     """The one known architecture with these tensors.
 
     Its numbers of classes and input channels are whatever the tensors have.
 
+    Args:
+        shapes: the tensors' shapes by name.
+        nearest: whether an error names the nearest ones, which takes its time.
+
     Raises:
-        ArchitectureError: none fits, with the nearest ones, or several do.
+        Unfit: none fits.
+        ArchitectureError: several do.
     """
     plain = _tuples(shapes)
-    spelt = {family: canonical(plain, family) for family in SPELLINGS}
-    fits = []
-    for row in table():
-        own = spelt[row.family][0]
-        if row.tensors.keys() != own.keys():
-            continue  # nearly always, and cheaper than to compare shapes
-        result = compare(row.tensors, own)
-        if not result.differing:
-            fits.append((row, result))
+    rows = [row for row in table() if len(row.tensors) == len(plain)]
+    families = SPELLINGS if nearest else {row.family for row in rows}
+    spelt = {family: canonical(plain, family) for family in families}
+    fits = _fits(rows, spelt)
     if len(fits) == 1:
         row, result = fits[0]
         return _found(row, row.args, result, spelt[row.family][1])
     if fits:
         titles = ", ".join(_title(row) for row, _ in fits)
         raise ArchitectureError(f"several architectures fit these tensors: {titles}; {WAY_OUT}")
-    listing = "; ".join(_nearest(spelt))
-    raise ArchitectureError(
-        f"no known architecture has these tensors, the nearest are {listing}; {WAY_OUT}"
-    )
+    listing = "; ".join(_nearest(spelt)) if nearest else "not asked for"
+    raise Unfit(f"no known architecture has these tensors, the nearest are {listing}; {WAY_OUT}")
+
+
+def _fits(rows: Sequence[Row], spelt: Mapping[str, Spelt]) -> list[tuple[Row, Comparison]]:
+    """The rows that differ in nothing."""
+    fits = []
+    for row in rows:
+        own = spelt[row.family][0]
+        if row.tensors.keys() != own.keys():
+            continue  # nearly always, and cheaper than to compare shapes
+        result = compare(row.tensors, own)
+        if not result.differing:
+            fits.append((row, result))
+    return fits
 
 
 def _nearest(spelt: Mapping[str, Spelt]) -> list[str]:
@@ -134,27 +146,31 @@ def found_for(arch: str, args: Mapping[str, Any], shapes: Mapping[str, Sequence[
         shapes: the tensors' shapes by name.
 
     Raises:
-        ArchitectureError: there is no such network, it does not take `args`, or it has other
-            tensors.
+        Unfit: it has other tensors.
+        ArchitectureError: there is no such network, or it does not take `args`.
     """
-    check_args(arch, args)
     plain = _tuples(shapes)
-    rows = [_with_counts(row, args) for row in find_rows(arch, args)]
-    if not rows and is_callable_name(arch):
-        rows = [_callable_row(arch, args, plain)]
-    elif not rows:
-        rows = [make_row(arch, args)]
+    rows = rows_for(arch, args, plain)
     own, names = canonical(plain, rows[0].family)
     results = [compare(row.tensors, own) for row in rows]
     place = next((n for n, result in enumerate(results) if not result.differing), 0)
     row = rows[place]
     result = results[place]
     if result.differing:
-        raise ArchitectureError(
+        raise Unfit(
             f"the tensors are not those of {arch}: {result.describe(names)}; without --arch it is"
             " looked up"
         )
     return _found(row, {**row.args, **args}, result, names)
+
+
+def rows_for(arch: str, args: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> list[Row]:
+    """The rows that an architecture may have with these arguments. As `found_for`."""
+    check_args(arch, args)
+    rows = [_with_counts(row, args) for row in find_rows(arch, args)]
+    if not rows and is_callable_name(arch):
+        return [_callable_row(arch, args, _tuples(shapes))]
+    return rows or [make_row(arch, args)]
 
 
 def _tuples(shapes: Mapping[str, Sequence[int]]) -> dict[str, Shape]:

@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from gatecli import limits
+from gatecli.checkpoint.candidates import collected
 from gatecli.checkpoint.opening import open_file
-from gatecli.checkpoint.state_dicts import check_sizes, describe, plain, stripped, unwrapped
+from gatecli.checkpoint.state_dicts import check_sizes, dense, describe, stripped
 from gatecli.checkpoint.torch_files import begins_a_pickle, read_pickle, read_zip
 from gatecli.errors import CheckpointError, reason
 
@@ -27,7 +28,7 @@ SAFETENSORS_HEADER = 100_000_000  # bytes, that format's own limit
 
 
 def read_tensors(path: str | os.PathLike[str], *, trust_pickle: bool = False) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by name, wrappings and prefixes taken off.
+    """The first dict of tensors in a checkpoint, what wraps whole networks taken off the names.
 
     Args:
         path: the file.
@@ -40,20 +41,21 @@ def read_tensors(path: str | os.PathLike[str], *, trust_pickle: bool = False) ->
         CheckpointError: the file is missing, damaged, needs code, or holds no tensors.
     """
     path = Path(path)
-    found = _read(path, trust_pickle=trust_pickle)
-    tensors = unwrapped(found)
-    if tensors is None:
+    found = read_file(path, trust_pickle=trust_pickle)
+    candidates = collected(found)
+    if not candidates:
         raise CheckpointError(f"{path}: expected a state dict but got {describe(found)}")
+    tensors = candidates[0].tensors
     check_sizes(tensors, path)
-    try:
-        return {name: plain(tensor) for name, tensor in stripped(tensors).items()}
-    except (RuntimeError, NotImplementedError, MemoryError) as error:
-        raise CheckpointError(
-            f"{path} holds a tensor that cannot be read as a dense one: {reason(error, 160)}"
-        ) from error
+    return dense(stripped(tensors), path)
 
 
-def _read(path: Path, *, trust_pickle: bool) -> Any:
+def read_file(path: Path, *, trust_pickle: bool) -> Any:
+    """Whatever a file holds, its tensors still on the disk where that is possible.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or needs code.
+    """
     kind = _kind(path)
     if kind == "safetensors":
         return _read_safetensors(path)

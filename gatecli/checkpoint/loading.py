@@ -15,9 +15,11 @@ from torch import Tensor
 
 from gatecli import limits
 from gatecli.architectures.build import at_most, build_pretrained, is_callable_name, switches
-from gatecli.architectures.identify import Found, found_for, identify
+from gatecli.architectures.identify import Found
+from gatecli.architectures.wanted import Wanted
 from gatecli.checkpoint.atomic import check_name
-from gatecli.checkpoint.formats import file_sha256, header_fits, read_tensors
+from gatecli.checkpoint.choosing import choose
+from gatecli.checkpoint.formats import file_sha256, header_fits, read_file
 from gatecli.checkpoint.replay import fill, replayed
 from gatecli.checkpoint.state_dicts import check_sizes
 from gatecli.errors import ArchitectureError, CheckpointError, GatecliError
@@ -35,6 +37,7 @@ __all__ = [
 ]
 
 KEY = "gatecli"  # of the recipe in a file's metadata
+ONE_NETWORK = "a checkpoint of gatecli's own holds one network: --key and --prefix say nothing here"
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class Reading:
         mean: of its images' normalisation.
         std: of its images' normalisation.
         leaves: patterns of module paths that tracing keeps whole.
+        key: the keys in the file that lead to the network, joined by dots; empty: found.
+        prefix: of the names of the network's tensors; empty: found.
     """
 
     arch: str | None = None
@@ -58,6 +63,8 @@ class Reading:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     leaves: Sequence[str] = ()
+    key: str = ""
+    prefix: str = ""
 
 
 def load(path: str | os.PathLike[str], arch: str | None = None, **how: Any) -> Network:
@@ -86,7 +93,7 @@ def read(path: Path, how: Reading = Reading()) -> tuple[Network, list[str]]:
         network, notes = _read_plain(path, how)
     else:
         network = read_own(path, recipe, how)
-        notes = []
+        notes = [ONE_NETWORK] if how.key or how.prefix else []
     return network, [*notes, *_uncounted(network)]
 
 
@@ -114,12 +121,12 @@ def read_recipe(path: Path) -> Recipe | None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Plain:
-    """The tensors of a plain checkpoint, and the file that they are from.
+    """What a plain checkpoint holds, and the file that it is from.
 
-    `sha256` is empty where a library has built them.
+    `sha256` is empty where a library has built it.
     """
 
-    tensors: dict[str, Tensor]
+    held: Any
     sha256: str
     size_bytes: int
 
@@ -128,11 +135,12 @@ def _read_plain(path: Path, how: Reading) -> tuple[Network, list[str]]:
     if _names_a_library(path):
         plain, how = _pretrained(str(path), how)
     else:
-        tensors = read_tensors(path, trust_pickle=how.trust_pickle)
+        held = read_file(path, trust_pickle=how.trust_pickle)
         size_bytes = path.stat().st_size
-        plain = _Plain(tensors=tensors, sha256=file_sha256(path), size_bytes=size_bytes)
-    shapes = {name: tuple(tensor.shape) for name, tensor in plain.tensors.items()}
-    found = _find(path, shapes, how)
+        plain = _Plain(held=held, sha256=file_sha256(path), size_bytes=size_bytes)
+    wanted = Wanted(arch=how.arch, args=dict(how.arch_args or {}))
+    chosen = choose(path, plain.held, wanted, how.key, how.prefix)
+    found = chosen.found
     source = Source(
         arch=found.arch,
         arch_args=dict(found.args),
@@ -141,15 +149,17 @@ def _read_plain(path: Path, how: Reading) -> tuple[Network, list[str]]:
         sha256=plain.sha256,
         file_bytes=plain.size_bytes,
         leaves=list(how.leaves),
+        key=chosen.key,
+        prefix=chosen.prefix,
     )
     network, notes = replayed(Recipe(source=source, input=_input(found, how)))
-    fill(network, plain.tensors, path, strict=False)
+    fill(network, chosen.tensors, path, strict=False)
     source = replace(
         source, params=network.params, macs=network.macs_dense, num_classes=network.num_classes
     )
     network.recipe = replace(network.recipe, source=source)
     guesses = _guess_input(network, how) if is_callable_name(found.arch) else []
-    return network, [*found.notes, *guesses, *notes]
+    return network, [*chosen.notes, *found.notes, *guesses, *notes]
 
 
 def _input(found: Found, how: Reading) -> InputSpec:
@@ -191,20 +201,8 @@ def _pretrained(name: str, how: Reading) -> tuple[_Plain, Reading]:
     tensors = model.state_dict()
     size_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     args = {**switches(name, model), **(how.arch_args or {})}
-    plain = _Plain(tensors=tensors, sha256="", size_bytes=size_bytes)
+    plain = _Plain(held=tensors, sha256="", size_bytes=size_bytes)
     return plain, replace(how, arch=how.arch or name, arch_args=args)
-
-
-def _find(path: Path, shapes: Mapping[str, tuple[int, ...]], how: Reading) -> Found:
-    try:
-        if how.arch is not None:
-            return found_for(how.arch, dict(how.arch_args or {}), shapes)
-        found = identify(shapes)
-        if not how.arch_args:
-            return found
-        return found_for(found.arch, {**found.args, **how.arch_args}, shapes)
-    except ArchitectureError as error:
-        raise ArchitectureError(f"{path.name}: {error}") from error
 
 
 def read_own(path: Path, recipe: Recipe, how: Reading) -> Network:

@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from gatecli import methods
 from gatecli.architectures.build import build, build_skeleton
 from gatecli.errors import CheckpointError
-from gatecli.graph.edit import renamed
+from gatecli.graph.spelling import renamed
 from gatecli.network import Network
 from gatecli.traced.recipe import Recipe, Source, Step
 from gatecli.traced.site import SiteDecision
 
 __all__ = ["fill", "replayed", "skeleton_with_weights"]
+
+THRESHOLDS = ("gates.", "exits.")  # whose buffers say infinity where no exit is taken
 
 
 def replayed(recipe: Recipe) -> tuple[Network, list[str]]:
@@ -113,6 +115,8 @@ def fill(network: Network, tensors: Mapping[str, Tensor], path: Path, *, strict:
     wanted = network.state_dict()
     given = dict(tensors) if strict else _picked(tensors, wanted)
     wrong = _mismatch(given, wanted)
+    if wrong is not None and not strict:
+        raise CheckpointError(f"{path.name} does not hold the network's weights: it {wrong}")
     if wrong is not None:
         raise CheckpointError(
             f"{path.name} does not hold the tensors that its recipe asks for: it {wrong}"
@@ -123,8 +127,10 @@ def fill(network: Network, tensors: Mapping[str, Tensor], path: Path, *, strict:
             f"{path.name}: the architecture keeps tensors that no file stores; build it with --arch"
             " package.module:callable"
         )
-    for name, parameter in network.named_parameters():
-        if not bool(parameter.isfinite().all()):
+    parameters = {name for name, _ in network.named_parameters()}
+    for name, tensor in network.state_dict().items():
+        may_be_infinite = name not in parameters and name.startswith(THRESHOLDS)
+        if not may_be_infinite and not bool(tensor.isfinite().all()):
             raise CheckpointError(
                 f"{path.name} is of no use: its tensor `{name}` holds values that are not finite (a"
                 " training that diverged?)"
@@ -137,7 +143,15 @@ def _picked(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict
     for name in wanted:
         if name not in given and name.endswith("num_batches_tracked"):
             given[name] = torch.tensor(0)
+        elif name.endswith("num_batches_tracked"):
+            given[name] = _count(given[name])
     return given
+
+
+def _count(tensor: Tensor) -> Tensor:
+    """A BatchNorm's counter as torch has it: averages of weights make it a floating-point one."""
+    count = tensor.flatten()[:1].nan_to_num(0.0, 0.0, 0.0).long()
+    return count.reshape(()) if count.numel() else torch.tensor(0)
 
 
 def _mismatch(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str | None:
@@ -150,10 +164,16 @@ def _mismatch(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str 
         return f"has `{extra[0]}` too much"
     for name, tensor in given.items():
         if _kind(tensor) != _kind(wanted[name]):
-            return f"has `{name}` as {_kind(tensor)} for {_kind(wanted[name])}"
+            quantised = wanted[name].is_floating_point() and not tensor.is_complex()
+            return (
+                f"has `{name}` as {_kind(tensor)} for {_kind(wanted[name])}"
+                f"{' (quantised?)' if quantised else ''}"
+            )
     return None
 
 
 def _kind(tensor: Tensor) -> str:
     word = "floating" if tensor.is_floating_point() else "whole"
+    if tensor.is_complex():
+        word = "complex"
     return f"{word} numbers of shape {tuple(tensor.shape)}"

@@ -1,4 +1,4 @@
-"""Find the state dict in what a file holds, and check its tensors."""
+"""Check a state dict's tensors, and take off what wraps whole networks."""
 
 from __future__ import annotations
 
@@ -6,44 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gatecli import limits
-from gatecli.errors import CheckpointError
+from gatecli.checkpoint.values import plain
+from gatecli.errors import CheckpointError, reason
 
-__all__ = ["check_sizes", "describe", "plain", "stripped", "unwrapped"]
+__all__ = ["PREFIXES", "check_sizes", "dense", "describe", "stripped"]
 
-# The model itself before its average.
-WRAPPINGS = ("state_dict", "model_state_dict", "model", "net", "state_dict_ema", "ema")
 PREFIXES = ("module.", "_orig_mod.")
 DEEPEST = 8  # prefixes before prefixes
-MOST = 64  # dicts that are looked into for a state dict
-
-
-def unwrapped(found: Any, seen: set[int] | None = None) -> dict[str, Tensor] | None:
-    """The innermost state dict; None if there are no tensors.
-
-    Args:
-        found: what a file holds.
-        seen: what was looked into, by identity: a pickle can hold the same dict in many places,
-            and itself.
-    """
-    seen = set() if seen is None else seen
-    if not isinstance(found, (Mapping, nn.Module)) or id(found) in seen or len(seen) > MOST:
-        return None
-    seen.add(id(found))
-    if isinstance(found, nn.Module):
-        found = found.state_dict()
-    for key in WRAPPINGS:
-        inner = unwrapped(found.get(key), seen)
-        if inner is not None:
-            return inner
-    tensors = {}
-    for name, value in found.items():
-        if isinstance(name, str) and isinstance(value, Tensor):
-            tensors[name] = value
-    return tensors or None
 
 
 def stripped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -86,18 +58,18 @@ def _bytes_once_read(tensor: Tensor) -> int:
     return 4 if tensor.is_floating_point() else tensor.element_size()
 
 
-def plain(tensor: Tensor) -> Tensor:
-    """A copy, floating ones as float32: the file may be replaced while its memory is mapped.
+def dense(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Copies of the tensors, floating ones as float32.
 
     Raises:
-        RuntimeError: the tensor is not a dense one.
+        CheckpointError: one is no dense tensor, or there is no memory for it.
     """
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-        kind = "quantized" if tensor.is_quantized else "sparse or empty (meta)"
-        raise RuntimeError(f"a {kind} tensor of shape {tuple(tensor.shape)}")
-    tensor = tensor.detach()
-    dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
-    return torch.empty(tensor.shape, dtype=dtype).copy_(tensor)
+    try:
+        return {name: plain(tensor) for name, tensor in tensors.items()}
+    except (RuntimeError, NotImplementedError, MemoryError) as error:
+        raise CheckpointError(
+            f"{path} holds a tensor that cannot be read as a dense one: {reason(error, 160)}"
+        ) from error
 
 
 def describe(found: Any) -> str:

@@ -55,6 +55,8 @@ def inspect(
         "checkpoint": str(path),
         "arch": source.arch,
         "arch_args": source.arch_args,
+        "key": source.key,
+        "prefix": source.prefix,
         "num_classes": source.num_classes,
         "input_size": list(network.input.size),
         "params": network.params,

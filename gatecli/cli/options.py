@@ -109,6 +109,17 @@ Leaf = Annotated[
     _reading(help="Pattern of module paths to keep whole when tracing; repeatable."),
 ]
 
+Key = Annotated[
+    str,
+    _reading(
+        "--key", help="Which network of the file: the key that it is under; none: its weights."
+    ),
+]
+Prefix = Annotated[
+    str,
+    _reading("--prefix", help="What the names of the network's tensors begin with; none: found."),
+]
+
 READING = {
     "arch": Shared(annotation=Arch, default=None),
     "arch_arg": Shared(annotation=ArchArg, default=None),
@@ -117,6 +128,8 @@ READING = {
     "mean": Shared(annotation=Mean, default=None),
     "std": Shared(annotation=Std, default=None),
     "leaf": Shared(annotation=Leaf, default=None),
+    "key": Shared(annotation=Key, default=""),
+    "prefix": Shared(annotation=Prefix, default=""),
 }
 
 

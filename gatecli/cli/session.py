@@ -238,6 +238,8 @@ class Session:
             mean=parse_numbers("--mean", given["mean"], positive=False),
             std=parse_numbers("--std", given["std"], positive=True),
             leaves=tuple(given["leaf"] or ()),
+            key=given["key"],
+            prefix=given["prefix"],
         )
 
     def written(self, out: Path) -> None:

@@ -5,13 +5,11 @@ Put a gate before a value, take it out, let go of modules that nothing calls, re
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import fx, nn
 
-from gatecli.errors import ArchitectureError
-from gatecli.graph.names import is_identifier
 from gatecli.graph.normalize import TRAINING
 from gatecli.graph.ops import decided_by, is_mask, mask, runs_of, widen
 from gatecli.graph.trace import remove_dead
@@ -28,8 +26,6 @@ __all__ = [
     "place",
     "place_tensor",
     "remove_mask",
-    "rename",
-    "renamed",
 ]
 
 
@@ -47,20 +43,21 @@ def place(root: nn.Module, path: str, module: nn.Module) -> None:
     parent.add_module(last, module)
 
 
-def place_tensor(root: nn.Module, path: str, source: nn.Module) -> None:
-    """Share the parameter, buffer or constant at `path` of `source` with `root`, at the same path.
+def place_tensor(root: nn.Module, path: str, source: nn.Module, there: str | None = None) -> None:
+    """Share the parameter, buffer or constant of `source` at `there` with `root`, at `path`.
 
-    Files hold what they held before.
+    Files hold what they held before. The two paths are one where only one is given.
     """
     parent, last = _parent(root, path)
-    owner = source.get_submodule(path.rpartition(".")[0])
-    if last in owner._parameters:
-        parent.register_parameter(last, owner._parameters[last])
+    before, _, name = (there or path).rpartition(".")
+    owner = source.get_submodule(before)
+    if name in owner._parameters:
+        parent.register_parameter(last, owner._parameters[name])
     else:
         parent.register_buffer(
             last,
-            getattr(owner, last),
-            persistent=last in owner._buffers and last not in owner._non_persistent_buffers_set,
+            getattr(owner, name),
+            persistent=name in owner._buffers and name not in owner._non_persistent_buffers_set,
         )
 
 
@@ -194,35 +191,3 @@ def _container(module: nn.Module) -> nn.Module:
     for name, buffer in module._buffers.items():
         plain.register_buffer(name, buffer)
     return plain
-
-
-def renamed(path: str, names: Mapping[str, str]) -> str:
-    """A module's path with each of its parts spelled as `names` says."""
-    return ".".join(names.get(part, part) for part in path.split("."))
-
-
-def rename(root: nn.Module, graph: fx.Graph, names: Mapping[str, str]) -> None:
-    """Give modules the names that the source uses.
-
-    `names` maps one part of a path, as `downsample`, to another, as `shortcut`.
-
-    The other may have a dot, as `norm.1` for `norm1`: then the module moves into a container of its
-    own. Names come from files, and end up in the graphs'
-    generated source, so nothing but names is taken: ArchitectureError.
-    """
-    for part, name in names.items():
-        if not is_identifier(name):
-            raise ArchitectureError(
-                f"expected another name for `{part}`, of letters, digits, underscores and dots, and"
-                f" no keyword of Python, but got {name!r}"
-            )
-    for node in graph.nodes:
-        if node.op in ("call_module", "get_attr"):
-            node.target = renamed(str(node.target), names)
-    for parent in list(root.modules()):
-        children, parent._modules = parent._modules, {}
-        for name, child in children.items():
-            if child is None:
-                parent._modules[name] = None
-            else:
-                place(parent, names.get(name, name), child)

@@ -40,7 +40,7 @@ class Network(nn.Module):
         source: The classifier to trace; its modules are shared, not copied, and may lose their
             `inplace`.
         recipe: Where it comes from and how large its images are.
-        names: Parts of module paths to spell otherwise, see gatecli.graph.edit.rename.
+        names: Parts of module paths to spell otherwise, see gatecli.graph.spelling.
         leaves: Patterns of module paths that tracing keeps whole.
 
     Attributes:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import fx, nn
 
 from gatecli.errors import ArchitectureError
-from gatecli.graph import edit
+from gatecli.graph import edit, spelling
 from gatecli.graph.trace import trace
 from gatecli.lowering.context import LOWERED
 from gatecli.traced.traced import Traced
@@ -22,7 +22,7 @@ def traced_source(source: nn.Module, names: Mapping[str, str], leaves: Sequence[
 
     Args:
         source: The classifier; its modules are shared, not copied.
-        names: Parts of module paths to spell otherwise, see gatecli.graph.edit.rename.
+        names: Parts of module paths to spell otherwise, see gatecli.graph.spelling.rename.
         leaves: Patterns of module paths that tracing keeps whole.
 
     Raises:
@@ -32,7 +32,7 @@ def traced_source(source: nn.Module, names: Mapping[str, str], leaves: Sequence[
     _check_names(graph)
     root = nn.Module()
     edit.adopt(root, source, graph)
-    edit.rename(root, graph, names)
+    spelling.rename(root, graph, names)
     return Traced(root, graph)
 
 

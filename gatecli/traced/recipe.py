@@ -51,6 +51,8 @@ class Source:
         macs: multiply-accumulates of one image.
         num_classes: how many it tells apart.
         leaves: patterns of module paths that tracing keeps whole.
+        key: the keys in the file that led to the network, joined by dots.
+        prefix: what was taken off its tensors' names.
     """
 
     arch: str
@@ -63,6 +65,8 @@ class Source:
     macs: int = 0
     num_classes: int = 0
     leaves: list[str] = field(default_factory=list)
+    key: str = ""
+    prefix: str = ""
 
 
 @dataclass(frozen=True)

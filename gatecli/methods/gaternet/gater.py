@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from gatecli.architectures.build import build, build_skeleton
 from gatecli.errors import ArchitectureError
 from gatecli.gates.estimators import semantic_hash
-from gatecli.graph import edit
+from gatecli.graph import edit, spelling
 from gatecli.graph.patterns import is_plain
 from gatecli.graph.trace import compile_graph, remove_dead, trace
 
@@ -60,7 +60,7 @@ class Features(nn.Module):
         output.args = (head.args[0],)
         remove_dead(graph)
         edit.adopt(self, source, graph)
-        edit.rename(self, graph, names)
+        spelling.rename(self, graph, names)
         # takes its root as an argument, so that a copy runs its own modules
         self.__dict__["run"] = compile_graph(graph)
 
