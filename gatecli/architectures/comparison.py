@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from gatecli.architectures.table import CHANNELS, CLASSES, POSITIONS, Shape
+from gatecli.architectures.shapes import CHANNELS, CLASSES, POSITIONS, Shape
 
 # What other people's networks of a family, or old files, call the same parts: (theirs,
 # torchvision's). A dot is a module more.

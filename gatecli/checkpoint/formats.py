@@ -37,21 +37,43 @@ def read_tensors(path: str | os.PathLike[str], trust_pickle: bool = False) -> di
     Raises:
         CheckpointError: the file is missing, damaged, needs code, or holds no tensors.
     """
-    path = Path(path)
-    found = _read(path, trust_pickle)
+    return tensors_in(read_content(Path(path), trust_pickle), Path(path))
+
+
+def tensors_in(
+    found: Any, path: Path, *, strip: bool = True, sized: bool = True
+) -> dict[str, Tensor]:
+    """The tensors in what a file holds, by name, wrappings and prefixes taken off.
+
+    Args:
+        found: what the file holds.
+        path: the file, for errors.
+        strip: whether prefixes are taken off; else names stay as the file has them.
+        sized: whether they are all from that file: no tensor may be larger than its bytes there.
+
+    Raises:
+        CheckpointError: there are none, or one cannot be read.
+    """
     tensors = unwrapped(found)
     if tensors is None:
         raise CheckpointError(f"{path}: expected a state dict but got {describe(found)}")
-    check_sizes(tensors, path)
+    if sized:
+        check_sizes(tensors, path)
     try:
-        return {name: plain(tensor) for name, tensor in stripped(tensors).items()}
+        named = stripped(tensors) if strip else tensors
+        return {name: plain(tensor) for name, tensor in named.items()}
     except (RuntimeError, NotImplementedError, MemoryError) as error:
         raise CheckpointError(
             f"{path} holds a tensor that cannot be read as a dense one: {reason(error, 160)}"
         ) from error
 
 
-def _read(path: Path, trust_pickle: bool) -> Any:
+def read_content(path: Path, trust_pickle: bool) -> Any:
+    """What a file holds: tensors by name, or whatever a script has saved.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or needs code.
+    """
     kind = _kind(path)
     if kind == "safetensors":
         return _read_safetensors(path)

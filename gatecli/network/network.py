@@ -18,6 +18,7 @@ from gatecli.gates.observe import gates_of
 from gatecli.graph import edit
 from gatecli.graph.macs import count_nodes
 from gatecli.graph.ops import is_pick
+from gatecli.graph.softmax import without_softmax
 from gatecli.graph.trace import compile_graph, trace
 from gatecli.kinds import registry
 from gatecli.kinds.naming import with_unique_names
@@ -69,6 +70,8 @@ class Network(nn.Module):
         root = self.__dict__["root"] = nn.Module()
         super().__init__()
         graph = trace(source, leaves)
+        if recipe.source.softmax:
+            without_softmax(source, graph)
         _check_names(graph)
         edit.adopt(root, source, graph)
         edit.rename(root, graph, names or {})

@@ -37,6 +37,8 @@ class Source:
         macs: multiply-accumulates of one image.
         num_classes: how many it tells apart.
         leaves: patterns of module paths that tracing keeps whole.
+        assumed: what was assumed of it because no tensor tells it: what, instead, option.
+        softmax: whether a softmax at its end was taken off.
     """
 
     arch: str
@@ -49,6 +51,35 @@ class Source:
     macs: int = 0
     num_classes: int = 0
     leaves: list[str] = field(default_factory=list)
+    assumed: list[dict[str, str]] = field(default_factory=list)
+    softmax: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaidInput:
+    """What a file, or what lies beside it, says of the images; None: nothing.
+
+    Attributes:
+        where: what says it, as "config.json".
+        size: (height, width) in pixels.
+        resize: before a crop: one number is the shorter side, two are exactly so.
+        crop: share of the resized side that is cut out; 1: no crop.
+        interpolation: nearest, bilinear, bicubic, lanczos, box or hamming.
+        mean: of values in [0, 1].
+        std: the standard deviation of the same.
+        channels: how many.
+        classes: their names, in order.
+    """
+
+    where: str
+    size: tuple[int, int] | None = None
+    resize: tuple[int, ...] | None = None
+    crop: float | None = None
+    interpolation: str | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    channels: int | None = None
+    classes: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,270 @@
+"""A plain checkpoint: its tensors, what it says of itself, and which architecture it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from gatecli import limits
+from gatecli.architectures.arguments import accepted_args, check_args
+from gatecli.architectures.build import at_most, build_pretrained, build_skeleton, switches
+from gatecli.architectures.identify import Found, found_for, identify
+from gatecli.architectures.shapes import shapes_of
+from gatecli.architectures.table import knows
+from gatecli.architectures.timm_table import known_to_timm
+from gatecli.architectures.transformers_library import config_args, renamed_by_library
+from gatecli.checkpoint.formats import tensors_in
+from gatecli.checkpoint.said.config import said_beside
+from gatecli.checkpoint.said.facts import Said
+from gatecli.checkpoint.said.folder import HUB_NAMES, listed_weights, weights_at
+from gatecli.checkpoint.said.hub import fetched, names_a_hub
+from gatecli.checkpoint.said.inside import said_inside
+from gatecli.errors import ArchitectureError, GatecliError
+
+if TYPE_CHECKING:
+    from gatecli.checkpoint.loading import Reading
+
+__all__ = ["Plain", "find", "names_a_library", "open_plain"]
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plain:
+    """The tensors of a plain checkpoint, and what is known beside them.
+
+    Attributes:
+        tensors: by name.
+        file: the file's name.
+        sha256: of the file; empty where a library has built the tensors.
+        size_bytes: its size.
+        said: what it says of itself, the binding first.
+        module: the network itself, where the file holds one; its code was trusted.
+        is_pretrained: whether the library that the user names has built it.
+        notes: for people.
+    """
+
+    tensors: dict[str, Tensor]
+    file: str
+    sha256: str
+    size_bytes: int
+    said: tuple[Said, ...] = ()
+    module: nn.Module | None = None
+    is_pretrained: bool = False
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def shapes(self) -> Shapes:
+        """The tensors' shapes by name."""
+        return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+
+
+def names_a_library(path: Path) -> bool:
+    """Whether a checkpoint argument names a library's own pretrained network."""
+    return str(path).startswith(("torchvision:", "timm:")) and not path.exists()
+
+
+def open_plain(path: Path, how: Reading) -> tuple[Plain, Reading]:
+    """Read a checkpoint that is none of gatecli's own; and how it is to be read on.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    if names_a_library(path):
+        return _pretrained(str(path), how)
+    place = fetched(str(path)) if names_a_hub(path) else path
+    weights = weights_at(place)
+    content = weights.read(how.trust_pickle)
+    first = weights.files[0]
+    notes: list[str] = []
+    said = [said_inside(content, _metadata(first))]
+    if path != first or _is_hubs(first):
+        beside, notes = said_beside(first.parent)
+        said.insert(0, beside)
+    if weights.again is not None:
+        notes.append(f"{weights.again.name} holds the same tensors as {first.name}")
+    plain = Plain(
+        tensors=tensors_in(content, first, sized=weights.index is None),
+        file=weights.title,
+        sha256=weights.sha256(),
+        size_bytes=weights.size_bytes,
+        said=tuple(each for each in said if each is not None),
+        module=_module_in(content),
+        notes=notes,
+    )
+    return plain, how
+
+
+def _is_hubs(file: Path) -> bool:
+    """Whether a config.json beside a file is about it: by its name, or as it is the only one."""
+    if not file.with_name("config.json").is_file():
+        return False
+    return file.name in HUB_NAMES or listed_weights(file.parent) == [file]
+
+
+def _metadata(file: Path) -> Mapping[str, str]:
+    """The words in a safetensors file's header; none of another's."""
+    try:
+        with safe_open(file, "pt") as opened:
+            return opened.metadata() or {}
+    except (OSError, SafetensorError):
+        return {}
+
+
+def _module_in(content: Any) -> nn.Module | None:
+    """The one network that a trusted pickle holds; None where it is not one."""
+    if isinstance(content, nn.Module):
+        return content
+    if not isinstance(content, Mapping):
+        return None
+    found = [value for value in content.values() if isinstance(value, nn.Module)]
+    networks = [each for each in found if any(True for _ in each.parameters())]
+    return networks[0] if len(networks) == 1 else None
+
+
+def _pretrained(name: str, how: Reading) -> tuple[Plain, Reading]:
+    """A library's own network, and how it is to be read."""
+    model = build_pretrained(name)
+    tensors = model.state_dict()
+    size_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    args = {**switches(name, model), **(how.arch_args or {})}
+    plain = Plain(tensors=tensors, file=name, sha256="", size_bytes=size_bytes, is_pretrained=True)
+    return plain, replace(how, arch=how.arch or name, arch_args=args)
+
+
+def find(plain: Plain, how: Reading) -> tuple[Found, Plain]:
+    """The architecture of a checkpoint: as the user, the file or else the tensors say.
+
+    Returns:
+        It, and the checkpoint, whose tensors the library may have renamed.
+
+    Raises:
+        ArchitectureError: none fits, or what the file says contradicts its tensors.
+    """
+    shapes = plain.shapes
+    args = dict(how.arch_args or {})
+    if how.arch is not None:
+        found = found_for(how.arch, args, shapes)
+        assumed = () if plain.is_pretrained else found.assumed
+        return replace(found, assumed=assumed, said=_images(plain)), plain
+    notes: list[str] = []
+    for said in plain.said:
+        if said.library == "transformers":
+            return _of_transformers(plain, said)
+        found_said, why = _named(said, args, shapes)
+        notes += why
+        if found_said is not None:
+            _check_count(said, found_said, plain)
+            if said.is_binding:
+                found_said = replace(found_said, assumed=())
+            return _with_notes(found_said, plain, notes)
+    found = identify(shapes)
+    if args:
+        found = replace(
+            found_for(found.arch, {**found.args, **args}, shapes), input_size=found.input_size
+        )
+    for said in plain.said:
+        _check_count(said, found, plain)
+    return _with_notes(found, plain, notes)
+
+
+def _with_notes(found: Found, plain: Plain, notes: list[str]) -> tuple[Found, Plain]:
+    return replace(found, said=_images(plain)), replace(plain, notes=[*plain.notes, *notes])
+
+
+def _images(plain: Plain) -> Any:
+    return next((said.input for said in plain.said if said.input is not None), None)
+
+
+def _named(said: Said, args: dict[str, Any], shapes: Shapes) -> tuple[Found | None, list[str]]:
+    """The architecture that a file names; None where it names none that is known.
+
+    Raises:
+        ArchitectureError: what it says is binding, and the tensors are another network's.
+    """
+    candidates = [arch for arch in _candidates(said) if _is_known(arch)]
+    if not candidates:
+        if said.arch and said.is_binding:
+            return None, [f"{said.where} says that it is `{said.arch}`, which is not known here"]
+        return None, []
+    failed: list[ArchitectureError] = []
+    for arch in candidates:
+        try:
+            return found_for(arch, {**_fitting(arch, said.args), **args}, shapes), []
+        except ArchitectureError as error:
+            failed.append(error)
+    if not said.is_binding:
+        return None, []
+    try:
+        truth = f"its tensors are those of {identify(shapes).arch}"
+    except ArchitectureError:
+        truth = str(failed[-1])
+    if "not installed" in str(failed[-1]):
+        raise failed[-1]
+    raise ArchitectureError(
+        f"{said.where} says that it is `{said.arch}`, but {truth}: correct that file, or say which"
+        " it is with --arch"
+    )
+
+
+def _candidates(said: Said) -> list[str]:
+    if not said.arch:
+        return []
+    libraries = [said.library] if said.library == "torchvision" else ["torchvision", "timm"]
+    return [f"{library}:{said.arch}" for library in libraries]
+
+
+def _is_known(arch: str) -> bool:
+    return known_to_timm(arch[5:]) if arch.startswith("timm:") else knows(arch)
+
+
+def _fitting(arch: str, args: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a file's arguments that the architecture takes."""
+    accepted = accepted_args(arch) or {}
+    return {key: args[key] for key in accepted if key in args and accepted[key].takes(args[key])}
+
+
+def _check_count(said: Said, found: Found, plain: Plain) -> None:
+    """Raises ArchitectureError where a binding class count is not that of the tensors."""
+    there = found.args.get("num_classes")
+    if said.num_classes is None or there in (None, said.num_classes) or not said.is_binding:
+        return
+    raise ArchitectureError(
+        f"{said.where} says that there are {said.num_classes} classes, but the tensors in"
+        f" {plain.file} are for {there}: correct that file, or say what it is with --arch"
+        f" {found.arch}"
+    )
+
+
+def _of_transformers(plain: Plain, said: Said) -> tuple[Found, Plain]:
+    """A network of transformers, by its folder's config."""
+    arch = f"transformers:{said.arch}"
+    args = config_args(said.args, said.num_classes)
+    check_args(arch, args)
+    numbers = sum(tensor.numel() for tensor in plain.tensors.values())
+    try:
+        with at_most(*limits.network(len(plain.tensors), numbers, pruned=False)):
+            ours = shapes_of(build_skeleton(arch, args))
+        _check_head(said, ours, plain)
+        tensors = renamed_by_library(arch, args, plain.tensors)
+    except GatecliError as error:
+        raise type(error)(f"{said.where}: {error}") from error
+    renamed = replace(plain, tensors=tensors)
+    found = found_for(arch, args, renamed.shapes)
+    return replace(found, assumed=(), said=said.input), renamed
+
+
+def _check_head(said: Said, ours: Shapes, plain: Plain) -> None:
+    """Raises ArchitectureError where only a class count differs from the file's."""
+    for name, shape in ours.items():
+        there = plain.shapes.get(name, shape)
+        if shape != there and shape[1:] == there[1:] and shape[:1] == (said.num_classes,):
+            raise ArchitectureError(
+                f"it says that there are {shape[0]} classes, but the tensors in {plain.file} are"
+                f" for {there[0]}: correct that file"
+            )
