@@ -62,7 +62,8 @@ def build(arch: str, args: Mapping[str, Any]) -> nn.Module:
 
     Args:
         arch: torchvision:NAME, cifar:resnet20 (or another in cifar/), timm:NAME,
-            transformers:CLASS or package.module:callable, the last imported with the current folder on the path.
+            transformers:CLASS or package.module:callable, the last imported with the current folder
+            on the path.
         args: the architecture's arguments.
 
     Raises:

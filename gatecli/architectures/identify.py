@@ -73,7 +73,7 @@ class Found:
     @property
     def channels(self) -> int:
         """Channels of the images; 3 where no argument says otherwise."""
-        return next((self.args[name] for name in CHANNEL_ARGS.values() if name in self.args), 3)
+        return int(self.args.get(CHANNEL_ARGS.get(split_arch(self.arch)[0], ""), 3))
 
 
 def identify(shapes: Mapping[str, Sequence[int]]) -> Found:
@@ -226,7 +226,7 @@ def _found(
         size = image_size(row.tensors, counts[POSITIONS])
         if size != USUAL_SIZE:
             full["image_size"] = size
-    is_usual = all(full.get(name, 3) == 3 for name in CHANNEL_ARGS.values())
+    is_usual = full.get(CHANNEL_ARGS.get(split_arch(row.arch)[0], ""), 3) == 3
     return Found(
         arch=row.arch,
         args=full,

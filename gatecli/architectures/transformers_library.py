@@ -74,19 +74,21 @@ def check_config(arch: str, args: Mapping[str, Any]) -> None:
     left = [key for key in args if key in LEFT_OUT]
     if left:
         raise ArchitectureError(f"the config of {arch} may not have `{left[0]}`")
-    count = 0
     layers = 0
-    for key, value, depth in _walk(args):
-        count += 1
-        if not _is_plain(value) or depth > DEEPEST or count > MOST_VALUES:
+    for number, (key, value, depth) in enumerate(_walk(args)):
+        if not _is_plain(value) or depth > DEEPEST or number >= MOST_VALUES:
             raise ArchitectureError(
                 f"the config of {arch} is no config of an image classifier: `{key[:80]}` is"
                 f" {str(value)[:40]!r}"
             )
-        if ("depth" in key or "layers" in key) and is_a(value, int):
+        if _counts_layers(key) and is_a(value, int):
             layers += value
     if layers > MOST_LAYERS:
         raise ArchitectureError(f"the config of {arch} asks for {layers} layers")
+
+
+def _counts_layers(key: str) -> bool:
+    return "depth" in key or "layers" in key or "repeats" in key
 
 
 def _walk(args: Mapping[str, Any]) -> Iterator[tuple[str, Any, int]]:

@@ -58,13 +58,15 @@ class Assumed:
 class _Twin:
     """A line of the table: what is assumed, and the argument that says otherwise.
 
-    `fits` says for which of the family's networks there is such a twin.
+    `fits` says for which of the family's networks there is such a twin; `if_named`, whether it is
+    meant by the architecture's name too: there are both under that name.
     """
 
     what: str
     instead: str
     args: dict[str, Any]
     fits: Callable[[Args, Tensors], bool] = lambda args, tensors: True
+    if_named: bool = False
 
 
 def _small_stem(args: Args, tensors: Tensors) -> bool:
@@ -95,15 +97,24 @@ STRIDE = _Twin(
     instead="on the first 1x1 one",
     args={"stride_on": "conv1"},
     fits=_bottlenecks,
+    if_named=True,
 )
 NO_POOL = _Twin(
     what="a max-pool in the stem", instead="none", args={"maxpool": False}, fits=_large_stem
 )
 POOL = _Twin(
-    what="no max-pool in the 3x3 stem", instead="one", args={"maxpool": True}, fits=_small_stem
+    what="no max-pool in the 3x3 stem",
+    instead="one",
+    args={"maxpool": True},
+    fits=_small_stem,
+    if_named=True,
 )
 STEM_OF_TWO = _Twin(
-    what="stride 1 in the 3x3 stem", instead="2", args={"stem_stride": 2}, fits=_small_stem
+    what="stride 1 in the 3x3 stem",
+    instead="2",
+    args={"stem_stride": 2},
+    fits=_small_stem,
+    if_named=True,
 )
 STEM_OF_ONE = _Twin(
     what="stride 2 in the stem", instead="1", args={"stem_stride": 1}, fits=_large_stem
@@ -127,17 +138,20 @@ TRANSFORM = _Twin(
     what="images as they are normalised",
     instead="transformed first, as torchvision's own pretrained one does",
     args={"transform_input": True},
+    if_named=True,
 )
 PAD = _Twin(
     what="shortcuts padded with zeros on both sides of the channels",
     instead="at their end",
     args={"pad": "end"},
     fits=_padded,
+    if_named=True,
 )
 PROJECT = _Twin(
     what="projections that read a block's input",
     instead="its first activation",
     args={"project": "activation"},
+    if_named=True,
 )
 FAMILIES: dict[str, tuple[_Twin, ...]] = {
     "ResNet": (
@@ -189,7 +203,8 @@ def assumed_of(arch: str, args: Args, tensors: Tensors, *, named: bool) -> tuple
     found: list[Assumed] = []
     accepted = (accepted_args(arch) or {}).keys() - args.keys()
     for twin in FAMILIES.get(family(arch), ()):
-        if twin.args.keys() <= accepted and twin.fits(args, tensors):
+        known = named and not twin.if_named
+        if not known and twin.args.keys() <= accepted and twin.fits(args, tensors):
             found.append(Assumed(what=twin.what, instead=twin.instead, args=dict(twin.args)))
     if not named and "stem" not in args:
         found += timm_twins(arch, [row.name for row in timm_rows(tensors)])

@@ -165,9 +165,8 @@ def find(plain: Plain, how: Reading) -> tuple[Found, Plain]:
             return _with_notes(found_said, plain, notes)
     found = identify(shapes)
     if args:
-        found = replace(
-            found_for(found.arch, {**found.args, **args}, shapes), input_size=found.input_size
-        )
+        left = tuple(each for each in found.assumed if not each.args.keys() & args.keys())
+        found = replace(found_for(found.arch, {**found.args, **args}, shapes), assumed=left)
     for said in plain.said:
         _check_count(said, found, plain)
     return _with_notes(found, plain, notes)

@@ -112,11 +112,13 @@ def calibrate(
 def _measured(session: Session, network: Network, asked: Asked) -> Found:
     from gatecli.calibration.exits.calibrate import calibrate_exits
     from gatecli.calibration.exits.result import recorded
+    from gatecli.stages.chance import chance_notes
     from gatecli.stages.fit import open_data
 
+    dataset = open_data(network, asked.data)
     result = calibrate_exits(
         network,
-        open_data(network, asked.data),
+        dataset,
         target_acc=asked.target_acc,
         max_drop=asked.max_drop,
         max_gmacs=asked.max_gmacs,
@@ -141,7 +143,8 @@ def _measured(session: Session, network: Network, asked: Asked) -> Found:
         leaving_ms=result.times,
         frontier=[recorded(result, point) for point in result.frontier],
     )
-    return Found(network=result.network, figures=figures, notes=_notes(result))
+    notes = [*_notes(result), *chance_notes(result.baseline_top1, dataset, "val")]
+    return Found(network=result.network, figures=figures, notes=notes)
 
 
 def _notes(result: ExitsCalibrated) -> list[str]:

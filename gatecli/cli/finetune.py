@@ -126,6 +126,7 @@ def finetune(
 ) -> dict[str, Any]:
     """Train the gates, and the weights with them. Interrupted runs go on with --resume."""
     from gatecli.checkpoint import check_output, write
+    from gatecli.stages.chance import chance_notes
     from gatecli.training import Run, TrainOptions
     from gatecli.training import finetune as train_gates
     from gatecli.training.board import on_board
@@ -165,6 +166,8 @@ def finetune(
         write(result.network, target)
         run.finish()
     _report(session, result, run)
+    for line in chance_notes(result.baseline_top1, dataset, "val"):
+        session.say(f"note: before training, {line}")
     session.written(target)
     session.say(f"next: gatecli {_next(result.network)}")
     return _json(result, path, target)

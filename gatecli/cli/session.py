@@ -221,7 +221,8 @@ class Session:
         network, notes = checkpoint.read(path, self._reading())
         for note in notes:
             self.say(f"note: {note}")
-        self.assumed = network.recipe.source.assumed
+        if self.assumed is None:  # a second checkpoint is a teacher, or compared with
+            self.assumed = network.recipe.source.assumed
         torch.manual_seed(self.seed)
         return network.to(self.torch_device())
 

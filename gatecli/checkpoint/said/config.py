@@ -132,23 +132,27 @@ Geometry = tuple[tuple[int, int] | None, tuple[int, ...] | None, float | None]
 
 def _geometry(values: Values) -> Geometry:
     """Size, resize and crop, in the many ways in which image processors say them."""
-    given = values.values.get("size")
-    edge = given.get("shortest_edge") if isinstance(given, dict) else None
-    edge = edge if isinstance(edge, int) and 0 < edge <= limits.INPUT_SIDE else None
+    given = values.values.get("size") if values.values.get("do_resize") is not False else None
+    edge = _edge(given)
     whole = _box(given)
-    if values.values.get("do_resize") is False:
-        whole, edge = None, None
     share = values.share("crop_pct")
     if edge is not None and share is not None:  # ConvNeXt: no crop from 384 pixels on
         box = (edge, edge)
         return (box, (int(edge / share),), share) if edge < 384 else (box, box, 1.0)
-    cut = _box(values.values.get("crop_size"))
     resize = whole if edge is None else (edge,)
+    cut = _box(values.values.get("crop_size"))
     if values.values.get("do_center_crop") and cut is not None:
         return cut, resize, (cut[0] / min(resize) if resize else None)
     if whole is not None:
         return whole, whole, 1.0
     return (None, None, None) if edge is None else ((edge, edge), (edge,), None)
+
+
+def _edge(given: Any) -> int | None:
+    """The length of the shorter side, where that is what is said."""
+    edge = given.get("shortest_edge") if isinstance(given, dict) else None
+    is_side = isinstance(edge, int) and 0 < edge <= limits.INPUT_SIDE
+    return edge if is_side and edge is not True else None
 
 
 def _box(given: Any) -> tuple[int, int] | None:
