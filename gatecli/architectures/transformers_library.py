@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -130,7 +131,9 @@ def build_transformers(name: str, args: Mapping[str, Any]) -> nn.Module:
     Its tensors have the library's names: it is of a class made from the library's own.
     """
     network = _class(name)
-    model: nn.Module = _logits_only(network)(_config(network, args))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model: nn.Module = _logits_only(network)(_config(network, args))
     return model
 
 

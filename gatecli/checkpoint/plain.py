@@ -244,9 +244,9 @@ def _of_transformers(plain: Plain, said: Said) -> tuple[Found, Plain]:
     """A network of transformers, by its folder's config."""
     arch = f"transformers:{said.arch}"
     args = config_args(said.args, said.num_classes)
-    check_args(arch, args)
     numbers = sum(tensor.numel() for tensor in plain.tensors.values())
     try:
+        check_args(arch, args)
         with at_most(*limits.network(len(plain.tensors), numbers, pruned=False)):
             ours = shapes_of(build_skeleton(arch, args))
         _check_head(said, ours, plain)
