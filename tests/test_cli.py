@@ -164,7 +164,7 @@ def test_names_of_outputs(road: Road) -> None:
     assert (road.folder / ".gatecli/current").read_text() == f"{names[2]}\n"
 
 
-COMMON = {"checkpoint", "arch", "params", "macs_dense", "macs_expected", "seconds"}
+COMMON = {"checkpoint", "arch", "params", "macs_dense", "macs_expected", "seconds", "assumed"}
 KEYS = {
     "inspect source": {"arch", "num_classes", "input_size", "params", "macs_dense", "sites"},
     "attach": {"out", "method", "gates", "units", "params", "max_logit_change"},

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gatecli.errors import ArchitectureError, reason
+from gatecli.errors import ArchitectureError, GatecliError, reason
 from gatecli.traced.recipe import is_a
 
 __all__ = ["LIBRARY", "build_transformers", "check_config", "config_args", "renamed_by_library"]
@@ -131,9 +131,14 @@ def build_transformers(name: str, args: Mapping[str, Any]) -> nn.Module:
     Its tensors have the library's names: it is of a class made from the library's own.
     """
     network = _class(name)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model: nn.Module = _logits_only(network)(_config(network, args))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model: nn.Module = _logits_only(network)(_config(network, args))
+    except GatecliError:
+        raise
+    except Exception as error:  # the library's checks of a config have errors of their own
+        raise ValueError(reason(error, 200)) from error
     return model
 
 

@@ -148,7 +148,11 @@ class Recipe:
 
     def to_json(self) -> str:
         """The recipe as strict JSON."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, allow_nan=False)
+        told = asdict(self)
+        for name in ("assumed", "softmax"):  # left out where empty, as older files have it
+            if not told["source"][name]:
+                del told["source"][name]
+        return json.dumps({"format": FORMAT, **told}, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str, where: str) -> Recipe:
