@@ -899,7 +899,7 @@ def test_cifar_stem_and_notes(here: Path) -> None:
     done = run("inspect", "r18.pt")
     assert (
         done.code == 0
-        and "note: taken to have a 3x3 stem" in done.err
+        and "no max-pool in the 3x3 stem" in done.err
         and "maxpool=true" in done.err
     )
     assert call("inspect", "r18.pt")["input_size"] == [32, 32]

@@ -303,6 +303,16 @@ def test_lightnings_hyper_parameters_choose_between_twins(tmp_path: Path) -> Non
     assert read(tmp_path / "x.ckpt")[0].recipe.source.arch == "timm:resnetblur18"
 
 
+def test_timm_transformers_of_another_image_size(tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    network = timm.create_model("vit_tiny_patch16_224", num_classes=5, img_size=64)
+    args = Namespace(model="vit_tiny_patch16_224", img_size=64)
+    whole = {"arch": "vit_tiny_patch16_224", "args": args, "state_dict": network.state_dict()}
+    torch.save(whole, tmp_path / "x.pth.tar")
+    taken, _ = read(tmp_path / "x.pth.tar")
+    assert taken.recipe.source.arch_args["img_size"] == 64 and taken.input.size == (64, 64)
+
+
 def test_a_header_of_safetensors(tmp_path: Path) -> None:
     save_file(resnet().state_dict(), tmp_path / "x.safetensors", {"architecture": "resnet18"})
     assert read(tmp_path / "x.safetensors")[0].recipe.source.arch == "torchvision:resnet18"

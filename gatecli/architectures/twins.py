@@ -184,9 +184,10 @@ FAMILIES: dict[str, tuple[_Twin, ...]] = {
 }
 # What a name in timm says of its network, where tensors do not, by a part of the name.
 TIMM_WORDS = (
+    ("tf_", "TensorFlow's padding and eps"),
     ("blur", "anti-aliased by a blur"),
     ("aa", "anti-aliased by averages"),
-    ("tf_", "TensorFlow's padding and eps"),
+    ("deit", "ImageNet's mean and std"),
     ("quickgelu", "quick GELU"),
 )
 

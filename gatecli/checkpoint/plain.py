@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from gatecli import limits
+from gatecli.architectures.argument import Argument
 from gatecli.architectures.arguments import accepted_args, check_args
 from gatecli.architectures.build import at_most, build_pretrained, build_skeleton, switches
 from gatecli.architectures.identify import Found, found_for, identify
@@ -192,9 +193,9 @@ def _named(said: Said, args: dict[str, Any], shapes: Shapes) -> tuple[Found | No
             return None, [f"{said.where} says that it is `{said.arch}`, which is not known here"]
         return None, []
     failed: list[ArchitectureError] = []
-    for arch in candidates:
+    for arch, own in _attempts(candidates, said):
         try:
-            return found_for(arch, {**_fitting(arch, said.args), **args}, shapes), []
+            return found_for(arch, {**own, **args}, shapes), []
         except ArchitectureError as error:
             failed.append(error)
     if not said.is_binding:
@@ -211,6 +212,21 @@ def _named(said: Said, args: dict[str, Any], shapes: Shapes) -> tuple[Found | No
     )
 
 
+def _attempts(candidates: Sequence[str], said: Said) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What the file may mean: each architecture as it is, and for images of the size it says."""
+    size = said.input.size if said.input is not None else None
+    for arch in candidates:
+        try:
+            accepted = accepted_args(arch) or {}
+            own = _fitting(accepted, said.args)
+        except ArchitectureError:  # without timm: the attempt says so
+            yield arch, {}
+            continue
+        yield arch, own
+        if size is not None and "img_size" in accepted and size[0] == size[1]:
+            yield arch, {**own, "img_size": size[0]}
+
+
 def _candidates(said: Said) -> list[str]:
     if not said.arch:
         return []
@@ -222,9 +238,8 @@ def _is_known(arch: str) -> bool:
     return known_to_timm(arch[5:]) if arch.startswith("timm:") else knows(arch)
 
 
-def _fitting(arch: str, args: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of a file's arguments that the architecture takes."""
-    accepted = accepted_args(arch) or {}
+def _fitting(accepted: Mapping[str, Argument], args: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a file's arguments that an architecture takes."""
     return {key: args[key] for key in accepted if key in args and accepted[key].takes(args[key])}
 
 
