@@ -7,6 +7,8 @@ anything is allocated.
     PICKLE_BYTES, PICKLE_STEPS  data.pkl, or the pickles at the start of an older torch file
     KEY_PARTS                   a dict's key in a pickle: all values in it, those of its tuples too
     HEADER_BYTES                the JSON header of a safetensors file
+    CONFIG_BYTES                a config.json beside a checkpoint
+    SHARDS                      files that one checkpoint is in
     TENSORS                     tensors of one checkpoint
     DICTS, NESTED               dicts in a file that are looked into for tensors, and how deep;
                                 parts of names that are looked at for prefixes
@@ -46,6 +48,8 @@ PICKLE_BYTES = 16 * MIB  # the largest real ones, with an optimizer's state, hav
 PICKLE_STEPS = 1_000_000  # instructions, and items that they copy; 1,000 tensors take 60,000
 KEY_PARTS = 1000
 HEADER_BYTES = 16 * MIB  # 10,000 tensors take 1
+CONFIG_BYTES = 4 * MIB  # with the names of 21,000 classes it has 1
+SHARDS = 1000
 TENSORS = 10_000  # the largest networks of torchvision have 2,000
 DICTS = 1000  # Lightning's, with callbacks and loops, have 30
 NESTED = 8

@@ -80,7 +80,7 @@ def test_a_traced_network_is_its_source_in_both_modes(kind: str) -> None:
 def test_files_of_these_networks_are_recognised(name: str) -> None:
     from gatecli.architectures.build import build_skeleton
     from gatecli.architectures.identify import identify
-    from gatecli.architectures.table import shapes_of
+    from gatecli.architectures.shapes import shapes_of
 
     found = identify(shapes_of(build_skeleton(f"cifar:{name}", {"num_classes": 36, "channels": 1})))
     assert (found.arch, found.args) == (f"cifar:{name}", {"num_classes": 36, "channels": 1})

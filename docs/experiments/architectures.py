@@ -24,7 +24,7 @@ import gatecli
 from gatecli.architectures.arguments import accepted_args
 from gatecli.architectures.build import build, build_skeleton
 from gatecli.architectures.identify import Found, found_for, identify
-from gatecli.architectures.table import shapes_of
+from gatecli.architectures.shapes import shapes_of
 from gatecli.errors import ArchitectureError
 from gatecli.network import Network
 from gatecli.network.compare import logits, random_images, relative_change

@@ -10,10 +10,19 @@ import difflib
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
+from gatecli.architectures.argument import (
+    CHANNELS,
+    CIFAR,
+    CLASSES,
+    COUNTS,
+    PRE_CIFAR,
+    Argument,
+)
 from gatecli.architectures.cifar import NETWORKS, PRERESNETS, RESNETS
+from gatecli.architectures.torchvision_args import EXTRA_ARGS, builders_own
+from gatecli.architectures.transformers_library import check_config
 from gatecli.errors import ArchitectureError, SettingError
 
 __all__ = [
@@ -26,7 +35,7 @@ __all__ = [
     "split_arch",
 ]
 
-LIBRARIES = ("torchvision", "cifar", "timm")
+LIBRARIES = ("torchvision", "cifar", "timm", "transformers")
 NO_TIMM = "timm is not installed, which `{arch}` needs: pip install 'gatecli[timm]'"
 # These name files or fetch weights; a network's weights come from the checkpoint and from nowhere
 # else.
@@ -44,67 +53,6 @@ REFUSED = {
 SPELLED = {"int": int, "float": float, "bool": bool, "str": str}  # annotations may be strings
 
 
-@dataclass(frozen=True)
-class Argument:
-    """What one argument may be.
-
-    Attributes:
-        kind: int, float, bool or str.
-        low: the least that an integer may be.
-        high: the most that an integer may be.
-        choices: the words that it may be, if these are given.
-    """
-
-    kind: type
-    low: float = 0
-    high: float = 65_536
-    choices: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        if self.choices:
-            return " or ".join(self.choices)
-        words = {
-            int: f"an integer from {self.low} to {self.high}",
-            float: "a number",
-            bool: "true or false",
-            str: "a word",
-        }
-        return words[self.kind]
-
-    def takes(self, value: object) -> bool:
-        """Whether it may have this value."""
-        if self.kind is str:
-            return isinstance(value, str) and (not self.choices or value in self.choices)
-        if isinstance(value, bool) or self.kind is bool:
-            return isinstance(value, bool) and self.kind is bool
-        if self.kind is float:
-            return isinstance(value, (int, float)) and math.isfinite(value)
-        return isinstance(value, int) and self.low <= value <= self.high
-
-
-CLASSES = Argument(int, 1, 10_000_000)
-CHANNELS = Argument(int, 1)
-COUNTS = {"num_classes": CLASSES, "channels": CHANNELS}
-CIFAR = {
-    **COUNTS,
-    "shortcut": Argument(str, choices=("projection", "pad")),
-    "pad": Argument(str, choices=("both", "end")),  # where a padded shortcut has its zeros
-}
-STRIDE_ON = Argument(str, choices=("conv2", "conv1"))  # the convolution that has the stride
-PRE_CIFAR = {
-    **COUNTS,
-    "narrow": Argument(bool),  # a first group of 16 channels, not 64
-    "stride_on": STRIDE_ON,
-    "project": Argument(str, choices=("input", "activation")),  # what a projection reads
-}
-STEM = {
-    # cifar: a 3x3 convolution with stride 1, no max-pool
-    "stem": Argument(str, choices=("imagenet", "cifar")),
-    "maxpool": Argument(bool),  # whether the stem has one, overriding `stem`
-    "stem_stride": Argument(int, 1, 16),
-}
-
-
 def split_arch(arch: str) -> tuple[str, str]:
     """("torchvision", "resnet50") of "torchvision:resnet50".
 
@@ -113,7 +61,9 @@ def split_arch(arch: str) -> tuple[str, str]:
     """
     prefix, colon, name = arch.partition(":")
     if not (prefix and colon and name):
-        forms = "torchvision:NAME, cifar:NAME, timm:NAME or package.module:callable"
+        forms = (
+            "torchvision:NAME, cifar:NAME, timm:NAME, transformers:CLASS or package.module:callable"
+        )
         raise ArchitectureError(f"expected the architecture to be {forms} but got `{arch}`")
     return prefix, name
 
@@ -141,6 +91,9 @@ def parse_arch_args(pairs: Iterable[str]) -> dict[str, Any]:
 
 
 def _value(text: str) -> int | float | bool | str:
+    words = [word.strip() for word in text.lower().strip("[]()").split(",")]
+    if len(words) > 1 and set(words) <= {"true", "false"}:
+        return ",".join(words)  # a list, as [False, True, True]
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     for kind in (int, float):
@@ -161,6 +114,9 @@ def check_args(arch: str, args: Mapping[str, Any]) -> None:
     Raises:
         ArchitectureError: it does not.
     """
+    if split_arch(arch)[0] == "transformers":
+        check_config(arch, args)
+        return
     accepted = accepted_args(arch)
     for name, value in args.items():
         if name in REFUSED or name.startswith("pretrained"):
@@ -200,7 +156,7 @@ def _check_one(arch: str, name: str, value: object, accepted: Mapping[str, Argum
 
 
 def accepted_args(arch: str) -> dict[str, Argument] | None:
-    """The arguments that an architecture takes; None for a callable.
+    """The arguments that an architecture takes; None for a callable, and a network of transformers.
 
     Raises:
         ArchitectureError: there is no such architecture.
@@ -227,9 +183,13 @@ def _of_torchvision(arch: str, name: str) -> dict[str, Argument]:
 
     _known(arch, name, models.list_models(module=models))
     network = _network(models.get_model_builder(name))
-    extras = {models.ResNet: {**STEM, "stride_on": STRIDE_ON}, models.DenseNet: STEM}
-    own = extras.get(network, {})
-    return {"num_classes": CLASSES, "in_channels": CHANNELS, **own, **_simple(network)}
+    title = getattr(network, "__name__", "")
+    own = {"num_classes": CLASSES, "in_channels": CHANNELS, **EXTRA_ARGS.get(title, {})}
+    set_already = builders_own(title, name)
+    for key, argument in _simple(network).items():
+        if key not in set_already:
+            own.setdefault(key, argument)
+    return own
 
 
 def _of_timm(arch: str, name: str) -> dict[str, Argument]:

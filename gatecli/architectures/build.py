@@ -21,7 +21,8 @@ from gatecli.architectures.arguments import (
     split_arch,
 )
 from gatecli.architectures.cifar import NETWORKS
-from gatecli.architectures.tweaks import EXTRAS, alter
+from gatecli.architectures.transformers_library import build_transformers
+from gatecli.architectures.tweaks import EXTRAS, alter, given_to_builder
 from gatecli.errors import ArchitectureError, reason
 from gatecli.importing import current_folder_importable
 
@@ -41,6 +42,9 @@ __all__ = [
 
 # What constructors raise for arguments that do not go together.
 FAILURES = (
+    AttributeError,
+    KeyError,
+    IndexError,
     TypeError,
     ValueError,
     RuntimeError,
@@ -57,8 +61,9 @@ def build(arch: str, args: Mapping[str, Any]) -> nn.Module:
     Downloads nothing.
 
     Args:
-        arch: torchvision:NAME, cifar:resnet20 (or another in cifar/), timm:NAME or
-            package.module:callable, the last imported with the current folder on the path.
+        arch: torchvision:NAME, cifar:resnet20 (or another in cifar/), timm:NAME,
+            transformers:CLASS or package.module:callable, the last imported with the current folder
+            on the path.
         args: the architecture's arguments.
 
     Raises:
@@ -69,7 +74,12 @@ def build(arch: str, args: Mapping[str, Any]) -> nn.Module:
     if is_callable_name(arch):
         model = _call(arch, args)
     else:
-        make = {"torchvision": _torchvision, "cifar": _cifar, "timm": _timm}[library]
+        make = {
+            "torchvision": _torchvision,
+            "cifar": _cifar,
+            "timm": _timm,
+            "transformers": build_transformers,
+        }[library]
         try:
             with counted(f"{arch} with {_spell(args)}"):
                 model = make(name, args)
@@ -203,7 +213,7 @@ def _call(arch: str, args: Mapping[str, Any]) -> nn.Module:
 def _torchvision(name: str, args: Mapping[str, Any]) -> nn.Module:
     from torchvision import models
 
-    own = {key: value for key, value in args.items() if key not in EXTRAS}
+    own = given_to_builder(dict(args))
     extras = {key: value for key, value in args.items() if key in EXTRAS}
     with warnings.catch_warnings():
         # GoogLeNet and Inception announce another initialisation

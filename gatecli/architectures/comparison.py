@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from gatecli.architectures.table import CHANNELS, CLASSES, POSITIONS, Shape
+from gatecli.architectures.shapes import CHANNELS, CLASSES, POSITIONS, Shape
 from gatecli.errors import ArchitectureError
 
 __all__ = ["SPELLINGS", "Comparison", "Spelt", "canonical", "compare", "spell"]

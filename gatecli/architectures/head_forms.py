@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from gatecli.architectures.comparison import SPELLINGS, Spelt, canonical, compare
 from gatecli.architectures.heads import is_under
-from gatecli.architectures.table import COUNTER, Row, Shape
+from gatecli.architectures.shapes import COUNTER, Shape
+from gatecli.architectures.table import Row
 from gatecli.architectures.wanted import Wanted, has_head
 
 __all__ = ["other_form"]

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from gatecli.architectures.identify import Found
-from gatecli.architectures.table import Shape
+from gatecli.architectures.shapes import Shape
 from gatecli.architectures.wanted import Wanted
 
 __all__ = ["ROOT", "by_role"]

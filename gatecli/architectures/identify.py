@@ -15,15 +15,17 @@ from gatecli.architectures.comparison import (
     canonical,
     compare,
 )
-from gatecli.architectures.table import (
+from gatecli.architectures.shapes import (
     CHANNEL_ARGS,
     CHANNELS,
     CLASSES,
     COUNTER,
     POSITIONS,
+    Shape,
+)
+from gatecli.architectures.table import (
     USUAL_SIZE,
     Row,
-    Shape,
     Statistics,
     find_rows,
     image_size,
@@ -31,31 +33,14 @@ from gatecli.architectures.table import (
     positions,
     table,
 )
+from gatecli.architectures.timm_table import timm_rows
+from gatecli.architectures.twins import Assumed, assumed_of, note, timm_twins
 from gatecli.errors import ArchitectureError
+from gatecli.traced.recipe import SaidInput
 
 __all__ = ["Found", "found_for", "identify"]
 
 WAY_OUT = "name it with --arch torchvision:NAME or --arch package.module:callable"
-CIFAR_STEM = (
-    "taken to have a 3x3 stem with stride 1 and no max-pool (if not: --arch-arg maxpool=true,"
-    " --arch-arg stem_stride=2)"
-)
-STRIDE = (
-    "the stride is taken to be on the 3x3 convolution of each bottleneck (if not: --arch-arg"
-    " stride_on=conv1)"
-)
-PAD = (
-    "the shortcuts are taken to be padded with zeros on both sides of the channels (if not:"
-    " --arch-arg pad=end)"
-)
-PROJECT = (
-    "the projections are taken to read a block's input, not its first activation (if they do:"
-    " --arch-arg project=activation)"
-)
-TRANSFORM = (
-    "taken to read images as they are normalised (if it transforms its input, as torchvision's own"
-    " pretrained one does: --arch-arg transform_input=true)"
-)
 
 
 @dataclass(frozen=True)
@@ -69,7 +54,8 @@ class Found:
         input_size: side of its images in pixels.
         mean: of its images' values in [0, 1]; None where the data set's own is meant.
         std: the standard deviation of the same.
-        notes: what was assumed because no tensor tells it.
+        assumed: what no tensor tells, the likeliest to be otherwise first.
+        said: what the file says of its images.
     """
 
     arch: str
@@ -78,12 +64,19 @@ class Found:
     input_size: int
     mean: Statistics
     std: Statistics
-    notes: tuple[str, ...]
+    assumed: tuple[Assumed, ...] = ()
+    said: SaidInput | None = None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was assumed, in one line for people; none where nothing was."""
+        line = note(self.assumed)
+        return (line,) if line else ()
 
     @property
     def channels(self) -> int:
         """Channels of the images; 3 where no argument says otherwise."""
-        return next((self.args[name] for name in CHANNEL_ARGS.values() if name in self.args), 3)
+        return int(self.args.get(CHANNEL_ARGS.get(split_arch(self.arch)[0], ""), 3))
 
 
 def identify(shapes: Mapping[str, Sequence[int]], *, nearest: bool = True) -> Found:
@@ -106,10 +99,13 @@ def identify(shapes: Mapping[str, Sequence[int]], *, nearest: bool = True) -> Fo
     fits = _fits(rows, spelt)
     if len(fits) == 1:
         row, result = fits[0]
-        return _found(row, row.args, result, spelt[row.family][1])
+        return _found(row, row.args, result, spelt[row.family][1], named=False)
     if fits:
         titles = ", ".join(_title(row) for row, _ in fits)
         raise ArchitectureError(f"several architectures fit these tensors: {titles}; {WAY_OUT}")
+    known = _from_timm(plain)
+    if known is not None:
+        return known
     listing = "; ".join(_nearest(spelt)) if nearest else "not asked for"
     raise Unfit(f"no known architecture has these tensors, the nearest are {listing}; {WAY_OUT}")
 
@@ -125,6 +121,32 @@ def _fits(rows: Sequence[Row], spelt: Mapping[str, Spelt]) -> list[tuple[Row, Co
         if not result.differing:
             fits.append((row, result))
     return fits
+
+
+def _from_timm(plain: dict[str, Shape]) -> Found | None:
+    """The plainest of timm's architectures with these tensors; None where there is none.
+
+    Raises:
+        ArchitectureError: there is one by the table, but timm is not installed.
+    """
+    rows = timm_rows(plain)
+    for row in rows:
+        arch = f"timm:{row.name}"
+        counts = row.counts(plain)
+        args = {"num_classes": counts[CLASSES]} if CLASSES in counts else {}
+        if counts.get(CHANNELS, 3) != 3:
+            args["in_chans"] = counts[CHANNELS]
+        try:
+            closed = make_row(arch, args, leave_open=False)
+        except ArchitectureError as error:
+            if "not installed" in str(error):
+                raise ArchitectureError(f"these are the tensors of {arch}: {error}") from error
+            continue  # another release of timm
+        result = compare(closed.tensors, plain)
+        if not result.differing:
+            found = _found(closed, args, result, {}, named=True)
+            return replace(found, assumed=tuple(timm_twins(arch, [each.name for each in rows])))
+    return None
 
 
 def _nearest(spelt: Mapping[str, Spelt]) -> list[str]:
@@ -161,7 +183,7 @@ def found_for(arch: str, args: Mapping[str, Any], shapes: Mapping[str, Sequence[
             f"the tensors are not those of {arch}: {result.describe(names)}; without --arch it is"
             " looked up"
         )
-    return _found(row, {**row.args, **args}, result, names)
+    return _found(row, {**row.args, **args}, result, names, named=True)
 
 
 def rows_for(arch: str, args: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> list[Row]:
@@ -203,7 +225,14 @@ def _callable_row(arch: str, args: Mapping[str, Any], plain: dict[str, Shape]) -
     return make_row(arch, args) if compare(row.tensors, plain).differing else row
 
 
-def _found(row: Row, args: Mapping[str, Any], result: Comparison, names: dict[str, str]) -> Found:
+def _found(
+    row: Row,
+    args: Mapping[str, Any],
+    result: Comparison,
+    names: dict[str, str],
+    *,
+    named: bool,
+) -> Found:
     full = dict(args)
     counts = result.counts
     if CLASSES in counts:
@@ -215,7 +244,7 @@ def _found(row: Row, args: Mapping[str, Any], result: Comparison, names: dict[st
         size = image_size(row.tensors, counts[POSITIONS])
         if size != USUAL_SIZE:
             full["image_size"] = size
-    is_usual = all(full.get(name, 3) == 3 for name in CHANNEL_ARGS.values())
+    is_usual = full.get(CHANNEL_ARGS.get(split_arch(row.arch)[0], ""), 3) == 3
     return Found(
         arch=row.arch,
         args=full,
@@ -223,24 +252,8 @@ def _found(row: Row, args: Mapping[str, Any], result: Comparison, names: dict[st
         input_size=size,
         mean=row.mean if is_usual else None,  # ImageNet's are for three channels
         std=row.std if is_usual else None,
-        notes=_notes(row, args),
+        assumed=assumed_of(row.arch, args, row.tensors, named=named),
     )
-
-
-def _notes(row: Row, args: Mapping[str, Any]) -> tuple[str, ...]:
-    """What no tensor shows and no argument says."""
-    untold = set(row.untold) - args.keys()
-    cifar_stem = args.get("stem") == "cifar" and not {"maxpool", "stem_stride"} <= args.keys()
-    bottlenecks = "layer1.0.conv3.weight" in row.tensors and "stride_on" in untold
-    padded = args.get("shortcut") == "pad" and "pad" in untold
-    told = (
-        (CIFAR_STEM, cifar_stem),
-        (STRIDE, bottlenecks),
-        (PAD, padded),
-        (PROJECT, "project" in untold),
-        (TRANSFORM, "transform_input" in untold),
-    )
-    return tuple(note for note, applies in told if applies)
 
 
 def _title(row: Row) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping
 
-from gatecli.architectures.table import COUNTER, Shape
+from gatecli.architectures.shapes import COUNTER, Shape
 
 __all__ = ["is_counter", "is_of_layer", "is_outsider", "is_passenger", "is_statistics", "strangers"]
 

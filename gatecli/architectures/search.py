@@ -21,7 +21,7 @@ from gatecli.architectures.passengers import (
     is_passenger,
     strangers,
 )
-from gatecli.architectures.table import COUNTER, Shape
+from gatecli.architectures.shapes import COUNTER, Shape
 from gatecli.architectures.wanted import Wanted
 
 __all__ = ["Part", "below", "networks_in", "prefixes", "without_wrappers"]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import gzip
 import importlib.resources
-import inspect
 import io
 import json
 import math
@@ -19,50 +18,41 @@ from typing import Any
 
 from torch import nn
 
-from gatecli.architectures.arguments import accepted_args, is_callable_name, split_arch
-from gatecli.architectures.build import build_skeleton, find_callable
+from gatecli.architectures.arguments import split_arch
 from gatecli.architectures.cifar import CifarPreResNet, CifarResNet
-from gatecli.errors import ArchitectureError
+from gatecli.architectures.shapes import CHANNEL_ARGS, Shape, closed_shapes, open_shapes
 
 __all__ = [
-    "CHANNELS",
-    "CHANNEL_ARGS",
-    "CLASSES",
-    "COUNTER",
     "IMAGENET",
-    "POSITIONS",
     "USUAL_SIZE",
     "Row",
-    "Shape",
     "Statistics",
     "find_rows",
     "image_size",
     "make_row",
     "pack",
     "positions",
-    "shapes_of",
     "table",
     "unpack",
 ]
 
-# Stand in a shape for the number of classes, of input channels, and of a ViT's positions.
-CLASSES = -1
-CHANNELS = -2
-POSITIONS = -3
-CHANNEL_ARGS = {"torchvision": "in_channels", "cifar": "channels", "timm": "in_chans"}
-COUNTER = "num_batches_tracked"  # BatchNorm's: files before torch 0.4.1 lack it
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-# A shape tells classes and channels from the rest by building twice: with the first numbers, then
-# with the second.
-CLASS_PROBES = (11, 13)
-CHANNEL_PROBES = (3, 5)
-SIZE_PROBES = (224, 448)
 USUAL_SIZE = 224  # of images, where nothing else is said
-# Arguments that no tensor shows; of those in UNTOLD a checkpoint's reader is told.
-UNTOLD = ("maxpool", "stem_stride", "stride_on", "pad", "project", "transform_input")
-NO_TENSORS = {*UNTOLD, "zero_init_residual"}
+# Arguments that no tensor shows (see gatecli.architectures.twins).
+NO_TENSORS = {
+    "maxpool",
+    "stem_stride",
+    "stride_on",
+    "pad",
+    "project",
+    "transform_input",
+    "replace_stride_with_dilation",
+    "ceil_mode",
+    "activation",
+    "bn_eps",
+    "zero_init_residual",
+}
 DEFAULTS = {"stem": "imagenet", "shortcut": "projection", "aux_logits": True, "narrow": False}
-Shape = tuple[int, ...]
 Statistics = tuple[float, ...] | None
 
 
@@ -78,7 +68,6 @@ class Row:
         mean: of its images' values in [0, 1]; None where the data set's own is meant.
         std: the standard deviation of the same.
         family: whose other spellings are read: "resnet", "densenet" or none.
-        untold: the arguments in UNTOLD that it takes.
     """
 
     arch: str
@@ -88,7 +77,6 @@ class Row:
     mean: Statistics
     std: Statistics
     family: str
-    untold: tuple[str, ...]
 
 
 def make_row(arch: str, args: Mapping[str, Any], *, leave_open: bool = True) -> Row:
@@ -102,16 +90,7 @@ def make_row(arch: str, args: Mapping[str, Any], *, leave_open: bool = True) -> 
     Raises:
         ArchitectureError: it cannot be built.
     """
-    open_counts = _open_counts(arch, args) if leave_open else {}
-    first = {name: probes[0] for name, probes in open_counts.items()}
-    model = build_skeleton(arch, {**args, **first})
-    tensors = shapes_of(model)
-    if open_counts:
-        second = {name: probes[1] for name, probes in open_counts.items()}
-        other = shapes_of(build_skeleton(arch, {**args, **second}))
-        for name, shape in tensors.items():
-            tensors[name] = _open_shape(arch, name, shape, other.get(name, ()))
-    accepted = accepted_args(arch) or {}
+    model, tensors = (open_shapes if leave_open else closed_shapes)(arch, args)
     input_size, mean, std = _input(arch, args, model)
     return Row(
         arch=arch,
@@ -121,7 +100,6 @@ def make_row(arch: str, args: Mapping[str, Any], *, leave_open: bool = True) -> 
         mean=mean,
         std=std,
         family=_family(arch, model),
-        untold=tuple(name for name in UNTOLD if name in accepted),
     )
 
 
@@ -132,15 +110,6 @@ def _family(arch: str, model: nn.Module) -> str:
     return name if arch.startswith("torchvision:") and name in ("resnet", "densenet") else ""
 
 
-def shapes_of(model: nn.Module) -> dict[str, Shape]:
-    """Names and shapes of a network's tensors, without BatchNorm's counters."""
-    found = {}
-    for name, tensor in model.state_dict().items():
-        if not name.endswith(COUNTER):
-            found[name] = tuple(tensor.shape)
-    return found
-
-
 def find_rows(arch: str, args: Mapping[str, Any]) -> list[Row]:
     """The table's rows for an architecture with these arguments, the plainest first.
 
@@ -149,6 +118,11 @@ def find_rows(arch: str, args: Mapping[str, Any]) -> list[Row]:
     aside = {"num_classes", "image_size", *CHANNEL_ARGS.values(), *NO_TENSORS}
     shown = {name: value for name, value in args.items() if name not in aside}
     return [row for row in table() if row.arch == arch and _has(row, shown)]
+
+
+def knows(arch: str) -> bool:
+    """Whether the table has an architecture of this name."""
+    return any(row.arch == arch for row in table())
 
 
 def _has(row: Row, args: Mapping[str, Any]) -> bool:
@@ -206,54 +180,12 @@ def unpack(data: bytes) -> tuple[Row, ...]:
         row["tensors"] = {names[name]: shapes[shape] for name, shape in pairs}
         row["mean"] = _statistics(row["mean"])
         row["std"] = _statistics(row["std"])
-        row["untold"] = tuple(row["untold"])
         rows.append(Row(**row))
     return tuple(rows)
 
 
 def _statistics(values: list[float] | None) -> Statistics:
     return None if values is None else tuple(values)
-
-
-def _open_counts(arch: str, args: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-    """Two values to try for each count that the architecture has and `args` does not give."""
-    counts = {}
-    if not is_callable_name(arch):
-        counts["num_classes"] = CLASS_PROBES
-        counts[CHANNEL_ARGS[split_arch(arch)[0]]] = CHANNEL_PROBES
-        if "image_size" in (accepted_args(arch) or {}):
-            counts["image_size"] = SIZE_PROBES
-    elif _takes_classes(arch):
-        counts["num_classes"] = CLASS_PROBES
-    return {name: probes for name, probes in counts.items() if name not in args}
-
-
-def _takes_classes(arch: str) -> bool:
-    """Whether a callable has a parameter for the number of classes."""
-    try:
-        return "num_classes" in inspect.signature(find_callable(arch)).parameters
-    except ValueError:  # written in C: no signature
-        return False
-
-
-def _open_shape(arch: str, name: str, first: Shape, second: Shape) -> Shape:
-    """A shape with marks where two networks, built with the first and second probes, differ."""
-    marks = {CLASS_PROBES: CLASSES, CHANNEL_PROBES: CHANNELS}
-    shape = []
-    try:
-        for a, b in zip(first, second, strict=True):
-            if a == b:
-                shape.append(a)
-            elif name.endswith("pos_embedding"):
-                shape.append(POSITIONS)
-            else:
-                shape.append(marks[a, b])
-        return tuple(shape)
-    except (KeyError, ValueError) as error:
-        raise ArchitectureError(
-            f"the class count of {arch} cannot be told from its tensors (`{name}` has shape {first}"
-            f" or {second}): add --arch-arg num_classes=N"
-        ) from error
 
 
 def _input(

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 from gatecli import limits
 from gatecli.architectures.arguments import is_callable_name
 from gatecli.architectures.comparison import Unfit, canonical
 from gatecli.architectures.identify import Found, found_for, identify, rows_for
-from gatecli.architectures.table import CLASSES, COUNTER, Row, Shape, table
+from gatecli.architectures.shapes import CLASSES, COUNTER, Shape
+from gatecli.architectures.table import Row, table
 
 __all__ = ["HEADS", "Wanted"]
 
@@ -93,7 +94,9 @@ class Wanted:
         found = identify(shapes, nearest=nearest)
         if not self.args:
             return found
-        return found_for(found.arch, {**found.args, **self.args}, shapes)
+        left = tuple(each for each in found.assumed if not each.args.keys() & self.args.keys())
+        altered = found_for(found.arch, {**found.args, **self.args}, shapes)
+        return replace(altered, assumed=left)
 
 
 def has_head(row: Row, head: str) -> bool:

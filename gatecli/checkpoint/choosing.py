@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gatecli.architectures.identify import Found
 from gatecli.architectures.passengers import is_statistics
 from gatecli.architectures.search import without_wrappers
-from gatecli.architectures.table import COUNTER
+from gatecli.architectures.shapes import COUNTER
 from gatecli.architectures.wanted import Wanted
 from gatecli.checkpoint.candidates import Candidate, collected, is_second
 from gatecli.checkpoint.folding import folded

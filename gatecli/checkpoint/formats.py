@@ -22,7 +22,7 @@ from gatecli.checkpoint.state_dicts import check_sizes, dense, describe, strippe
 from gatecli.checkpoint.torch_files import begins_a_pickle, read_pickle, read_zip
 from gatecli.errors import CheckpointError, reason
 
-__all__ = ["file_sha256", "header_fits", "read_tensors"]
+__all__ = ["file_sha256", "header_fits", "read_file", "read_tensors", "tensors_in"]
 
 SAFETENSORS_HEADER = 100_000_000  # bytes, that format's own limit
 
@@ -41,13 +41,25 @@ def read_tensors(path: str | os.PathLike[str], *, trust_pickle: bool = False) ->
         CheckpointError: the file is missing, damaged, needs code, or holds no tensors.
     """
     path = Path(path)
-    found = read_file(path, trust_pickle=trust_pickle)
-    candidates = collected(found)
+    return stripped(tensors_in(read_file(path, trust_pickle=trust_pickle), path))
+
+
+def tensors_in(held: Any, path: Path) -> dict[str, Tensor]:
+    """The first dict of tensors in what a file holds, by the names that it has.
+
+    Args:
+        held: what the file holds.
+        path: the file; of shards, their folder, whose size says nothing.
+
+    Raises:
+        CheckpointError: there is none, or one of its tensors cannot be read.
+    """
+    candidates = collected(held)
     if not candidates:
-        raise CheckpointError(f"{path}: expected a state dict but got {describe(found)}")
-    tensors = candidates[0].tensors
-    check_sizes(tensors, path)
-    return dense(stripped(tensors), path)
+        raise CheckpointError(f"{path}: expected a state dict but got {describe(held)}")
+    if path.is_file():
+        check_sizes(candidates[0].tensors, path)
+    return dense(candidates[0].tensors, path)
 
 
 def read_file(path: Path, *, trust_pickle: bool) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,18 +15,19 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from gatecli import limits
-from gatecli.architectures.build import at_most, build_pretrained, is_callable_name, switches
+from gatecli.architectures.build import at_most, is_callable_name
 from gatecli.architectures.identify import Found
-from gatecli.architectures.wanted import Wanted
 from gatecli.checkpoint.atomic import check_name
-from gatecli.checkpoint.choosing import choose
-from gatecli.checkpoint.formats import file_sha256, header_fits, read_file
+from gatecli.checkpoint.evidence import SOFTMAX, ends_in_softmax, found_by_class, witness
+from gatecli.checkpoint.formats import header_fits, tensors_in
+from gatecli.checkpoint.plain import Plain, find, open_plain
 from gatecli.checkpoint.replay import fill, replayed
+from gatecli.checkpoint.said.note import said_note
 from gatecli.checkpoint.state_dicts import check_sizes
 from gatecli.errors import ArchitectureError, CheckpointError, GatecliError
 from gatecli.network import Network
 from gatecli.network.counting import costs_need_values
-from gatecli.traced.recipe import InputSpec, Recipe, Source
+from gatecli.traced.recipe import InputSpec, Recipe, SaidInput, Source
 
 __all__ = [
     "KEY",
@@ -119,66 +121,92 @@ def read_recipe(path: Path) -> Recipe | None:
     return Recipe.from_json(metadata[KEY], path.name) if KEY in metadata else None
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Plain:
-    """What a plain checkpoint holds, and the file that it is from.
-
-    `sha256` is empty where a library has built it.
-    """
-
-    held: Any
-    sha256: str
-    size_bytes: int
-
-
 def _read_plain(path: Path, how: Reading) -> tuple[Network, list[str]]:
-    if _names_a_library(path):
-        plain, how = _pretrained(str(path), how)
-    else:
-        held = read_file(path, trust_pickle=how.trust_pickle)
-        size_bytes = path.stat().st_size
-        plain = _Plain(held=held, sha256=file_sha256(path), size_bytes=size_bytes)
-    wanted = Wanted(arch=how.arch, args=dict(how.arch_args or {}))
-    chosen = choose(path, plain.held, wanted, how.key, how.prefix)
-    found = chosen.found
+    plain, how = open_plain(path, how)
+    try:
+        found, plain = _found(plain, how)
+        build = functools.partial(_built, plain=plain, how=how, path=path)
+        witnessed = None
+        if plain.module is not None:
+            told = how.arch is not None
+            witnessed = witness(
+                plain.module, plain, found, lambda other: build(other)[0], told=told
+            )
+            found = witnessed.found
+    except ArchitectureError as error:
+        raise ArchitectureError(f"{path.name}: {error}") from error
+    network, dropped = build(found)
+    notes = [*plain.notes, *found.notes, *([witnessed.note] if witnessed else [])]
+    notes += [*said_note(found, how), *_guesses(network, found, how), *dropped]
+    if ends_in_softmax(network):
+        network, _ = build(found, softmax=True)
+        notes.append(SOFTMAX)
+    return network, notes
+
+
+def _found(plain: Plain, how: Reading) -> tuple[Found, Plain]:
+    """The architecture, by the tensors, or else by the class of the module that the file holds."""
+    try:
+        return find(plain, how)
+    except ArchitectureError:
+        if plain.module is None or how.arch is not None:
+            raise
+        own = replace(plain, tensors=tensors_in(plain.held, plain.path))
+        by_class = found_by_class(plain.module, own)
+        if by_class is None:
+            raise
+        return by_class, own
+
+
+def _built(
+    found: Found, *, plain: Plain, how: Reading, path: Path, softmax: bool = False
+) -> tuple[Network, list[str]]:
+    """The network of an architecture, filled, and notes on what was left out.
+
+    `softmax`: whether one at its end is taken off.
+    """
     source = Source(
         arch=found.arch,
         arch_args=dict(found.args),
         names=dict(found.names),
-        file=path.name,
+        file=plain.file,
         sha256=plain.sha256,
         file_bytes=plain.size_bytes,
         leaves=list(how.leaves),
-        key=chosen.key,
-        prefix=chosen.prefix,
+        key=plain.key,
+        prefix=plain.prefix,
+        assumed=[each.to_json() for each in found.assumed],
+        softmax=softmax,
     )
     network, notes = replayed(Recipe(source=source, input=_input(found, how)))
-    fill(network, chosen.tensors, path, strict=False)
+    fill(network, plain.tensors, path, strict=False)
     source = replace(
         source, params=network.params, macs=network.macs_dense, num_classes=network.num_classes
     )
     network.recipe = replace(network.recipe, source=source)
-    guesses = _guess_input(network, how) if is_callable_name(found.arch) else []
-    return network, [*chosen.notes, *found.notes, *guesses, *notes]
+    return network, notes
 
 
 def _input(found: Found, how: Reading) -> InputSpec:
     channels = found.channels
     if is_callable_name(found.arch):
         channels = 0  # the network's first convolution says how many
+    said = found.said or SaidInput(where="")
     return InputSpec(
-        size=how.input_size or (found.input_size, found.input_size),
+        size=how.input_size or said.size or (found.input_size, found.input_size),
         channels=channels,
-        mean=how.mean or found.mean,
-        std=how.std or found.std,
+        mean=how.mean or said.mean or found.mean,
+        std=how.std or said.std or found.std,
     )
 
 
-def _guess_input(network: Network, how: Reading) -> list[str]:
+def _guesses(network: Network, found: Found, how: Reading) -> list[str]:
     """Notes on what is taken for granted of the images of a user's own network.
 
     ImageNet's normalisation is one of three channels: with others the data set's own is meant.
     """
+    if not is_callable_name(found.arch) or found.said is not None:
+        return []
     spec, notes = network.input, []
     if how.input_size is None:
         height, width = spec.size
@@ -189,20 +217,6 @@ def _guess_input(network: Network, how: Reading) -> list[str]:
         return [*notes, "their mean and std are taken to be ImageNet's (if not: --mean, --std)"]
     network.recipe = replace(network.recipe, input=replace(spec, mean=how.mean, std=how.std))
     return notes
-
-
-def _names_a_library(path: Path) -> bool:
-    return str(path).startswith(("torchvision:", "timm:")) and not path.exists()
-
-
-def _pretrained(name: str, how: Reading) -> tuple[_Plain, Reading]:
-    """A library's own network, and how it is to be read."""
-    model = build_pretrained(name)
-    tensors = model.state_dict()
-    size_bytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    args = {**switches(name, model), **(how.arch_args or {})}
-    plain = _Plain(held=tensors, sha256="", size_bytes=size_bytes)
-    return plain, replace(how, arch=how.arch or name, arch_args=args)
 
 
 def read_own(path: Path, recipe: Recipe, how: Reading) -> Network:

@@ -11,7 +11,7 @@ from torch import Tensor
 from gatecli.architectures.comparison import Unfit
 from gatecli.architectures.heads import ROOT
 from gatecli.architectures.search import Part, below, networks_in, prefixes
-from gatecli.architectures.table import Shape
+from gatecli.architectures.shapes import Shape
 from gatecli.architectures.wanted import Wanted
 from gatecli.checkpoint.candidates import Candidate, joined
 from gatecli.checkpoint.folding import folded

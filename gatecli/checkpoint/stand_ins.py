@@ -39,6 +39,16 @@ class Passenger:
     def __setstate__(self, state: Any) -> None: ...
 
 
+class Options(Passenger):
+    """Stands for the options that a script parsed: what they were is kept, as plain data."""
+
+    values: dict[str, Any] = {}
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, dict):
+            self.values = {key: value for key, value in state.items() if isinstance(key, str)}
+
+
 def _empty_dict(*args: Any) -> dict[Any, Any]:
     return {}
 
@@ -79,6 +89,7 @@ def _passengers() -> dict[str, Callable[..., Any]]:
     found: dict[str, Callable[..., Any]] = {}
     for module, names in _HELD.items():
         found.update(dict.fromkeys([f"{module}.{name}" for name in names.split()], Passenger))
+    found.update({"argparse.Namespace": Options, "types.SimpleNamespace": Options})
     found["collections.defaultdict"] = _empty_dict
     found["collections.deque"] = _empty_list
     return found

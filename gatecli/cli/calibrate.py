@@ -58,6 +58,7 @@ def calibrate(
     """Choose the gates' thresholds: an asked accuracy on the val split, at the fewest MACs."""
     from gatecli import calibration
     from gatecli.checkpoint import write
+    from gatecli.stages.chance import chance_notes
     from gatecli.stages.fit import open_data
 
     if goal.target_acc is not None:
@@ -85,6 +86,8 @@ def calibrate(
     )
     write(result.network, target)
     _report(session, result)
+    for line in chance_notes(result.baseline_top1, dataset, "val"):
+        session.say(f"note: {line}")
     session.written(target)
     session.say(f"next: gatecli prune --data {shlex.quote(data or dataset.spec)}")
     return _json(result, path, target)

@@ -35,6 +35,7 @@ def evaluate(
     """Measure accuracy, expected MACs and rates on one split."""
     from gatecli.network.costs import site_rates
     from gatecli.stages import evaluate as evaluation
+    from gatecli.stages.chance import chance_notes
     from gatecli.stages.fit import open_data, split_of
 
     path = session.checkpoint(checkpoint)
@@ -52,6 +53,8 @@ def evaluate(
     )
     if not session.json_:
         _print(session, result, path)
+    for line in chance_notes(result.top1, dataset, split):
+        session.say(f"note: {line}")
     facts: dict[str, Any] = {
         "checkpoint": str(path),
         "arch": network.recipe.source.arch,

@@ -93,12 +93,14 @@ def calibrate(
 
 def _measured(session: Session, network: Network, asked: Asked) -> Found:
     from gatecli.calibration.exits.calibrate import calibrate_exits
+    from gatecli.stages.chance import chance_notes
     from gatecli.stages.fit import open_data
 
     goal = asked.goal
+    dataset = open_data(network, asked.data)
     result = calibrate_exits(
         network,
-        open_data(network, asked.data),
+        dataset,
         target_acc=goal.target_acc,
         max_drop=goal.max_drop,
         max_gmacs=goal.max_gmacs,
@@ -110,7 +112,8 @@ def _measured(session: Session, network: Network, asked: Asked) -> Found:
         workers=asked.loading.workers,
         progress=Reporter(session),
     )
-    return Found(network=result.network, figures=_figures(result), notes=_notes(result))
+    notes = [*_notes(result), *chance_notes(result.baseline_top1, dataset, "val")]
+    return Found(network=result.network, figures=_figures(result), notes=notes)
 
 
 def _figures(result: ExitsCalibrated) -> Figures:

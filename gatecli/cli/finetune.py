@@ -65,6 +65,7 @@ def finetune(
 ) -> dict[str, Any]:
     """Train the gates, and the weights with them. Interrupted runs go on with --resume."""
     from gatecli.checkpoint import check_output
+    from gatecli.stages.chance import chance_notes
 
     run = None
     if resume:
@@ -80,6 +81,8 @@ def finetune(
     work = _opened(session, begun, trusted=not resume or data is not None)
     result, run = _trained(session, work, run, board)
     _report(session, result, run)
+    for line in chance_notes(result.baseline_top1, work.dataset, "val"):
+        session.say(f"note: before training, {line}")
     session.written(target)
     session.say(f"next: gatecli {_next(result.network)}")
     return _json(result, path, target)

@@ -54,6 +54,7 @@ class Session:
         reading: What the options for reading checkpoints say (`gatecli.cli.options.READING`).
         stopping: Whether a signal has asked the work to stop.
         busy: How many pieces of work that can stop by themselves are going on, one in another.
+        assumed: What no tensor tells of the checkpoint that was read; None: none was.
     """
 
     json_: bool
@@ -65,6 +66,7 @@ class Session:
     reading: dict[str, Any] = field(default_factory=dict)
     stopping: bool = False
     busy: int = 0
+    assumed: list[dict[str, str]] | None = None
 
     def say(self, line: str) -> None:
         """Print a line for people, on stderr."""
@@ -85,7 +87,8 @@ class Session:
                 result = body()
             if self.json_:
                 seconds = round(time.monotonic() - start, 3)
-                print(json.dumps({**(result or {}), "seconds": seconds}, allow_nan=False))
+                facts = {} if self.assumed is None else {"assumed": self.assumed}
+                print(json.dumps({**(result or {}), **facts, "seconds": seconds}, allow_nan=False))
         except GatecliError as error:
             self._fail(str(error), error.exit_code)
         except KeyboardInterrupt:
@@ -190,6 +193,8 @@ class Session:
         network, notes = checkpoint.read(path, self._reading())
         for note in notes:
             self.say(f"note: {note}")
+        if self.assumed is None:  # a second checkpoint is a teacher, or compared with
+            self.assumed = network.recipe.source.assumed
         torch.manual_seed(self.seed)
         return network.to(self.torch_device())
 

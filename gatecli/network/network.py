@@ -61,7 +61,7 @@ class Network(nn.Module):
         names: dict[str, str] | None = None,
         leaves: Sequence[str] = (),
     ) -> None:
-        net = traced_source(source, names or {}, leaves)
+        net = traced_source(source, names or {}, leaves, softmax=recipe.source.softmax)
         self.__dict__["root"] = net.root
         super().__init__()
         self._share(net.root)

@@ -8,6 +8,7 @@ from torch import fx, nn
 
 from gatecli.errors import ArchitectureError
 from gatecli.graph import edit, spelling
+from gatecli.graph.softmax import without_softmax
 from gatecli.graph.trace import trace
 from gatecli.lowering.context import LOWERED
 from gatecli.traced.traced import Traced
@@ -17,22 +18,27 @@ __all__ = ["input_channels", "traced_source"]
 RESERVED = ("gates", "exits", "gater", LOWERED)
 
 
-def traced_source(source: nn.Module, names: Mapping[str, str], leaves: Sequence[str]) -> Traced:
+def traced_source(
+    source: nn.Module, names: Mapping[str, str], leaves: Sequence[str], *, softmax: bool
+) -> Traced:
     """Trace a classifier, and put its modules into a root of their own.
 
     Args:
         source: The classifier; its modules are shared, not copied.
         names: Parts of module paths to spell otherwise, see gatecli.graph.spelling.rename.
         leaves: Patterns of module paths that tracing keeps whole.
+        softmax: Whether one at its end is taken off.
 
     Raises:
         ArchitectureError: It cannot be traced, or calls a part by a name that gatecli needs.
     """
     graph = trace(source, leaves)
-    _check_names(graph)
+    if softmax:
+        without_softmax(source, graph)
     root = nn.Module()
     edit.adopt(root, source, graph)
     spelling.rename(root, graph, names)
+    _check_names(graph)
     return Traced(root, graph)
 
 

@@ -32,6 +32,7 @@ __all__ = [
 
 # 1: a method's settings are numbers, words or null; 2: also true and false, lists and mappings
 FORMAT = 2
+LATER = ("key", "prefix", "assumed", "softmax")  # of Source: older gatecli do not know them
 BROKEN = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
 R = TypeVar("R")
 
@@ -53,6 +54,8 @@ class Source:
         leaves: patterns of module paths that tracing keeps whole.
         key: the keys in the file that led to the network, joined by dots.
         prefix: what was taken off its tensors' names.
+        assumed: what was assumed of it because no tensor tells it: what, instead, option.
+        softmax: whether a softmax at its end was taken off.
     """
 
     arch: str
@@ -67,6 +70,35 @@ class Source:
     leaves: list[str] = field(default_factory=list)
     key: str = ""
     prefix: str = ""
+    assumed: list[dict[str, str]] = field(default_factory=list)
+    softmax: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaidInput:
+    """What a file, or what lies beside it, says of the images; None: nothing.
+
+    Attributes:
+        where: what says it, as "config.json".
+        size: (height, width) in pixels.
+        resize: before a crop: one number is the shorter side, two are exactly so.
+        crop: share of the resized side that is cut out; 1: no crop.
+        interpolation: nearest, bilinear, bicubic, lanczos, box or hamming.
+        mean: of values in [0, 1].
+        std: the standard deviation of the same.
+        channels: how many.
+        classes: their names, in order.
+    """
+
+    where: str
+    size: tuple[int, int] | None = None
+    resize: tuple[int, ...] | None = None
+    crop: float | None = None
+    interpolation: str | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    channels: int | None = None
+    classes: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -139,7 +171,11 @@ class Recipe:
         So an older gatecli reads what it understands, and asks to be upgraded for the rest.
         """
         version = FORMAT if any(map(_has_typed_settings, self.steps)) else 1
-        return json.dumps({"format": version, **asdict(self)}, allow_nan=False)
+        told = asdict(self)
+        for name in LATER:  # left out where they say nothing, as older files have it
+            if not told["source"][name]:
+                del told["source"][name]
+        return json.dumps({"format": version, **told}, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str, where: str) -> Recipe:

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from gatecli.architectures.arguments import split_arch
-from gatecli.architectures.table import CHANNEL_ARGS
+from gatecli.architectures.shapes import CHANNEL_ARGS
 from gatecli.errors import SettingError
 from gatecli.gates.gate import Gate
 from gatecli.graph import edit
