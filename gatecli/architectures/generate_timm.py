@@ -13,6 +13,8 @@ from gatecli.architectures.shapes import open_shapes
 from gatecli.architectures.timm_table import FILE, make_timm_row, pack
 from gatecli.errors import GatecliError, reason
 
+__all__ = ["main"]
+
 TABLE = Path(__file__).with_name(FILE)
 
 
