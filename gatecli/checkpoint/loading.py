@@ -18,11 +18,12 @@ from gatecli.architectures.build import at_most, build_pretrained, is_callable_n
 from gatecli.architectures.identify import Found, found_for, identify
 from gatecli.checkpoint.atomic import check_name
 from gatecli.checkpoint.formats import file_sha256, header_fits, read_tensors
+from gatecli.checkpoint.pictures import assumptions, input_of, recorded_input
 from gatecli.checkpoint.replay import fill, replayed
 from gatecli.checkpoint.state_dicts import check_sizes
 from gatecli.errors import ArchitectureError, CheckpointError, GatecliError
 from gatecli.network import Network
-from gatecli.traced.recipe import InputSpec, Recipe, Source
+from gatecli.traced.recipe import Recipe, Source
 
 KEY = "gatecli"  # of the recipe in a file's metadata
 
@@ -38,6 +39,11 @@ class Reading:
         input_size: (height, width) of its images in pixels; None, as below: as recorded.
         mean: of its images' normalisation.
         std: of its images' normalisation.
+        resize: what image files are scaled to before they are cropped: (shorter side,), or exactly
+            (height, width).
+        crop: the share of the scaled picture that is cut out.
+        interpolation: how pictures are scaled.
+        class_order: of an image folder's classes: names, natural or file.
         leaves: patterns of module paths that tracing keeps whole.
     """
 
@@ -47,6 +53,10 @@ class Reading:
     input_size: tuple[int, int] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    resize: tuple[int, ...] | None = None
+    crop: float | None = None
+    interpolation: str | None = None
+    class_order: str | None = None
     leaves: Sequence[str] = ()
 
 
@@ -132,43 +142,14 @@ def _read_plain(path: Path, how: Reading) -> tuple[Network, list[str]]:
         file_bytes=plain.size_bytes,
         leaves=list(how.leaves),
     )
-    network, notes = replayed(Recipe(source=source, input=_input(found, how)))
+    network, notes = replayed(Recipe(source=source, input=input_of(found, how)))
     fill(network, plain.tensors, path, strict=False)
     source = replace(
         source, params=network.params, macs=network.macs_dense, num_classes=network.num_classes
     )
     network.recipe = replace(network.recipe, source=source)
-    guesses = _guess_input(network, how) if is_callable_name(found.arch) else []
+    guesses = assumptions(network) if is_callable_name(found.arch) else []
     return network, [*found.notes, *guesses, *notes]
-
-
-def _input(found: Found, how: Reading) -> InputSpec:
-    channels = found.channels
-    if is_callable_name(found.arch):
-        channels = 0  # the network's first convolution says how many
-    return InputSpec(
-        size=how.input_size or (found.input_size, found.input_size),
-        channels=channels,
-        mean=how.mean or found.mean,
-        std=how.std or found.std,
-    )
-
-
-def _guess_input(network: Network, how: Reading) -> list[str]:
-    """Notes on what is taken for granted of the images of a user's own network.
-
-    ImageNet's normalisation is one of three channels: with others the data set's own is meant.
-    """
-    spec, notes = network.input, []
-    if how.input_size is None:
-        height, width = spec.size
-        notes.append(f"images are taken to be {height}x{width} (if not: --input-size)")
-    if how.mean is not None and how.std is not None:
-        return notes
-    if spec.channels == 3:
-        return [*notes, "their mean and std are taken to be ImageNet's (if not: --mean, --std)"]
-    network.recipe = replace(network.recipe, input=replace(spec, mean=how.mean, std=how.std))
-    return notes
 
 
 def _names_a_library(path: Path) -> bool:
@@ -200,7 +181,7 @@ def _find(path: Path, shapes: Mapping[str, tuple[int, ...]], how: Reading) -> Fo
 def read_own(path: Path, recipe: Recipe, how: Reading) -> Network:
     """The network in one of gatecli's own checkpoints, whose recipe has been read."""
     _check_arch(path, recipe.source.arch, how.arch)
-    recipe = replace(recipe, input=_own_input(path, recipe.input, how))
+    recipe = replace(recipe, input=recorded_input(path, recipe.input, how))
     tensors = _own_tensors(path)
     numbers = sum(tensor.numel() for tensor in tensors.values())
     pruned = any(step.op == "prune" for step in recipe.steps)
@@ -227,26 +208,6 @@ def _check_arch(path: Path, own: str, given: str | None) -> None:
             f"{path.name} names its architecture as `{own}`, code that gatecli does not import on a"
             f" file's word: if you trust it, say so with --arch {own} (library: arch=...)"
         )
-
-
-def _own_input(path: Path, recorded: InputSpec, how: Reading) -> InputSpec:
-    """The images that the network takes.
-
-    Raises:
-        CheckpointError: the file asks for larger ones than are allowed.
-    """
-    height, width = recorded.size
-    if how.input_size is None and height * width > limits.INPUT_PIXELS:
-        raise CheckpointError(
-            f"{path.name} says that its images have {height} x {width} pixels, which are more than"
-            f" {limits.INPUT_PIXELS:,}: if they do, say so with --input-size {height}x{width}"
-        )
-    return replace(
-        recorded,
-        size=how.input_size or recorded.size,
-        mean=how.mean or recorded.mean,
-        std=how.std or recorded.std,
-    )
 
 
 def _own_tensors(path: Path) -> dict[str, Tensor]:

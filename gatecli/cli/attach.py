@@ -8,6 +8,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from gatecli.cli.images import show_images
 from gatecli.cli.render import gmacs, millions
 from gatecli.cli.session import Checkpoint, Force, Out, Session, Set, parse_pairs, reads_checkpoints
 from gatecli.cli.workspace import default_out
@@ -71,6 +72,7 @@ def attach(
     target = out or default_out(path, method)
     check_output(target, force, [path])
     network = session.open(path)
+    show_images(session, network.input)
     brought = None if gater is None else session.open_other(gater)
     result = attaching.attach(
         network,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from gatecli.cli import exits
+from gatecli.cli.images import open_data
 from gatecli.cli.options import (
     BatchSize,
     Checkpoint,
@@ -110,7 +111,6 @@ def calibrate(
     """Choose the gates' thresholds: an asked accuracy on the val split, at the fewest MACs."""
     from gatecli import calibration
     from gatecli.checkpoint import check_output, write
-    from gatecli.stages.fit import open_data
 
     if target_acc is not None:
         calibration.check_target(target_acc)
@@ -134,7 +134,7 @@ def calibrate(
     if network.site_exits:
         return exits.calibrate(session, network, path, target, asked)
     calibration.check_target(target_acc, max_drop)
-    dataset = open_data(network, asked.data)
+    dataset = open_data(session, network, asked.data)
     result = calibration.calibrate(
         network,
         dataset,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gatecli.cli.frontier import Figures, print_frontier, spell_thresholds
+from gatecli.cli.images import open_data
 from gatecli.cli.progress import Reporter
 from gatecli.cli.render import gmacs, percent
 from gatecli.cli.session import Session
@@ -112,11 +113,10 @@ def calibrate(
 def _measured(session: Session, network: Network, asked: Asked) -> Found:
     from gatecli.calibration.exits.calibrate import calibrate_exits
     from gatecli.calibration.exits.result import recorded
-    from gatecli.stages.fit import open_data
 
     result = calibrate_exits(
         network,
-        open_data(network, asked.data),
+        open_data(session, network, asked.data),
         target_acc=asked.target_acc,
         max_drop=asked.max_drop,
         max_gmacs=asked.max_gmacs,

@@ -11,6 +11,7 @@ import typer
 
 from gatecli.checkpoint.atomic import check_name
 from gatecli.cli.begun import Begun
+from gatecli.cli.images import open_data
 from gatecli.cli.options import Checkpoint, Data, Force, Out, Set, Workers, reads_checkpoints
 from gatecli.cli.parsing import is_function, parse_pairs, remembered
 from gatecli.cli.progress import Reporter
@@ -147,7 +148,7 @@ def finetune(
     # a slip in --set costs no time
     trained_methods(network.recipe, begun.settings, options.methods)
     # a state's word is not the user's
-    dataset, samples = _data(network, begun, trusted=not resume or data is not None)
+    dataset, samples = _data(session, network, begun, trusted=not resume or data is not None)
     taught_by = None if begun.teacher is None else session.open(Path(begun.teacher))
     check_teacher(network, taught_by, options)
     begun = replace(begun, samples=samples)
@@ -211,18 +212,20 @@ def _board(folder: str | Path | None) -> Board | None:
     return Board(Path(folder))
 
 
-def _data(network: Network, begun: Begun, *, trusted: bool) -> tuple[DataSet, dict[str, str]]:
+def _data(
+    session: Session, network: Network, begun: Begun, *, trusted: bool
+) -> tuple[DataSet, dict[str, str]]:
     """The data set and its fingerprint.
 
     Args:
+        session: The command's.
         network: What the images are for.
         begun: The run, whose fingerprint, where it has one, must be the same.
         trusted: Whether the user has named the data set.
     """
     from gatecli.data.fingerprint import check_same, fingerprint
-    from gatecli.stages.fit import open_data
 
-    dataset = open_data(network, begun.data, trusted=trusted)
+    dataset = open_data(session, network, begun.data, trusted=trusted)
     samples = fingerprint(dataset, pixels=not is_function(dataset.spec))
     check_same(dataset, samples, begun.samples)
     return dataset, samples

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from gatecli.cli.images import open_data
 from gatecli.cli.options import BatchSize, Checkpoint, Data, Workers, reads_checkpoints
 from gatecli.cli.parsing import remembered
 from gatecli.cli.progress import Reporter
@@ -59,6 +60,7 @@ def gates(
     path = session.checkpoint(checkpoint)
     network = session.open(path)
     looked_at = _images(
+        session,
         network,
         remembered(data),
         split=split,
@@ -86,7 +88,14 @@ def gates(
 
 
 def _images(
-    network: Network, data: str | None, *, split: str, count: int, batch_size: int, workers: int
+    session: Session,
+    network: Network,
+    data: str | None,
+    *,
+    split: str,
+    count: int,
+    batch_size: int,
+    workers: int,
 ) -> Iterable[tuple[Tensor, Tensor]]:
     """Batches (images, labels) of the split's first images.
 
@@ -96,13 +105,13 @@ def _images(
 
     from gatecli.data import batches
     from gatecli.network.compare import random_images
-    from gatecli.stages.fit import open_data, split_of
+    from gatecli.stages.fit import split_of
 
     known = data is not None or network.recipe.data is not None
     if not known and not _look_at_images(network):
         images = random_images(network, WITHOUT_DATA)
         return [(images, torch.zeros(WITHOUT_DATA, dtype=torch.long))]
-    dataset = open_data(network, data)
+    dataset = open_data(session, network, data)
     passes = batches(
         dataset.splits[split_of(dataset, split)],
         input=network.input,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from gatecli.cli.images import open_data
 from gatecli.cli.progress import Reporter
 from gatecli.cli.render import gmacs, millions
 from gatecli.cli.session import (
@@ -142,10 +143,8 @@ class Val:
     def __init__(
         self, session: Session, network: Network, data: str | None, batch_size: int, workers: int
     ) -> None:
-        from gatecli.stages.fit import open_data
-
         self.session, self.batch_size, self.workers = session, batch_size, workers
-        self.split = open_data(network, data).splits["val"]
+        self.split = open_data(session, network, data).splits["val"]
 
     def score(self, network: Network, label: str) -> Scores:
         """What a network does on the split."""

@@ -37,6 +37,7 @@ from gatecli.cli.parsing import (
     check_between,
     parse_numbers,
     parse_pairs,
+    parse_resize,
     parse_size,
     remembered,
 )
@@ -82,6 +83,7 @@ class Session:
         reading: What the options for reading checkpoints say (`gatecli.cli.options.READING`).
         stopping: Whether a signal has asked the work to stop.
         busy: How many pieces of work that can stop by themselves are going on, one in another.
+        input: The record of the images that were seen, JSON's `input`; None: none were.
     """
 
     json_: bool
@@ -93,6 +95,7 @@ class Session:
     reading: dict[str, Any] = field(default_factory=dict)
     stopping: bool = False
     busy: int = 0
+    input: dict[str, Any] | None = None
 
     def say(self, line: str) -> None:
         """Print a line for people, on stderr."""
@@ -113,7 +116,9 @@ class Session:
                 result = body()
             if self.json_:
                 seconds = round(time.monotonic() - start, 3)
-                print(json.dumps({**(result or {}), "seconds": seconds}, allow_nan=False))
+                seen = {} if self.input is None else {"input": self.input}
+                facts = {**(result or {}), **seen, "seconds": seconds}
+                print(json.dumps(facts, allow_nan=False))
         except GatecliError as error:
             self._fail(str(error), error.exit_code)
         except KeyboardInterrupt:
@@ -265,6 +270,10 @@ class Session:
             input_size=parse_size(given["input_size"]),
             mean=parse_numbers("--mean", given["mean"], positive=False),
             std=parse_numbers("--std", given["std"], positive=True),
+            resize=parse_resize(given["resize"]),
+            crop=given["crop"],
+            interpolation=given["interpolation"],
+            class_order=given["class_order"],
             leaves=tuple(given["leaf"] or ()),
         )
 

@@ -98,7 +98,8 @@ def finetune(
             "interrupted after the last step, before the final evaluation was over"
         ) from error
     if not network.recipe.baseline:
-        own = {"top1": baseline, "split": "val", "data": data.spec}
+        images = network.input.key()
+        own = {"top1": baseline, "split": "val", "data": data.spec, "images": images}
         network.recipe = replace(network.recipe, baseline=own)
     return result
 
