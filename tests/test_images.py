@@ -409,7 +409,8 @@ def test_every_command_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     tuned = call("finetune", *data, "--epochs", "1", "--batch-size", "3")
     assert tuned["input"]["resize"] == {"value": 40, "from": "told"}
     for command in ("calibrate", "gates", "prune", "profile"):
-        found = call(command, *([] if command == "calibrate" else data))
+        goal = ["--max-drop", "90"] if command == "calibrate" else []
+        found = call(command, *data, *goal)
         assert found["input"]["mean"] == wanted, command
         assert found["input"]["resize"] == {"value": 40, "from": "told"}, command
     assert call("run", Path(".gatecli/current").read_text().strip(), "val/a/0.png")["input"][
