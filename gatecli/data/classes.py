@@ -113,10 +113,10 @@ def _fits(names: Sequence[str] | None, count: int) -> bool:
 
 def _order(data: DataSet, input: InputSpec, num_classes: int) -> _Order:
     count = len(data.classes)
-    if input.class_order == "file" and data.named:
+    told = input.class_order if input.whence("class_order") == "told" else None
+    if told == "file" and data.named:
         return _by_list(data, input, num_classes)
     is_recorded = input.whence("classes") == "data"
-    told = input.class_order if input.whence("class_order") == "told" else None
     if _fits(input.classes, num_classes) and data.named and (told is None or is_recorded):
         assert input.classes is not None
         numbers = places(data.classes, input.classes)
@@ -201,7 +201,7 @@ def _check_count(data: DataSet, num_classes: int) -> None:
             f"{data.spec} has labels from 1 to {num_classes} and no label 0, but the network's"
             f" {num_classes} classes count from 0: subtract 1 from the labels"
         )
-    alone = [f"{name} is in {split} alone" for split, name in data.alone[:3]]
+    alone = [f"{name} is in {split} alone" for name, split in data.alone[:3]]
     hint = f" (class {'; class '.join(alone)})" if alone else ""
     raise DataError(
         f"{data.spec} has {count} classes{hint}, but the network has {num_classes}: expected the"

@@ -80,7 +80,8 @@ def opened(file: str, mode: str) -> Image.Image:
             f"expected {file} to be a readable image, but it is {got}: name an image file"
         )
     try:
-        with Image.open(file, formats=FORMATS) as image:
+        # an open file, as torchvision reads it: of a name PIL maps a TIFF, and does not turn it
+        with open(file, "rb") as stream, Image.open(stream, formats=FORMATS) as image:
             _check_pixels(image)
             return to_bytes(image).convert(mode)
     except Exception as error:  # PIL's decoders raise whatever they meet, SyntaxError too
