@@ -425,3 +425,53 @@ def test_an_identified_file_has_the_librarys_pipeline(tmp_path: Path) -> None:
     shapes = {"weight": (1,)}
     with pytest.raises(Exception, match="not those"):
         found_for("torchvision:efficientnet_b0", {}, shapes)
+
+
+def test_a_baseline_is_measured_anew_on_other_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is known of 37 pixels cut to 32 says nothing of 64 cut to 32."""
+    monkeypatch.chdir(tmp_path)
+    save_source(Path("r.pt"), num_classes=2)
+    for split in ("train", "val"):
+        for number, name in enumerate(("a", "b")):
+            Path(split, name).mkdir(parents=True)
+            for index in range(4):
+                picture = photograph(40, 40, seed=4 * number + index)
+                picture.save(Path(split, name, f"{index}.png"))
+    call("attach", "r.pt", "--method", "aig-perbatch")
+    how = ["--data", "imagefolder:.", "--epochs", "1", "--batch-size", "4"]
+    assert "before training: val" in run("finetune", *how, "--out", "one.safetensors").err
+    again = run("finetune", "one.safetensors", *how, "--out", "two.safetensors")
+    assert "before training: val" not in again.err
+    other = run("finetune", "one.safetensors", *how, "--out", "three.safetensors", "--resize", "64")
+    assert other.code == 0 and "before training: val" in other.err
+
+
+def test_an_onnx_file_prepares_images_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    monkeypatch.chdir(tmp_path)
+    save_source(Path("r.pt"), num_classes=2)
+    photograph(90, 70).save("p.png")
+    told = ["--resize", "50x44", "--interpolation", "bicubic", "--mean", "0.4", "--std", "0.3"]
+    ours = call("run", "r.pt", "p.png", *told)
+    call("export", "r.pt", *told, "--format", "onnx", "--out", "r.onnx")
+    theirs = call("run", "r.onnx", "p.png")
+    assert theirs["input"] == ours["input"]
+    assert ours["input"]["resize"] == {"value": [50, 44], "from": "told"}
+    for mine, its in zip(
+        ours["predictions"][0]["classes"], theirs["predictions"][0]["classes"], strict=True
+    ):
+        assert mine["class"] == its["class"]
+        assert mine["probability"] == pytest.approx(its["probability"], abs=1e-5)
+    plain = call("run", "r.pt", "p.png", "--mean", "0.4", "--std", "0.3")
+    difference = plain["predictions"][0]["classes"][0]["probability"]
+    assert difference != pytest.approx(
+        ours["predictions"][0]["classes"][0]["probability"], abs=1e-6
+    )
+    call("export", "r.pt", *told, "--format", "weights", "--out", "w.safetensors")
+    source = Path("w.py").read_text()
+    assert "RESIZE = [50, 44]" in source and "INTERPOLATION = 'bicubic'" in source
