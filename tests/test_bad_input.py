@@ -613,8 +613,6 @@ def spoil(change: str) -> None:
         Path("images/train/bee/1.png").write_bytes(Path("images/train/bee/1.png").read_bytes()[:40])
     elif change == "corrupt in val":
         Path("images/val/ant/1.png").write_bytes(b"no image")
-    elif change == "no class":
-        shutil.rmtree("images/val/bee")
     elif change == "empty class":
         for file in Path("images/train/bee").iterdir():
             file.unlink()
@@ -626,7 +624,6 @@ def spoil(change: str) -> None:
 FOLDERS = {
     "corrupt": "images/train/bee/1.png",
     "corrupt in val": "images/val/ant/1.png",
-    "no class": "bee",
     "empty class": "images/train/bee",
     "no images": "images",
 }

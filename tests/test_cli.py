@@ -195,7 +195,7 @@ def test_keys_are_those_of_the_document(road: Road) -> None:
     """docs/json.md names every key that a command prints, and no other."""
     text = (Path(__file__).parent.parent / "docs/json.md").read_text()
     told = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", text, re.M))
-    everywhere = COMMON | {"out"}
+    everywhere = COMMON | {"out", "input"}
     for command in ("inspect", "attach", "finetune", "eval", "prune", "profile"):
         first = next(name for name in road.given if name.split()[0] == command)
         given = set().union(
@@ -428,6 +428,7 @@ def test_log(road: Road) -> None:
         and tuned["results"]["top1"] == road.given["finetune"]["top1"]
     )
     assert pruned["results"]["macs_dense"] == road.given["prune"]["macs_dense"]
+    assert re.fullmatch("[0-9a-f]{16}", found["baseline"].pop("images"))
     assert found["baseline"] == {
         "top1": road.given["finetune"]["baseline_top1"],
         "split": "val",

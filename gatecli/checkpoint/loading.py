@@ -20,6 +20,7 @@ from gatecli.architectures.identify import Found
 from gatecli.checkpoint.atomic import check_name
 from gatecli.checkpoint.evidence import SOFTMAX, ends_in_softmax, found_by_class, witness
 from gatecli.checkpoint.formats import header_fits, tensors_in
+from gatecli.checkpoint.pictures import assumptions, input_of, recorded_input
 from gatecli.checkpoint.plain import Plain, find, open_plain
 from gatecli.checkpoint.replay import fill, replayed
 from gatecli.checkpoint.said.note import said_note
@@ -27,7 +28,7 @@ from gatecli.checkpoint.state_dicts import check_sizes
 from gatecli.errors import ArchitectureError, CheckpointError, GatecliError
 from gatecli.network import Network
 from gatecli.network.counting import costs_need_values
-from gatecli.traced.recipe import InputSpec, Recipe, SaidInput, Source
+from gatecli.traced.recipe import Recipe, Source
 
 __all__ = [
     "KEY",
@@ -53,6 +54,11 @@ class Reading:
         input_size: (height, width) of its images in pixels; None, as below: as recorded.
         mean: of its images' normalisation.
         std: of its images' normalisation.
+        resize: what image files are scaled to before they are cropped: (shorter side,), or exactly
+            (height, width).
+        crop: the share of the scaled picture that is cut out.
+        interpolation: how pictures are scaled.
+        class_order: of an image folder's classes: names, natural or file.
         leaves: patterns of module paths that tracing keeps whole.
         key: the keys in the file that lead to the network, joined by dots; empty: found.
         prefix: of the names of the network's tensors; empty: found.
@@ -64,6 +70,10 @@ class Reading:
     input_size: tuple[int, int] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    resize: tuple[int, ...] | None = None
+    crop: float | None = None
+    interpolation: str | None = None
+    class_order: str | None = None
     leaves: Sequence[str] = ()
     key: str = ""
     prefix: str = ""
@@ -137,7 +147,7 @@ def _read_plain(path: Path, how: Reading) -> tuple[Network, list[str]]:
         raise ArchitectureError(f"{path.name}: {error}") from error
     network, dropped = build(found)
     notes = [*plain.notes, *found.notes, *([witnessed.note] if witnessed else [])]
-    notes += [*said_note(found, how), *_guesses(network, found, how), *dropped]
+    notes += [*said_note(found, how), *_assumed(network, found), *dropped]
     if ends_in_softmax(network):
         network, _ = build(found, softmax=True)
         notes.append(SOFTMAX)
@@ -178,7 +188,7 @@ def _built(
         assumed=[each.to_json() for each in found.assumed],
         softmax=softmax,
     )
-    network, notes = replayed(Recipe(source=source, input=_input(found, how)))
+    network, notes = replayed(Recipe(source=source, input=input_of(found, how, found.said)))
     fill(network, plain.tensors, path, strict=False)
     source = replace(
         source, params=network.params, macs=network.macs_dense, num_classes=network.num_classes
@@ -187,42 +197,15 @@ def _built(
     return network, notes
 
 
-def _input(found: Found, how: Reading) -> InputSpec:
-    channels = found.channels
-    if is_callable_name(found.arch):
-        channels = 0  # the network's first convolution says how many
-    said = found.said or SaidInput(where="")
-    return InputSpec(
-        size=how.input_size or said.size or (found.input_size, found.input_size),
-        channels=channels,
-        mean=how.mean or said.mean or found.mean,
-        std=how.std or said.std or found.std,
-    )
-
-
-def _guesses(network: Network, found: Found, how: Reading) -> list[str]:
-    """Notes on what is taken for granted of the images of a user's own network.
-
-    ImageNet's normalisation is one of three channels: with others the data set's own is meant.
-    """
-    if not is_callable_name(found.arch) or found.said is not None:
-        return []
-    spec, notes = network.input, []
-    if how.input_size is None:
-        height, width = spec.size
-        notes.append(f"images are taken to be {height}x{width} (if not: --input-size)")
-    if how.mean is not None and how.std is not None:
-        return notes
-    if spec.channels == 3:
-        return [*notes, "their mean and std are taken to be ImageNet's (if not: --mean, --std)"]
-    network.recipe = replace(network.recipe, input=replace(spec, mean=how.mean, std=how.std))
-    return notes
+def _assumed(network: Network, found: Found) -> list[str]:
+    """Notes on what is taken for granted of the images of a user's own network."""
+    return assumptions(network) if is_callable_name(found.arch) else []
 
 
 def read_own(path: Path, recipe: Recipe, how: Reading) -> Network:
     """The network in one of gatecli's own checkpoints, whose recipe has been read."""
     _check_arch(path, recipe.source.arch, how.arch)
-    recipe = replace(recipe, input=_own_input(path, recipe.input, how))
+    recipe = replace(recipe, input=recorded_input(path, recipe.input, how))
     tensors = _own_tensors(path)
     numbers = sum(tensor.numel() for tensor in tensors.values())
     pruned = any(step.op == "prune" for step in recipe.steps)
@@ -250,26 +233,6 @@ def _check_arch(path: Path, own: str, given: str | None) -> None:
             f"{path.name} names its architecture as `{own}`, code that gatecli does not import on a"
             f" file's word: if you trust it, say so with --arch {own} (library: arch=...)"
         )
-
-
-def _own_input(path: Path, recorded: InputSpec, how: Reading) -> InputSpec:
-    """The images that the network takes.
-
-    Raises:
-        CheckpointError: the file asks for larger ones than are allowed.
-    """
-    height, width = recorded.size
-    if how.input_size is None and height * width > limits.INPUT_PIXELS:
-        raise CheckpointError(
-            f"{path.name} says that its images have {height} x {width} pixels, which are more than"
-            f" {limits.INPUT_PIXELS:,}: if they do, say so with --input-size {height}x{width}"
-        )
-    return replace(
-        recorded,
-        size=how.input_size or recorded.size,
-        mean=how.mean or recorded.mean,
-        std=how.std or recorded.std,
-    )
 
 
 def _own_tensors(path: Path) -> dict[str, Tensor]:

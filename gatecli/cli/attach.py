@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from gatecli.cli.images import show_images
 from gatecli.cli.options import Checkpoint, Output, Set, reads_checkpoints
 from gatecli.cli.parsing import parse_pairs
 from gatecli.cli.render import gmacs, millions
@@ -70,6 +71,7 @@ def attach(
     path = session.checkpoint(checkpoint)
     target = output_of(path, method, output)
     network = session.open(path)
+    show_images(session, network.input)
     brought = None if gater is None else session.open_other(gater)
     result = attaching.attach(
         network,

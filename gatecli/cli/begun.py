@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Union, get_args, get_origin
 
 from gatecli.cli.options import READING
@@ -55,6 +55,8 @@ def believed(about: Mapping[str, Any]) -> Begun:
     from gatecli.training import TrainOptions
 
     begun = checked(Begun(**about))
+    defaults = {name: option.default for name, option in READING.items()}
+    begun = replace(begun, reading={**defaults, **begun.reading})  # older states lack new options
     checked(TrainOptions(**begun.options))
     if begun.reading.keys() != READING.keys():
         raise KeyError(f"reading {sorted(begun.reading)}")

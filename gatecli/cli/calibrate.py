@@ -10,6 +10,7 @@ import typer
 
 from gatecli.cli import exits
 from gatecli.cli.goal import Goal
+from gatecli.cli.images import open_data
 from gatecli.cli.options import Checkpoint, Data, Loading, Output, reads_checkpoints
 from gatecli.cli.parsing import remembered
 from gatecli.cli.progress import Reporter
@@ -59,7 +60,6 @@ def calibrate(
     from gatecli import calibration
     from gatecli.checkpoint import write
     from gatecli.stages.chance import chance_notes
-    from gatecli.stages.fit import open_data
 
     if goal.target_acc is not None:
         calibration.check_target(goal.target_acc)
@@ -72,7 +72,7 @@ def calibrate(
         asked = exits.Asked(goal=goal, data=where, loading=loading)
         return exits.calibrate(session, network, path, target, asked)
     calibration.check_target(goal.target_acc, goal.max_drop)
-    dataset = open_data(network, where)
+    dataset = open_data(session, network, where)
     result = calibration.calibrate(
         network,
         dataset,

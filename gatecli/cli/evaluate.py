@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gatecli.cli.images import open_data
 from gatecli.cli.options import Checkpoint, Data, Loading, reads_checkpoints
 from gatecli.cli.parsing import remembered
 from gatecli.cli.progress import Reporter
@@ -36,11 +37,11 @@ def evaluate(
     from gatecli.network.costs import site_rates
     from gatecli.stages import evaluate as evaluation
     from gatecli.stages.chance import chance_notes
-    from gatecli.stages.fit import open_data, split_of
+    from gatecli.stages.fit import split_of
 
     path = session.checkpoint(checkpoint)
     network = session.open(path)
-    dataset = open_data(network, remembered(data))
+    dataset = open_data(session, network, remembered(data))
     result = evaluation.evaluate(
         network,
         dataset,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from gatecli.cli.frontier import Figures, print_frontier, spell_thresholds
 from gatecli.cli.goal import Goal
+from gatecli.cli.images import open_data
 from gatecli.cli.options import Loading
 from gatecli.cli.progress import Reporter
 from gatecli.cli.render import gmacs, percent
@@ -94,10 +95,9 @@ def calibrate(
 def _measured(session: Session, network: Network, asked: Asked) -> Found:
     from gatecli.calibration.exits.calibrate import calibrate_exits
     from gatecli.stages.chance import chance_notes
-    from gatecli.stages.fit import open_data
 
     goal = asked.goal
-    dataset = open_data(network, asked.data)
+    dataset = open_data(session, network, asked.data)
     result = calibrate_exits(
         network,
         dataset,

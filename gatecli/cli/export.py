@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gatecli import exporting
+from gatecli.cli.images import open_data, show_images
 from gatecli.cli.options import Checkpoint, Data, Output, reads_checkpoints
 from gatecli.cli.parsing import check_between, remembered
 from gatecli.cli.session import Session
@@ -180,13 +181,13 @@ def _given(session: Session, network: Network, data: str | None, count: int) -> 
     None where there is no data set, or the one remembered is not to be had.
     """
     from gatecli.data import batches
-    from gatecli.stages.fit import open_data
 
     if data is None and not network.recipe.data:
         session.say("note: no data set is known: comparing on random images (--data names one)")
+        show_images(session, network.input)
         return _Given()
     try:
-        dataset = open_data(network, data)
+        dataset = open_data(session, network, data)
     except DataError as error:
         if data is not None:
             raise

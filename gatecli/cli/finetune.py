@@ -11,6 +11,7 @@ import typer
 
 from gatecli.checkpoint.atomic import check_name
 from gatecli.cli.begun import Begun
+from gatecli.cli.images import open_data
 from gatecli.cli.options import Checkpoint, Data, Output, Set, reads_checkpoints
 from gatecli.cli.parsing import is_function, parse_pairs, remembered
 from gatecli.cli.progress import Reporter
@@ -145,7 +146,7 @@ def _opened(session: Session, begun: Begun, *, trusted: bool) -> _Work:
     options = TrainOptions(**begun.options)
     network = session.open_gated(Path(begun.checkpoint), "train")
     trained_methods(network.recipe, begun.settings, options.methods)
-    dataset, samples = _data(network, begun, trusted=trusted)
+    dataset, samples = _data(session, network, begun, trusted=trusted)
     teacher = None if begun.teacher is None else session.open(Path(begun.teacher))
     check_teacher(network, teacher, options)
     return _Work(
@@ -193,18 +194,20 @@ def _board(folder: str | Path | None) -> Board | None:
     return Board(Path(folder))
 
 
-def _data(network: Network, begun: Begun, *, trusted: bool) -> tuple[DataSet, dict[str, str]]:
+def _data(
+    session: Session, network: Network, begun: Begun, *, trusted: bool
+) -> tuple[DataSet, dict[str, str]]:
     """The data set and its fingerprint.
 
     Args:
+        session: The command's.
         network: What the images are for.
         begun: The run, whose fingerprint, where it has one, must be the same.
         trusted: Whether the user has named the data set.
     """
     from gatecli.data.fingerprint import check_same, fingerprint
-    from gatecli.stages.fit import open_data
 
-    dataset = open_data(network, begun.data, trusted=trusted)
+    dataset = open_data(session, network, begun.data, trusted=trusted)
     samples = fingerprint(dataset, pixels=not is_function(dataset.spec))
     check_same(dataset, samples, begun.samples)
     return dataset, samples

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from gatecli.cli.images import open_data
 from gatecli.cli.options import Checkpoint, Data, Loading, reads_checkpoints
 from gatecli.cli.parsing import remembered
 from gatecli.cli.progress import Reporter
@@ -58,8 +59,9 @@ def gates(
         raise SettingError(f"expected --images to be at least 1, but got {images}")
     path = session.checkpoint(checkpoint)
     network = session.open(path)
-    where = remembered(data)
-    looked_at = _images(network, where, split=split, count=images, loading=loading)
+    looked_at = _images(
+        session, network, remembered(data), split=split, count=images, loading=loading
+    )
     use = analyse(network, looked_at, Reporter(session))
     if not session.json_:
         _print(session, use)
@@ -80,7 +82,13 @@ def gates(
 
 
 def _images(
-    network: Network, data: str | None, *, split: str, count: int, loading: Loading
+    session: Session,
+    network: Network,
+    data: str | None,
+    *,
+    split: str,
+    count: int,
+    loading: Loading,
 ) -> Iterable[tuple[Tensor, Tensor]]:
     """Batches (images, labels) of the split's first images.
 
@@ -90,13 +98,13 @@ def _images(
 
     from gatecli.data import batches
     from gatecli.network.compare import random_images
-    from gatecli.stages.fit import open_data, split_of
+    from gatecli.stages.fit import split_of
 
     known = data is not None or network.recipe.data is not None
     if not known and not _look_at_images(network):
         images = random_images(network, WITHOUT_DATA)
         return [(images, torch.zeros(WITHOUT_DATA, dtype=torch.long))]
-    dataset = open_data(network, data)
+    dataset = open_data(session, network, data)
     passes = batches(
         dataset.splits[split_of(dataset, split)],
         input=network.input,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gatecli.cli.images import show_images
 from gatecli.cli.options import Checkpoint, reads_checkpoints
 from gatecli.cli.render import MACS_FOOT, gmacs, millions, table
 from gatecli.cli.session import Session
@@ -46,6 +47,7 @@ def inspect(
     path = session.checkpoint(checkpoint)
     network = session.open(path)
     source = network.recipe.source
+    show_images(session, network.input)
     sites = _sites(network)
     if not session.json_:
         usual = [each.name for each in registry.all_kinds() if each.listed]

@@ -104,6 +104,32 @@ InputSize = Annotated[
 ]
 Mean = Annotated[typing.Optional[str], _reading(help="Normalisation, as 0.485,0.456,0.406.")]
 Std = Annotated[typing.Optional[str], _reading(help="Normalisation, as 0.229,0.224,0.225.")]
+Resize = Annotated[
+    typing.Optional[str],
+    _reading(
+        help=(
+            "Pixels that image files are scaled to before the middle is cut out: 256 (the shorter"
+            " side), or 256x320 (exactly so)."
+        )
+    ),
+]
+Crop = Annotated[
+    typing.Optional[float],
+    _reading(help="Share of the scaled image that is cut out, as 0.875, instead of --resize."),
+]
+Interpolation = Annotated[
+    typing.Optional[str],
+    _reading(help="nearest, bilinear, bicubic, lanczos, box or hamming."),
+]
+ClassOrder = Annotated[
+    typing.Optional[str],
+    _reading(
+        help=(
+            "Order of class folders: names (as torchvision), natural (as timm), or file (names that"
+            " the checkpoint records, or DIR/classes.txt)."
+        )
+    ),
+]
 Leaf = Annotated[
     typing.Optional[list[str]],
     _reading(help="Pattern of module paths to keep whole when tracing; repeatable."),
@@ -127,6 +153,10 @@ READING = {
     "input_size": Shared(annotation=InputSize, default=None),
     "mean": Shared(annotation=Mean, default=None),
     "std": Shared(annotation=Std, default=None),
+    "resize": Shared(annotation=Resize, default=None),
+    "crop": Shared(annotation=Crop, default=None),
+    "interpolation": Shared(annotation=Interpolation, default=None),
+    "class_order": Shared(annotation=ClassOrder, default=None),
     "leaf": Shared(annotation=Leaf, default=None),
     "key": Shared(annotation=Key, default=""),
     "prefix": Shared(annotation=Prefix, default=""),

@@ -13,6 +13,7 @@ __all__ = [
     "is_function",
     "parse_numbers",
     "parse_pairs",
+    "parse_resize",
     "parse_size",
     "remembered",
 ]
@@ -53,12 +54,25 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
     """
     if text is None:
         return None
+    sides = _sides("--input-size", text)
+    return sides[0], sides[-1]
+
+
+def parse_resize(text: str | None) -> tuple[int, ...] | None:
+    """Read `--resize`, as 256 (the shorter side) or 256x320 (exactly so), into pixels.
+
+    Raises:
+        SettingError: It is neither.
+    """
+    return None if text is None else _sides("--resize", text)
+
+
+def _sides(option: str, text: str) -> tuple[int, ...]:
+    """One side or two, in pixels. Raises SettingError where it is something else."""
     sides = text.lower().replace(",", "x").split("x")
     if len(sides) > 2 or not all(_is_side(side) for side in sides):
-        raise SettingError(
-            f"expected --input-size to be pixels, as 224 or 192x256, but got `{text}`"
-        )
-    return int(sides[0]), int(sides[-1])
+        raise SettingError(f"expected {option} to be pixels, as 224 or 192x256, but got `{text}`")
+    return tuple(map(int, sides))
 
 
 def _is_side(text: str) -> bool:

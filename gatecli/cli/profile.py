@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from gatecli.cli.images import open_data
 from gatecli.cli.options import Data, reads_checkpoints
 from gatecli.cli.parsing import remembered
 from gatecli.cli.profile_tables import print_profile
@@ -139,13 +140,12 @@ def _measured(
 ) -> tuple[list[Rates], Tensor]:
     """Each network's rates on val, and two batches of it, (N, C, H, W), to time with."""
     from gatecli.data import batches, steps
-    from gatecli.stages.fit import open_data
     from gatecli.stages.predict import score
 
     rates: list[Rates] = []
     images = None
     for network in networks:
-        split = open_data(network, data).splits["val"]
+        split = open_data(session, network, data).splits["val"]
         passes = batches(split, input=network.input, batch_size=BATCH_SIZE)
         total = steps(split, BATCH_SIZE)
         scores = score(network, passes, Reporter(session), "measuring rates on val", total)

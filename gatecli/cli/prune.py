@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from gatecli.cli.images import open_data
 from gatecli.cli.options import Checkpoint, Data, Loading, Output, reads_checkpoints
 from gatecli.cli.parsing import remembered
 from gatecli.cli.progress import Reporter
@@ -132,11 +133,10 @@ class Val:
     def __init__(
         self, session: Session, network: Network, data: str | None, loading: Loading
     ) -> None:
-        from gatecli.stages.fit import open_data
 
         self.session = session
         self.loading = loading
-        self.split = open_data(network, data).splits["val"]
+        self.split = open_data(session, network, data).splits["val"]
 
     def score(self, network: Network, label: str) -> Scores:
         """What a network does on the split."""

@@ -10,6 +10,7 @@ import typer
 
 from gatecli import exporting
 from gatecli.checkpoint.atomic import check_name
+from gatecli.cli.images import open_data, show_images
 from gatecli.cli.options import Data, reads_checkpoints
 from gatecli.cli.parsing import check_between, remembered
 from gatecli.cli.render import table
@@ -51,6 +52,7 @@ def run(
     check_name(Path(model))
     opener = exporting.opener(model)
     runner = _native(session, model, remembered(data)) if opener is None else opener(Path(model))
+    _show_images(session, runner)
     found = predict(runner, images, top, repeats)
     if not session.json_:
         _print(session, found, runner)
@@ -69,17 +71,28 @@ def _native(session: Session, model: str, data: str | None) -> Runner:
     With the classes' names and the normalisation of its data set, where that is to be had.
     """
     from gatecli.stages.classify import native
-    from gatecli.stages.fit import open_data
 
     network = session.open(Path(model))
     classes: tuple[str, ...] = ()
     try:
         if data is not None or network.recipe.data:
-            classes = open_data(network, data).classes
+            classes = open_data(session, network, data).classes
     except DataError:
         if data is not None:
             raise
     return native(network, classes)
+
+
+def _show_images(session: Session, runner: Runner) -> None:
+    """Say how the files are prepared, and what was assumed of it."""
+    from gatecli.stages.fit import with_usual
+
+    if session.input is not None:  # said with the data set
+        return
+    spec, notes = with_usual(runner.facts.input())
+    for note in notes:
+        session.say(f"note: {note}")
+    show_images(session, spec, cropped=runner.facts.crop)
 
 
 def _print(session: Session, found: list[Prediction], runner: Runner) -> None:

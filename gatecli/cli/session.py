@@ -23,7 +23,7 @@ import typer
 
 from gatecli.cli import interrupts, workspace
 from gatecli.cli.devices import device_named
-from gatecli.cli.parsing import check_between, parse_numbers, parse_size
+from gatecli.cli.parsing import check_between, parse_numbers, parse_resize, parse_size
 from gatecli.cli.text import LONGEST, one_line, tell
 from gatecli.errors import GatecliError, Interrupted, TrainingError, blame
 
@@ -55,6 +55,7 @@ class Session:
         stopping: Whether a signal has asked the work to stop.
         busy: How many pieces of work that can stop by themselves are going on, one in another.
         assumed: What no tensor tells of the checkpoint that was read; None: none was.
+        input: The record of the images that were seen, JSON's `input`; None: none were.
     """
 
     json_: bool
@@ -67,6 +68,7 @@ class Session:
     stopping: bool = False
     busy: int = 0
     assumed: list[dict[str, str]] | None = None
+    input: dict[str, Any] | None = None
 
     def say(self, line: str) -> None:
         """Print a line for people, on stderr."""
@@ -87,7 +89,8 @@ class Session:
                 result = body()
             if self.json_:
                 seconds = round(time.monotonic() - start, 3)
-                facts = {} if self.assumed is None else {"assumed": self.assumed}
+                seen = {"assumed": self.assumed, "input": self.input}
+                facts = {name: value for name, value in seen.items() if value is not None}
                 print(json.dumps({**(result or {}), **facts, "seconds": seconds}, allow_nan=False))
         except GatecliError as error:
             self._fail(str(error), error.exit_code)
@@ -242,6 +245,10 @@ class Session:
             input_size=parse_size(given["input_size"]),
             mean=parse_numbers("--mean", given["mean"], positive=False),
             std=parse_numbers("--std", given["std"], positive=True),
+            resize=parse_resize(given["resize"]),
+            crop=given["crop"],
+            interpolation=given["interpolation"],
+            class_order=given["class_order"],
             leaves=tuple(given["leaf"] or ()),
             key=given["key"],
             prefix=given["prefix"],

@@ -11,17 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gatecli.data.augment import AUGMENTS
-    from gatecli.data.spec import DataSet, check_classes, load_data
+    from gatecli.data.spec import DataSet, load_data
     from gatecli.data.splits import Split, Walk, batches, steps
 
-__all__ = ["AUGMENTS", "DataSet", "Split", "Walk", "batches", "check_classes", "load_data", "steps"]
+__all__ = ["AUGMENTS", "DataSet", "Split", "Walk", "batches", "load_data", "steps"]
 _HOMES = {
     "AUGMENTS": "augment",
     "DataSet": "spec",
     "Split": "splits",
     "Walk": "splits",
     "batches": "splits",
-    "check_classes": "spec",
     "load_data": "spec",
     "steps": "splits",
 }

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gatecli.data.augment import AUGMENTS, PIXELS, augmented, generator
-from gatecli.data.prepare import luminance, resized
+from gatecli.data.prepare import arrays_resized, luminance
 from gatecli.data.splits import Digest, Plan, Split
 from gatecli.errors import DataError
 from gatecli.traced.recipe import InputSpec
@@ -49,7 +49,9 @@ class ArraySplit(Split):
             )
 
     def read(self, rows: Tensor, number: int, plan: Plan) -> Tensor:
-        images = resized(self._prepared(plan.input)[rows], plan.input.size)
+        images = self._prepared(plan.input)[rows]
+        if not self._is_ready(plan.input):
+            images = arrays_resized(images, plan.input)
         return augmented(images, plan.augment, generator(PIXELS, plan.seed, plan.epoch, number))
 
     def _prepared(self, input: InputSpec) -> Tensor:
@@ -60,13 +62,18 @@ class ArraySplit(Split):
         height, width = input.size
         grey = input.channels == 1
         ready = self._ready
-        if ready is None or ready.size != (height, width) or ready.grey != grey:
+        if ready is None or ready.asked != _asked(input):
             images = luminance(self.images) if grey else self.images
-            if images.shape[0] * images.shape[1] * height * width <= KEEP_BYTES:
-                images = resized(images, input.size)
-            ready = _Ready(size=(height, width), grey=grey, images=images)
+            done = images.shape[0] * images.shape[1] * height * width <= KEEP_BYTES
+            if done:
+                images = arrays_resized(images, input)
+            ready = _Ready(asked=_asked(input), done=done, images=images)
             self._ready = ready
         return ready.images
+
+    def _is_ready(self, input: InputSpec) -> bool:
+        """Whether what `_prepared` gives has the network's size."""
+        return self._ready is not None and self._ready.done and self._ready.asked == _asked(input)
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of each channel's values in [0, 1], exact in float64."""
@@ -89,11 +96,20 @@ class ArraySplit(Split):
 
 @dataclass(frozen=True, kw_only=True)
 class _Ready:
-    """Images of one size, kept from batch to batch; of the old size where these take too much."""
+    """Images prepared as `asked`, kept from batch to batch.
 
-    size: tuple[int, int]
-    grey: bool
+    Where they would take too much so, they have their old size, and are not `done`.
+    """
+
+    asked: tuple[Any, ...]
+    done: bool
     images: Tensor
+
+
+def _asked(input: InputSpec) -> tuple[Any, ...]:
+    """What the pixels of arrays depend on."""
+    parts = (input.size, input.box, input.crop_mode, input.interpolation, input.crops_arrays)
+    return (*parts, input.channels == 1)
 
 
 def array_split(where: str, name: str, images: Any, labels: Any) -> ArraySplit:

@@ -9,16 +9,17 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import RandomResizedCrop
+from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as TF
 
 from gatecli import limits
 from gatecli.data.augment import PIXELS, augmented, generator
-from gatecli.data.prepare import mode_for, pixels
+from gatecli.data.depths import to_bytes
+from gatecli.data.prepare import centre_crop, mode_for, pixels
 from gatecli.data.splits import Digest, Plan, Split
 from gatecli.errors import DataError, reason
 
-__all__ = ["FolderSplit", "opened", "random_crop"]
+__all__ = ["FORMATS", "FolderSplit", "centre_crop", "opened", "random_crop"]
 
 # Others may run programs: PIL gives PostScript to Ghostscript.
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
@@ -59,7 +60,7 @@ class FolderSplit(Split):
         picture = opened(os.fsdecode(self.files[row]), mode_for(plan.input))
         draw = generator(PIXELS, plan.seed, plan.epoch, row)
         if plan.augment == "imagenet":
-            return random_crop(picture, plan.input.size, draw)
+            return random_crop(picture, plan.input.size, draw, plan.input.interpolation)
         return augmented(pixels(picture, plan.input, crop=True), plan.augment, draw)[0]
 
 
@@ -79,10 +80,10 @@ def opened(file: str, mode: str) -> Image.Image:
             f"expected {file} to be a readable image, but it is {got}: name an image file"
         )
     try:
-        with Image.open(file, formats=FORMATS) as image:
+        # an open file, as torchvision reads it: of a name PIL maps a TIFF, and does not turn it
+        with open(file, "rb") as stream, Image.open(stream, formats=FORMATS) as image:
             _check_pixels(image)
-            converted: Image.Image = image.convert(mode)
-            return converted
+            return to_bytes(image).convert(mode)
     except Exception as error:  # PIL's decoders raise whatever they meet, SyntaxError too
         raise DataError(
             f"expected {file} to be a readable image, but reading it failed ({reason(error)}):"
@@ -101,13 +102,19 @@ def _check_pixels(image: Image.Image) -> None:
         )
 
 
-def random_crop(image: Image.Image, size: tuple[int, int], draw: torch.Generator) -> Tensor:
+def random_crop(
+    image: Image.Image,
+    size: tuple[int, int],
+    draw: torch.Generator,
+    interpolation: str = "bilinear",
+) -> Tensor:
     """A crop as torchvision's RandomResizedCrop takes it, and a flip of every second image.
 
     Args:
         image: of any size.
         size: (height, width) in pixels.
         draw: what the crop and the flip are drawn from; it stays as it is.
+        interpolation: how the crop is scaled.
 
     Returns:
         uint8 (C, height, width).
@@ -116,6 +123,7 @@ def random_crop(image: Image.Image, size: tuple[int, int], draw: torch.Generator
         torch.default_generator.set_state(draw.get_state())
         top, left, height, width = RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3])
         mirrored = torch.rand(()).item() < 0.5
-    image = TF.resized_crop(image, top, left, height, width, list(size))
+    how = InterpolationMode(interpolation)
+    image = TF.resized_crop(image, top, left, height, width, list(size), how)
     cropped: Tensor = TF.pil_to_tensor(TF.hflip(image) if mirrored else image)
     return cropped

@@ -8,23 +8,27 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
+from gatecli import limits
 from gatecli.errors import DataError
 from gatecli.traced.recipe import InputSpec
 
 __all__ = [
+    "arrays_resized",
     "centre_crop",
     "luminance",
+    "middle",
     "mode_for",
     "normalisation",
     "normalised",
     "pixels",
     "prepare",
     "resized",
+    "scaled_size",
 ]
 
-CROP = 0.875  # evaluation shows the middle 224 of 256
 CHUNK = 1024  # images resized at a time: they are float32 then
 
 
@@ -54,14 +58,14 @@ def pixels(picture: Image.Image, input: InputSpec, *, crop: bool) -> Tensor:
     The arguments are those of `prepare`.
     """
     if crop:
-        return centre_crop(picture, input.size)[None]
+        return middle(picture, input)[None]
     values = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
     whole = values.view(1, picture.height, picture.width, -1).permute(0, 3, 1, 2)
-    return resized(whole, input.size)
+    return arrays_resized(whole, input)
 
 
 def centre_crop(picture: Image.Image, size: tuple[int, int]) -> Tensor:
-    """The middle of a picture: it is scaled to just cover size / 0.875, then cut.
+    """The middle of a picture where nothing is said: scaled to just cover size / 0.875, then cut.
 
     Args:
         picture: of any size.
@@ -70,18 +74,77 @@ def centre_crop(picture: Image.Image, size: tuple[int, int]) -> Tensor:
     Returns:
         uint8 (C, height, width).
     """
-    height, width = (round(side / CROP) for side in size)
-    if picture.width * height >= picture.height * width:
-        width = max(width, int(height * picture.width / picture.height))
-    else:
-        height = max(height, int(width * picture.height / picture.width))
-    scaled = TF.resize(picture, [height, width])
-    cut: Tensor = TF.pil_to_tensor(TF.center_crop(scaled, list(size)))
+    return middle(picture, InputSpec(size=size))
+
+
+def middle(picture: Image.Image, input: InputSpec) -> Tensor:
+    """The middle of a picture, as torchvision's and timm's evaluation transforms take it.
+
+    Args:
+        picture: of any size.
+        input: the size, and what the picture is scaled to before; `border` fills with its mean.
+
+    Returns:
+        uint8 (C, height, width).
+
+    Raises:
+        DataError: the picture would have too many pixels once scaled.
+    """
+    sides = scaled_size((picture.height, picture.width), input)
+    if sides[0] * sides[1] > limits.PIXELS:
+        raise DataError(
+            f"a picture of {picture.width} x {picture.height} would have {sides[1]} x {sides[0]}"
+            f" pixels once scaled, more than {limits.PIXELS:,}: cut it"
+        )
+    scaled = TF.resize(picture, list(sides), interpolation=InterpolationMode(input.interpolation))
+    if input.crop_mode == "border":
+        scaled = _padded(scaled, input)
+    cut: Tensor = TF.pil_to_tensor(TF.center_crop(scaled, list(input.size)))
     return cut
 
 
-def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """uint8 (N, C, H, W) in another (height, width): bilinear, antialiased, rounded.
+def scaled_size(sides: tuple[int, int], input: InputSpec) -> tuple[int, int]:
+    """What a picture of (height, width) is scaled to before its middle is cut out."""
+    height, width = sides
+    high, wide = input.box
+    if input.crop_mode == "squash":
+        return high, wide
+    if input.resize is not None and len(input.resize) == 2:
+        choose = max if input.crop_mode == "border" else min
+        ratio = choose(height / high, width / wide)
+        return max(1, round(height / ratio)), max(1, round(width / ratio))
+    if width * high >= height * wide:
+        return high, max(wide, int(high * width / height))
+    return max(high, int(wide * height / width)), wide
+
+
+def _padded(picture: Image.Image, input: InputSpec) -> Image.Image:
+    """A picture with as much of the mean colour around it as `size` is larger."""
+    means = input.mean or (0.0,)
+    bands = len(picture.getbands())
+    fill = [round(255 * value) for value in (means if len(means) == bands else means[:1] * bands)]
+    high = max(0, input.size[0] - picture.height)
+    wide = max(0, input.size[1] - picture.width)
+    edges = [wide // 2, high // 2, (wide + 1) // 2, (high + 1) // 2]
+    padded: Image.Image = TF.pad(picture, edges, fill=fill if bands > 1 else fill[0])
+    return padded
+
+
+def arrays_resized(images: Tensor, input: InputSpec) -> Tensor:
+    """uint8 (N, C, H, W) out of arrays in the network's size.
+
+    Whole pictures are scaled, but where the user said that they are cropped.
+    """
+    if not input.crops_arrays:
+        return resized(images, input.size, input.interpolation)
+    height, width = images.shape[-2:]
+    scaled = resized(images, scaled_size((height, width), input), input.interpolation)
+    cut: Tensor = TF.center_crop(scaled, list(input.size))
+    return cut
+
+
+def resized(images: Tensor, size: tuple[int, int], interpolation: str = "bilinear") -> Tensor:
+    """uint8 (N, C, H, W) in another (height, width): antialiased, rounded.
 
     One image's result depends on it alone.
     """
@@ -90,9 +153,20 @@ def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
         return images
     done = []
     for chunk in torch.split(images, CHUNK):
-        scaled = F.interpolate(chunk.float(), size, mode="bilinear", antialias=True)
-        done.append(scaled.round_().clamp_(0, 255).to(torch.uint8))
+        if interpolation in ("bilinear", "bicubic"):
+            scaled = F.interpolate(chunk.float(), size, mode=interpolation, antialias=True)
+            done.append(scaled.round_().clamp_(0, 255).to(torch.uint8))
+        else:
+            done.append(torch.stack([_by_pil(image, size, interpolation) for image in chunk]))
     return torch.cat(done)
+
+
+def _by_pil(image: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
+    """One image of 1 or 3 channels, in the ways of scaling that torch does not have."""
+    picture = TF.to_pil_image(image)
+    scaled = TF.resize(picture, list(size), interpolation=InterpolationMode(interpolation))
+    tensor: Tensor = TF.pil_to_tensor(scaled)
+    return tensor
 
 
 def luminance(images: Tensor) -> Tensor:
@@ -145,7 +219,7 @@ def normalisation(input: InputSpec) -> tuple[Tensor, Tensor]:
         )
     if not {len(input.mean), len(input.std)} <= {1, input.channels}:
         raise DataError(
-            f"expected `mean` and `std` to have 1 or {input.channels} values, as the network takes"
+            f"expected `mean` and `std` to have {_or_one(input.channels)}, as the network takes"
             f" {input.channels} channels, but got {len(input.mean)} and {len(input.std)}: give"
             " --mean and --std"
         )
@@ -156,6 +230,10 @@ def normalisation(input: InputSpec) -> tuple[Tensor, Tensor]:
             " give --mean and --std"
         )
     return _column(input.mean), _column(input.std)
+
+
+def _or_one(channels: int) -> str:
+    return "1 value" if channels == 1 else f"1 or {channels} values"
 
 
 def _column(values: tuple[float, ...]) -> Tensor:

@@ -10,7 +10,7 @@ from gatecli.data import forms
 from gatecli.data.splits import Split, cut
 from gatecli.errors import DataError
 
-__all__ = ["DataSet", "check_classes", "load_data"]
+__all__ = ["DataSet", "load_data"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,10 @@ class DataSet:
         std: the standard deviations of the same.
         augment: the augmentation where none is asked for.
         val: how val was cut from train; None where the data has its own.
+        named: whether `classes` are names, not numbers.
+        sorted_names: whether the classes stand in the order of their names, for want of another.
+        alone: classes that a single split has, though not train, with that split's name.
+        notes: for people, on how the data was read.
     """
 
     spec: str
@@ -34,6 +38,10 @@ class DataSet:
     std: tuple[float, ...] | None
     augment: str
     val: dict[str, Any] | None
+    named: bool = False
+    sorted_names: bool = False
+    alone: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def load_data(
@@ -63,26 +71,17 @@ def load_data(
     mean, std = found.statistics or splits["train"].statistics() or (None, None)
     return DataSet(
         spec=spec,
-        classes=found.classes or _numbered(spec, splits),
+        classes=found.classes or _numbered(splits),
         splits=splits,
         mean=mean,
         std=std,
         augment=form.augment,
         val=val,
+        named=bool(found.classes),
+        sorted_names=found.sorted_names,
+        alone=found.alone,
+        notes=found.notes,
     )
-
-
-def check_classes(data: DataSet, num_classes: int) -> None:
-    """Compare a data set's number of classes with a network's.
-
-    Raises:
-        DataError: they differ.
-    """
-    if len(data.classes) != num_classes:
-        raise DataError(
-            f"{data.spec} has {len(data.classes)} classes, but the network has {num_classes}:"
-            " expected the data it was trained on"
-        )
 
 
 def _cut_val(spec: str, splits: dict[str, Split], seed: int, fraction: float) -> dict[str, Any]:
@@ -105,17 +104,7 @@ def _cut_val(spec: str, splits: dict[str, Split], seed: int, fraction: float) ->
     return {"from": "train", "fraction": fraction, "seed": seed}
 
 
-def _numbered(spec: str, splits: Mapping[str, Split]) -> tuple[str, ...]:
-    """Class names where the data has none: numbers up to train's highest label.
-
-    Raises DataError where another split goes beyond.
-    """
-    count = int(splits["train"].labels.max()) + 1
-    for name, split in splits.items():
-        highest = int(split.labels.max())
-        if highest >= count:
-            raise DataError(
-                f"{spec}: expected the {name} labels to be from 0 to {count - 1}, as in train, but"
-                f" got {highest}: mend them or train's"
-            )
+def _numbered(splits: Mapping[str, Split]) -> tuple[str, ...]:
+    """Class names where the data has none: numbers up to the highest label of any split."""
+    count = max(int(split.labels.max()) for split in splits.values()) + 1
     return tuple(map(str, range(count)))

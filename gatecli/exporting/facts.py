@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 
 from gatecli import limits
 from gatecli.data import forms
 from gatecli.errors import ExportError
 from gatecli.network import Network
+from gatecli.traced.images import InputSpec, read_input
 from gatecli.traced.recipe import checked, parsed
 
 __all__ = ["KEY", "Facts", "facts_of"]
@@ -34,6 +35,13 @@ class Facts:
         crop: whether images are scaled to cover more than their size, and cut.
         exits: their sites, in the order of their numbers.
         gates: the other sites that decide at run time.
+        resize: what an image is scaled to before it is cropped, (shorter side) or (height, width);
+            None, as in older files: so that the size / 0.875 is covered.
+        crop_share: the share that is cut out, where it was said so.
+        crop_mode: as in `InputSpec`.
+        interpolation: likewise.
+        class_order: likewise.
+        origin: where these come from, by the names in `InputSpec`.
     """
 
     arch: str
@@ -47,6 +55,33 @@ class Facts:
     crop: bool
     exits: list[str]
     gates: list[str]
+    resize: list[int] | None = None
+    crop_share: float | None = None
+    crop_mode: str = "center"
+    interpolation: str = "bilinear"
+    class_order: str | None = None
+    origin: dict[str, str] = field(default_factory=dict)
+
+    def input(self) -> InputSpec:
+        """How the network wants its images.
+
+        Raises:
+            ValueError: a value is out of its range.
+        """
+        return read_input(
+            {
+                "size": self.input_size,
+                "channels": self.channels,
+                "mean": self.mean,
+                "std": self.std,
+                "resize": self.resize,
+                "crop": self.crop_share,
+                "crop_mode": self.crop_mode,
+                "interpolation": self.interpolation,
+                "class_order": self.class_order,
+                "origin": self.origin,
+            }
+        )
 
     def to_metadata(self) -> dict[str, str]:
         """The facts as metadata of a file: one entry, JSON."""
@@ -67,8 +102,9 @@ class Facts:
             raw = parsed(text)
             if not isinstance(raw, dict):
                 raise TypeError(f"it is a {type(raw).__name__}")
-            facts = checked(cls(**{each.name: raw[each.name] for each in fields(cls)}))
+            facts = checked(cls(**{name: raw[name] for name in _wanted(raw)}))
             _check_images(facts)
+            facts.input()
             _check_classes(facts)
         except KeyError as error:
             raise ExportError(_refusal(where, f"it has no {error}")) from error
@@ -96,12 +132,34 @@ def facts_of(network: Network, *, single: bool, classes: Sequence[str] = ()) -> 
         channels=spec.channels,
         mean=None if spec.mean is None else list(spec.mean),
         std=None if spec.std is None else list(spec.std),
-        classes=list(classes) or None,
+        classes=list(classes) or _recorded(network),
         batch=1 if single else None,
         crop=data is None or forms.is_cropped(data),
         exits=exits,
         gates=[site for site in network.site_gates if site not in exits],
+        resize=None if spec.resize is None else list(spec.resize),
+        crop_share=spec.crop,
+        crop_mode=spec.crop_mode,
+        interpolation=spec.interpolation,
+        class_order=spec.class_order,
+        origin=dict(spec.origin),
     )
+
+
+def _recorded(network: Network) -> list[str] | None:
+    """The classes' names that the recipe has; None: none, or of another number of classes."""
+    names = network.input.classes or ()
+    return list(names) if len(names) == network.num_classes else None
+
+
+def _wanted(raw: dict[str, object]) -> list[str]:
+    """The facts to read: those that older files lack have defaults."""
+    names = []
+    for each in fields(Facts):
+        has_default = each.default is not MISSING or each.default_factory is not MISSING
+        if each.name in raw or not has_default:
+            names.append(each.name)
+    return names
 
 
 def _refusal(where: str, reason: str) -> str:

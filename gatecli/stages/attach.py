@@ -12,6 +12,8 @@ from torch import nn
 
 from gatecli import methods
 from gatecli.architectures.identify import found_for
+from gatecli.checkpoint.loading import Reading
+from gatecli.checkpoint.pictures import input_of
 from gatecli.errors import ArchitectureError, SettingError
 from gatecli.gates.observe import in_evaluation
 from gatecli.kinds import registry
@@ -248,7 +250,7 @@ def _traced(
         )
         source, spec = (
             Source(arch, dict(found.args), dict(found.names), leaves=list(leaves)),
-            InputSpec(input_size, 0, found.mean, found.std),
+            replace(input_of(found, Reading(input_size=input_size)), channels=0),
         )
     network = Network(twin, Recipe(source, spec), leaves=leaves)
     source = replace(

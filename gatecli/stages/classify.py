@@ -16,14 +16,13 @@ from torch import Tensor
 
 from gatecli.data.folders import opened
 from gatecli.data.prepare import mode_for, prepare
-from gatecli.errors import CheckpointError, DataError
+from gatecli.errors import CheckpointError
 from gatecli.exporting.facts import Facts, facts_of
 from gatecli.exporting.runner import Answer, Runner
 from gatecli.gates.observe import record_gates
 from gatecli.network import Network
 from gatecli.network.compare import require_finite
-from gatecli.stages.fit import IMAGENET_MEAN, IMAGENET_STD
-from gatecli.traced.recipe import InputSpec
+from gatecli.stages.fit import with_usual
 
 __all__ = ["Prediction", "native", "predict", "prepared"]
 
@@ -138,18 +137,11 @@ def prepared(file: str, facts: Facts) -> Tensor:
         DataError: it cannot be read, or the normalisation is not known.
         CheckpointError: the network takes neither 1 nor 3 channels.
     """
-    height, width = facts.input_size
-    mean = tuple(facts.mean or IMAGENET_MEAN)
-    std = tuple(facts.std or IMAGENET_STD)
-    wanted = InputSpec(size=(height, width), channels=facts.channels, mean=mean, std=std)
+    wanted = facts.input()
     picture = opened(file, mode_for(wanted))
     if facts.channels not in (1, 3):
         raise CheckpointError(
             f"expected a network that takes 1 or 3 channels, but this one takes {facts.channels}"
         )
-    if facts.channels == 1 and None in (facts.mean, facts.std):
-        raise DataError(
-            "the normalisation of the network's input is not known: give --mean and --std as it was"
-            " trained with"
-        )
-    return prepare(picture, wanted, crop=facts.crop)
+    known, _ = with_usual(wanted)
+    return prepare(picture, known, crop=facts.crop)

@@ -7,20 +7,20 @@ The recipe is stored as JSON in the safetensors metadata under the key `gatecli`
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
-from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any
 
 from gatecli import limits
 from gatecli.errors import CheckpointError
+from gatecli.traced.images import InputSpec, SaidInput, read_input, written_input
+from gatecli.traced.strict import checked, finite, finite_number, is_a, parsed
 
 __all__ = [
     "FORMAT",
     "InputSpec",
     "Recipe",
+    "SaidInput",
     "Source",
     "Step",
     "checked",
@@ -34,7 +34,6 @@ __all__ = [
 FORMAT = 2
 LATER = ("key", "prefix", "assumed", "softmax")  # of Source: older gatecli do not know them
 BROKEN = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
-R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -74,50 +73,6 @@ class Source:
     softmax: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class SaidInput:
-    """What a file, or what lies beside it, says of the images; None: nothing.
-
-    Attributes:
-        where: what says it, as "config.json".
-        size: (height, width) in pixels.
-        resize: before a crop: one number is the shorter side, two are exactly so.
-        crop: share of the resized side that is cut out; 1: no crop.
-        interpolation: nearest, bilinear, bicubic, lanczos, box or hamming.
-        mean: of values in [0, 1].
-        std: the standard deviation of the same.
-        channels: how many.
-        classes: their names, in order.
-    """
-
-    where: str
-    size: tuple[int, int] | None = None
-    resize: tuple[int, ...] | None = None
-    crop: float | None = None
-    interpolation: str | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    channels: int | None = None
-    classes: tuple[str, ...] | None = None
-
-
-@dataclass(frozen=True)
-class InputSpec:
-    """How the network wants its images.
-
-    Attributes:
-        size: (height, width) in pixels.
-        channels: how many.
-        mean: of values in [0, 1]; None: not known yet, taken from the first data set seen.
-        std: the standard deviation of the same.
-    """
-
-    size: tuple[int, int]
-    channels: int = 3
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-
-
 def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
@@ -148,7 +103,8 @@ class Recipe:
         input: how the network wants its images.
         steps: what was done, in order.
         data: {"spec": "npz:FILE", "val": how the val split was cut}.
-        baseline: the source's accuracy, {"top1": percent, "split": "val", "data": spec}.
+        baseline: the source's accuracy, {"top1": percent, "split": "val", "data": spec, "images":
+            `InputSpec.key` of the images that it was measured on}.
     """
 
     source: Source
@@ -175,7 +131,8 @@ class Recipe:
         for name in LATER:  # left out where they say nothing, as older files have it
             if not told["source"][name]:
                 del told["source"][name]
-        return json.dumps({"format": version, **told}, allow_nan=False)
+        facts = {"format": version, **told, "input": written_input(self.input)}
+        return json.dumps(facts, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str, where: str) -> Recipe:
@@ -191,7 +148,7 @@ class Recipe:
         try:
             raw = parsed(text)
             _check_format(raw, where)
-            given = _input(raw["input"])
+            given = read_input(raw["input"])
             if len(raw["steps"]) > limits.STEPS:
                 raise ValueError(f"more than {limits.STEPS} steps")
             recipe = cls(
@@ -233,98 +190,3 @@ def _check_format(raw: Any, where: str) -> None:
             f"{where} has format version {version}, but this gatecli reads up to {FORMAT}:"
             " upgrade gatecli (pip install -U gatecli)"
         )
-
-
-def _input(given: dict[str, Any]) -> InputSpec:
-    """The images in a recipe. Raises ValueError where a number is out of its range."""
-    size = tuple(given["size"])
-    if len(size) != 2 or not all(map(_is_side, size)):
-        raise ValueError(f"input size {size}")
-    channels = given["channels"]
-    if not is_a(channels, int) or not 0 < channels <= 65536:
-        raise ValueError(f"input channels {channels!r}")
-    mean = _numbers(given["mean"])
-    std = _numbers(given["std"])
-    return InputSpec(size=(size[0], size[1]), channels=channels, mean=mean, std=std)
-
-
-def _is_side(value: Any) -> bool:
-    return is_a(value, int) and 0 < value <= limits.INPUT_SIDE
-
-
-def _numbers(values: Any) -> tuple[float, ...] | None:
-    return None if values is None else tuple(map(_number, values))
-
-
-def parsed(text: str) -> Any:
-    """What strict JSON with numbers of 64 bits holds.
-
-    Raises:
-        ValueError: it is something else.
-        RecursionError: it is nested without end.
-    """
-    return json.loads(
-        text, parse_int=_whole, parse_float=finite_number, parse_constant=finite_number
-    )
-
-
-def checked(record: R) -> R:
-    """The dataclass instance itself, if each of its fields has the type that its annotation says.
-
-    Raises:
-        TypeError: one has another.
-    """
-    for name, hint in get_type_hints(type(record)).items():
-        value = getattr(record, name)
-        if not is_a(value, hint):
-            raise TypeError(f"{name} is {value!r}")
-    return record
-
-
-def is_a(value: Any, hint: Any) -> bool:
-    """Whether a value out of JSON is what a type says; true and false are no numbers."""
-    kinds = get_args(hint)
-    if isinstance(hint, UnionType):
-        return any(is_a(value, kind) for kind in kinds)
-    origin = get_origin(hint)
-    if origin is dict:
-        return isinstance(value, dict) and _all_are(value.values(), kinds[1])
-    if origin is list:
-        return isinstance(value, list) and _all_are(value, kinds[0])
-    if hint is float and type(value) is int:
-        return True
-    return hint is Any or type(value) is (origin or hint)
-
-
-def _all_are(values: Iterable[Any], hint: Any) -> bool:
-    return all(is_a(value, hint) for value in values)
-
-
-def _whole(text: str) -> int | str:
-    """A whole number of at most 64 bits.
-
-    A longer one stays text, which nothing takes for a number.
-    """
-    if len(text) > len(str(-(2**63))):
-        return text
-    value = int(text)
-    return value if -(2**63) <= value < 2**63 else text
-
-
-def _number(value: Any) -> float:
-    if not is_a(value, float):
-        raise ValueError(f"number {value!r}")
-    return float(value)
-
-
-def finite_number(text: str) -> float:
-    """The number that a file's text says; ValueError where it is not finite."""
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"number {text}")
-    return value
-
-
-def finite(value: float) -> float | None:
-    """Strict JSON has no infinity: an unreachable threshold, say, becomes null."""
-    return value if math.isfinite(value) else None

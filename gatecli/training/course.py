@@ -144,10 +144,11 @@ class Course(Resumable):
         """Val top-1 before the training.
 
         Measured once in a checkpoint's life, and then known from its recipe, unless that was on
-        other data.
+        other data, or on images prepared in another way.
         """
         known = self.network.recipe.baseline
-        if known is not None and known.get("data", self.data.spec) == self.data.spec:
+        now = {"data": self.data.spec, "images": self.network.input.key()}
+        if known is not None and all(known.get(name, now[name]) == now[name] for name in now):
             return float(known["top1"])
         if self.position.baseline is None:
             with strategy(self.network, "always-on"):

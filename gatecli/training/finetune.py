@@ -101,7 +101,8 @@ def finetune(  # noqa: PLR0913 - its command's options, by keyword
             "interrupted after the last step, before the final evaluation was over"
         ) from error
     if not network.recipe.baseline:
-        own = {"top1": baseline, "split": "val", "data": data.spec}
+        images = network.input.key()
+        own = {"top1": baseline, "split": "val", "data": data.spec, "images": images}
         network.recipe = replace(network.recipe, baseline=own)
     return result
 

@@ -211,6 +211,11 @@ def _record(result: Calibrated, data: DataSet, candidates: int, refine: int) -> 
     recipe = network.recipe.with_step(Step("calibrate", settings, measured))
     if recipe.baseline is None and recipe.last("prune") is None:
         # gates open and nothing trained or removed: the source's own accuracy
-        own = {"top1": result.baseline_top1, "split": "val", "data": data.spec}
+        own = {
+            "top1": result.baseline_top1,
+            "split": "val",
+            "data": data.spec,
+            "images": network.input.key(),
+        }
         recipe = replace(recipe, baseline=own)
     network.recipe = recipe

@@ -69,11 +69,17 @@ class Found:
         classes: the classes' names; empty where the data has numbers alone.
         statistics: mean and standard deviation of the training images' values in [0, 1], one for
             each channel; None where they are to be measured.
+        sorted_names: whether the classes stand in the order of their names, for want of another.
+        alone: classes that a single split has, though not train, with that split's name.
+        notes: for people, on how the data was read.
     """
 
     splits: Mapping[str, Split]
     classes: tuple[str, ...] = ()
     statistics: Statistics | None = None
+    sorted_names: bool = False
+    alone: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

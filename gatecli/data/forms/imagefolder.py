@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gatecli.data.forms.base import SPLITS, Form, Found, Request, register
+from gatecli.data.forms.base import Form, Found, Request, register
+from gatecli.data.layout import class_folders, layout_of
 from gatecli.errors import DataError
 
 if TYPE_CHECKING:
@@ -16,63 +17,35 @@ __all__ = ["read"]
 
 
 def read(request: Request) -> Found:
-    """Class names and splits; labels follow train's class order.
+    """Class names and splits; labels follow the order of the class names of all splits.
 
     Raises:
-        DataError: a folder is missing, a class has no images, or splits differ in their classes.
+        DataError: a folder is missing, or a class folder has no images.
     """
-    folders = _split_folders(request.spec, request.path)
-    train = folders["train"]
-    if "test" in folders and not _classes(folders["test"]):
-        del folders["test"]  # ImageNet's test images come without labels
-    classes = _classes(train)
-    if not classes:
+    layout = layout_of(request.spec, request.path)
+    train = layout.folders["train"]
+    if not class_folders(train):
         raise DataError(
             f"{request.spec}: expected {train} to hold a folder of images for each class, but it"
             " holds no folder: sort them so"
         )
+    own = {name: class_folders(folder) for name, folder in layout.folders.items()}
+    everything: set[str] = set()
+    for names in own.values():
+        everything.update(names)
+    classes = tuple(sorted(everything))
     splits = {}
-    for name, folder in folders.items():
-        _check_classes(request.spec, folder, train, classes)
+    for name, folder in layout.folders.items():
         splits[name] = _split(request.spec, folder, classes)
-    return Found(splits=splits, classes=classes)
-
-
-def _split_folders(where: str, folder: Path) -> dict[str, Path]:
-    if not folder.is_dir():
-        raise DataError(
-            f"{where}: expected {folder} to be a folder, but there is none: check the path"
-        )
-    found = {name: folder / name for name in SPLITS if (folder / name).is_dir()}
-    if found and "train" not in found:
-        raise DataError(
-            f"{where}: expected {folder / 'train'} beside {', '.join(found)}, but there is none:"
-            " put the training images there"
-        )
-    return found or {"train": folder}
-
-
-def _classes(folder: Path) -> tuple[str, ...]:
-    try:
-        names = [entry.name for entry in folder.iterdir() if entry.is_dir()]
-    except OSError as error:
-        raise DataError(
-            f"expected {folder} to be a readable folder, but reading it failed ({error.strerror}):"
-            " check its permissions"
-        ) from error
-    return tuple(sorted(name for name in names if not name.startswith(".")))
-
-
-def _check_classes(where: str, folder: Path, train: Path, classes: tuple[str, ...]) -> None:
-    own = _classes(folder)
-    differing = sorted(set(own) ^ set(classes))
-    if not differing:
-        return
-    name = differing[0]
-    has, lacks = (folder, train) if name in own else (train, folder)
-    raise DataError(
-        f"{where}: class {name} is in {has} but not in {lacks}: expected the same class folders in"
-        " both"
+    alone = []
+    for split, names in own.items():
+        alone += [(name, layout.folders[split].name) for name in names if name not in own["train"]]
+    return Found(
+        splits=splits,
+        classes=classes,
+        sorted_names=True,
+        alone=tuple(alone),
+        notes=layout.notes,
     )
 
 
@@ -87,6 +60,8 @@ def _split(where: str, folder: Path, classes: tuple[str, ...]) -> FolderSplit:
     labels: list[int] = []
     empty = []
     for label, name in enumerate(classes):
+        if not (folder / name).is_dir():
+            continue
         own = _images(folder / name, IMG_EXTENSIONS)
         files += map(os.fsencode, own)
         labels += [label] * len(own)
@@ -99,8 +74,7 @@ def _split(where: str, folder: Path, classes: tuple[str, ...]) -> FolderSplit:
         )
     if empty:
         raise DataError(
-            f"{where}: class folder {empty[0]} has no images: expected some, or the class removed"
-            " from every split"
+            f"{where}: class folder {empty[0]} has no images: expected some, or the folder removed"
         )
     return FolderSplit(np.array(files), torch.tensor(labels))
 

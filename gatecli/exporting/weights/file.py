@@ -60,11 +60,15 @@ def write_weights(task: Task) -> Logits:
         "CHANNELS": known["channels"],
         "MEAN": known["mean"],
         "STD": known["std"],
+        "RESIZE": known["resize"],
+        "CROP_MODE": known["crop_mode"],
+        "INTERPOLATION": known["interpolation"],
         "CLASSES": known["classes"],
     }
     title = (
         f"{known['arch'] or 'A network'}, as gatecli left it; needs torch alone. MEAN and STD: of"
-        " images with values in [0, 1]."
+        " images with values in [0, 1]. RESIZE: what pictures are scaled to before the middle is"
+        " cut out (one number: the shorter side; None: INPUT_SIZE / 0.875)."
     )
     module.write_text(source_of(network, network.graph, constants, title), encoding="utf-8")
     save_tensors(_tensors(network), weights, dict(task.facts))
