@@ -82,14 +82,15 @@ def make_row(arch: str, args: Mapping[str, Any], leave_open: bool = True) -> Row
         ArchitectureError: it cannot be built.
     """
     open_counts = _open_counts(arch, args) if leave_open else {}
-    first = {name: probes[0] for name, probes in open_counts.items()}
-    model = build_skeleton(arch, {**args, **first})
-    tensors = shapes_of(model)
-    if open_counts:
-        second = {name: probes[1] for name, probes in open_counts.items()}
-        other = shapes_of(build_skeleton(arch, {**args, **second}))
-        for name, shape in tensors.items():
-            tensors[name] = _open_shape(arch, name, shape, other.get(name, ()))
+    try:
+        model, tensors = _with_open_counts(arch, args, open_counts)
+    except ArchitectureError:
+        channels = CHANNEL_ARGS.get(split_arch(arch)[0], "")
+        if channels not in open_counts:
+            raise
+        # patches put into channels: a shape holds a multiple of their number, which is left as is
+        del open_counts[channels]
+        model, tensors = _with_open_counts(arch, args, open_counts)
     accepted = accepted_args(arch) or {}
     input_size, mean, std = _input(arch, args, model)
     return Row(
@@ -102,6 +103,21 @@ def make_row(arch: str, args: Mapping[str, Any], leave_open: bool = True) -> Row
         family=_family(arch, model),
         untold=tuple(name for name in UNTOLD if name in accepted),
     )
+
+
+def _with_open_counts(
+    arch: str, args: Mapping[str, Any], open_counts: Mapping[str, tuple[int, int]]
+) -> tuple[nn.Module, dict[str, Shape]]:
+    """The network, built with the first probes, and its shapes with marks for the open counts."""
+    first = {name: probes[0] for name, probes in open_counts.items()}
+    model = build_skeleton(arch, {**args, **first})
+    tensors = shapes_of(model)
+    if open_counts:
+        second = {name: probes[1] for name, probes in open_counts.items()}
+        other = shapes_of(build_skeleton(arch, {**args, **second}))
+        for name, shape in tensors.items():
+            tensors[name] = _open_shape(arch, name, shape, other.get(name, ()))
+    return model, tensors
 
 
 def _family(arch: str, model: nn.Module) -> str:

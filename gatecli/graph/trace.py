@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import os
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import fx, nn
 
 from gatecli.errors import ArchitectureError, first_line
 from gatecli.graph.names import is_writable
+from gatecli.graph.remnants import as_before
 from gatecli.graph.settle import (
     ASSIGNING,
     TRAINING,
@@ -27,13 +29,13 @@ from gatecli.graph.settle import (
 )
 
 
-class _Assignable(fx.Proxy):
+class Assignable(fx.Proxy):
     """A traced value that records `x += y` as what it is; torch.fx takes it for `x = x + y`."""
 
 
 for _assign in ASSIGNING:
     setattr(
-        _Assignable,
+        Assignable,
         f"__{_assign.__name__}__",
         lambda self, other, _op=_assign: self.tracer.create_proxy(
             "call_function", _op, (self, other), {}
@@ -55,8 +57,10 @@ class SiteTracer(fx.Tracer):
     # what is calculated from a buffer is so at each call, and the buffer stays in the network
     proxy_buffer_attributes = True
 
-    def __init__(self, leaves: Sequence[str] = ()) -> None:
-        super().__init__()
+    def __init__(
+        self, leaves: Sequence[str] = (), functions: Sequence[Callable[..., Any]] = ()
+    ) -> None:
+        super().__init__(autowrap_functions=tuple(functions))
         self.leaves = leaves
         self.failed: nn.Module | None = (
             None  # the innermost module whose forward could not be traced
@@ -103,7 +107,7 @@ class SiteTracer(fx.Tracer):
         return _is_torch_layer(m) or (_reads_training(m) and not _only_drops(m))
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Assignable(node, self)
+        return Assignable(node, self)
 
 
 def _defaults(root: nn.Module | Callable[..., Any]) -> dict[str, Any]:
@@ -185,26 +189,23 @@ class _OfList(nn.Module):
         )  # not a call that the tracer sees: it would ask whether to keep the module whole
 
 
-def trace(module: nn.Module, leaves: Sequence[str] = ()) -> fx.Graph:
+def trace(
+    module: nn.Module,
+    leaves: Sequence[str] = (),
+    further: Callable[[], Sequence[Callable[[], SiteTracer]]] = list,
+) -> fx.Graph:
     """The evaluation graph of `module`, without dead code.
 
-    `leaves` are patterns of module paths to keep whole.
+    `leaves` are patterns of module paths to keep whole; `further` tracers are tried in turn where
+    the plain one fails.
 
     Raises ArchitectureError, which names the line that stands in the way, where the forward cannot
     be traced.
     """
     was_training = module.training
     module.eval()
-    tracer = SiteTracer(leaves)
     try:
-        graph = tracer.trace(module)
-    except ArchitectureError:
-        raise
-    except Exception as error:
-        raise ArchitectureError(
-            f"{type(module).__name__} cannot be traced: {_blame(error)}. Rewrite that line without"
-            f" control flow, len() or numpy on tensors{_leaf_advice(module, tracer.failed)}"
-        ) from error
+        graph = _first_trace(module, leaves, further)
     finally:
         module.train(was_training)
     without_writes(module, graph)
@@ -217,6 +218,36 @@ def trace(module: nn.Module, leaves: Sequence[str] = ()) -> fx.Graph:
             f" `{inputs[1].name}`"
         )
     return graph
+
+
+def _first_trace(
+    module: nn.Module,
+    leaves: Sequence[str],
+    further: Callable[[], Sequence[Callable[[], SiteTracer]]],
+) -> fx.Graph:
+    """What the first tracer makes that succeeds; else what the first of the others says."""
+    failures: list[tuple[Exception, nn.Module | None]] = []
+    tracers = iter([lambda: SiteTracer(leaves)])
+    for make in itertools.chain(tracers, _late(further)):
+        tracer = make()
+        try:
+            with as_before(module):
+                return tracer.trace(module)
+        except ArchitectureError:
+            raise
+        except Exception as error:  # whatever a forward may say of values that are none
+            failures.append((error, tracer.failed))
+    error, failed = failures[:2][-1]
+    raise ArchitectureError(
+        f"{type(module).__name__} cannot be traced: {_blame(error)}. Rewrite that line without"
+        f" control flow, len() or numpy on tensors{_leaf_advice(module, failed)}"
+    ) from error
+
+
+def _late(
+    further: Callable[[], Sequence[Callable[[], SiteTracer]]],
+) -> Iterator[Callable[[], SiteTracer]]:
+    yield from further()
 
 
 def _blame(error: Exception) -> str:

@@ -16,8 +16,10 @@ from gatecli.gates.decider import Decider
 from gatecli.gates.exit import Exit
 from gatecli.gates.observe import gates_of
 from gatecli.graph import edit
+from gatecli.graph.leaves import further_tracers
 from gatecli.graph.macs import count_nodes
 from gatecli.graph.ops import is_pick
+from gatecli.graph.sizes import read_sizes_at_hand
 from gatecli.graph.trace import compile_graph, trace
 from gatecli.kinds import registry
 from gatecli.kinds.naming import with_unique_names
@@ -68,13 +70,15 @@ class Network(nn.Module):
     ) -> None:
         root = self.__dict__["root"] = nn.Module()
         super().__init__()
-        graph = trace(source, leaves)
+        image = (recipe.input.channels, *recipe.input.size)
+        graph = trace(source, leaves, lambda: further_tracers(source, leaves, image))
         _check_names(graph)
+        channels = recipe.input.channels or input_channels(source, graph)
+        read_sizes_at_hand(source, graph, (channels, *recipe.input.size))
         edit.adopt(root, source, graph)
         edit.rename(root, graph, names or {})
         self._share(root)
-        if recipe.input.channels == 0:  # not known: ask the first convolution
-            channels = input_channels(root, graph)
+        if recipe.input.channels == 0:
             recipe = replace(recipe, input=replace(recipe.input, channels=channels))
         self.__dict__["recipe"] = recipe
         self.__dict__["traced"] = Traced(root, graph)
@@ -385,9 +389,10 @@ def find_sites(net: Traced) -> None:
 
 
 def input_channels(root: nn.Module, graph: fx.Graph) -> int:
-    """Channels of the images that the network takes.
+    """Channels of the images that the network takes, where nothing says so.
 
-    Those of the first convolution that reads the input; 3 where there is none.
+    Those of the first convolution that reads the input; 3 where there is none, or where something
+    else comes first.
     """
     for node in graph.nodes:
         module = root.get_submodule(str(node.target)) if node.op == "call_module" else None

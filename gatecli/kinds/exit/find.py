@@ -6,6 +6,7 @@ the size of the maps; one that holds nothing that can be skipped (a stem) is non
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from gatecli.errors import SettingError
 from gatecli.graph.dominators import immediate_dominators
 from gatecli.graph.slices import is_channelwise
 from gatecli.traced.site import Site
-from gatecli.traced.traced import Shape, Traced
+from gatecli.traced.traced import Traced
 
 __all__ = ["behind", "exits_after", "find_exits"]
 
@@ -41,7 +42,7 @@ def find_exits(net: Traced, kind: str, sites: Sequence[Site]) -> list[Site]:
     Stages are made of `sites`; in a network without these, of convolutions that keep the size of
     the maps.
     """
-    last_of: dict[Shape, Place] = {}
+    last_of: dict[int, Place] = {}
     for place in _after_sites(net, sites) or _stage_ends(net):
         last_of[_size(net, place)] = place
     return _numbered(net, kind, list(last_of.values())[:-1])
@@ -92,7 +93,7 @@ def _after_sites(net: Traced, sites: Sequence[Site]) -> list[Place]:
 
     Activations belong to it; in order.
     """
-    through = _through(net.graph)
+    through = _through(net)
     order = {node: index for index, node in enumerate(net.graph.nodes)}
     places = []
     for site in sites:
@@ -122,7 +123,7 @@ def _with_activations(net: Traced, following: Sequence[fx.Node]) -> fx.Node | No
 def _maps(net: Traced) -> list[Place]:
     """All maps (N, C, H, W) that everything goes through, but for the image."""
     places = []
-    for node in _through(net.graph):
+    for node in _through(net):
         shape = net.costs[node.name].shape
         if node.op != "placeholder" and shape is not None and len(shape) == 4:
             places.append(Place(name=node.name, node=node, positions=(2, 3)))
@@ -134,8 +135,8 @@ def _stage_ends(net: Traced) -> list[Place]:
 
     A first convolution that changes the size, a stem, makes no stage.
     """
-    keeping = {net.shape(node)[2:] for node in net.graph.nodes if _keeps_size(net, node)}
-    last_of: dict[Shape, Place] = {}
+    keeping = {math.prod(net.shape(node)[2:]) for node in net.graph.nodes if _keeps_size(net, node)}
+    last_of: dict[int, Place] = {}
     for place in _maps(net):
         if _size(net, place) in keeping:
             last_of[_size(net, place)] = place
@@ -152,16 +153,17 @@ def _keeps_size(net: Traced, node: fx.Node) -> bool:
     return any(source[2:] == shape[2:] for source in maps)
 
 
-def _through(graph: fx.Graph) -> list[fx.Node]:
+def _through(net: Traced) -> list[fx.Node]:
     """The values that every way from the image to the output goes through, in order.
 
     Several streams of maps are none.
     """
+    graph = net.graph
     dominators = immediate_dominators(graph)
     chain: list[fx.Node] = []
     node = dominators[next(node for node in graph.nodes if node.op == "output")]
     while node is not None:
-        if not _is_streams(node):
+        if not _is_streams(node) and net.holds_images(node):
             chain.append(node)
         node = dominators[node]
     return chain[::-1]
@@ -174,9 +176,10 @@ def _is_streams(node: fx.Node) -> bool:
     return any(getattr(each.target, "makes_streams", False) for each in near)
 
 
-def _size(net: Traced, place: Place) -> Shape:
+def _size(net: Traced, place: Place) -> int:
+    """How many positions a value has: as maps, or as tokens."""
     shape = net.shape(place.node)
-    return tuple(shape[position] for position in place.positions)
+    return math.prod(shape[position] for position in place.positions)
 
 
 def _numbered(net: Traced, kind: str, places: Sequence[Place]) -> list[Site]:

@@ -39,7 +39,7 @@ def _is_layer(net: Traced, value: fx.Node, entry: fx.Node, branch: Sequence[fx.N
     before, after = net.costs[entry.name].shape, net.costs[value.name].shape
     if before is None or after is None or len(after) != 4 or before[2:] != after[2:]:
         return False
-    if not net.macs([node.name for node in branch]):
+    if not net.macs([node.name for node in branch]) or not net.holds_images(value):
         return False
     made_from = _parts(entry)
     return all(made_from <= _parts(user) and _reads_once(user, value) for user in value.users)
