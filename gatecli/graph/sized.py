@@ -119,7 +119,7 @@ class SizedTracer(SiteTracer):
     def to_bool(self, obj: fx.Proxy) -> bool:
         return bool(self.plain(obj))
 
-    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+    def iter(self, obj: Any) -> Iterator[Any]:
         values = self.values.of(obj.node)
         if values is None or not _is_list(values):
             return super().iter(obj)

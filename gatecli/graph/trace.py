@@ -237,11 +237,11 @@ def _first_trace(
             raise
         except Exception as error:  # whatever a forward may say of values that are none
             failures.append((error, tracer.failed))
-    error, failed = failures[:2][-1]
+    cause, failed = failures[:2][-1]
     raise ArchitectureError(
-        f"{type(module).__name__} cannot be traced: {_blame(error)}. Rewrite that line without"
+        f"{type(module).__name__} cannot be traced: {_blame(cause)}. Rewrite that line without"
         f" control flow, len() or numpy on tensors{_leaf_advice(module, failed)}"
-    ) from error
+    ) from cause
 
 
 def _late(

@@ -19,6 +19,7 @@ from gatecli.graph import edit
 from gatecli.graph.leaves import further_tracers
 from gatecli.graph.macs import count_nodes
 from gatecli.graph.ops import is_pick
+from gatecli.graph.see_through import see_through
 from gatecli.graph.sizes import read_sizes_at_hand
 from gatecli.graph.trace import compile_graph, trace
 from gatecli.kinds import registry
@@ -76,6 +77,7 @@ class Network(nn.Module):
         channels = recipe.input.channels or input_channels(source, graph)
         read_sizes_at_hand(source, graph, (channels, *recipe.input.size))
         edit.adopt(root, source, graph)
+        see_through(root, graph)
         edit.rename(root, graph, names or {})
         self._share(root)
         if recipe.input.channels == 0:
