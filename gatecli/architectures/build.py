@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from gatecli.architectures.allocation import TooLarge, WithoutMemory, at_most, counted
+from gatecli.architectures.allocation import WithoutMemory as _WithoutMemory  # noqa: F401  # scripts
 from gatecli.architectures.arguments import (
     NO_TIMM,
     accepted_args,

@@ -50,9 +50,7 @@ def immediate_dominators(graph: fx.Graph) -> dict[fx.Node, fx.Node | None]:
     dominators: dict[fx.Node, fx.Node | None] = {}
     depth: dict[fx.Node, int] = {}
     for node in graph.nodes:
-        if node.op == "call_module" and str(node.target).partition(".")[0] in ("gates", "gater"):
-            continue
-        if reads_size(node):
+        if _decides(node) or reads_size(node):
             continue
         inputs = [source for source in node.all_input_nodes if source in depth]
         if not inputs and node.op != "placeholder":
@@ -63,6 +61,11 @@ def immediate_dominators(graph: fx.Graph) -> dict[fx.Node, fx.Node | None]:
         dominators[node] = common
         depth[node] = 0 if common is None else depth[common] + 1
     return {node: dominators.get(node) for node in graph.nodes}
+
+
+def _decides(node: fx.Node) -> bool:
+    """Whether the node is a gate, or what says what gates shall decide."""
+    return node.op == "call_module" and str(node.target).partition(".")[0] in ("gates", "gater")
 
 
 def _common(

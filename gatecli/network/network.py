@@ -19,6 +19,7 @@ from gatecli.graph import edit
 from gatecli.graph.leaves import further_tracers
 from gatecli.graph.macs import count_nodes
 from gatecli.graph.ops import is_pick
+from gatecli.graph.partial import unfold_partial_additions
 from gatecli.graph.see_through import see_through
 from gatecli.graph.sizes import read_sizes_at_hand
 from gatecli.graph.trace import compile_graph, trace
@@ -86,6 +87,8 @@ class Network(nn.Module):
         self.__dict__["traced"] = Traced(root, graph)
         self.__dict__["_forms"] = {}
         self._count()
+        if unfold_partial_additions(graph, self.traced.costs):
+            self._count()
         find_sites(self.traced)
         self._refresh_savings()
         self.recompile()
