@@ -39,13 +39,32 @@ class Place:
 def find_exits(net: Traced, kind: str, sites: Sequence[Site]) -> list[Site]:
     """The ends of all stages but the last, as sites `exit1`, `exit2`, ..., in order.
 
-    Stages are made of `sites`; in a network without these, of convolutions that keep the size of
-    the maps.
+    Stages are made of `sites`; in a network where these make one stage at most, of convolutions
+    that keep the size of the maps.
     """
     last_of: dict[int, Place] = {}
-    for place in _after_sites(net, sites) or _stage_ends(net):
+    for place in _after_sites(net, sites):
         last_of[_size(net, place)] = place
-    return _numbered(net, kind, list(last_of.values())[:-1])
+    ends = list(last_of.values())
+    if len(ends) < 2:
+        ends = _stage_ends(net) or ends
+    if ends and not _goes_on(net, ends[-1]):
+        del ends[-1]
+    return _numbered(net, kind, ends)
+
+
+def _goes_on(net: Traced, place: Place) -> bool:
+    """Whether another stage follows: layers with weights on fewer positions, but several."""
+    size = _size(net, place)
+    order = {node: index for index, node in enumerate(net.graph.nodes)}
+    for node in net.graph.nodes:
+        shape = net.costs[node.name].shape
+        if shape is None or len(shape) != len(place.positions) + 2:
+            continue
+        if order[node] > order[place.node] and net.costs[node.name].macs:
+            if 1 < math.prod(shape[position] for position in place.positions) < size:
+                return True
+    return False
 
 
 def exits_after(net: Traced, kind: str, sites: Sequence[Site], names: Sequence[str]) -> list[Site]:
@@ -138,7 +157,7 @@ def _stage_ends(net: Traced) -> list[Place]:
     keeping = {math.prod(net.shape(node)[2:]) for node in net.graph.nodes if _keeps_size(net, node)}
     last_of: dict[int, Place] = {}
     for place in _maps(net):
-        if _size(net, place) in keeping:
+        if _size(net, place) in keeping and _size(net, place) > 1:
             last_of[_size(net, place)] = place
     return list(last_of.values())
 
