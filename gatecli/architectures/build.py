@@ -12,7 +12,6 @@ from typing import Any
 from torch import nn
 
 from gatecli.architectures.allocation import TooLarge, WithoutMemory, at_most, counted
-from gatecli.architectures.allocation import WithoutMemory as _WithoutMemory  # noqa: F401  # scripts
 from gatecli.architectures.arguments import (
     NO_TIMM,
     accepted_args,
@@ -25,6 +24,8 @@ from gatecli.architectures.cifar import NETWORKS
 from gatecli.architectures.tweaks import EXTRAS, alter
 from gatecli.errors import ArchitectureError, reason
 from gatecli.importing import current_folder_importable
+
+_WithoutMemory = WithoutMemory  # the name that scripts know
 
 __all__ = [
     "TooLarge",

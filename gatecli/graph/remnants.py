@@ -6,7 +6,7 @@ they would keep values of a trace, on which another trace, or a plain call, woul
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,16 +20,30 @@ CONSTANT = "_tensor_constant"  # what torch.fx calls tensors that a forward has 
 
 @contextmanager
 def as_before(module: nn.Module) -> Iterator[None]:
-    """Put all attributes back at the end, but for the constants of a trace that has succeeded."""
+    """Put all attributes back at the end, but for the constants of a trace that has succeeded.
+
+    These are tensors that the forward has made, and buffers that it has filled anew.
+    """
     before = [(part, _state(part)) for part in module.modules()]
     made: dict[str, Any] = {}
     try:
         yield
         made = {name: value for name, value in vars(module).items() if _is_constant(name, value)}
+        for part, state in before:
+            state["_buffers"].update(_filled(part, state["_buffers"]))
     finally:
         for part, state in before:
             _restore(part, state)
         vars(module).update(made)
+
+
+def _filled(part: nn.Module, before: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Buffers that hold another tensor than before."""
+    found: dict[str, Tensor] = {}
+    for name, value in part._buffers.items():
+        if name in before and isinstance(value, Tensor) and value is not before[name]:
+            found[name] = value
+    return found
 
 
 def _is_constant(name: str, value: Any) -> bool:

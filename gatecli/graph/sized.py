@@ -49,6 +49,13 @@ class SizedTracer(SiteTracer):
         self.whole = frozenset(whole)
         self._busy = False
 
+    def trace(
+        self, root: nn.Module | Callable[..., Any], concrete_args: dict[str, Any] | None = None
+    ) -> fx.Graph:
+        graph = super().trace(root, concrete_args)
+        _devices_follow(graph)
+        return graph
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return type(m) in self.whole or super().is_leaf_module(m, module_qualified_name)
 
@@ -100,21 +107,18 @@ class SizedTracer(SiteTracer):
             why = "values that are known only once there is an image"
         raise fx.proxy.TraceError(f"control flow, or a number, made of {why}")
 
-    def device_of(self, node: fx.Node) -> torch.device | None:
-        """Where a tensor of the network lies; None for what is computed from images."""
+    def held(self, node: fx.Node) -> Tensor | None:
+        """The network's own tensor that a node stands for; None for what is computed."""
         if node.op != "get_attr":
             return None
-        value: Any = self.root
-        for part in str(node.target).split("."):
-            value = self._held(value, part)
-        return value.device if isinstance(value, Tensor) else None
-
-    def _held(self, holder: Any, name: str) -> Any:
         self._busy = True
         try:
-            return getattr(holder, name)
+            value: Any = self.root
+            for part in str(node.target).split("."):
+                value = getattr(value, part)
         finally:
             self._busy = False
+        return value if isinstance(value, Tensor) else None
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         return bool(self.plain(obj))
@@ -124,6 +128,26 @@ class SizedTracer(SiteTracer):
         if values is None or not _is_list(values):
             return super().iter(obj)
         return iter([obj[number] for number in range(len(values[0]))])
+
+
+def _devices_follow(graph: fx.Graph) -> None:
+    """Let what was made where the network's tensors lay be made where the images lie."""
+    images = next(node for node in graph.nodes if node.op == "placeholder")
+    with graph.inserting_after(images):
+        place = graph.call_function(getattr, (images, "device"))
+    for node in graph.nodes:
+        if node.op in ("call_function", "call_method"):
+            node.args = _with_place(node.args, place)
+            node.kwargs = _with_place(node.kwargs, place)
+    if not place.users:
+        graph.erase_node(place)
+
+
+def _with_place(given: Any, place: fx.Node) -> Any:
+    def placed(value: Any) -> Any:
+        return place if isinstance(value, torch.device) else value
+
+    return fx.node.map_aggregate(given, placed)
 
 
 def _is_list(values: tuple[Any, ...]) -> bool:
@@ -182,7 +206,13 @@ class _Sized(Assignable):
 
     @property
     def device(self) -> Any:
-        return self.tracer.device_of(self.node) or _Device(self, "device")
+        held = self.tracer.held(self.node)
+        return _Device(self, "device") if held is None else held.device
+
+    @property
+    def dtype(self) -> Any:
+        held = self.tracer.held(self.node)
+        return _Attribute(self, "dtype") if held is None else held.dtype
 
     def __len__(self) -> int:
         values = self.tracer.values.of(self.node)

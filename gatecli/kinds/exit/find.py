@@ -61,9 +61,10 @@ def _goes_on(net: Traced, place: Place) -> bool:
         shape = net.costs[node.name].shape
         if shape is None or len(shape) != len(place.positions) + 2:
             continue
-        if order[node] > order[place.node] and net.costs[node.name].macs:
-            if 1 < math.prod(shape[position] for position in place.positions) < size:
-                return True
+        positions = math.prod(shape[position] for position in place.positions)
+        is_later = order[node] > order[place.node] and net.costs[node.name].macs > 0
+        if is_later and 1 < positions < size:
+            return True
     return False
 
 
