@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-__all__ = ["constants", "data_nodes", "reads_size"]
+__all__ = ["constants", "data_nodes", "reads_size", "whole_number"]
 
 # What asks a tensor for its shape, type or place; or makes one like it, whatever it holds.
 METHODS = {
@@ -69,3 +69,8 @@ def constants(graph: fx.Graph) -> set[fx.Node]:
         if node.op == "placeholder" or any(each in varying for each in node.all_input_nodes):
             varying.add(node)
     return {node for node in graph.nodes if node not in varying}
+
+
+def whole_number(value: float) -> int:
+    """What `int()` makes of a number, as a function that graphs can call."""
+    return int(value)

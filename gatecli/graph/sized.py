@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from gatecli.graph.builtin import traced_numbers
 from gatecli.graph.shapes import Values
 from gatecli.graph.trace import Assignable, SiteTracer
 from gatecli.traced.traced import Shape
@@ -52,7 +53,9 @@ class SizedTracer(SiteTracer):
     def trace(
         self, root: nn.Module | Callable[..., Any], concrete_args: dict[str, Any] | None = None
     ) -> fx.Graph:
-        graph = super().trace(root, concrete_args)
+        assert isinstance(root, nn.Module)
+        with traced_numbers(root):
+            graph = super().trace(root, concrete_args)
         _devices_follow(graph)
         return graph
 
@@ -106,6 +109,10 @@ class SizedTracer(SiteTracer):
         else:
             why = "values that are known only once there is an image"
         raise fx.proxy.TraceError(f"control flow, or a number, made of {why}")
+
+    def known(self, proxy: fx.Proxy) -> bool:
+        """Whether a traced value is a plain one for any number of images, or must be refused."""
+        return not self.values.varies(proxy.node)
 
     def held(self, node: fx.Node) -> Tensor | None:
         """The network's own tensor that a node stands for; None for what is computed."""
@@ -216,9 +223,18 @@ class _Sized(Assignable):
 
     def __len__(self) -> int:
         values = self.tracer.values.of(self.node)
-        if values is None or not _is_list(values):
-            return len(self.tracer.plain(self))
-        return len(values[0])
+        if values is not None and _is_list(values):
+            return len(values[0])
+        if self._tensors() is not None:
+            raise fx.proxy.TraceError("len() of the number of images: write .shape[0]")
+        return len(self.tracer.plain(self))
+
+    def length(self) -> Any:
+        """What `len()` says, also where that is the number of images."""
+        tensors = self._tensors()
+        if tensors is None or tensors[0].ndim == 0:
+            return len(self)
+        return self._size_of(0, tensors)
 
     def __int__(self) -> int:
         return int(self.tracer.plain(self))
