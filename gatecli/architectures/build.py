@@ -26,6 +26,8 @@ from gatecli.architectures.tweaks import EXTRAS, alter, given_to_builder
 from gatecli.errors import ArchitectureError, reason
 from gatecli.importing import current_folder_importable
 
+_WithoutMemory = WithoutMemory  # the name that scripts know
+
 __all__ = [
     "TooLarge",
     "at_most",

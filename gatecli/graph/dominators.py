@@ -6,13 +6,15 @@ from collections.abc import Mapping
 
 from torch import fx
 
+from gatecli.graph.flow import constants, reads_size
+
 __all__ = ["between", "immediate_dominators"]
 
 
 def between(entry: fx.Node, end: fx.Node) -> set[fx.Node]:
     """The nodes on the ways from `entry` (left out) to `end`.
 
-    Constants, which several ways may share, are left out too.
+    Constants that other ways share are left out too.
     """
     inside: set[fx.Node] = set()
     todo = [end]
@@ -21,18 +23,34 @@ def between(entry: fx.Node, end: fx.Node) -> set[fx.Node]:
         if node is not entry and node not in inside and node.op != "get_attr":
             inside.add(node)
             todo.extend(node.all_input_nodes)
-    return inside
+    return inside - _shared_constants(inside, end)
+
+
+def _shared_constants(inside: set[fx.Node], end: fx.Node) -> set[fx.Node]:
+    """Those of the nodes that depend on no image, and are read by others too."""
+    if not any(_starts_from_nothing(node) for node in inside):
+        return set()
+    fixed = constants(end.graph) & inside
+    shared: set[fx.Node] = set()
+    for node in reversed(end.graph.nodes):
+        if node in fixed and any(user not in inside or user in shared for user in node.users):
+            shared.add(node)
+    return shared - {end}
+
+
+def _starts_from_nothing(node: fx.Node) -> bool:
+    return node.op != "placeholder" and all(each.op == "get_attr" for each in node.all_input_nodes)
 
 
 def immediate_dominators(graph: fx.Graph) -> dict[fx.Node, fx.Node | None]:
     """For each node, the latest node through which every way from the input to it leads.
 
-    Constants, gates' decisions and a gater lie on no way.
+    Constants, sizes, gates' decisions and a gater lie on no way.
     """
     dominators: dict[fx.Node, fx.Node | None] = {}
     depth: dict[fx.Node, int] = {}
     for node in graph.nodes:
-        if node.op == "call_module" and str(node.target).partition(".")[0] in ("gates", "gater"):
+        if _decides(node) or reads_size(node):
             continue
         inputs = [source for source in node.all_input_nodes if source in depth]
         if not inputs and node.op != "placeholder":
@@ -43,6 +61,11 @@ def immediate_dominators(graph: fx.Graph) -> dict[fx.Node, fx.Node | None]:
         dominators[node] = common
         depth[node] = 0 if common is None else depth[common] + 1
     return {node: dominators.get(node) for node in graph.nodes}
+
+
+def _decides(node: fx.Node) -> bool:
+    """Whether the node is a gate, or what says what gates shall decide."""
+    return node.op == "call_module" and str(node.target).partition(".")[0] in ("gates", "gater")
 
 
 def _common(

@@ -186,7 +186,7 @@ class _Counter(fx.Interpreter):
             module: Any = self.fetch_attr(str(target))
             if type(module).__module__.startswith("torch.nn"):
                 raise
-            return _on_zeros(module, args, kwargs)
+            return on_zeros(module, args, kwargs)
 
 
 def _is_weight(value: Any) -> bool:
@@ -224,7 +224,7 @@ def _multiplies(n: fx.Node, module: nn.Module | None) -> bool:
     return n.op == "call_function" and n.target in COSTLY_FUNCTIONS
 
 
-def _on_zeros(module: nn.Module, args: Any, kwargs: Any) -> Any:
+def on_zeros(module: nn.Module, args: Any, kwargs: Any) -> Any:
     """The result's ghost of a module that looks at its values, and so cannot run without.
 
     On zeros, with weights of zero.

@@ -238,11 +238,13 @@ def is_cat(node: fx.Node) -> bool:
 def is_linear(root: nn.Module, node: fx.Node) -> bool:
     """Whether the node is an addition or a layer that is linear in evaluation, up to a constant.
 
-    A BatchNorm may hold an activation.
+    A BatchNorm of another class than torch's may hold an activation.
     """
     module = module_of(root, node)
     if module is None:
         return node.op == "call_function" and node.target in ADDS
+    if type(module) in LINEAR_MODULES:
+        return True
     return all(isinstance(part, LINEAR_MODULES) for part in module.modules())
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -15,31 +16,29 @@ from torch import fx, nn
 
 from gatecli.errors import ArchitectureError, first_line
 from gatecli.graph.normalize import dropout_follows_mode, without_writes
+from gatecli.graph.remnants import as_before
 from gatecli.graph.tracer import SiteTracer
 
 __all__ = ["compile_graph", "copied", "remove_dead", "trace"]
 
 
-def trace(module: nn.Module, leaves: Sequence[str] = ()) -> fx.Graph:
+def trace(
+    module: nn.Module,
+    leaves: Sequence[str] = (),
+    further: Callable[[], Sequence[Callable[[], SiteTracer]]] = list,
+) -> fx.Graph:
     """The evaluation graph of `module`, without dead code.
 
-    `leaves` are patterns of module paths to keep whole.
+    `leaves` are patterns of module paths to keep whole; `further` tracers are tried in turn where
+    the plain one fails.
 
     Raises ArchitectureError, which names the line that stands in the way, where the forward cannot
     be traced.
     """
     was_training = module.training
     module.eval()
-    tracer = SiteTracer(leaves)
     try:
-        graph = tracer.trace(module)
-    except ArchitectureError:
-        raise
-    except Exception as error:
-        raise ArchitectureError(
-            f"{type(module).__name__} cannot be traced: {_blame(error)}. Rewrite that line without"
-            f" control flow, len() or numpy on tensors{_leaf_advice(module, tracer.failed)}"
-        ) from error
+        graph = _first_trace(module, leaves, further)
     finally:
         module.train(was_training)
     without_writes(module, graph)
@@ -52,6 +51,36 @@ def trace(module: nn.Module, leaves: Sequence[str] = ()) -> fx.Graph:
             f" `{inputs[1].name}`"
         )
     return graph
+
+
+def _first_trace(
+    module: nn.Module,
+    leaves: Sequence[str],
+    further: Callable[[], Sequence[Callable[[], SiteTracer]]],
+) -> fx.Graph:
+    """What the first tracer makes that succeeds; else what the first of the others says."""
+    failures: list[tuple[Exception, nn.Module | None]] = []
+    tracers = iter([lambda: SiteTracer(leaves)])
+    for make in itertools.chain(tracers, _late(further)):
+        tracer = make()
+        try:
+            with as_before(module):
+                return tracer.trace(module)
+        except ArchitectureError:
+            raise
+        except Exception as error:  # whatever a forward may say of values that are none
+            failures.append((error, tracer.failed))
+    cause, failed = failures[:2][-1]
+    raise ArchitectureError(
+        f"{type(module).__name__} cannot be traced: {_blame(cause)}. Rewrite that line without"
+        f" control flow, len() or numpy on tensors{_leaf_advice(module, failed)}"
+    ) from cause
+
+
+def _late(
+    further: Callable[[], Sequence[Callable[[], SiteTracer]]],
+) -> Iterator[Callable[[], SiteTracer]]:
+    yield from further()
 
 
 def _blame(error: Exception) -> str:

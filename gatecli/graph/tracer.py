@@ -15,16 +15,16 @@ from gatecli.errors import ArchitectureError
 from gatecli.graph.names import is_writable
 from gatecli.graph.normalize import ASSIGNING, TRAINING, same_but_for_dropout
 
-__all__ = ["SiteTracer"]
+__all__ = ["Assignable", "SiteTracer"]
 
 
-class _Assignable(fx.Proxy):
+class Assignable(fx.Proxy):
     """A traced value that records `x += y` as what it is; torch.fx takes it for `x = x + y`."""
 
 
 for _assign in ASSIGNING:
     setattr(
-        _Assignable,
+        Assignable,
         f"__{_assign.__name__}__",
         lambda self, other, _op=_assign: self.tracer.create_proxy(
             "call_function", _op, (self, other), {}
@@ -50,8 +50,10 @@ class SiteTracer(fx.Tracer):
     # what is calculated from a buffer is so at each call, and the buffer stays in the network
     proxy_buffer_attributes = True
 
-    def __init__(self, leaves: Sequence[str] = ()) -> None:
-        super().__init__()
+    def __init__(
+        self, leaves: Sequence[str] = (), functions: Sequence[Callable[..., Any]] = ()
+    ) -> None:
+        super().__init__(autowrap_functions=tuple(functions))
         self.leaves = leaves
         self.failed: nn.Module | None = None
 
@@ -96,7 +98,7 @@ class SiteTracer(fx.Tracer):
         return _is_torch_layer(m) or (_reads_training(m) and not _only_drops(m))
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Assignable(node, self)
+        return Assignable(node, self)
 
 
 def _defaults(root: nn.Module | Callable[..., Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from gatecli.graph.flow import constants
 from gatecli.graph.ops import is_decision, module_of
 from gatecli.graph.trace import compile_graph, remove_dead
 from gatecli.lowering.gather import take
@@ -82,15 +83,17 @@ def _sources(graph: fx.Graph, region: set[fx.Node]) -> list[fx.Node]:
     for node in graph.nodes:
         if node in region:
             found.update(dict.fromkeys(node.all_input_nodes))
-    return [source for source in found if source.op != "get_attr" and source not in region]
+    fixed = constants(graph)
+    return [source for source in found if source not in fixed and source not in region]
 
 
 def needed(value: fx.Node) -> set[fx.Node]:
     """A value and all that it is computed from, constants left out."""
+    fixed = constants(value.graph)
     found, todo = set[fx.Node](), [value]
     while todo:
         node = todo.pop()
-        if node not in found and node.op != "get_attr":
+        if node not in found and node not in fixed:
             found.add(node)
             todo.extend(node.all_input_nodes)
     return found
@@ -119,8 +122,9 @@ def _part(
     """
     graph = fx.Graph()
     copies = {node: graph.placeholder(f"x{index}") for index, node in enumerate(inputs)}
+    wanted = nodes | constants(inputs[0].graph)
     for node in inputs[0].graph.nodes:
-        if node not in copies and (node in nodes or node.op == "get_attr"):
+        if node not in copies and node in wanted and node.op != "output":
             copies[node] = graph.node_copy(node, lambda source: copies[source])
     return graph, copies
 

@@ -16,6 +16,7 @@ from gatecli.gates.decider import Decider
 from gatecli.gates.exit import Exit
 from gatecli.gates.observe import gates_of
 from gatecli.graph import edit
+from gatecli.graph.partial import unfold_partial_additions
 from gatecli.lowering.context import LOWERED
 from gatecli.network import counting
 from gatecli.network.forms import Form, Forms
@@ -61,16 +62,20 @@ class Network(nn.Module):
         names: dict[str, str] | None = None,
         leaves: Sequence[str] = (),
     ) -> None:
-        net = traced_source(source, names or {}, leaves, softmax=recipe.source.softmax)
+        net = traced_source(
+            source, names or {}, leaves, images=recipe.input, softmax=recipe.source.softmax
+        )
         self.__dict__["root"] = net.root
         super().__init__()
         self._share(net.root)
         if recipe.input.channels == 0:  # not known: ask the first convolution
-            channels = input_channels(net)
+            channels = input_channels(net.root, net.graph)
             recipe = replace(recipe, input=replace(recipe.input, channels=channels))
         self.__dict__["recipe"] = recipe
         self.__dict__["traced"] = net
         counting.count(net, recipe.input)
+        if unfold_partial_additions(net.graph, net.costs):
+            counting.count(net, recipe.input)
         find_sites(net)
         refresh_savings(net)
         self.recompile()

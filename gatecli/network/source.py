@@ -8,9 +8,13 @@ from torch import fx, nn
 
 from gatecli.errors import ArchitectureError
 from gatecli.graph import edit, spelling
+from gatecli.graph.leaves import further_tracers
+from gatecli.graph.see_through import see_through
+from gatecli.graph.sizes import read_sizes_at_hand
 from gatecli.graph.softmax import without_softmax
 from gatecli.graph.trace import trace
 from gatecli.lowering.context import LOWERED
+from gatecli.traced.recipe import InputSpec
 from gatecli.traced.traced import Traced
 
 __all__ = ["input_channels", "traced_source"]
@@ -19,7 +23,12 @@ RESERVED = ("gates", "exits", "gater", LOWERED)
 
 
 def traced_source(
-    source: nn.Module, names: Mapping[str, str], leaves: Sequence[str], *, softmax: bool
+    source: nn.Module,
+    names: Mapping[str, str],
+    leaves: Sequence[str],
+    *,
+    images: InputSpec,
+    softmax: bool,
 ) -> Traced:
     """Trace a classifier, and put its modules into a root of their own.
 
@@ -27,16 +36,21 @@ def traced_source(
         source: The classifier; its modules are shared, not copied.
         names: Parts of module paths to spell otherwise, see gatecli.graph.spelling.rename.
         leaves: Patterns of module paths that tracing keeps whole.
+        images: What it takes, as far as that is known: `channels` may be 0.
         softmax: Whether one at its end is taken off.
 
     Raises:
         ArchitectureError: It cannot be traced, or calls a part by a name that gatecli needs.
     """
-    graph = trace(source, leaves)
+    image = (images.channels, *images.size)
+    graph = trace(source, leaves, lambda: further_tracers(source, leaves, image))
+    channels = images.channels or input_channels(source, graph)
+    read_sizes_at_hand(source, graph, (channels, *images.size))
     if softmax:
         without_softmax(source, graph)
     root = nn.Module()
     edit.adopt(root, source, graph)
+    see_through(root, graph)
     spelling.rename(root, graph, names)
     _check_names(graph)
     return Traced(root, graph)
@@ -53,13 +67,14 @@ def _check_names(graph: fx.Graph) -> None:
             )
 
 
-def input_channels(net: Traced) -> int:
-    """Channels of the images that the network takes.
+def input_channels(root: nn.Module, graph: fx.Graph) -> int:
+    """Channels of the images that the network takes, where nothing says so.
 
-    Those of the first convolution that reads the input; 3 where there is none.
+    Those of the first convolution that reads the input; 3 where there is none, or where something
+    else comes first.
     """
-    for node in net.graph.nodes:
-        module = net.module(node)
+    for node in graph.nodes:
+        module = root.get_submodule(str(node.target)) if node.op == "call_module" else None
         if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
             return module.in_channels
     return 3

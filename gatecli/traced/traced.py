@@ -97,6 +97,12 @@ class Traced:
             raise InternalError(f"expected `{node}` to be a tensor of a known shape")
         return cost.shape
 
+    def holds_images(self, node: fx.Node | str) -> bool:
+        """Whether a value has one entry an image, and not one for each part of an image."""
+        cost = self.costs.get(node if isinstance(node, str) else node.name)
+        shape = None if cost is None else cost.shape
+        return shape is not None and len(shape) >= 2 and shape[0] == 1
+
     def channel_axis(self, node: fx.Node | str) -> int:
         """The dimension of a value that its channels are: the second of maps, a token's last."""
         return -1 if len(self.shape(node)) == TOKENS else 1

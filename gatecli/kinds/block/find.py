@@ -93,8 +93,7 @@ def _is_block(net: Traced, ways: _Ways) -> bool:
         return False
     if _is_read_outside(ways):
         return False
-    shapes = (net.costs[ways.entry.name].shape, net.costs[ways.value.name].shape)
-    return all(shape is not None and len(shape) >= 2 for shape in shapes)
+    return all(net.holds_images(node) for node in (ways.entry, ways.value))
 
 
 def _is_read_outside(ways: _Ways) -> bool:

@@ -70,6 +70,8 @@ def _why_not(net: Traced, node: fx.Node) -> str | None:
         return "is depthwise" if depthwise else f"convolves in {conv.groups} groups"
     if calls(node.graph, node) > 1:
         return "is called more than once"
+    if not net.holds_images(node):
+        return "sees parts of images, one by one"
     return None if _has_norm(net, node) else "has no BatchNorm behind it that alone reads it"
 
 

@@ -96,7 +96,7 @@ class Staged:
             stay = (~leaving).nonzero().reshape(-1)
             if stay.numel() == 0:
                 return out, taken
-            live = tuple(take(value, stay) for value in live)
+            live = tuple(_rows_of(value, stay) for value in live)
             rows = rows[stay]
             for gate in forced:
                 gate.rows = rows
@@ -122,6 +122,11 @@ class Staged:
             live = stage(root, *live)
             seen.append(live[0].clone())  # what comes later may write into it
         return seen, self.last(root, *live)[0]
+
+
+def _rows_of(value: Tensor, rows: Tensor) -> Tensor:
+    """Samples of a value; a size, which is no tensor, is that of all of them."""
+    return take(value, rows) if isinstance(value, Tensor) else value
 
 
 def staged(graph: fx.Graph) -> Staged | None:

@@ -6,6 +6,7 @@ the size of the maps; one that holds nothing that can be skipped (a stem) is non
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from gatecli.errors import SettingError
 from gatecli.graph.dominators import immediate_dominators
 from gatecli.graph.patterns import is_channelwise
 from gatecli.traced.site import Site
-from gatecli.traced.traced import Shape, Traced
+from gatecli.traced.traced import Traced
 
 __all__ = ["behind", "exits_after", "find_exits"]
 
@@ -38,13 +39,33 @@ class Place:
 def find_exits(net: Traced, kind: str, sites: Sequence[Site]) -> list[Site]:
     """The ends of all stages but the last, as sites `exit1`, `exit2`, ..., in order.
 
-    Stages are made of `sites`; in a network without these, of convolutions that keep the size of
-    the maps.
+    Stages are made of `sites`; in a network where these make one stage at most, of convolutions
+    that keep the size of the maps.
     """
-    last_of: dict[Shape, Place] = {}
-    for place in _after_sites(net, sites) or _stage_ends(net):
+    last_of: dict[int, Place] = {}
+    for place in _after_sites(net, sites):
         last_of[_size(net, place)] = place
-    return _numbered(net, kind, list(last_of.values())[:-1])
+    ends = list(last_of.values())
+    if len(ends) < 2:
+        ends = _stage_ends(net) or ends
+    if ends and not _goes_on(net, ends[-1]):
+        del ends[-1]
+    return _numbered(net, kind, ends)
+
+
+def _goes_on(net: Traced, place: Place) -> bool:
+    """Whether another stage follows: layers with weights on fewer positions, but several."""
+    size = _size(net, place)
+    order = {node: index for index, node in enumerate(net.graph.nodes)}
+    for node in net.graph.nodes:
+        shape = net.costs[node.name].shape
+        if shape is None or len(shape) != len(place.positions) + 2:
+            continue
+        positions = math.prod(shape[position] for position in place.positions)
+        is_later = order[node] > order[place.node] and net.costs[node.name].macs > 0
+        if is_later and 1 < positions < size:
+            return True
+    return False
 
 
 def exits_after(net: Traced, kind: str, sites: Sequence[Site], names: Sequence[str]) -> list[Site]:
@@ -92,7 +113,7 @@ def _after_sites(net: Traced, sites: Sequence[Site]) -> list[Place]:
 
     Activations belong to it; in order.
     """
-    through = _through(net.graph)
+    through = _through(net)
     order = {node: index for index, node in enumerate(net.graph.nodes)}
     places = []
     for site in sites:
@@ -122,7 +143,7 @@ def _with_activations(net: Traced, following: Sequence[fx.Node]) -> fx.Node | No
 def _maps(net: Traced) -> list[Place]:
     """All maps (N, C, H, W) that everything goes through, but for the image."""
     places = []
-    for node in _through(net.graph):
+    for node in _through(net):
         shape = net.costs[node.name].shape
         if node.op != "placeholder" and shape is not None and len(shape) == 4:
             places.append(Place(name=node.name, node=node, positions=(2, 3)))
@@ -134,10 +155,10 @@ def _stage_ends(net: Traced) -> list[Place]:
 
     A first convolution that changes the size, a stem, makes no stage.
     """
-    keeping = {net.shape(node)[2:] for node in net.graph.nodes if _keeps_size(net, node)}
-    last_of: dict[Shape, Place] = {}
+    keeping = {math.prod(net.shape(node)[2:]) for node in net.graph.nodes if _keeps_size(net, node)}
+    last_of: dict[int, Place] = {}
     for place in _maps(net):
-        if _size(net, place) in keeping:
+        if _size(net, place) in keeping and _size(net, place) > 1:
             last_of[_size(net, place)] = place
     return list(last_of.values())
 
@@ -152,16 +173,17 @@ def _keeps_size(net: Traced, node: fx.Node) -> bool:
     return any(source[2:] == shape[2:] for source in maps)
 
 
-def _through(graph: fx.Graph) -> list[fx.Node]:
+def _through(net: Traced) -> list[fx.Node]:
     """The values that every way from the image to the output goes through, in order.
 
     Several streams of maps are none.
     """
+    graph = net.graph
     dominators = immediate_dominators(graph)
     chain: list[fx.Node] = []
     node = dominators[next(node for node in graph.nodes if node.op == "output")]
     while node is not None:
-        if not _is_streams(node):
+        if not _is_streams(node) and net.holds_images(node):
             chain.append(node)
         node = dominators[node]
     return chain[::-1]
@@ -174,9 +196,10 @@ def _is_streams(node: fx.Node) -> bool:
     return any(getattr(each.target, "makes_streams", False) for each in near)
 
 
-def _size(net: Traced, place: Place) -> Shape:
+def _size(net: Traced, place: Place) -> int:
+    """How many positions a value has: as maps, or as tokens."""
     shape = net.shape(place.node)
-    return tuple(shape[position] for position in place.positions)
+    return math.prod(shape[position] for position in place.positions)
 
 
 def _numbered(net: Traced, kind: str, places: Sequence[Place]) -> list[Site]:

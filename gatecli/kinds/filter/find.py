@@ -133,6 +133,8 @@ class FilterFinder:
             return []
         if conv.groups != 1 or calls(node.graph, node) > 1 or not node.users:
             return []
+        if not self.net.holds_images(node):
+            return []
         after = next(iter(node.users))
         is_norm = is_plain(module_of(self.net.root, after), nn.BatchNorm2d)
         alone = len(node.users) == 1 and calls(node.graph, after) == 1

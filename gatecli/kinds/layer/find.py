@@ -5,11 +5,12 @@ What is computed from features and then concatenated to these very features.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import fx
 
+from gatecli.graph.dominators import between, immediate_dominators
 from gatecli.graph.ops import is_cat
 from gatecli.kinds.naming import module_path
 from gatecli.traced.site import Site
@@ -25,22 +26,26 @@ def find_layers(net: Traced, kind: str) -> list[Site]:
     made from (so not an Inception module's branches): there is then a network that works without
     it. It must keep the size of the maps.
     """
-    inside = {node for site in net.sites.values() for node in site.branch}
+    taken = {node for site in net.sites.values() for node in site.branch}
+    dominators = immediate_dominators(net.graph)
     found = []
     for node in net.graph.nodes:
         if node.users and all(is_cat(user) for user in node.users):
-            entry, branch = _chain(node)
+            entry, inside = _before(node, dominators)
+            branch = [each for each in net.graph.nodes if each in inside]
             if _is_layer(net, node, entry, branch):
                 found.append(_site(net, node, entry, branch, kind))
-    return [site for site in found if inside.isdisjoint(site.branch)]
+    return [site for site in found if taken.isdisjoint(site.branch)]
 
 
 def _is_layer(net: Traced, value: fx.Node, entry: fx.Node, branch: Sequence[fx.Node]) -> bool:
     before, after = net.costs[entry.name].shape, net.costs[value.name].shape
     if before is None or after is None or len(after) != 4 or before[2:] != after[2:]:
         return False
-    if not net.macs([node.name for node in branch]):
+    if not net.macs([node.name for node in branch]) or not net.holds_images(value):
         return False
+    if any(_others_read(node, {*branch, *value.users}) for node in branch):
+        return False  # of a layer's own values only the last may be read
     made_from = _parts(entry)
     return all(made_from <= _parts(user) and _reads_once(user, value) for user in value.users)
 
@@ -48,7 +53,7 @@ def _is_layer(net: Traced, value: fx.Node, entry: fx.Node, branch: Sequence[fx.N
 def _site(
     net: Traced, value: fx.Node, entry: fx.Node, branch: Sequence[fx.Node], kind: str
 ) -> Site:
-    names = tuple(node.name for node in reversed(branch))
+    names = tuple(node.name for node in branch)
     return Site(
         name=module_path(value, branch, net.root),
         kind=kind,
@@ -67,20 +72,26 @@ def _reads_once(cat: fx.Node, value: fx.Node) -> bool:
     return list(parts).count(value) == 1
 
 
-def _chain(value: fx.Node) -> tuple[fx.Node, list[fx.Node]]:
-    """The value that a chain of nodes reads, and the chain, which leads to `value` alone.
+def _before(
+    value: fx.Node, dominators: Mapping[fx.Node, fx.Node | None]
+) -> tuple[fx.Node, set[fx.Node]]:
+    """The value that a layer is made of, and the layer's nodes, which lead to `value` alone.
 
-    The chain's nodes, one by one, are listed from the last to the first.
+    That is the latest value before it, through which all of it goes, that others read too.
     """
-    branch = [value]
+    entry: fx.Node = value
     while True:
-        sources = [source for source in branch[-1].all_input_nodes if source.op != "get_attr"]
-        if len(sources) != 1:  # reads several values, or none: no part of the chain
-            return branch.pop(), branch
-        (source,) = sources
-        if len(source.users) > 1 or is_cat(source) or source.op == "placeholder":
-            return source, branch
-        branch.append(source)
+        before = dominators[entry]
+        if before is None:
+            return entry, between(entry, value) if entry is not value else set()
+        entry = before
+        inside = between(entry, value)
+        if _others_read(entry, inside) or is_cat(entry) or entry.op == "placeholder":
+            return entry, inside
+
+
+def _others_read(entry: fx.Node, inside: set[fx.Node]) -> bool:
+    return any(user not in inside for user in entry.users)
 
 
 def _parts(node: fx.Node) -> set[fx.Node]:

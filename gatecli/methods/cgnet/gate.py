@@ -176,7 +176,7 @@ def _like(norm: nn.BatchNorm2d, share: float) -> nn.BatchNorm2d:
     assert norm.running_mean is not None and norm.running_var is not None
     base = nn.BatchNorm2d(norm.num_features, norm.eps, norm.momentum, norm.affine)
     with torch.no_grad():
-        for name, tensor in norm.named_parameters():
+        for name, tensor in norm.named_parameters(recurse=False):
             getattr(base, name).copy_(tensor)
         base.running_mean.copy_(share * norm.running_mean)  # type: ignore[union-attr]
         base.running_var.copy_(share * norm.running_var)  # type: ignore[union-attr]
