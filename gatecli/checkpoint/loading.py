@@ -19,9 +19,10 @@ from gatecli.architectures.build import at_most, is_callable_name
 from gatecli.architectures.identify import Found
 from gatecli.checkpoint.atomic import check_name
 from gatecli.checkpoint.evidence import SOFTMAX, ends_in_softmax, found_by_class, witness
+from gatecli.checkpoint.finding import find
 from gatecli.checkpoint.formats import header_fits, tensors_in
 from gatecli.checkpoint.pictures import assumptions, input_of, recorded_input
-from gatecli.checkpoint.plain import Plain, find, open_plain
+from gatecli.checkpoint.plain import Plain, open_plain
 from gatecli.checkpoint.replay import fill, replayed
 from gatecli.checkpoint.said.note import said_note
 from gatecli.checkpoint.state_dicts import check_sizes
