@@ -257,6 +257,27 @@ def test_weights_are_in_the_branches(tmp_path: Path) -> None:
             assert all(node.input[1] in own for node in attribute.g.node if node.op_type == "Conv")
 
 
+def test_conditions_are_scalars(tmp_path: Path) -> None:
+    """Some runtimes refuse an `If` whose condition has dimensions."""
+    export(gated("cifar-projection", "aig-perbatch"), tmp_path / "file.onnx")
+    graph = onnx.load(tmp_path / "file.onnx").graph
+    makers = {name: node for node in graph.node for name in node.output}
+    conditions = [node.input[0] for node in graph.node if node.op_type == "If"]
+    assert conditions and {makers[name].op_type for name in conditions} == {"Squeeze"}
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("openvino"), reason="needs openvino")
+@pytest.mark.parametrize("methods", [("aig-perbatch",), ("dgate",), ("aig-perbatch", "dgate")])
+def test_openvino_reads_it(methods: tuple[str, ...], tmp_path: Path) -> None:
+    core = importlib.import_module("openvino").Core()
+    network, file = gated("cifar-projection", *methods), tmp_path / "file.onnx"
+    export(network, file)
+    compiled = core.compile_model(str(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    for image in torch.randn(4, 1, network.input.channels, *network.input.size):
+        with torch.no_grad():
+            assert close(torch.from_numpy(compiled([image.numpy()])[0]), network(image))
+
+
 def test_a_branch_stays_in_its_layout(tmp_path: Path) -> None:
     """What ONNX Runtime can fuse or compute in its own layout lies within the branch.
 

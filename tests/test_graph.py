@@ -1069,3 +1069,44 @@ def test_dropout_that_always_draws_goes_on_drawing() -> None:
 def test_a_network_keeps_the_mode_of_its_source() -> None:
     assert Network(Own().train(), Recipe(Source("", {}), InputSpec((16, 16), 0))).training
     assert not traced(Own().eval(), (16, 16)).training
+
+
+NAMES = (
+    "input",
+    "copy",
+    "before",
+    "device",
+    "params",
+    "recipe",
+    "root",
+    "traced",
+    "graph",
+    "sites",
+)
+
+
+class Named(nn.Module):
+    """A network with a part of a given name, beside a block."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+        setattr(self, name, nn.Conv2d(3, 8, 3, padding=1))
+        self.block = nn.Conv2d(8, 8, 3, padding=1)
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = getattr(self, self.name)(x)
+        x = x + self.block(x).relu()
+        logits: Tensor = self.fc(x.mean((2, 3)))
+        return logits
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_users_parts_may_have_the_networks_names(name: str) -> None:
+    """Gated, written and read again: gatecli's own words are no names in a file."""
+    own, x = Named(name).eval(), torch.randn(2, 3, 16, 16)
+    gated = gatecli.attach(own, "ind-perbatch", input_size=(16, 16)).network.eval()
+    assert torch.allclose(gated(x), own(x), atol=1e-5)
+    assert f"{name}.weight" in gated.state_dict() and gated.recipe.steps
+    assert torch.equal(gated.copy().eval()(x), gated(x))

@@ -145,7 +145,10 @@ def _read_plain(path: Path, how: Reading) -> tuple[Network, list[str]]:
             )
             found = witnessed.found
     except ArchitectureError as error:
-        raise ArchitectureError(f"{path.name}: {error}") from error
+        said = str(error)
+        raise ArchitectureError(
+            said if said.startswith(path.name) else f"{path.name}: {said}"
+        ) from error
     network, dropped = build(found)
     notes = [*plain.notes, *found.notes, *([witnessed.note] if witnessed else [])]
     notes += [*said_note(found, how), *_assumed(network, found), *dropped]

@@ -86,6 +86,11 @@ class Network(nn.Module):
         for held in ("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"):
             self.__dict__[held] = root.__dict__[held]
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "recipe":  # whatever the user's modules are called
+            return super().__setattr__(name, value)
+        self.__dict__[name] = value
+
     # --- what it is ---
 
     @property
@@ -285,9 +290,8 @@ class Network(nn.Module):
         memo[id(self)] = twin
         lowered = self._modules.pop(LOWERED, None)
         try:
-            own = {key: value for key, value in self.__dict__.items() if key != "_forms"}
-            for key, value in own.items():
-                twin.__dict__[key] = copy.deepcopy(value, memo)
+            for key in self.__dict__.keys() - {"_forms"}:
+                twin.__dict__[key] = copy.deepcopy(self.__dict__[key], memo)
         finally:
             if lowered is not None:
                 self._modules[LOWERED] = lowered

@@ -210,7 +210,21 @@ class Surgeon:
         return [self.constants[name] for name in inner if name in self.constants]
 
     def _condition(self, decision: str) -> str:
-        """A boolean for the decision, which is 0 or 1: what it was cast from, where that is so."""
+        """A boolean scalar for the decision: ONNX Runtime takes any one element, OpenVINO does not.
+
+        It is what the decision, which is 0 or 1, was cast from, where that is a boolean.
+        """
+        from onnx import helper
+
+        flag = self._flag(decision)
+        name = f"{flag}/scalar"
+        if self.maker(name) is None:
+            squeezed = helper.make_node("Squeeze", [flag], [name])
+            self.nodes.insert(self._behind(flag), squeezed)
+        return name
+
+    def _flag(self, decision: str) -> str:
+        """A boolean of one element for the decision."""
         from onnx import TensorProto, helper
 
         maker = self.maker(decision)
