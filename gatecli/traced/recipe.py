@@ -18,6 +18,7 @@ from gatecli import limits
 from gatecli.errors import CheckpointError
 
 FORMAT = 1
+LATER = ("key", "prefix")  # of the source, left out where empty: earlier versions know them not
 BROKEN = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
 R = TypeVar("R")
 
@@ -121,7 +122,11 @@ class Recipe:
 
     def to_json(self) -> str:
         """The recipe as strict JSON."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, allow_nan=False)
+        document = {"format": FORMAT, **asdict(self)}
+        for name in LATER:
+            if not document["source"][name]:
+                del document["source"][name]
+        return json.dumps(document, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str, where: str) -> Recipe:
