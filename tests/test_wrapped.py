@@ -349,3 +349,13 @@ def test_names_in_notes_are_cut(tmp_path: Path) -> None:
     state = {**resnet20().state_dict(), "loss." + "a" * 5000: torch.zeros(1)}
     _, notes = opened(tmp_path / "x.pt", state)
     assert max(map(len, notes)) < 600
+
+
+def test_one_dict_under_two_keys_is_one_network(tmp_path: Path) -> None:
+    model = resnet20()
+    state = model.state_dict()
+    held = {"best": {"state_dict": state}, "last": {"state_dict": state}, "ema": state}
+    for key in ("", "best", "last", "ema", "last.state_dict"):
+        network, notes = opened(tmp_path / "x.pt", held, key=key)
+        assert computes(network, model) and not any("network" in note for note in notes)
+        assert network.recipe.source.key == "last.state_dict"

@@ -39,7 +39,7 @@ def other_form(shapes: Mapping[str, Shape], wanted: Wanted) -> str | None:
             match = _matched(row, spelt[row.family], outer, wanted)
             if match is not None and (best is None or match.size > best.size):
                 best = match
-    return None if best is None else _described(best)
+    return None if best is None or _is_own(best) else _described(best)
 
 
 def _parted(shapes: Mapping[str, Shape], body: str) -> tuple[dict[str, Shape], dict[str, Shape]]:
@@ -78,6 +78,12 @@ def _has_more_layers(extra: Mapping[str, Shape], body: Mapping[str, Shape], head
     """Whether what is left lies within the body's own parts: it is another body then."""
     firsts = {name.partition(".")[0] for name in body} - {head.partition(".")[0]}
     return any(name.partition(".")[0] in firsts for name in extra)
+
+
+def _is_own(match: _Match) -> bool:
+    """Whether the head is the network's own, but for a count."""
+    head = {n: shape[1:] for n, shape in match.row.tensors.items() if is_under(n, match.head)}
+    return head == {name: shape[1:] for name, shape in match.extra.items()}
 
 
 def _described(match: _Match) -> str:

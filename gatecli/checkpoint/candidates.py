@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -39,11 +39,18 @@ class Candidate:
         key: the keys that lead to it, joined by dots; empty: the file's own.
         tensors: by name.
         module: the module whose they are, where the file holds one (--trust-pickle).
+        others: more keys that lead to the very same dict.
     """
 
     key: str
     tensors: dict[str, Tensor]
     module: nn.Module | None = None
+    others: list[str] = field(default_factory=list)
+
+    @property
+    def keys(self) -> list[str]:
+        """All keys that lead to it."""
+        return [self.key, *self.others]
 
 
 def collected(found: Any) -> list[Candidate]:
@@ -52,22 +59,24 @@ def collected(found: Any) -> list[Candidate]:
     Optimizers' states are left out. A pickle can hold the same dict in many places, and itself:
     each is looked into once, and no more than limits allow.
     """
-    candidates = []
+    candidates: dict[int, Candidate] = {}
     seen: set[int] = set()
     todo: deque[tuple[tuple[str, ...], Any]] = deque([((), found)])
     while todo and len(seen) < limits.DICTS:
         path, value = todo.popleft()
         if id(value) in seen or _is_training(path, value):
+            _note_key(candidates.get(id(value)), path)
             continue
         seen.add(id(value))
         module = value if isinstance(value, nn.Module) else None
         inside = value.state_dict() if module is not None else value
         tensors = _tensors(inside)
         if tensors:
-            candidates.append(Candidate(key=".".join(path), tensors=tensors, module=module))
+            candidates[id(value)] = Candidate(key=".".join(path), tensors=tensors, module=module)
         if len(path) < limits.NESTED:
             todo.extend(((*path, key), inner) for key, inner in _containers(inside))
-    return sorted(candidates, key=_rank)[: limits.CANDIDATES]
+    best = [_by_best_key(candidate) for candidate in candidates.values()]
+    return sorted(best, key=lambda each: _rank(each.key, each.tensors))[: limits.CANDIDATES]
 
 
 def is_second(name: str) -> bool:
@@ -85,11 +94,26 @@ def joined(candidates: Collection[Candidate]) -> Candidate | None:
     return Candidate(key="", tensors=tensors) if len(candidates) > 1 else None
 
 
-def _rank(candidate: Candidate) -> tuple[bool, int, bool]:
+def _note_key(candidate: Candidate | None, path: tuple[str, ...]) -> None:
+    """Note that other keys lead to a dict, too; those through itself are left out."""
+    key = ".".join(path)
+    if candidate is None or not candidate.key or len(candidate.others) >= limits.NESTED:
+        return
+    if not any(f"{key}.".startswith(f"{other}.") for other in candidate.keys):
+        candidate.others.append(key)
+
+
+def _by_best_key(candidate: Candidate) -> Candidate:
+    """The candidate under the most usual of its keys."""
+    key, *others = sorted(candidate.keys, key=lambda key: _rank(key, candidate.tensors))
+    return replace(candidate, key=key, others=others)
+
+
+def _rank(key: str, tensors: Mapping[str, Tensor]) -> tuple[bool, int, bool]:
     """Plain weights before averages, then by how usual the place is; a stray tensor comes last."""
-    places = [WRAPPINGS.index(key) for key in candidate.key.split(".") if key in WRAPPINGS]
+    places = [WRAPPINGS.index(part) for part in key.split(".") if part in WRAPPINGS]
     place = min(places, default=len(WRAPPINGS))
-    return is_second(candidate.key), place, len(candidate.tensors) < 2
+    return is_second(key), place, len(tensors) < 2
 
 
 def _is_training(path: tuple[str, ...], value: Any) -> bool:

@@ -113,8 +113,8 @@ def _at(candidates: Sequence[Candidate], key: str) -> list[Candidate]:
     """
     if not key:
         return list(candidates)
-    exact = [each for each in candidates if each.key == key]
-    near = exact or [each for each in candidates if ends(each.key, key)]
+    exact = [each for each in candidates if key in each.keys]
+    near = exact or [each for each in candidates if any(ends(one, key) for one in each.keys)]
     if not near and not any(_is_in_names(key, each) for each in candidates):
         raise CheckpointError(f"has nothing at --key {key}: {_keys(candidates)}")
     return near
