@@ -16,7 +16,7 @@ from gatecli.checkpoint import Reading, load, read, write
 from gatecli.probe import logits, random_images, relative_change
 
 EXACT = 1e-5  # of the largest logit
-TORCHVISION = ("densenet121", "mobilenet_v3_small", "shufflenet_v2_x0_5")
+TORCHVISION = ("densenet121", "mobilenet_v3_small", "mnasnet0_5")
 TIMM = ("resnet10t", "rexnet_100", "tf_efficientnet_b0")
 SIZED = ("mobilevit_xxs", "tiny_vit_5m_224", "efficientvit_b0", "convit_tiny", "mvitv2_tiny")
 

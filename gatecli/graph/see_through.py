@@ -104,7 +104,8 @@ class _Plain:
             for name, _ in self.before:
                 x = graph.call_module(f"{node.target}.{name}", (x,))
             if self.pads:
-                x = graph.call_function(pad_same, (x, *self._geometry()))
+                given = (x, *self._geometry())
+                x = graph.create_node("call_function", pad_same, given, name=f"{node}_padded")
         node.args = (x,)
         last = node
         for name, _ in self.behind:
