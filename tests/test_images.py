@@ -85,7 +85,6 @@ def found(arch: str, **args: Any) -> Found:
         input_size=row.input_size,
         mean=row.mean,
         std=row.std,
-        notes=(),
     )
 
 

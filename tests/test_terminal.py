@@ -187,7 +187,7 @@ def test_names_of_classes_images_and_files(here: Path) -> None:
     assert tame(run("use", moved)).code == 0
     assert tame(run("inspect")).code == 0
     Path(picture).write_bytes(b"no image")
-    assert tame(run("run", "good.safetensors", picture)).err.count("\n") == 1
+    assert tame(run("run", "good.safetensors", picture, "-q")).err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -319,7 +319,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: Exception) -> str:
         raise error
 
     monkeypatch.setattr(evaluation, "evaluate", fail)
-    done = run("eval", "good.safetensors", "--data", "npz:data.npz")
+    done = run("eval", "good.safetensors", "--data", "npz:data.npz", "-q")
     assert (
         (done.code, done.out, done.err.count("\n")) == (1, "", 1)
         and done.err.startswith("error: ")

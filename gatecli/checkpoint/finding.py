@@ -70,6 +70,7 @@ def _chosen(
     filled = replace(
         plain,
         tensors=chosen.tensors,
+        module=chosen.module,
         key=chosen.key,
         prefix=chosen.prefix,
         notes=[*plain.notes, *chosen.notes],
@@ -106,10 +107,11 @@ def _named(said: Said, plain: Plain, how: Reading) -> tuple[tuple[Found, Plain] 
         return None, []
     try:
         truth = f"its tensors are those of {_chosen(plain, how, None, {})[0].arch}"
-    except ArchitectureError:
+    except ArchitectureError as error:
+        missing = [each for each in failed if "not installed" in str(each)]
+        if missing:
+            raise missing[0] from error
         truth = str(failed[-1])
-    if "not installed" in str(failed[-1]):
-        raise failed[-1]
     raise ArchitectureError(
         f"{said.where} says that it is `{said.arch}`, but {truth}: correct that file, or say which"
         " it is with --arch"

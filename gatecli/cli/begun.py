@@ -11,6 +11,9 @@ from gatecli.cli.session import MOST_THREADS
 
 __all__ = ["Begun", "believed"]
 
+# Options for reading that states of earlier versions lack.
+LATER = ("key", "prefix", "resize", "crop", "interpolation", "class_order")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Begun:
@@ -55,8 +58,8 @@ def believed(about: Mapping[str, Any]) -> Begun:
     from gatecli.training import TrainOptions
 
     begun = checked(Begun(**about))
-    defaults = {name: option.default for name, option in READING.items()}
-    begun = replace(begun, reading={**defaults, **begun.reading})  # older states lack new options
+    defaults = {name: READING[name].default for name in LATER}
+    begun = replace(begun, reading={**defaults, **begun.reading})
     checked(TrainOptions(**begun.options))
     if begun.reading.keys() != READING.keys():
         raise KeyError(f"reading {sorted(begun.reading)}")
