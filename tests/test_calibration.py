@@ -471,7 +471,8 @@ def test_keys_are_those_of_the_document() -> None:
     told = set(re.findall(r"`(\w+)`", re.sub(r"\{[^}]*\}|\([^)]*\)|\[[^]]*\]", "", row))) - {
         "calibrate"
     }
-    assert told | {"checkpoint", "arch", "params", "macs_dense", "seconds"} == KEYS
+    everywhere = {"checkpoint", "arch", "params", "macs_dense", "seconds", "assumed", "input"}
+    assert told | everywhere == KEYS
 
 
 @pytest.mark.parametrize("method", ["ind", "aig"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -195,3 +196,33 @@ def test_pad_same_gives_ceil_of_size_by_stride(size: int, kernel: int, stride: i
     before = (x[0, 0, :, x.shape[-1] // 2] == 0).nonzero().flatten()
     missing = x.shape[-1] - size
     assert int((before < x.shape[-1] // 2).sum()) == missing // 2
+
+
+def test_a_shortcut_handed_on_by_a_layer_that_does_nothing_is_exported(tmp_path: Path) -> None:
+    """Two names for one value: the second one would come too late in the file."""
+    pytest.importorskip("onnxruntime")
+
+    class Handed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, 8, 3, padding=1)
+            self.one, self.two = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+            self.act = nn.Identity()
+            self.fc = nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            x = self.act(x + self.one(x))
+            x = self.act(x + self.two(x))
+            return self.fc(x.mean((2, 3)))
+
+    gated = gatecli.attach(made(Handed), "aig-perbatch", input_size=SIZE).network.eval()
+    result = gatecli.export(gated, tmp_path / "out.onnx", "onnx")
+    assert result.max_difference < 1e-5
+
+
+def test_what_is_seen_through_is_written_as_source(tmp_path: Path) -> None:
+    model = made(Own)
+    model.bn1 = NormAct(8, nn.SiLU()).eval()  # the source of one with tensors cannot be written
+    result = gatecli.export(traced(model), tmp_path / "out.py", "weights")
+    assert result.max_difference < 1e-5

@@ -231,7 +231,14 @@ def _around(network: Network, masked: fx.Node, value: fx.Node) -> _Around | None
     shortcut: Any = next(arg for arg in add.args if arg is not masked)
     relu = relu_after(network, add)
     rectify = relu is not None and not never_negative(network, shortcut)
-    return _Around(result=relu or add, shortcut=shortcut, rectify=rectify)
+    return _Around(result=relu or add, shortcut=_bare(network, shortcut), rectify=rectify)
+
+
+def _bare(network: Network, value: fx.Node) -> fx.Node:
+    """The value itself, where layers that do nothing hand it on: exporters leave these out."""
+    while isinstance(module_of(network, value), (nn.Identity, nn.Dropout)):
+        (value,) = value.all_input_nodes
+    return value
 
 
 def _leave(graph: fx.Graph, site: str, pair: fx.Node, names: dict[fx.Node, str]) -> Leave:

@@ -10,7 +10,6 @@ trying it, in both modes; tensors keep their names.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -37,7 +36,7 @@ def pad_same(
     for axis in (1, 0):
         size, step = x.shape[2 + axis], stride[axis]
         reach = dilation[axis] * (kernel[axis] - 1) + 1
-        missing = max((math.ceil(size / step) - 1) * step + reach - size, 0)
+        missing = max((-(-size // step) - 1) * step + reach - size, 0)
         pads += [missing // 2, missing - missing // 2]
     return F.pad(x, pads) if any(pads) else x
 
@@ -60,7 +59,7 @@ def see_through(root: nn.Module, graph: fx.Graph) -> None:
             seen[path] = ways.of(module)
         plain = seen[path]
         if plain is not None:
-            _replace(root, path, plain.layer)
+            plain.place_in(root, path)
             plain.unfold(graph, node)
 
 
@@ -72,6 +71,7 @@ class _Plain:
         pads: Whether the images are padded first, as `pad_same` does.
         before: Children that come before it.
         behind: Children that come after it.
+        paths: Where these are called, by name.
     """
 
     def __init__(
@@ -79,6 +79,7 @@ class _Plain:
     ) -> None:
         self.layer: Any = layer
         self.pads = pads
+        self.paths: dict[str, str] = {}
         self.before = [part for part in before if not isinstance(part[1], nn.Identity)]
         self.behind = [part for part in behind if not isinstance(part[1], nn.Identity)]
 
@@ -97,12 +98,30 @@ class _Plain:
         conv = self.layer
         return tuple(conv.kernel_size), tuple(conv.stride), tuple(conv.dilation)
 
+    def place_in(self, root: nn.Module, path: str) -> None:
+        """Put the layer at its path; parts without tensors beside it, the others stay in it."""
+        _, _, own = path.rpartition(".")
+        holder = root.get_submodule(path.rpartition(".")[0])
+        if holder._modules[own] is self.layer:
+            return
+        self.layer.train(root.training)
+        holder._modules[own] = self.layer
+        for name, part in list(self.layer.named_children()):
+            self.paths[name] = f"{path}.{name}"
+            beside = f"{name}_{own}"
+            if part.state_dict() or beside in holder._modules:
+                continue
+            del self.layer._modules[name]
+            if (name, part) in (*self.before, *self.behind):
+                holder.add_module(beside, part)
+                self.paths[name] = f"{path[: len(path) - len(own)]}{beside}"
+
     def unfold(self, graph: fx.Graph, node: fx.Node) -> None:
         """Let a node that calls the original be nodes for the layer and each part."""
         (x,) = node.all_input_nodes
         with graph.inserting_before(node):
             for name, _ in self.before:
-                x = graph.call_module(f"{node.target}.{name}", (x,))
+                x = graph.call_module(self.paths[name], (x,))
             if self.pads:
                 given = (x, *self._geometry())
                 x = graph.create_node("call_function", pad_same, given, name=f"{node}_padded")
@@ -110,11 +129,11 @@ class _Plain:
         last = node
         for name, _ in self.behind:
             with graph.inserting_after(last):
-                last = graph.call_module(f"{node.target}.{name}", (last,))
+                last = graph.call_module(self.paths[name], (last,))
         own = {last}
         if last is not node:
-            first = next(iter(self.behind))[0]
-            start = next(user for user in node.users if user.target == f"{node.target}.{first}")
+            first = self.paths[self.behind[0][0]]
+            start = next(user for user in node.users if user.target == first)
             own.add(start)
             node.replace_all_uses_with(last, delete_user_cb=lambda user: user not in own)
 
@@ -227,9 +246,3 @@ def _same(one: Callable[..., Any], other: Callable[..., Any], sides: tuple[int, 
         return all(result is None for result in results)
     first, second = results
     return first.shape == second.shape and torch.allclose(first, second, atol=1e-5)
-
-
-def _replace(root: nn.Module, path: str, layer: nn.Module) -> None:
-    parent, _, name = path.rpartition(".")
-    layer.train(root.training)
-    root.get_submodule(parent)._modules[name] = layer
