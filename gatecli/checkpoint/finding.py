@@ -103,16 +103,30 @@ def _named(said: Said, plain: Plain, how: Reading) -> tuple[tuple[Found, Plain] 
             return _chosen(plain, how, arch, {**own, **(how.arch_args or {})}), []
         except ArchitectureError as error:
             failed.append(error)
-    if not said.is_binding:
-        return None, []
+    if said.is_binding:
+        raise _contradiction(said, failed, plain, how)
+    return None, []
+
+
+def _contradiction(
+    said: Said, failed: Sequence[ArchitectureError], plain: Plain, how: Reading
+) -> ArchitectureError:
+    """The error of a file that says what its tensors are not.
+
+    Args:
+        said: What it says.
+        failed: Why each architecture that it may mean does not fit.
+        plain: The file.
+        how: How it is read.
+    """
     try:
         truth = f"its tensors are those of {_chosen(plain, how, None, {})[0].arch}"
-    except ArchitectureError as error:
+    except ArchitectureError:
         missing = [each for each in failed if "not installed" in str(each)]
         if missing:
-            raise missing[0] from error
+            return missing[0]
         truth = str(failed[-1])
-    raise ArchitectureError(
+    return ArchitectureError(
         f"{said.where} says that it is `{said.arch}`, but {truth}: correct that file, or say which"
         " it is with --arch"
     )
