@@ -21,7 +21,8 @@ from gatecli.methods.settings import Settings
 ROOT = Path(__file__).parent.parent / "gatecli"
 FILES = sorted(ROOT.rglob("*.py"))
 COLUMNS, COMPLEXITY = 100, 12
-LINES, MEMBERS = 300, 10  # in gatecli/methods
+LINES = 300
+MEMBERS = 10  # of a method's classes
 BRANCHES = (
     ast.If,
     ast.For,
@@ -160,7 +161,6 @@ def test_no_method_is_untyped_or_long() -> None:
     for path in sorted((ROOT / "methods").rglob("*.py")):
         text = path.read_text(encoding="utf-8")
         assert "settings: Any" not in text, path
-        assert len(text.splitlines()) <= LINES, path
 
 
 def complexity(function: ast.AST) -> int:
@@ -180,7 +180,8 @@ def complexity(function: ast.AST) -> int:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_file_can_be_read(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    assert not [line for line in text.splitlines() if len(line) > COLUMNS]
+    lines = text.splitlines()
+    assert len(lines) <= LINES and not [line for line in lines if len(line) > COLUMNS]
     functions = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
     assert not {each.name for each in functions if complexity(each) > COMPLEXITY}
 
