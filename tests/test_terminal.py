@@ -309,7 +309,7 @@ FULL = [
     torch.OutOfMemoryError("tried"),
     MemoryError(),
     MemoryError("Unable to allocate 9 TiB for an array"),
-    np.exceptions.AxisError("Unable to allocate"),
+    getattr(np, "exceptions", np).AxisError("Unable to allocate"),
     OSError(12, "Cannot allocate memory"),
 ]
 

@@ -65,7 +65,7 @@ class Network(nn.Module):
         net = traced_source(
             source, names or {}, leaves, images=recipe.input, softmax=recipe.source.softmax
         )
-        self.__dict__["root"] = net.root
+        self.__dict__["_root"] = net.root
         super().__init__()
         self._share(net.root)
         if recipe.input.channels == 0:  # not known: ask the first convolution
@@ -96,7 +96,7 @@ class Network(nn.Module):
     @property
     def root(self) -> nn.Module:
         """What holds the modules; it has no attributes beside them."""
-        root: nn.Module = self.__dict__["root"]
+        root: nn.Module = self.__dict__["_root"]
         return root
 
     @property
