@@ -123,7 +123,16 @@ SECOND = """
 With `--arch timm:NAME`; needs the extra `timm`. The last column says what does not work.
 
 """
-TIMM = ("network", "input", "sites", "GMACs", "attach", *PRUNED, "training", "does not work")
+TIMM_COLUMNS = (
+    "network",
+    "input",
+    "sites",
+    "GMACs",
+    "attach",
+    *PRUNED,
+    "training",
+    "does not work",
+)
 
 
 @dataclass
@@ -365,7 +374,7 @@ def main() -> None:
         print(torchvision_row(name), flush=True)
         print(name, file=sys.stderr)
     print(SECOND, end="")
-    print(_header(TIMM))
+    print(_header(TIMM_COLUMNS))
     for name in TIMM:
         print(timm_row(name), flush=True)
         print(name, file=sys.stderr)
