@@ -132,7 +132,6 @@ def test_timms_evaluation_transforms(name: str) -> None:
         input_size=said.size[0],
         mean=said.mean,
         std=said.std,
-        notes=(),
     )
     spec = input_of(stated, Reading())
     assert spec.size == tuple(resolved["input_size"][1:])
