@@ -74,6 +74,14 @@ class Found:
         return (line,) if line else ()
 
     @property
+    def fixes_size(self) -> bool:
+        """Whether an argument fixes the images' size, as positions among the tensors do.
+
+        A config of transformers has an `image_size` whether or not the network has positions.
+        """
+        return "image_size" in self.args and split_arch(self.arch)[0] != "transformers"
+
+    @property
     def channels(self) -> int:
         """Channels of the images; 3 where no argument says otherwise."""
         return int(self.args.get(CHANNEL_ARGS.get(split_arch(self.arch)[0], ""), 3))

@@ -87,7 +87,7 @@ def _first(layers: Layers, name: str) -> tuple[str, Any]:
 def _with_size(spec: InputSpec, layers: Layers, found: Found) -> InputSpec:
     """A size that positions in the tensors fix goes before what a file or library says."""
     spec = replace(spec, origin={"channels": "file"})
-    fixed = "image_size" in found.args
+    fixed = found.fixes_size
     origin, size = _first(layers[:1] if fixed else layers, "size")
     if size is None:
         origin = "file" if fixed else "assumed"
