@@ -88,7 +88,7 @@ def _padded(args: Args, tensors: Tensors) -> bool:
 def _activation(usual: str, *others: str) -> tuple[_Twin, ...]:
     found = []
     for other in others:
-        found.append(_Twin(what=usual, instead=f"{other}", args={"activation": other}))
+        found.append(_Twin(what=usual, instead=other, args={"activation": other}))
     return tuple(found)
 
 

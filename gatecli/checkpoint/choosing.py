@@ -84,11 +84,11 @@ def choose(path: Path, held: Any, wanted: Wanted, key: str = "", prefix: str = "
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Let errors name the file."""
+    """Let errors name the file; those on architectures are named by who reads it."""
     try:
         yield
-    except ArchitectureError as error:
-        raise type(error)(f"{path.name}: {error}") from error
+    except ArchitectureError:
+        raise
     except GatecliError as error:
         raise type(error)(f"{path.name} {error}") from error
     except RuntimeError as error:  # torch's, of tensors that are no dense ones

@@ -30,7 +30,8 @@ SOFTMAX = (
     "the network ends in a softmax, which is taken off: it returns logits, whose softmax is what it"
     " returned"
 )
-Build = Callable[[Found], Network]
+Built = tuple[Network, list[str]]  # a filled network, and notes on what was left out
+Build = Callable[[Found], Built]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +40,12 @@ class Witnessed:
 
     Attributes:
         found: its architecture.
-        network: it.
+        built: it.
         note: for people.
     """
 
     found: Found
-    network: Network
+    built: Built
     note: str
 
 
@@ -57,28 +58,29 @@ def witness(
         module: the file's, whose code the user trusts.
         plain: the file.
         found: the architecture that fits its tensors.
-        build: makes the filled network of an architecture.
+        build: makes the filled network of an architecture, once for each that is tried.
         told: whether the user has named the architecture: then no other is tried.
 
     Raises:
         ArchitectureError: no network that can be built again computes what the module does.
     """
-    network = build(found)
-    images = random_images(network)
+    proved = replace(found, assumed=())  # where the module agrees
+    built = build(proved)
+    images = random_images(built[0])
     theirs = _outputs(module, images)
     if isinstance(theirs, str):
         note = f"the file's own module cannot be run beside it ({theirs}): not compared"
-        return Witnessed(found=found, network=network, note=note)
-    change = _change(theirs, network, images)
+        return Witnessed(found=found, built=build(found), note=note)
+    change = _change(theirs, built[0], images)
     if change <= AGREED:
         note = f"the file's own module agrees with {found.arch}"
-        return Witnessed(found=replace(found, assumed=()), network=network, note=note)
+        return Witnessed(found=proved, built=built, note=note)
     for other in _others(module, plain, found, told=told):
         try:
-            network = build(other)
-            if _change(theirs, network, images) <= AGREED:
+            built = build(other)
+            if _change(theirs, built[0], images) <= AGREED:
                 note = f"the file's own module agrees with {_title(other)}, so that is taken"
-                return Witnessed(found=other, network=network, note=note)
+                return Witnessed(found=other, built=built, note=note)
         except GatecliError:
             continue  # as timm is not installed
     raise ArchitectureError(

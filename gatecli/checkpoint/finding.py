@@ -18,16 +18,15 @@ from gatecli.architectures.transformers_library import config_args, renamed_by_l
 from gatecli.architectures.wanted import Wanted
 from gatecli.checkpoint.choosing import choose
 from gatecli.checkpoint.formats import tensors_in
-from gatecli.checkpoint.plain import Plain
+from gatecli.checkpoint.plain import Plain, Shapes
 from gatecli.checkpoint.said.facts import Said
 from gatecli.errors import ArchitectureError, GatecliError
+from gatecli.traced.recipe import SaidInput
 
 if TYPE_CHECKING:
     from gatecli.checkpoint.loading import Reading
 
 __all__ = ["find"]
-
-Shapes = dict[str, tuple[int, ...]]
 
 
 def find(plain: Plain, how: Reading) -> tuple[Found, Plain]:
@@ -82,7 +81,7 @@ def _with_notes(found: Found, plain: Plain, notes: list[str]) -> tuple[Found, Pl
     return replace(found, said=_images(plain)), replace(plain, notes=[*plain.notes, *notes])
 
 
-def _images(plain: Plain) -> Any:
+def _images(plain: Plain) -> SaidInput | None:
     return next((said.input for said in plain.said if said.input is not None), None)
 
 

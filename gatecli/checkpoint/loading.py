@@ -18,14 +18,15 @@ from gatecli import limits
 from gatecli.architectures.build import at_most, is_callable_name
 from gatecli.architectures.identify import Found
 from gatecli.checkpoint.atomic import check_name
+from gatecli.checkpoint.candidates import collected
 from gatecli.checkpoint.evidence import SOFTMAX, ends_in_softmax, found_by_class, witness
 from gatecli.checkpoint.finding import find
-from gatecli.checkpoint.formats import header_fits, tensors_in
+from gatecli.checkpoint.formats import header_fits
 from gatecli.checkpoint.pictures import assumptions, input_of, recorded_input
 from gatecli.checkpoint.plain import Plain, open_plain
 from gatecli.checkpoint.replay import fill, replayed
 from gatecli.checkpoint.said.note import said_note
-from gatecli.checkpoint.state_dicts import check_sizes
+from gatecli.checkpoint.state_dicts import check_sizes, dense
 from gatecli.errors import ArchitectureError, CheckpointError, GatecliError
 from gatecli.network import Network
 from gatecli.network.counting import costs_need_values
@@ -137,20 +138,16 @@ def _read_plain(path: Path, how: Reading) -> tuple[Network, list[str]]:
     try:
         found, plain = _found(plain, how)
         build = functools.partial(_built, plain=plain, how=how, path=path)
-        witnessed = None
+        built = None
+        proof: list[str] = []
         if plain.module is not None:
-            told = how.arch is not None
-            witnessed = witness(
-                plain.module, plain, found, lambda other: build(other)[0], told=told
-            )
-            found = witnessed.found
+            witnessed = witness(plain.module, plain, found, build, told=how.arch is not None)
+            found, built = witnessed.found, witnessed.built
+            proof = [witnessed.note]
     except ArchitectureError as error:
-        said = str(error)
-        raise ArchitectureError(
-            said if said.startswith(path.name) else f"{path.name}: {said}"
-        ) from error
-    network, dropped = build(found)
-    notes = [*plain.notes, *found.notes, *([witnessed.note] if witnessed else [])]
+        raise type(error)(f"{path.name}: {error}") from error
+    network, dropped = built or build(found)
+    notes = [*plain.notes, *found.notes, *proof]
     notes += [*said_note(found, how), *_assumed(network, found), *dropped]
     if ends_in_softmax(network):
         network, _ = build(found, softmax=True)
@@ -163,10 +160,12 @@ def _found(plain: Plain, how: Reading) -> tuple[Found, Plain]:
     try:
         return find(plain, how)
     except ArchitectureError:
-        if plain.module is None or how.arch is not None:
+        modules = [each for each in collected(plain.held) if each.module is not None]
+        if len(modules) != 1 or modules[0].module is None or how.arch is not None:
             raise
-        own = replace(plain, tensors=tensors_in(plain.held, plain.path))
-        by_class = found_by_class(plain.module, own)
+        tensors = dense(modules[0].tensors, plain.path)
+        own = replace(plain, tensors=tensors, module=modules[0].module)
+        by_class = found_by_class(modules[0].module, own)
         if by_class is None:
             raise
         return by_class, own

@@ -20,7 +20,7 @@ from gatecli.checkpoint.said.inside import said_inside
 if TYPE_CHECKING:
     from gatecli.checkpoint.loading import Reading
 
-__all__ = ["Plain", "names_a_library", "open_plain"]
+__all__ = ["Plain", "Shapes", "names_a_library", "open_plain"]
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -39,7 +39,8 @@ class Plain:
         sha256: of the file; empty where a library has built the tensors.
         size_bytes: its size.
         said: what it says of itself, the binding first.
-        module: the network itself, where the file holds one; its code was trusted.
+        module: the network itself, where the file holds it, once it has been found; its code was
+            trusted.
         is_pretrained: whether the library that the user names has built it.
         notes: for people.
     """
@@ -94,7 +95,6 @@ def open_plain(path: Path, how: Reading) -> tuple[Plain, Reading]:
         sha256=weights.sha256(),
         size_bytes=weights.size_bytes,
         said=tuple(each for each in said if each is not None),
-        module=_module_in(content),
         notes=notes,
     )
     return plain, how
@@ -114,17 +114,6 @@ def _metadata(file: Path) -> Mapping[str, str]:
             return opened.metadata() or {}
     except (OSError, SafetensorError):
         return {}
-
-
-def _module_in(content: Any) -> nn.Module | None:
-    """The one network that a trusted pickle holds; None where it is not one."""
-    if isinstance(content, nn.Module):
-        return content
-    if not isinstance(content, Mapping):
-        return None
-    found = [value for value in content.values() if isinstance(value, nn.Module)]
-    networks = [each for each in found if any(True for _ in each.parameters())]
-    return networks[0] if len(networks) == 1 else None
 
 
 def _pretrained(name: str, how: Reading) -> tuple[Plain, Reading]:

@@ -94,11 +94,6 @@ class SiteDecision:
     stuck_because: str | None = None
 
     @property
-    def is_dynamic(self) -> bool:
-        """Whether the site keeps its gate, and nothing of it is decided."""
-        return not self.keep and not self.drop
-
-    @property
     def left(self) -> list[int]:
         """The units that stay, those without a gate first."""
         return [*self.keep, *self.dynamic]
