@@ -421,7 +421,7 @@ def in_line(model: nn.Module, graph: fx.Graph, costs: dict[str, NodeCost]) -> di
     """The sites that follow one another, blocks and layers, as a network finds them."""
     net = Traced(model, graph)
     net.costs = costs
-    find_sites(net)
+    find_sites(net, net.rules)
     lines = {kind.name for kind in registry.all_kinds() if kind.in_line}
     return {name: site for name, site in net.sites.items() if site.kind in lines}
 

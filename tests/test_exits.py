@@ -5,6 +5,7 @@ pruned.
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ import gatecli
 from gatecli.architectures.build import build, build_skeleton
 from gatecli.calibration.exits.gather import gather
 from gatecli.calibration.exits.samples import Samples, measure
-from gatecli.errors import SettingError, TrainingError
+from gatecli.errors import CheckpointError, SettingError, TrainingError
 from gatecli.gates.estimators import log_odds_of_likeliest
 from gatecli.graph.trace import compile_graph
 from gatecli.methods.dgate import DGate, hinge
@@ -30,6 +31,7 @@ from gatecli.network.compare import relative_change
 from gatecli.network.costs import exits_before, expected_macs, leaving_costs, reach
 from gatecli.progress import silent
 from gatecli.stages.predict import predict
+from gatecli.traced.recipe import Recipe
 from gatecli.training.exits import ExitLoop
 from gatecli.training.features import Seen
 
@@ -135,6 +137,48 @@ def test_a_file_knows_where_its_exits_stand(tmp_path: Path) -> None:
     assert loaded.sites == network.sites and torch.equal(
         infer(loaded, case.images(4)), infer(network, case.images(4))
     )
+
+
+class Shrinking(nn.Module):
+    """Two residual blocks at 8 x 8, one at 4 x 4, and plain layers at 2 x 2 behind them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+        self.down, self.last = nn.Conv2d(3, 3, 2, 2), nn.Conv2d(3, 3, 2, 2)
+        self.fc = nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.down(x + self.first(x).relu())
+        x = self.last(x + self.second(x).relu())
+        out: Tensor = self.fc(x.mean((2, 3)))
+        return out
+
+
+@pytest.mark.parametrize(("rules", "exits"), [(1, ["exit1"]), (2, ["exit1", "exit2"])])
+def test_exits_stand_where_they_stood_when_the_file_was_written(
+    rules: int, exits: list[str]
+) -> None:
+    plain = gatecli.attach(Shrinking(), "dgate", input_size=(8, 8)).network.recipe
+    facts = json.loads(plain.to_json())
+    assert facts["rules"] == 2
+    facts["rules"] = rules
+    if rules == 1:  # as the first release wrote it
+        del facts["rules"]
+    recipe = Recipe.from_json(json.dumps(facts), "net")
+    network = Network(Shrinking().eval(), recipe)
+    sites = [name for name, site in network.sites.items() if site.kind == "exit"]
+    assert sites == exits
+    again = Recipe.from_json(network.copy().recipe.to_json(), "net")
+    assert again.rules == network.traced.rules == network.copy().traced.rules == rules
+
+
+@pytest.mark.parametrize("rules", [3, 0, "2", True])
+def test_rules_that_are_not_known_are_refused(rules: Any) -> None:
+    facts = json.loads(CASES["dense"].network().recipe.to_json()) | {"rules": rules}
+    expected = "rules version 3.*upgrade" if rules == 3 else "damaged"
+    with pytest.raises(CheckpointError, match=expected):
+        Recipe.from_json(json.dumps(facts), "net")
 
 
 # --- who leaves ---

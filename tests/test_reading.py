@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from gatecli.checkpoint.formats import file_sha256, read_tensors
+from gatecli.checkpoint.formats import file_sha256, read_file, tensors_in
 from gatecli.errors import CheckpointError
 
 TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.count": torch.tensor(4)}
@@ -36,6 +36,11 @@ def same(found: dict[str, Tensor], expected: dict[str, Tensor] = TENSORS) -> boo
     return list(found) == list(expected) and all(
         torch.equal(found[name], expected[name]) for name in expected
     )
+
+
+def read_tensors(path: str | Path, *, trust_pickle: bool = False) -> dict[str, Tensor]:
+    """The first state dict in a file."""
+    return tensors_in(read_file(Path(path), trust_pickle=trust_pickle), Path(path))
 
 
 def error(path: Path, trust_pickle: bool = False) -> str:
@@ -86,19 +91,10 @@ def test_torch_files_new_and_old(tmp_path: Path, name: str, old: bool) -> None:
         lambda t: {"model": {"name": "resnet"}, "state_dict": {"net": {"model": t}}},
         lambda t: {"model": t, "args": argparse.Namespace(lr=0.1)},
         lambda t: {**t, "epoch": 3, "note": "x", 5: torch.zeros(1)},
-        lambda t: {f"module.{name}": tensor for name, tensor in t.items()},
-        lambda t: {
-            "state_dict": {f"_orig_mod.module.{name}": tensor for name, tensor in t.items()}
-        },
     ],
 )
-def test_wrappings_and_prefixes(tmp_path: Path, wrap: Callable[[dict[str, Tensor]], Any]) -> None:
+def test_wrappings(tmp_path: Path, wrap: Callable[[dict[str, Tensor]], Any]) -> None:
     assert same(read_tensors(save(tmp_path / "x.pt", wrap(TENSORS))))
-
-
-def test_a_prefix_of_some_names_stays(tmp_path: Path) -> None:
-    some = {"module.a": torch.zeros(1), "b": torch.zeros(1)}
-    assert same(read_tensors(save(tmp_path / "x.pt", some)), some)
 
 
 def test_floats_become_float32_and_contiguous(tmp_path: Path) -> None:

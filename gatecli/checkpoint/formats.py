@@ -18,30 +18,13 @@ from torch import Tensor
 from gatecli import limits
 from gatecli.checkpoint.candidates import collected
 from gatecli.checkpoint.opening import open_file
-from gatecli.checkpoint.state_dicts import check_sizes, dense, describe, stripped
+from gatecli.checkpoint.state_dicts import check_sizes, dense, describe
 from gatecli.checkpoint.torch_files import begins_a_pickle, read_pickle, read_zip
 from gatecli.errors import CheckpointError, reason
 
-__all__ = ["file_sha256", "header_fits", "read_file", "read_tensors", "tensors_in"]
+__all__ = ["file_sha256", "header_fits", "read_file", "tensors_in"]
 
 SAFETENSORS_HEADER = 100_000_000  # bytes, that format's own limit
-
-
-def read_tensors(path: str | os.PathLike[str], *, trust_pickle: bool = False) -> dict[str, Tensor]:
-    """The first dict of tensors in a checkpoint, what wraps whole networks taken off the names.
-
-    Args:
-        path: the file.
-        trust_pickle: allows a file to run code while it is read, which whole pickled modules need.
-
-    Returns:
-        Tensors on the CPU, floating ones as contiguous float32.
-
-    Raises:
-        CheckpointError: the file is missing, damaged, needs code, or holds no tensors.
-    """
-    path = Path(path)
-    return stripped(tensors_in(read_file(path, trust_pickle=trust_pickle), path))
 
 
 def tensors_in(held: Any, path: Path) -> dict[str, Tensor]:

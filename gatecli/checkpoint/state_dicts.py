@@ -1,4 +1,4 @@
-"""Check a state dict's tensors, and take off what wraps whole networks."""
+"""Check a state dict's tensors, and copy them as dense ones."""
 
 from __future__ import annotations
 
@@ -12,27 +12,7 @@ from gatecli import limits
 from gatecli.checkpoint.values import plain
 from gatecli.errors import CheckpointError, reason
 
-__all__ = ["PREFIXES", "check_sizes", "dense", "describe", "stripped"]
-
-PREFIXES = ("module.", "_orig_mod.")
-DEEPEST = 8  # prefixes before prefixes
-
-
-def stripped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Take off what DataParallel and torch.compile put before every name."""
-    for _ in range(DEEPEST):
-        prefix = _common_prefix(tensors)
-        if prefix is None:
-            break
-        tensors = {name[len(prefix) :]: tensor for name, tensor in tensors.items()}
-    return tensors
-
-
-def _common_prefix(names: Mapping[str, Tensor]) -> str | None:
-    for prefix in PREFIXES:
-        if all(name.startswith(prefix) for name in names):
-            return prefix
-    return None
+__all__ = ["check_sizes", "dense", "describe"]
 
 
 def check_sizes(tensors: Mapping[str, Tensor], path: Path) -> None:

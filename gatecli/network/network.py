@@ -76,7 +76,7 @@ class Network(nn.Module):
         counting.count(net, recipe.input)
         if unfold_partial_additions(net.graph, net.costs):
             counting.count(net, recipe.input)
-        find_sites(net)
+        find_sites(net, recipe.rules)
         refresh_savings(net)
         self.recompile()
         self.train(source.training)

@@ -12,8 +12,12 @@ from gatecli.traced.traced import Traced
 __all__ = ["find_sites", "refresh_savings", "refresh_sites"]
 
 
-def find_sites(net: Traced) -> None:
-    """Let every kind find its sites; they are listed kind by kind, those in line in order."""
+def find_sites(net: Traced, rules: int) -> None:
+    """Let every kind find its sites; they are listed kind by kind, those in line in order.
+
+    `rules`: the version of the rules to find them by.
+    """
+    net.rules = rules
     kinds = registry.all_kinds()
     order = {node.name: index for index, node in enumerate(net.graph.nodes)}
     line: list[Site] = []

@@ -18,6 +18,7 @@ from gatecli.traced.strict import checked, finite, finite_number, is_a, parsed
 
 __all__ = [
     "FORMAT",
+    "RULES",
     "InputSpec",
     "Recipe",
     "SaidInput",
@@ -32,6 +33,7 @@ __all__ = [
 
 # 1: a method's settings are numbers, words or null; 2: also true and false, lists and mappings
 FORMAT = 2
+RULES = 2  # of finding and numbering sites; 1: exits as the first release places them
 LATER = ("key", "prefix", "assumed", "softmax")  # of Source: older gatecli do not know them
 BROKEN = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
 
@@ -105,6 +107,7 @@ class Recipe:
         data: {"spec": "npz:FILE", "val": how the val split was cut}.
         baseline: the source's accuracy, {"top1": percent, "split": "val", "data": spec, "images":
             `InputSpec.key` of the images that it was measured on}.
+        rules: the version of the rules by which its sites were found.
     """
 
     source: Source
@@ -112,6 +115,7 @@ class Recipe:
     steps: tuple[Step, ...] = ()
     data: dict[str, Any] | None = None
     baseline: dict[str, Any] | None = None
+    rules: int = RULES
 
     def with_step(self, step: Step) -> Recipe:
         """The same with one step more."""
@@ -131,6 +135,8 @@ class Recipe:
         for name in LATER:  # left out where they say nothing, as older files have it
             if not told["source"][name]:
                 del told["source"][name]
+        if self.rules == 1:
+            del told["rules"]
         facts = {"format": version, **told, "input": written_input(self.input)}
         return json.dumps(facts, allow_nan=False)
 
@@ -157,6 +163,7 @@ class Recipe:
                 steps=tuple(checked(Step(**step)) for step in raw["steps"]),
                 data=raw["data"],
                 baseline=raw["baseline"],
+                rules=raw.get("rules", 1),
             )
             return checked(recipe)
         except BROKEN as error:
@@ -182,11 +189,14 @@ def _check_format(raw: Any, where: str) -> None:
             f"{where} is a weights file that gatecli export wrote, no checkpoint: run it with the"
             " Python file beside it, or give the checkpoint that it was exported from"
         )
-    version = raw["format"]
-    if not is_a(version, int) or version < 1:
-        raise ValueError(f"format {version!r}")
-    if version > FORMAT:
-        raise CheckpointError(
-            f"{where} has format version {version}, but this gatecli reads up to {FORMAT}:"
-            " upgrade gatecli (pip install -U gatecli)"
-        )
+    for name, version, newest in (
+        ("format", raw["format"], FORMAT),
+        ("rules", raw.get("rules", 1), RULES),
+    ):
+        if not is_a(version, int) or version < 1:
+            raise ValueError(f"{name} {version!r}")
+        if version > newest:
+            raise CheckpointError(
+                f"{where} has {name} version {version}, but this gatecli reads up to {newest}:"
+                " upgrade gatecli (pip install -U gatecli)"
+            )

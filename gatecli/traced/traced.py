@@ -10,6 +10,7 @@ from typing import Any
 from torch import fx, nn
 
 from gatecli.errors import InternalError
+from gatecli.traced.recipe import RULES
 from gatecli.traced.site import Site
 
 __all__ = ["NodeCost", "Shape", "Traced"]
@@ -43,6 +44,7 @@ class Traced:
         sites: What can be gated, by name.
         gated_by: Site -> the method that gates it.
         details: What a kind knows of the network besides its sites, by the kind's name.
+        rules: The version of the rules by which sites are found and numbered.
     """
 
     def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
@@ -52,6 +54,7 @@ class Traced:
         self.sites: dict[str, Site] = {}
         self.gated_by: dict[str, str] = {}
         self.details: dict[str, Any] = {}
+        self.rules = RULES
         self._index: dict[str, fx.Node] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Traced:
@@ -61,6 +64,7 @@ class Traced:
         twin.sites = dict(self.sites)
         twin.gated_by = dict(self.gated_by)
         twin.details = dict(self.details)
+        twin.rules = self.rules
         return twin
 
     def find(self, name: str) -> fx.Node | None:

@@ -16,7 +16,7 @@ from gatecli.errors import SettingError
 from gatecli.graph.dominators import immediate_dominators
 from gatecli.graph.patterns import is_channelwise
 from gatecli.traced.site import Site
-from gatecli.traced.traced import Traced
+from gatecli.traced.traced import Shape, Traced
 
 __all__ = ["behind", "exits_after", "find_exits"]
 
@@ -40,8 +40,13 @@ def find_exits(net: Traced, kind: str, sites: Sequence[Site]) -> list[Site]:
     """The ends of all stages but the last, as sites `exit1`, `exit2`, ..., in order.
 
     Stages are made of `sites`; in a network where these make one stage at most, of convolutions
-    that keep the size of the maps.
+    that keep the size of the maps. A file whose rules are the first ones has them where it had.
     """
+    ends = _ends_by_first_rules(net, sites) if net.rules == 1 else _ends(net, sites)
+    return _numbered(net, kind, ends)
+
+
+def _ends(net: Traced, sites: Sequence[Site]) -> list[Place]:
     last_of: dict[int, Place] = {}
     for place in _after_sites(net, sites):
         last_of[_size(net, place)] = place
@@ -50,7 +55,16 @@ def find_exits(net: Traced, kind: str, sites: Sequence[Site]) -> list[Site]:
         ends = _stage_ends(net) or ends
     if ends and not _goes_on(net, ends[-1]):
         del ends[-1]
-    return _numbered(net, kind, ends)
+    return ends
+
+
+def _ends_by_first_rules(net: Traced, sites: Sequence[Site]) -> list[Place]:
+    """Stages told apart by height and width; the last one is taken for the network's last."""
+    last_of: dict[Shape, Place] = {}
+    for place in _after_sites(net, sites) or _stage_ends(net):
+        shape = net.shape(place.node)
+        last_of[tuple(shape[position] for position in place.positions)] = place
+    return list(last_of.values())[:-1]
 
 
 def _goes_on(net: Traced, place: Place) -> bool:
