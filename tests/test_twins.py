@@ -11,6 +11,7 @@ import pytest
 import torch
 import torchvision
 from commandline import call
+from networks import CASES, infer
 from torch import Tensor, nn
 
 import gatecli
@@ -319,3 +320,13 @@ def test_logits_stay_as_they_are(own: Any, tmp_path: Path) -> None:
     network = torchvision.models.resnet18(num_classes=10)
     taken, notes = read(saved(network, tmp_path / "x.pt"))
     assert not taken.recipe.source.softmax and not any("softmax" in line for line in notes)
+
+
+def test_a_module_that_ends_in_a_softmax_is_gated_at_its_logits() -> None:
+    case = CASES["cifar-projection"]
+    model = nn.Sequential(case.build(), nn.Softmax(1)).eval()
+    with pytest.warns(UserWarning, match="ends in a softmax"):
+        network = gatecli.attach(model, "aig-perbatch", input_size=case.size).network
+    images = case.images(3)
+    assert torch.allclose(infer(network, images).softmax(1), infer(model, images), atol=1e-6)
+    assert network.recipe.source.softmax

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
 
 from gatecli import methods
-from gatecli.architectures.identify import found_for
-from gatecli.checkpoint.loading import Reading
-from gatecli.checkpoint.pictures import input_of
 from gatecli.errors import ArchitectureError, SettingError
-from gatecli.gates.observe import in_evaluation
 from gatecli.kinds import registry
 from gatecli.methods import Method
 from gatecli.methods.settings import S
 from gatecli.network import Network
 from gatecli.network.compare import logits, random_images, relative_change
-from gatecli.traced.recipe import InputSpec, Recipe, Source, Step
+from gatecli.stages.own_module import network_of
+from gatecli.traced.recipe import Step
 from gatecli.traced.site import Site
 
 __all__ = ["Attached", "Choice", "attach", "choose_sites"]
-
-TOLERANCE = 1e-5  # of the largest logit: a trace that is further from its model is not its trace
 
 
 @dataclass(frozen=True)
@@ -86,7 +80,7 @@ def attach(  # noqa: PLR0913 - its command's options, by keyword
         _check_unsaid(input_size=input_size, arch=arch, arch_args=arch_args, leaves=leaves)
         network = model.copy()
     else:
-        network = _traced(model, input_size or (224, 224), arch, arch_args or {}, leaves)
+        network = network_of(model, input_size or (224, 224), arch, arch_args or {}, leaves)
     network.eval()
     chosen.ready(network, parsed)
     choice = Choice(include=include, exclude=exclude, kinds=kinds)
@@ -231,38 +225,3 @@ def _any(name: str, patterns: Sequence[str]) -> bool:
 def _few(sites: Sequence[Site]) -> str:
     names = [site.name for site in sites]
     return ", ".join(names[:6]) + (f", ... ({len(names)} in all)" if len(names) > 6 else "")
-
-
-def _traced(
-    model: nn.Module,
-    input_size: tuple[int, int],
-    arch: str,
-    arch_args: Mapping[str, Any],
-    leaves: Sequence[str],
-) -> Network:
-    twin = copy.deepcopy(model).eval()
-    source, spec = Source("", {}, leaves=list(leaves)), InputSpec(input_size, 0)
-    if arch:
-        found = found_for(
-            arch,
-            arch_args,
-            {name: tuple(tensor.shape) for name, tensor in twin.state_dict().items()},
-        )
-        source, spec = (
-            Source(arch, dict(found.args), dict(found.names), leaves=list(leaves)),
-            replace(input_of(found, Reading(input_size=input_size)), channels=0),
-        )
-    network = Network(twin, Recipe(source, spec), leaves=leaves)
-    source = replace(
-        source, params=network.params, macs=network.macs_dense, num_classes=network.num_classes
-    )
-    network.recipe = Recipe(source, network.input)
-    images = random_images(network)
-    with in_evaluation(model):
-        change = relative_change(logits(model, images), logits(network, images))
-    if change > TOLERANCE:
-        raise ArchitectureError(
-            f"the trace of {type(model).__name__} does not compute what it does: logits differ by"
-            f" {change:.1e} of the largest"
-        )
-    return network
