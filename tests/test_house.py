@@ -44,7 +44,7 @@ FLOORS = (
     ("network",),
     ("methods",),
     ("checkpoint",),
-    ("training", "calibration", "stages", "exporting"),
+    ("training", "calibration", "stages", "exporting", "runtimes"),
     ("cli",),
 )
 

@@ -17,6 +17,7 @@ from gatecli.checkpoint.atomic import check_name, replacing
 from gatecli.checkpoint.loading import KEY, Reading, read_own
 from gatecli.errors import CheckpointError, GatecliError, SettingError
 from gatecli.network import Network
+from gatecli.network.precision import is_half
 
 __all__ = ["check_output", "save_tensors", "write"]
 
@@ -68,6 +69,11 @@ def write(network: Network, path: str | os.PathLike[str], *, reload: bool = Fals
         raise SettingError(
             "this network has no architecture that a file could name: attach with"
             " arch='package.module:callable'"
+        )
+    if is_half(network):
+        raise SettingError(
+            "expected a network with float32 weights to write, but this one's are bf16, rounded:"
+            " load it without precision='bf16'"
         )
     check = partial(_check_reload, network) if reload else None
     save_tensors(network.state_dict(), path, {KEY: network.recipe.to_json()}, check)

@@ -10,6 +10,7 @@ import typer
 from gatecli.cli.images import open_data
 from gatecli.cli.options import Checkpoint, Data, Loading, reads_checkpoints
 from gatecli.cli.parsing import remembered
+from gatecli.cli.precision import Precision, run_in
 from gatecli.cli.progress import Reporter
 from gatecli.cli.render import exit_facts, gmacs, percent, table
 from gatecli.cli.session import Session
@@ -31,6 +32,7 @@ def evaluate(
     strategy: Annotated[
         str, typer.Option(help="threshold, stochastic, always-on or ensemble.")
     ] = "threshold",
+    precision: Precision = "fp32",
     loading: Loading = Loading(),
 ) -> dict[str, Any]:
     """Measure accuracy, expected MACs and rates on one split."""
@@ -41,6 +43,7 @@ def evaluate(
 
     path = session.checkpoint(checkpoint)
     network = session.open(path)
+    run_in(session, network, precision)
     dataset = open_data(session, network, remembered(data))
     result = evaluation.evaluate(
         network,
@@ -61,6 +64,7 @@ def evaluate(
         "arch": network.recipe.source.arch,
         "split": split,
         "strategy": strategy,
+        "precision": precision,
         "samples": result.samples,
         "top1": result.top1,
         "top5": result.top5,

@@ -17,6 +17,8 @@ from gatecli.cli.profile_tables import print_profile
 from gatecli.cli.progress import Reporter
 from gatecli.cli.session import Session
 from gatecli.errors import SettingError
+from gatecli.runtimes import registry
+from gatecli.runtimes.machine import slow_precision
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +34,11 @@ TIMED_BATCHES = 2  # of real images to time with
 BATCH_SIZE = 256  # of the pass that measures rates
 
 
+def _runtimes() -> str:
+    known = [f"{name} ({registry.get(name).about})" for name in registry.names()]
+    return f"Runtimes to time in, with commas between: {'; '.join(known)}."
+
+
 @reads_checkpoints
 def profile(
     session: Session,
@@ -43,6 +50,10 @@ def profile(
     data: Data = None,
     batch: Annotated[str, typer.Option(help="Batch sizes to time, as 1,32.")] = "1",
     repeats: Annotated[int, typer.Option(help="Timed calls of each network.")] = 30,
+    runtime: Annotated[str, typer.Option(help=_runtimes())] = "native",
+    precision: Annotated[
+        str, typer.Option(help="fp32 or bf16, in every runtime that is timed.")
+    ] = "fp32",
     sites: Annotated[bool, typer.Option("--sites/--no-sites", help="A table by site too.")] = True,
 ) -> dict[str, Any]:
     """Measure parameters, file size, GMACs and latency.
@@ -53,6 +64,7 @@ def profile(
     from gatecli.stages import profile as profiling
 
     sizes = _sizes(batch)
+    runtimes = _chosen(session, runtime, precision)
     paths = [Path(name) for name in checkpoints] if checkpoints else [session.checkpoint(None)]
     networks = [session.open(path) for path in paths]
     rates: list[Rates]
@@ -71,6 +83,8 @@ def profile(
         batch_sizes=sizes,
         repeats=repeats,
         images=images,
+        runtimes=runtimes,
+        precision=precision,
         progress=Reporter(session),
     )
     if not session.json_:
@@ -85,6 +99,7 @@ def profile(
         "decisions": result.decisions,
         "threads": result.threads,
         "repeats": result.repeats,
+        "machine": result.machine,
         "params": networks[-1].params,
         "macs_dense": networks[-1].macs_dense,
         "macs_expected": subjects[-1].macs_expected,
@@ -106,6 +121,17 @@ def _say_what_is_real(session: Session, subject: Subject, sizes: Sequence[int]) 
             "note: a batch computes the filters that any of its images opens: of the MACs that"
             f" gated filters save for an image alone, by their rates, {real} are really saved"
         )
+
+
+def _chosen(session: Session, runtimes: str, precision: str) -> list[str]:
+    """The runtimes asked for, made sure of before anything is read."""
+    chosen = [name.strip() for name in runtimes.split(",")]
+    for name in chosen:
+        registry.get(name).require(precision)
+    slow = slow_precision(precision)
+    if slow:
+        session.say(f"note: {slow}")
+    return chosen
 
 
 def _sizes(text: str) -> list[int]:

@@ -9,7 +9,7 @@ from gatecli.cli.render import MACS_FOOT, gmacs, megabytes, millions, table
 from gatecli.cli.session import Session
 
 if TYPE_CHECKING:
-    from gatecli.stages.profile import Profile, SiteRow
+    from gatecli.stages.profile import Profile, Row, SiteRow
 
 __all__ = ["print_profile"]
 
@@ -17,7 +17,8 @@ __all__ = ["print_profile"]
 def print_profile(session: Session, result: Profile, *, with_sites: bool) -> None:
     """Print what was profiled: sizes, latency, and with `with_sites` the gated sites."""
     _print_sizes(session, result)
-    _print_latency(session, result)
+    for runtime in dict.fromkeys(row.runtime for row in result.rows):
+        _print_latency(session, result, runtime)
     gated = [site for site in result.sites if site.method]
     if any(site.theoretical for site in gated):
         session.say(
@@ -31,13 +32,17 @@ def print_profile(session: Session, result: Profile, *, with_sites: bool) -> Non
 def _print_sizes(session: Session, result: Profile) -> None:
     columns = ("<checkpoint", "parameters", "file", "GMACs all on", "GMACs expected")
     rows = []
-    for row in result.rows:
+    for row in _of(result, result.rows[0].runtime):
         size = (millions(row.params), megabytes(row.file_bytes))
         rows.append((row.name, *size, gmacs(row.macs_dense), gmacs(row.macs_expected)))
     table(session, "size", columns, rows, MACS_FOOT)
 
 
-def _print_latency(session: Session, result: Profile) -> None:
+def _of(result: Profile, runtime: str) -> list[Row]:
+    return [row for row in result.rows if row.runtime == runtime]
+
+
+def _print_latency(session: Session, result: Profile, runtime: str) -> None:
     columns = (
         "<checkpoint",
         "batch",
@@ -49,19 +54,24 @@ def _print_latency(session: Session, result: Profile) -> None:
         "realised",
     )
     rows = []
-    for row in result.rows:
+    shown = _of(result, runtime)
+    for row in shown:
         for batch, ms in row.latency_ms.items():
             speedup = row.speedups[batch]
             times = (f"{ms.median:.2f}", f"{ms.p95:.2f}", f"{ms.min:.2f}")
             ideal = (f"{row.ideal_speedup:.2f}x", f"{speedup / row.ideal_speedup:.2f}")
-            rows.append((row.name, batch, *times, f"{speedup:.2f}x", *ideal))
+            mark = "*" if batch in row.masked else ""
+            rows.append((row.name, f"{batch}{mark}", *times, f"{speedup:.2f}x", *ideal))
     measured = result.decisions == "measured"
-    how = "decided by real images" if measured else "drawn from recorded rates"
+    how = "decided by real images" if measured else "decide by recorded rates"
     foot = (
         f"{result.repeats} interleaved calls, {result.threads} threads; gates {how}; ideal: what"
         " expected MACs promise; realised = speed-up / ideal"
     )
-    table(session, "\nlatency", columns, rows, foot)
+    if any(row.masked for row in shown):
+        foot += "; *: everything computed, as a file for batches cannot skip"
+    title = f"\nlatency in {runtime}, {shown[0].precision}, on {result.machine}"
+    table(session, title, columns, rows, foot)
 
 
 def _print_sites(session: Session, result: Profile, gated: Sequence[SiteRow]) -> None:

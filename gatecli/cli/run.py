@@ -13,9 +13,10 @@ from gatecli.checkpoint.atomic import check_name
 from gatecli.cli.images import open_data, show_images
 from gatecli.cli.options import Data, reads_checkpoints
 from gatecli.cli.parsing import check_between, remembered
+from gatecli.cli.precision import Precision, run_in
 from gatecli.cli.render import table
 from gatecli.cli.session import Session
-from gatecli.errors import DataError
+from gatecli.errors import DataError, SettingError
 
 if TYPE_CHECKING:
     from gatecli.exporting.runner import Runner
@@ -42,6 +43,7 @@ def run(
     repeats: Annotated[
         int, typer.Option(help="Timed calls an image, of which the median is printed.")
     ] = 5,
+    precision: Precision = "fp32",
     data: Data = None,
 ) -> dict[str, Any]:
     """Classify image files: the classes, the exit taken, the blocks skipped, and milliseconds."""
@@ -51,7 +53,11 @@ def run(
     check_between("repeats", repeats, 1, MOST)
     check_name(Path(model))
     opener = exporting.opener(model)
-    runner = _native(session, model, remembered(data)) if opener is None else opener(Path(model))
+    if opener is None:
+        runner = _native(session, model, remembered(data), precision)
+    else:
+        _check_untold(precision)
+        runner = opener(Path(model))
     _show_images(session, runner)
     found = predict(runner, images, top, repeats)
     if not session.json_:
@@ -65,7 +71,15 @@ def run(
     }
 
 
-def _native(session: Session, model: str, data: str | None) -> Runner:
+def _check_untold(precision: str) -> None:
+    if precision != "fp32":
+        raise SettingError(
+            "expected --precision with a checkpoint: what an exported file computes in is fixed in"
+            " it, or chosen by its runtime"
+        )
+
+
+def _native(session: Session, model: str, data: str | None, precision: str) -> Runner:
     """A checkpoint's network.
 
     With the classes' names and the normalisation of its data set, where that is to be had.
@@ -80,6 +94,7 @@ def _native(session: Session, model: str, data: str | None) -> Runner:
     except DataError:
         if data is not None:
             raise
+    run_in(session, network, precision)
     return native(network, classes)
 
 

@@ -80,4 +80,4 @@ class Decider(Forgetful):
         is_for_each = forced.ndim == 2 and len(forced) > 1
         if self.rows is not None and is_for_each:
             forced = forced[self.rows.to(forced.device)]
-        return forced.to(x.device, torch.float32).expand(x.shape[0], self.units)
+        return forced.to(x.device, x.dtype).expand(x.shape[0], self.units)

@@ -58,7 +58,7 @@ class Gate(Decider):
         if self.training:
             return self.sampled(x)
         if self.strategy == "always-on":
-            return torch.ones(x.shape[0], self.units, device=x.device), None
+            return x.new_ones(x.shape[0], self.units), None
         # Entering no_grad takes as long as an operation, and gates are made of few of these.
         if not torch.is_grad_enabled():
             return self._evaluate(x)
@@ -68,10 +68,10 @@ class Gate(Decider):
     def _evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         odds = self.log_odds(x)
         if self.strategy == "stochastic":
-            return torch.bernoulli(odds.sigmoid().nan_to_num(1.0)), odds
+            return torch.bernoulli(odds.sigmoid().nan_to_num(1.0)).to(x.dtype), odds
         closed = odds <= self._limit(self._compared, self.threshold)
         # Where sums over huge values have overflowed to NaN, units run.
-        return closed.logical_not().float(), odds
+        return closed.logical_not().to(x.dtype), odds
 
     def _compared(self) -> Tensor:
         """`limit` in the shape of the log-odds."""

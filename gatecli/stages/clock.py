@@ -7,17 +7,18 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 __all__ = ["by_events", "milliseconds"]
 
 
-def milliseconds(module: nn.Module, x: Tensor) -> float:
+def milliseconds(module: Callable[[Any], Any], x: Any) -> float:
     """Milliseconds of module(x): by an accelerator's own events, else by the host's clock."""
-    if x.device.type == "cuda":
+    device = getattr(x, "device", None)
+    kind = getattr(device, "type", "cpu")
+    if kind == "cuda":
         with torch.cuda.device(x.device):
             return by_events(module, x, torch.cuda.Event, torch.cuda.synchronize)
-    if x.device.type == "mps":
+    if kind == "mps":
         return by_events(module, x, torch.mps.event.Event, torch.mps.synchronize)
     start = time.perf_counter()
     module(x)
@@ -25,7 +26,7 @@ def milliseconds(module: nn.Module, x: Tensor) -> float:
 
 
 def by_events(
-    module: nn.Module, x: Tensor, event: Callable[..., Any], wait: Callable[[], None]
+    module: Callable[[Any], Any], x: Any, event: Callable[..., Any], wait: Callable[[], None]
 ) -> float:
     """Milliseconds between two events on the device, before and after module(x).
 

@@ -187,13 +187,14 @@ def ask_exits(
     Returns:
         By exit its logits (N, K), by exit how sure it is (N,), and the final classifier's logits.
     """
-    values, logits = network.at_exits(images.to(network.device))
+    weights = next(network.parameters())  # a network in half precision takes such images here
+    values, logits = network.at_exits(images.to(weights.device, weights.dtype))
     answers = {}
     sure = {}
     for site, gate in network.site_exits.items():
         answers[site] = gate.classify(values[site])
-        sure[site] = gate.finite_score(values[site], answers[site]).reshape(-1)
-    return answers, sure, logits
+        sure[site] = gate.finite_score(values[site], answers[site]).reshape(-1).float()
+    return answers, sure, logits.float()
 
 
 def topk(scores: Tensor, labels: Tensor, k: int) -> float:

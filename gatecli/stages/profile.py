@@ -3,9 +3,9 @@
 The source stands beside what was made of it, and how much of the promise came true.
 
 All networks are timed in one interleaved run with one number of threads, so that what else the
-machine does hits them alike; the speed-up is the ratio of medians. Accelerators are timed by their
-own events, from idle to done. `realised` = measured speed-up / the speed-up that the expected MACs
-promise.
+machine does hits them alike; the speed-up is the ratio of medians, in one runtime. Accelerators are
+timed by their own events, from idle to done. `realised` = measured speed-up / the speed-up that the
+expected MACs promise.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from gatecli.network import Network
 from gatecli.network.compare import logits, random_images
 from gatecli.network.costs import expected_macs, gate_macs, mean_rate
 from gatecli.progress import Progress, silent
+from gatecli.runtimes.machine import describe
 from gatecli.stages.subject import Subject, subject_of
+from gatecli.stages.timed import Cell, cells_of, ready
 from gatecli.stages.timing import interleaved
 
 __all__ = [
@@ -51,9 +53,10 @@ class Latency:
 
 @dataclass(frozen=True)
 class Row:
-    """One checkpoint's figures.
+    """One checkpoint's figures in one runtime.
 
-    Latency by batch size, speed-ups against the first row, at the first batch size and at each.
+    Latency by batch size, speed-ups against the source's row in the same runtime, at the first
+    batch size and at each; the batch sizes at which everything was computed, though gates decide.
     """
 
     name: str
@@ -66,6 +69,9 @@ class Row:
     ideal_speedup: float
     realised: float
     speedups: dict[str, float]
+    runtime: str
+    precision: str
+    masked: list[str]
 
 
 @dataclass(frozen=True)
@@ -89,9 +95,9 @@ class SiteRow:
 
 @dataclass(frozen=True)
 class Profile:
-    """`decisions`: "measured" (real images) or "recorded" (drawn from recorded rates).
+    """`decisions`: "measured" (real images) or "recorded" (by recorded rates).
 
-    `threads` that computed.
+    `threads` that computed, on which `machine`.
     """
 
     rows: list[Row]
@@ -99,46 +105,69 @@ class Profile:
     decisions: str
     threads: int
     repeats: int
+    machine: str
 
 
-def profile(
+def profile(  # noqa: PLR0913 - its command's options, by keyword
     source: Subject,
     subjects: Sequence[Subject],
     *,
     batch_sizes: Sequence[int] = (1,),
     repeats: int = 30,
     images: Tensor | None = None,
+    runtimes: Sequence[str] = ("native",),
+    precision: str = "fp32",
     progress: Progress = silent,
 ) -> Profile:
     """Profile `subjects` against `source`.
 
-    Args: images: real ones (n, C, H, W), normalised, for real decisions; none: random images,
-    decisions drawn from the rates.
-    Raises: SettingError for values out of range.
+    Args:
+        source: The source.
+        subjects: What was made of it; the last one's sites are told.
+        batch_sizes: Images a call.
+        repeats: Timed calls of each.
+        images: Real ones (n, C, H, W), normalised, for real decisions; none: random images, gates
+            deciding by the rates.
+        runtimes: Names of runtimes (gatecli.runtimes.registry).
+        precision: One that all of them have.
+        progress: Is told of each round.
+
+    Raises:
+        SettingError: Values are out of range, or a runtime is missing.
+        ExportError: A runtime cannot take a network.
     """
-    if repeats < 3 or not batch_sizes or min(batch_sizes) < 1:
-        raise SettingError(
-            f"expected --repeats of at least 3 and batch sizes of at least 1, but got {repeats} and"
-            f" {list(batch_sizes)}"
-        )
+    _check_asked(batch_sizes, repeats)
     networks = [subject.network for subject in subjects if subject.network is not None]
     _check_same_images(networks)
     for network in networks:
         # milliseconds of a network that computes nothing of use would mislead
         logits(network, random_images(network, 1))
     everyone = [source, *subjects]
+    cells = cells_of(everyone, runtimes, precision)
+    recipe = networks[-1].recipe
     times: dict[str, list[list[float]]] = {}
+    masked: dict[str, list[bool]] = {}
     with progress.task("timing", len(batch_sizes) * repeats) as task:
         for size in batch_sizes:
-            times[str(size)] = interleaved(everyone, size, repeats, images, task.advance)
-    rows = [_row(everyone, index, times) for index in range(len(everyone))]
+            timed = ready(cells, size, recipe, images)
+            masked[str(size)] = [each.prepared.masked for each in timed]
+            times[str(size)] = interleaved(timed, size, repeats, task.advance)
     return Profile(
-        rows=rows,
+        rows=_rows(cells, len(everyone), times, masked),
         sites=site_rows(subjects[-1]) if subjects else [],
         decisions="recorded" if images is None else "measured",
         threads=torch.get_num_threads(),
         repeats=repeats,
+        machine=describe(),
     )
+
+
+def _check_asked(batch_sizes: Sequence[int], repeats: int) -> None:
+    if repeats < 3 or not batch_sizes or min(batch_sizes) < 1:
+        raise SettingError(
+            f"expected --repeats of at least 3 and batch sizes of at least 1, but got {repeats} and"
+            f" {list(batch_sizes)}"
+        )
 
 
 def _check_same_images(networks: Sequence[Network]) -> None:
@@ -205,26 +234,39 @@ def real_share(subject: Subject, size: int) -> float | None:
     return saved / promised if promised else None
 
 
-def _row(subjects: Sequence[Subject], index: int, times: Mapping[str, list[list[float]]]) -> Row:
-    subject, source = subjects[index], subjects[0]
-    speedups = {
-        size: statistics.median(each[0]) / statistics.median(each[index])
-        for size, each in times.items()
-    }
-    ideal = source.macs_expected / subject.macs_expected
-    first = next(iter(speedups.values()))
-    return Row(
-        name=subject.name,
-        params=subject.params,
-        file_bytes=subject.file_bytes,
-        macs_dense=subject.macs_dense,
-        macs_expected=subject.macs_expected,
-        latency_ms={size: _latency(each[index]) for size, each in times.items()},
-        speedup=first,
-        ideal_speedup=ideal,
-        realised=first / ideal,
-        speedups=speedups,
-    )
+def _rows(
+    cells: Sequence[Cell],
+    width: int,
+    times: Mapping[str, list[list[float]]],
+    masked: Mapping[str, list[bool]],
+) -> list[Row]:
+    """The rows, runtime by runtime; the first of each `width` cells is the source."""
+    rows = []
+    for index, cell in enumerate(cells):
+        base = index - index % width
+        speedups = {}
+        for size, each in times.items():
+            speedups[size] = statistics.median(each[base]) / statistics.median(each[index])
+        subject = cell.subject
+        ideal = cells[base].subject.macs_expected / subject.macs_expected
+        first = next(iter(speedups.values()))
+        row = Row(
+            name=subject.name,
+            params=subject.params,
+            file_bytes=subject.file_bytes,
+            macs_dense=subject.macs_dense,
+            macs_expected=subject.macs_expected,
+            latency_ms={size: _latency(each[index]) for size, each in times.items()},
+            speedup=first,
+            ideal_speedup=ideal,
+            realised=first / ideal,
+            speedups=speedups,
+            runtime=cell.runtime,
+            precision=cell.precision,
+            masked=[size for size, flags in masked.items() if flags[index]],
+        )
+        rows.append(row)
+    return rows
 
 
 def _latency(times: Sequence[float]) -> Latency:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,40 +13,53 @@ from torch import Tensor
 from gatecli.gates.observe import force
 from gatecli.network import Network
 from gatecli.network.costs import Rates, reach
+from gatecli.runtimes.base import Prepared
 from gatecli.stages.clock import milliseconds
-from gatecli.stages.subject import Subject
 
-__all__ = ["interleaved"]
+__all__ = ["Timed", "interleaved"]
 
 WARM_UP = 3  # rounds
 
 
+@dataclass(frozen=True, kw_only=True)
+class Timed:
+    """A network that is ready to be timed.
+
+    Attributes:
+        prepared: What is called.
+        images: (n, C, H, W), of which batches are drawn.
+        forced: A network whose decisions are drawn anew for each call; None: it decides itself.
+        rates: What decisions are drawn from.
+    """
+
+    prepared: Prepared
+    images: Tensor
+    forced: Network | None = None
+    rates: Rates
+
+
 def interleaved(
-    subjects: Sequence[Subject],
-    size: int,
-    repeats: int,
-    images: Tensor | None,
-    tick: Callable[[], None],
+    everyone: Sequence[Timed], size: int, repeats: int, tick: Callable[[], None]
 ) -> list[list[float]]:
-    """Time the subjects in turn, after three rounds to warm up.
+    """Time networks in turn, after three rounds to warm up.
 
     Args:
-        subjects: what is timed; the last one says which images they take.
+        everyone: what is timed.
         size: the images of a batch.
         repeats: the rounds that count.
-        images: real ones, of which batches are drawn; none: random ones, and drawn decisions.
         tick: is called after each round.
 
     Returns:
-        Milliseconds of each round, by subject.
+        Milliseconds of each round, by network.
     """
     draw = torch.Generator().manual_seed(0)
-    times: list[list[float]] = [[] for _ in subjects]
+    times: list[list[float]] = [[] for _ in everyone]
     for repeat in range(-WARM_UP, repeats):
-        for index, subject in enumerate(subjects):
-            x = _images(subjects[-1], size, images, draw)
-            with _drawn(subject, size, draw if images is None else None), torch.inference_mode():
-                elapsed = milliseconds(subject.module, x)
+        for index, timed in enumerate(everyone):
+            chosen = torch.randint(len(timed.images), (size,), generator=draw)
+            feed = timed.prepared.feed(timed.images[chosen])
+            with _drawn(timed, size, draw), torch.inference_mode():
+                elapsed = milliseconds(timed.prepared.call, feed)
             if repeat >= 0:
                 times[index].append(elapsed)
         if repeat >= 0:
@@ -53,23 +67,11 @@ def interleaved(
     return times
 
 
-def _images(subject: Subject, size: int, images: Tensor | None, draw: torch.Generator) -> Tensor:
-    device = next(subject.module.parameters()).device
-    if images is not None:
-        return images[torch.randint(len(images), (size,), generator=draw)].to(device)
-    assert subject.network is not None
-    spec = subject.network.input
-    return torch.randn(size, spec.channels, *spec.size, generator=draw).to(device)
-
-
-def _drawn(
-    subject: Subject, size: int, draw: torch.Generator | None
-) -> AbstractContextManager[Any]:
-    """Decisions for one call drawn from the subject's rates, where no real images decide."""
-    network = subject.network
-    if draw is None or network is None:
+def _drawn(timed: Timed, size: int, draw: torch.Generator) -> AbstractContextManager[Any]:
+    """Decisions for one call drawn from the rates, where no real images decide."""
+    if timed.forced is None:
         return nullcontext()
-    return force(network, _decisions(network, subject.rates, size, draw))
+    return force(timed.forced, _decisions(timed.forced, timed.rates, size, draw))
 
 
 def _decisions(

@@ -1,0 +1,37 @@
+"""The option --precision of commands that run a network."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gatecli.cli.session import Session
+from gatecli.runtimes.base import PRECISIONS
+from gatecli.runtimes.machine import slow_precision
+
+if TYPE_CHECKING:
+    from gatecli.network import Network
+
+__all__ = ["Precision", "run_in"]
+
+Precision = Annotated[
+    str,
+    typer.Option(
+        "--precision", help=f"{' or '.join(PRECISIONS)}: what the weights are while it runs."
+    ),
+]
+
+
+def run_in(session: Session, network: Network, precision: str) -> None:
+    """Let a network run in a precision, and say before if this machine is slow at it.
+
+    Raises:
+        SettingError: There is no such precision.
+    """
+    from gatecli.network.precision import in_precision
+
+    in_precision(network, precision)
+    slow = slow_precision(precision)
+    if slow:
+        session.say(f"note: {slow}")

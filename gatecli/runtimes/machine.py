@@ -1,0 +1,47 @@
+"""What this machine is, as far as a latency depends on it."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+__all__ = ["describe", "slow_precision"]
+
+CPUINFO = Path("/proc/cpuinfo")
+FAST_BF16 = ("amx_bf16", "avx512_bf16", "bf16")  # flags of Intel and AMD, and of Arm
+
+
+def describe() -> str:
+    """The processor's name, for people and to tell machines apart."""
+    for line in _lines():
+        name, _, value = line.partition(":")
+        if name.strip() in ("model name", "Model"):
+            return " ".join(value.split())
+    return platform.processor() or platform.machine()
+
+
+def slow_precision(precision: str) -> str:
+    """What to say before measuring in a precision that this CPU has no instructions for."""
+    if precision != "bf16" or not CPUINFO.exists():
+        return ""
+    if _flags() & set(FAST_BF16):
+        return ""
+    return (
+        "this CPU has no instructions for bf16 (AMX or AVX512-BF16): it is ten times slower than"
+        " fp32 here"
+    )
+
+
+def _flags() -> set[str]:
+    for line in _lines():
+        name, _, value = line.partition(":")
+        if name.strip().lower() in ("flags", "features"):
+            return set(value.split())
+    return set()
+
+
+def _lines() -> list[str]:
+    try:
+        return CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
