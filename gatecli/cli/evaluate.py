@@ -29,7 +29,13 @@ def evaluate(
     data: Data = None,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "val",
     strategy: Annotated[
-        str, typer.Option(help="threshold, stochastic, always-on or ensemble.")
+        str,
+        typer.Option(
+            help=(
+                "threshold, stochastic, always-on or ensemble; stochastic and ensemble only where"
+                " training draws the gates' decisions."
+            )
+        ),
     ] = "threshold",
     loading: Loading = Loading(),
 ) -> dict[str, Any]:
