@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from commandline import SIDE, call, contents, refused, save_npz, save_source
+from golden import facts
 from networks import CASES, infer
 from torch import Tensor
 from torch.nn import functional as F
@@ -23,6 +24,7 @@ from gatecli.methods.gaternet.gater import OPENING, Gater
 from gatecli.network import Network
 from gatecli.training import Run
 from gatecli.training.loop import Loop
+from gatecli.training.trained import trained_methods
 
 CASE = CASES["own"]
 
@@ -122,6 +124,15 @@ def test_a_file_of_an_earlier_version_goes_on_from_zeros() -> None:
         methods.parse_settings(methods.get("gaternet"), {"start": "random"})
 
 
+def test_an_older_file_may_be_told_to_draw() -> None:
+    network = facts.load(facts.HERE / "gaternet.attached.safetensors")
+    for changes, start in (({}, "zeros"), ({"start": "drawn"}, "drawn")):
+        (each,) = trained_methods(network.recipe, changes)
+        copy = network.copy()
+        each.objective.begin(copy, each.sites(copy), each.settings)
+        assert gater_of(copy).neutral == (start == "zeros")
+
+
 # --- through training ---
 
 
@@ -209,11 +220,12 @@ def test_a_gate_that_never_draws_has_no_stochastic_strategy(here: Path) -> None:
         refused(words, "threshold or always-on", "draws no decisions")
 
 
-def test_the_task_s_gradient_differs_between_drawn_rows() -> None:
-    """Of zeros, every row's gradient is a multiple of the same mean feature at first."""
-    network = begun(attached())
+@pytest.mark.parametrize("start", ["drawn", "zeros"])
+def test_the_task_reaches_the_whole_gater_from_the_first_step(start: str) -> None:
+    """Zeros let nothing through to the layers before."""
+    network = begun(attached(), start=start)
     torch.manual_seed(0)
     logits = network.train()(CASE.images(8))
     F.cross_entropy(logits, torch.arange(8) % logits.shape[1]).backward()
-    assert gater_of(network).fc1.weight.grad is not None
-    assert bool(gater_of(network).fc1.weight.grad.any())  # zeros let nothing through to FC1
+    found = gater_of(network).fc1.weight.grad
+    assert found is not None and bool(found.any()) == (start == "drawn")
