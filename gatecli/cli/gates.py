@@ -175,7 +175,7 @@ def _alike(use: Use) -> str:
     within, between = use.alike.within, use.alike.between
     if within is None or between is None:
         return ""
-    return f"; two images of a class differ in {within:.1f} units, of two in {between:.1f}"
+    return f"; two images of a class differ in {within:.1f} units, of two classes in {between:.1f}"
 
 
 def _draw(session: Session, network: Network, use: Use, folder: Path, format: str) -> list[Path]:
