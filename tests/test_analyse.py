@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 
 import gatecli
 from gatecli.errors import SettingError
+from gatecli.stages.alike import counts_of, distances
 from gatecli.stages.analyse import analyse, embedded
 
 
@@ -51,6 +53,47 @@ def test_counts_are_those_of_the_decisions() -> None:
     )
 
 
+def test_distances_against_all_pairs() -> None:
+    generator = torch.Generator().manual_seed(1)
+    vectors = torch.randint(0, 2, (23, 9), generator=generator).float()
+    labels = torch.randint(0, 4, (23,), generator=generator)
+    apart: dict[bool, list[int]] = {True: [], False: []}
+    for one in range(23):
+        for other in range(one):
+            pair = zip(vectors[one].tolist(), vectors[other].tolist(), strict=True)
+            same = bool(labels[one] == labels[other])
+            apart[same].append(sum(a != b for a, b in pair))
+    found = distances(vectors, labels)
+    assert found.within == pytest.approx(statistics.fmean(apart[True]))
+    assert found.between == pytest.approx(statistics.fmean(apart[False]))
+
+
+def test_distances_that_nothing_has() -> None:
+    vectors = torch.eye(4)
+    alone = distances(vectors, torch.arange(4))
+    assert (alone.within, alone.between) == (None, 2.0)
+    one = distances(vectors, torch.zeros(4))
+    assert (one.within, one.between) == (2.0, None)
+    means = distances(vectors / 2, torch.zeros(4))  # gates that decide for single activations
+    assert (means.within, means.between) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("on", "first", "width", "images"),
+    [
+        ([3, 5, 5, 4], 3, 1, [1, 1, 2]),
+        ([7, 7], 7, 1, [2]),
+        ([0, 39, 40, 41, 100], 0, 3, [1, *[0] * 12, 3, *[0] * 19, 1]),
+        ([0.5, 1.75], 0, 1, [1, 1]),
+    ],
+)
+def test_for_how_many_images_how_many_units_are_on(
+    on: list[float], first: int, width: int, images: list[int]
+) -> None:
+    found = counts_of(torch.tensor(on, dtype=torch.float64))
+    assert (found.first, found.width, found.images) == (first, width, images)
+
+
 def test_embedding_and_what_it_refuses() -> None:
     vectors = torch.randint(0, 2, (30, 12), generator=torch.Generator().manual_seed(0)).float()
     assert embedded(vectors).shape == (30, 2) and torch.equal(embedded(vectors), embedded(vectors))
@@ -80,6 +123,9 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         and len(found["files"]) >= 2
     )
     assert "units on for an image" in run("gates", "--data", "npz:data.npz").out
+    assert sum(found["units_on"]["histogram"]["images"]) == 17
+    assert found["switching"] == 0  # as attached, all are open
+    assert found["distance"] == {"within": 0.0, "between": 0.0}
 
 
 def test_connections_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ gatecli would bring it.
 python docs/experiments/train_source.py cifar:resnet56 glyphs36.npz resnet56_glyphs36.pt --epochs 5
 python docs/experiments/train_source.py torchvision:densenet121 glyphs36.npz densenet_glyphs36.pt
 --epochs 3 --size 48 --arch-arg growth_rate=12
+python docs/experiments/train_source.py cifar:resnet20 glyphs36.npz wide.pt --baseline wider
 
 Pixels are divided by 255 and normalised with the train split's own mean and deviation, which it
 prints.
@@ -12,12 +13,32 @@ prints.
 import argparse
 import time
 
+import baselines
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from gatecli.architectures.arguments import parse_arch_args
 from gatecli.architectures.build import build
+from gatecli.errors import GatecliError
+
+
+def check_baseline(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End with one line where there is no such baseline."""
+    try:
+        baselines.check(args.arch, args.baseline)
+    except GatecliError as error:
+        parser.exit(1, f"error: {error}\n")
+
+
+def made(args: argparse.Namespace, classes: int) -> nn.Module:
+    """The network with random weights, in evaluation mode; of a baseline, its size is printed."""
+    if args.baseline:
+        print(baselines.told(args.arch, args.baseline, classes))
+        torch.manual_seed(0)  # whatever it took to find its widths
+        return baselines.build(args.arch, args.baseline, classes)
+    return build(args.arch, {"num_classes": classes, **parse_arch_args(args.arch_arg)})
 
 
 def main() -> None:
@@ -30,7 +51,10 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=0.2)
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--arch-arg", action="append", default=[])
+    parser.add_argument("--baseline", help="se or wider: see baselines.py")
     args = parser.parse_args()
+    if args.baseline:
+        check_baseline(parser, args)
     torch.manual_seed(0)
     data = np.load(args.data)
     grey = data["train_images"] / 255.0
@@ -48,9 +72,7 @@ def main() -> None:
         return images[:, None], torch.from_numpy(data[f"{split}_labels"]).reshape(-1).long()
 
     images, labels = tensors("train")
-    net = build(
-        args.arch, {"num_classes": int(labels.max()) + 1, **parse_arch_args(args.arch_arg)}
-    ).to(memory_format=torch.channels_last)
+    net = made(args, int(labels.max()) + 1).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(net.parameters(), args.lr, 0.9, weight_decay=5e-4, nesterov=True)
     steps = len(images) // args.batch_size
     schedule = torch.optim.lr_scheduler.OneCycleLR(

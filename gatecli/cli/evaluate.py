@@ -30,7 +30,13 @@ def evaluate(
     data: Data = None,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "val",
     strategy: Annotated[
-        str, typer.Option(help="threshold, stochastic, always-on or ensemble.")
+        str,
+        typer.Option(
+            help=(
+                "threshold, stochastic, always-on or ensemble; stochastic and ensemble only where"
+                " training draws the gates' decisions."
+            )
+        ),
     ] = "threshold",
     precision: Precision = "fp32",
     loading: Loading = Loading(),

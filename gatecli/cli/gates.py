@@ -76,7 +76,9 @@ def gates(
         "images": len(use.labels),
         "sites": [asdict(site) for site in use.sites],
         "histogram": use.histogram,
-        "units_on": {"least": least, "mean": mean, "most": most},
+        "switching": use.switching,
+        "units_on": {"least": least, "mean": mean, "most": most, "histogram": asdict(use.counts)},
+        "distance": asdict(use.alike),
         "files": [str(file) for file in files],
     }
 
@@ -164,7 +166,16 @@ def _print_histogram(session: Session, use: Use) -> None:
     for index, count in enumerate(use.histogram):
         rows.append((f"{width * index}-{width * (index + 1)} %", count))
     title = "\nhow often units that depend on the image are on"
-    table(session, title, ("<of the images", "units"), rows)
+    foot = f"on for 1 to 99 % of the images: {use.switching}{_alike(use)}"
+    table(session, title, ("<of the images", "units"), rows, foot)
+
+
+def _alike(use: Use) -> str:
+    """How far decisions about two images of one class, and of two, differ, where both are known."""
+    within, between = use.alike.within, use.alike.between
+    if within is None or between is None:
+        return ""
+    return f"; two images of a class differ in {within:.1f} units, of two classes in {between:.1f}"
 
 
 def _draw(session: Session, network: Network, use: Use, folder: Path, format: str) -> list[Path]:

@@ -35,12 +35,14 @@ class Decider(Forgetful):
         data_dependent: Whether decisions depend on the input.
         fresh_rate: The rate as attached.
         undecayed: Names of its parameters that weight decay leaves alone.
+        draws: Whether there is anything for the strategy `stochastic` to draw.
     """
 
     threshold: Tensor
     data_dependent = True
     fresh_rate = 1.0
     undecayed: tuple[str, ...] = ()
+    draws = True
 
     def __init__(self, site: str, units: int, threshold: float = 0.5) -> None:
         super().__init__()

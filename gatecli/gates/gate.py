@@ -47,6 +47,10 @@ class Gate(Decider):
         pair = self.scores(x)
         return pair[..., 1] - pair[..., 0]
 
+    def probability(self, odds: Tensor) -> Tensor:
+        """P(on) as training draws, of log-odds in evaluation, both (N, units): for `stochastic`."""
+        return odds.sigmoid()
+
     def forward(self, x: Tensor) -> Tensor:
         z, odds = self._decide(x)
         self.report(z, odds)
@@ -68,7 +72,8 @@ class Gate(Decider):
     def _evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         odds = self.log_odds(x)
         if self.strategy == "stochastic":
-            return torch.bernoulli(odds.sigmoid().nan_to_num(1.0)).to(x.dtype), odds
+            drawn = torch.bernoulli(self.probability(odds).nan_to_num(1.0))
+            return drawn.to(x.dtype), odds
         closed = odds <= self._limit(self._compared, self.threshold)
         # Where sums over huge values have overflowed to NaN, units run.
         return closed.logical_not().to(x.dtype), odds

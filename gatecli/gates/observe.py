@@ -5,7 +5,7 @@ What each one decided, for losses, calibration, pruning and profiling.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -158,6 +158,7 @@ def strategy(network: nn.Module, name: str) -> Iterator[None]:
             f"expected the strategy to be one of {', '.join(STRATEGIES)}, but got `{name}`"
         )
     gates = gates_of(network).values()
+    _check_draws(name, gates)
     before = [gate.strategy for gate in gates]
     for gate in gates:
         gate.strategy = name
@@ -166,6 +167,15 @@ def strategy(network: nn.Module, name: str) -> Iterator[None]:
     finally:
         for gate, name_before in zip(gates, before, strict=True):
             gate.strategy = name_before
+
+
+def _check_draws(name: str, gates: Iterable[Decider]) -> None:
+    certain = [gate.site for gate in gates if not gate.draws]
+    if name == "stochastic" and certain:
+        raise SettingError(
+            "expected the strategy to be threshold or always-on, as the gate of"
+            f" `{certain[0]}` draws no decisions, but got one that draws them"
+        )
 
 
 @contextmanager

@@ -203,7 +203,7 @@ class Leaving(Objective[EarlyExitSettings]):
 
     traits: ClassVar[Traits] = Traits(at_least=True)
 
-    def begin(self, network: Network, sites: Iterable[str]) -> None:
+    def begin(self, network: Network, sites: Iterable[str], settings: EarlyExitSettings) -> None:
         for site in sites:
             exit_ = network.site_exits[site]
             assert isinstance(exit_, GumbelExit)

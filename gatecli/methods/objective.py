@@ -85,8 +85,11 @@ class Objective(Generic[S]):
         """
         return []
 
-    def begin(self, network: Network, sites: Iterable[str]) -> None:
-        """Training of the gates at these sites begins, or goes on."""
+    def begin(self, network: Network, sites: Iterable[str], settings: S) -> None:
+        """Training of the gates at these sites begins, or goes on.
+
+        What it draws from torch's generator follows from the training's seed.
+        """
 
     def begin_epoch(self, network: Network, sites: Iterable[str], settings: S, done: float) -> None:
         """An epoch of training begins; `done`: the share of the training that lies behind."""

@@ -19,10 +19,12 @@ from gatecli.gates.observe import record_gates
 from gatecli.network import Network
 from gatecli.network.compare import require_finite
 from gatecli.progress import Progress, silent
+from gatecli.stages.alike import Counts, Distances, counts_of, distances
 
 __all__ = ["SiteUse", "Use", "analyse", "embedded"]
 
 BINS = 10  # of the histogram
+SELDOM = 0.01  # of the images: a unit on for fewer, or off for fewer, hardly depends on the image
 COMPONENTS = 400  # that PCA leaves for t-SNE
 FEWEST = 10  # images for t-SNE
 
@@ -58,14 +60,20 @@ class Use:
         sites: site by site.
         histogram: of the units that depend on the image, how many were on for 0-10 %, 10-20 %, ...
             of the images.
+        switching: how many units were on for at least 1 % and at most 99 % of the images.
         per_image: how many units were on for an image: the fewest, the mean, the most.
+        counts: for how many images how many units were on.
+        alike: how far apart the decisions about images of one class, and of two, are.
         vectors: the decisions about each image, (N, units).
         labels: (N,).
     """
 
     sites: list[SiteUse]
     histogram: list[int]
+    switching: int
     per_image: tuple[float, float, float]
+    counts: Counts
+    alike: Distances
     vectors: Tensor
     labels: Tensor
 
@@ -112,12 +120,16 @@ def analyse(
     vectors = {site: torch.cat(seen) for site, seen in decided.items()}
     every = torch.cat(list(vectors.values()), 1)
     on = every.double().sum(1)
+    known = torch.cat(labels)
     return Use(
         sites=[_use(network, site, z) for site, z in vectors.items()],
         histogram=_histogram(list(vectors.values())),
+        switching=_switching(every),
         per_image=(on.min().item(), on.mean().item(), on.max().item()),
+        counts=counts_of(on),
+        alike=distances(every, known),
         vectors=every,
-        labels=torch.cat(labels),
+        labels=known,
     )
 
 
@@ -127,6 +139,12 @@ def _histogram(vectors: Sequence[Tensor]) -> list[int]:
     varying = torch.cat([_varies(z) for z in vectors])
     counts: list[int] = torch.histc(rates[varying], BINS, 0, 1).long().tolist()
     return counts
+
+
+def _switching(vectors: Tensor) -> int:
+    """How many units are on for many images and off for many: vectors (N, units)."""
+    rates = vectors.double().mean(0)
+    return int(((rates >= SELDOM) & (rates <= 1 - SELDOM)).sum())
 
 
 def _varies(z: Tensor) -> Tensor:

@@ -109,7 +109,9 @@ def per_image(use: Use) -> Picture:
     """How many units are on for an image."""
 
     def picture(axes: Any) -> None:
-        axes.hist(use.vectors.double().sum(1).numpy(), bins=40)
+        counts = use.counts
+        begins = [counts.first + index * counts.width for index in range(len(counts.images))]
+        axes.bar(begins, counts.images, width=counts.width, align="edge")
         axes.set_xlabel("units on")
         axes.set_ylabel("images")
 

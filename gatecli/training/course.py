@@ -127,8 +127,9 @@ class Course(Resumable):
         try:
             baseline = self._baseline()
             self.goal.begin(baseline)
+            torch.manual_seed(self.options.seed)
             for each in self.trained:
-                each.objective.begin(self.network, self.sites[each.name])
+                each.objective.begin(self.network, self.sites[each.name], each.settings)
             while self.position.closed < self.options.epochs:
                 epoch = self.position.closed
                 self._epoch(epoch)

@@ -9,7 +9,8 @@ promise something.
     output      d ? BN2(W * x) : BN1(Yp),  what W has beyond Wp computed where d = 1 only
 
 Hua, Zhou, De Sa, Zhang, Suh, "Channel gating neural networks" (2019) and its supplement. Gradient:
-that of sigmoid(eps (BN_na(s) - Delta)), the decision staying hard. Loss: cross-entropy +
+that of sigmoid(eps (BN_na(s) - Delta)), the decision staying hard, so there is nothing that the
+strategy `stochastic` could draw. Loss: cross-entropy +
 loss_weight * sum over channels (T - Delta)^2, without weight decay on Delta. BN2 is the
 checkpoint's own BatchNorm.
 

@@ -32,6 +32,7 @@ class ChannelGate(Gate):
     """
 
     undecayed = ("delta",)
+    draws = False  # the decision is hard in training too
     neutral: Tensor
 
     def __init__(

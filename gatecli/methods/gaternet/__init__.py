@@ -8,16 +8,17 @@ with real-valued gates. The loss is
     cross-entropy + l1_weight * ||g||_1 / c        (c gates; the mean over the batch)
 where the second term reaches the gater alone, which sees the image and nothing of the backbone. A
 filter is gated behind its BatchNorm and, in a residual unit, before the addition (ours; as
-squeeze-and-excitation does). FC2 starts with zero weights and a positive bias, so that all gates
-are open. With a target rate t (ours) the term is l1_weight * max(0, ||g||_1 / c - t).
+squeeze-and-excitation does). As attached FC2 has zero weights and a positive bias, so that all
+gates are open whatever the image. Zero rows would learn alike, so training begins by drawing them
+(ours; the paper says nothing of FC2's start). With a target rate t (ours) the term is
+    l1_weight * max(0, ||g||_1 / c - t).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fnmatch import fnmatchcase
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,98 +27,19 @@ from torch.nn import Parameter
 from gatecli.architectures.arguments import split_arch
 from gatecli.architectures.shapes import CHANNEL_ARGS
 from gatecli.errors import SettingError
-from gatecli.gates.gate import Gate
 from gatecli.graph import edit
-from gatecli.kinds import registry
 from gatecli.methods.base import About, Method
+from gatecli.methods.gaternet.gate import FilterGate
 from gatecli.methods.gaternet.gater import Gater, make_gater
 from gatecli.methods.gaternet.given import check_fits, check_known, usual
+from gatecli.methods.gaternet.settings import DEFAULT_KIND, DRAWN, ROLES, GaterNetSettings
 from gatecli.methods.objective import Objective
 from gatecli.methods.registry import register
-from gatecli.methods.settings import Settings, setting
-from gatecli.methods.values import FrozenDict, frozen, plain
+from gatecli.methods.values import frozen, plain
 from gatecli.network import Network, surgery
 from gatecli.traced.site import Site
 
 __all__ = ["FilterGate", "GaterNetSettings"]
-
-DEFAULT_KIND = "filter"
-ROLES = registry.get(DEFAULT_KIND).roles
-POLICIES = ("auto", *ROLES)
-
-
-@dataclass(frozen=True)
-class GaterNetSettings(Settings):
-    """Settings of GaterNet."""
-
-    gater: str | None = setting(
-        None,
-        "the gater's architecture, torchvision:NAME or cifar:NAME; none: cifar:resnet20, or"
-        " torchvision:resnet18 for large images",
-        structural=True,
-    )
-    gater_args: Mapping[str, Any] = setting(
-        FrozenDict(),
-        "`args` of its architecture and `names`, its file's spellings; attach says what they are",
-        structural=True,
-    )
-    bottleneck: int = setting(
-        8,
-        "features between the gater's two last layers, b in the paper (8; 256 for ImageNet)",
-        low=1,
-        high=65536,
-        structural=True,
-    )
-    policy: str = setting(
-        "auto",
-        "which convolutions to gate: " + ", ".join(ROLES) + "; auto: what the network has",
-        choices=POLICIES,
-        structural=True,
-    )
-    where: str | None = setting(
-        None, "instead: pattern of convolutions, as layer3.*", structural=True
-    )
-    l1_weight: float = setting(
-        1.0,
-        "weight of the gates' mean beside the cross-entropy, lambda in the paper, which gives no"
-        " value",
-        low=0,
-        high=1e30,
-    )
-    target_rate: float | None = setting(
-        None,
-        "press the gates' mean no further down than this; none: as the paper, on and on",
-        low=0,
-        high=1,
-    )
-
-
-class FilterGate(Gate):
-    """Its share of what the gater says: no weights of its own."""
-
-    def __init__(self, site: str, units: int, first: int) -> None:
-        super().__init__(site, units)
-        self.outputs: Sequence[int] = range(first, first + units)
-
-    def sampled(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """x: the gater's gates (N, c), in training."""
-        return self._own(x), None
-
-    def scores(self, x: Tensor) -> Tensor:
-        odds = self._own(x)
-        return torch.stack([torch.zeros_like(odds), odds], -1)
-
-    def log_odds(self, x: Tensor) -> Tensor:
-        """x: the gater's scores (N, c), in evaluation."""
-        return self._own(x)
-
-    def _own(self, x: Tensor) -> Tensor:
-        return x.narrow(1, self.outputs[0], self.units)
-
-    def keep(self, units: Sequence[int]) -> None:
-        """Decide these units alone."""
-        super().keep(units)
-        self.outputs = [self.outputs[unit] for unit in units]
 
 
 class FewFilters(Objective[GaterNetSettings]):
@@ -141,6 +63,12 @@ class FewFilters(Objective[GaterNetSettings]):
 
     def shared(self, network: Network) -> list[Parameter]:
         return list(network.get_submodule("gater").parameters())
+
+    def begin(self, network: Network, sites: Iterable[str], settings: GaterNetSettings) -> None:
+        gater = network.get_submodule("gater")
+        assert isinstance(gater, Gater)
+        if settings.start == DRAWN and gater.neutral:
+            gater.draw()
 
 
 class GaterNet(Method[GaterNetSettings]):

@@ -84,7 +84,7 @@ class Gater(nn.Module):
     """Images (N, C, H, W) -> scores g' or gates g of all filters, (N, c).
 
     In evaluation it gives scores, a gate being on where its score > 0; in training gates, see
-    semantic_hash. FC2 starts with zero weights and bias OPENING.
+    semantic_hash. FC2 has zero weights and bias OPENING until training begins, see `draw`.
 
     Args:
         features: E.
@@ -104,6 +104,21 @@ class Gater(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         scores: Tensor = self.fc2(F.relu(self.norm(self.fc1(self.features(x)))))
         return semantic_hash(scores) if self.training else scores
+
+    @property
+    def neutral(self) -> bool:
+        """Whether it opens all gates alike, whatever the image: as attached."""
+        return not bool(self.fc2.weight.any())
+
+    def draw(self) -> None:
+        """Give FC2 the weights that a linear layer starts with; its bias stays.
+
+        Rows of zeros get gradients that differ by a factor alone, and each other's ways with them.
+        Drawn on the CPU, so that a seed means the same on every device.
+        """
+        bottleneck, gates = self.fc2.in_features, self.fc2.out_features
+        with torch.no_grad():
+            self.fc2.weight.copy_(nn.Linear(bottleneck, gates, device="cpu").weight)
 
     def keep(self, gates: Sequence[int]) -> None:
         """Let go of all other gates."""
