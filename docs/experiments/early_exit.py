@@ -4,7 +4,17 @@ python docs/experiments/early_exit.py resnet20_glyphs36.pt npz:glyphs36.npz \
     --supervise 0 1 --loss-weights 1 2 5 --frozen --exits exit2 \
     --train 3000 --epochs 5 --precision bf16
 
-trains a single exit at six settings with the network as it is;
+trains a single exit, target .3, at six settings while the network's weights stay (its BatchNorm
+statistics do not: they follow the 3,000 images). One seed, 235 steps; what it printed, on test:
+
+| supervise | loss weight | top-1 | leave at exit2 | right of those | right of all |
+|---|---|---|---|---|---|
+| 0 | 1 | 90.72 | 0.0 % | - | 4.14 |
+| 0 | 2 | 90.72 | 0.0 % | - | 5.16 |
+| 0 | 5 | 90.70 | 0.1 % | 0.00 | 5.64 |
+| 1 | 1 | 90.72 | 0.0 % | - | 78.68 |
+| 1 | 2 | 90.50 | 11.1 % | 96.20 | 78.96 |
+| 1 | 5 | 88.98 | 31.5 % | 91.94 | 77.70 |
 
 python docs/experiments/early_exit.py resnet20_glyphs36.pt npz:glyphs36.npz --epochs 2
 python docs/experiments/early_exit.py resnet20_glyphs36.pt npz:glyphs36.npz --epochs 2 --layers
