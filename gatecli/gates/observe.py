@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ __all__ = [
     "gates_of",
     "in_evaluation",
     "observe",
+    "record_answers",
     "record_gates",
     "strategy",
     "with_thresholds",
@@ -39,11 +41,15 @@ def gates_of(network: nn.Module) -> dict[str, Decider]:
 class Record:
     """What the gates decided in the forwards since the last `clear`.
 
-    Site -> one tensor (N, units) a forward.
+    Attributes:
+        decisions: Site -> one tensor (N, units) a forward.
+        odds: Site -> one tensor (N, units) a forward.
+        answers: Site -> the last forward's logits (N, K), of exits, see `record_answers`.
     """
 
     decisions: dict[str, list[Tensor]] = field(default_factory=dict)
     odds: dict[str, list[Tensor]] = field(default_factory=dict)
+    answers: dict[str, Tensor] = field(default_factory=dict)
 
     def __call__(self, gate: Decider, z: Tensor, odds: Tensor | None) -> None:
         self.decisions.setdefault(gate.site, []).append(z)
@@ -58,6 +64,7 @@ class Record:
         """Drop what was kept."""
         self.decisions.clear()
         self.odds.clear()
+        self.answers.clear()
 
 
 class RateMeter:
@@ -109,6 +116,26 @@ def record_gates(network: nn.Module) -> Iterator[Record]:
     record = Record()
     with observe(network, record):
         yield record
+
+
+@contextmanager
+def record_answers(network: nn.Module, record: Record) -> Iterator[None]:
+    """Let `record` collect inside the block what each exit answers.
+
+    In training an exit answers for all images, whoever leaves there.
+    """
+
+    def keep(exit_: nn.Module, _: Any, said: tuple[Tensor, Tensor]) -> None:
+        assert isinstance(exit_, Exit)
+        record.answers[exit_.site] = said[0]
+
+    exits = [gate for gate in gates_of(network).values() if isinstance(gate, Exit)]
+    hooks = [exit_.register_forward_hook(keep) for exit_ in exits]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager

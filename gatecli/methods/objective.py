@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Generic
+from typing import Any, ClassVar, Generic
 
 from torch import Tensor
 from torch.nn import Parameter
 
 from gatecli.gates.decider import Decider
 from gatecli.methods.schedules import learning_rate
-from gatecli.methods.settings import S
+from gatecli.methods.settings import S, Settings
 from gatecli.network import Network
+from gatecli.network.costs import Rates, overall_rate
 
-__all__ = ["Objective", "Traits"]
+__all__ = ["Losses", "Objective", "Traits", "mean_of_units"]
+
+
+Losses = Mapping[str, Tensor]  # each exit's own task loss on all images, a scalar, by site
+Achieved = Callable[[Network, Rates, Sequence[str], Any], float]
+
+
+def mean_of_units(
+    network: Network, rates: Rates, sites: Sequence[str], settings: Settings
+) -> float:
+    """The mean rate of all units at `sites`, as a share of all samples."""
+    return overall_rate({site: rates[site] for site in sites})
+
+
+def unsupervised(losses: Losses, settings: Settings) -> Tensor | float:
+    """Nothing: what exits answer is judged where it is the network's answer, and nowhere else."""
+    return 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +45,11 @@ class Traits:
         samples: Whether training draws decisions.
         gate_lr_factor: The gates' learning rate over that of the weights, unless --set gate_lr
             says otherwise.
+        achieved: From the network, evaluation's rates of all its gated sites (shares of all
+            samples), the method's own sites and its settings to what is compared with the mean
+            target.
+        supervision: From the exits' losses and the method's settings to what is added to the loss
+            for what exits answer, whoever leaves there.
     """
 
     trains: str = "network"
@@ -35,6 +57,8 @@ class Traits:
     at_least: bool = False
     samples: bool = True
     gate_lr_factor: float = 1.0
+    achieved: Achieved = mean_of_units
+    supervision: Callable[[Losses, Any], Tensor | float] = unsupervised
 
 
 class Objective(Generic[S]):

@@ -10,7 +10,7 @@ from gatecli.data import DataSet
 from gatecli.errors import Interrupted
 from gatecli.methods import record_settings
 from gatecli.network import Network
-from gatecli.network.costs import expected_macs, overall_rate, site_rates
+from gatecli.network.costs import expected_macs, site_rates
 from gatecli.progress import Progress, silent
 from gatecli.stages.predict import ExitScore
 from gatecli.traced.recipe import Step
@@ -39,7 +39,8 @@ class Finetuned:
         chosen: Which epoch it is, and why.
         batchnorm: Val top-1 before and after the re-estimation, and which was kept.
         history: A row an epoch.
-        achieved_rate: Mean over the gates of the (first) method trained.
+        achieved_rate: What to compare with the target: the mean over the gates of the (first)
+            method trained.
         exits: What exits that were trained with the network say.
     """
 
@@ -131,7 +132,7 @@ def _finish(loop: Course, baseline: float) -> Finetuned:
         chosen=chosen,
         batchnorm=batchnorm,
         history=position.history,
-        achieved_rate=overall_rate(loop.trained[0].own(network, scores.rates)),
+        achieved_rate=loop.trained[0].achieved(network, scores.rates),
         exits=loop.exit_scores(),
     )
     network.recipe = network.recipe.with_step(_step(loop, result, scores.top5))

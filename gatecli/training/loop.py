@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from gatecli.errors import SettingError
 from gatecli.gates.decider import Decider
-from gatecli.gates.observe import Record, observe
+from gatecli.gates.observe import Record, observe, record_answers
 from gatecli.methods.losses import batch_rate
 from gatecli.network import Network
 from gatecli.network.costs import expected_macs, overall_rate, site_rates
@@ -84,7 +84,11 @@ class Loop(Course):
         record = Record()
         label = f"epoch {epoch + 1}/{self.options.epochs}"
         count = self.examples.steps_per_epoch - start
-        with observe(self.network, record), self.progress.task(label, count) as task:
+        with (
+            observe(self.network, record),
+            record_answers(self.network, record),
+            self.progress.task(label, count) as task,
+        ):
             for x, y in self.examples.training(epoch, start):
                 record.clear()
                 self._step(model, record, x.to(device), y.to(device), epoch)
@@ -111,7 +115,8 @@ class Loop(Course):
         self._set_learning_rate()
         logits, task_loss = self._answer(model, x, y)
         decisions = self.own(record.latest())
-        value = self._descend(self._with_gates(task_loss, decisions))
+        loss = self._with_exits(self._with_gates(task_loss, decisions), record.answers, y)
+        value = self._descend(loss)
         for each in self.trained:
             each.objective.after_step(self.network, self.sites[each.name])
         self.position.step += 1
@@ -133,11 +138,24 @@ class Loop(Course):
         half = options.precision == "bf16"
         with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
             logits = model(x)
-            loss = F.cross_entropy(logits.float(), y, label_smoothing=options.label_smoothing)
+            loss = self._task_loss(logits, y)
             if self.teacher is not None:
                 taught = self.teacher(x)
                 loss = loss + options.distill * distillation(logits, taught, options.temperature)
         return logits, loss
+
+    def _task_loss(self, logits: Tensor, y: Tensor) -> Tensor:
+        """What answers (N, K) to images with labels (N,) cost: a scalar."""
+        smoothing = self.options.label_smoothing
+        return F.cross_entropy(logits.float(), y, label_smoothing=smoothing)
+
+    def _with_exits(self, loss: Tensor, answers: Mapping[str, Tensor], y: Tensor) -> Tensor:
+        """The loss with what the methods add to it for their exits' answers, (N, K) each."""
+        for each in self.trained:
+            own = each.own(self.network, answers)
+            losses = {site: self._task_loss(logits, y) for site, logits in own.items()}
+            loss = loss + each.objective.traits.supervision(losses, each.settings)
+        return loss
 
     def _with_gates(self, loss: Tensor, decisions: Mapping[str, Tensor]) -> Tensor:
         """The loss with what the methods add to it for their gates' decisions, (N, units) each."""
@@ -205,7 +223,7 @@ class Loop(Course):
         """What a goal looks at."""
         achieved = {}
         for each in self.trained:
-            achieved[each.name] = overall_rate(each.own(self.network, scores.rates))
+            achieved[each.name] = each.achieved(self.network, scores.rates)
         return {
             "val_top1": scores.top1,
             "achieved_rate": achieved[self.trained[0].name],

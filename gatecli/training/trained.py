@@ -13,6 +13,7 @@ from gatecli.errors import TrainingError
 from gatecli.methods import Method, Objective
 from gatecli.methods.settings import Settings
 from gatecli.network import Network
+from gatecli.network.costs import Rates
 from gatecli.traced.recipe import Recipe
 from gatecli.training.options import TrainOptions
 
@@ -45,6 +46,11 @@ class Trained:
     def own(self, network: Network, by_site: Mapping[str, V]) -> dict[str, V]:
         """The part of `by_site` that is of the method's sites."""
         return {site: by_site[site] for site in by_site if self._gates(network, site)}
+
+    def achieved(self, network: Network, rates: Rates) -> float:
+        """What the method's gates came to, where evaluation gave all gates these rates."""
+        achieved = self.objective.traits.achieved
+        return achieved(network, rates, self.sites(network), self.settings)
 
     def _gates(self, network: Network, site: str) -> bool:
         return network.gated_by[site] == self.name
