@@ -33,8 +33,9 @@ def evaluate(
         str,
         typer.Option(
             help=(
-                "threshold, stochastic, always-on or ensemble; stochastic and ensemble only where"
-                " training draws the gates' decisions."
+                "threshold, stochastic, always-on; or of 5 stochastic runs together, ensemble (the"
+                " mean probabilities) or vote (a tie goes to the greater mean probability);"
+                " stochastic runs only where training draws the gates' decisions."
             )
         ),
     ] = "threshold",
@@ -84,6 +85,8 @@ def evaluate(
         facts["macs_per_image"] = result.macs_spread
     if result.top1_std is not None:
         facts["top1_std"] = result.top1_std
+    if result.ties is not None:
+        facts["ties"] = result.ties
     return facts
 
 
@@ -94,6 +97,11 @@ def _print(session: Session, result: Evaluation, path: Path) -> None:
         f" {percent(result.top1)}{spread}, top-5 {percent(result.top5)},"
         f" {gmacs(result.macs_expected)} GMACs an image"
     )
+    if result.ties is not None:
+        show(
+            f"{result.ties} of {result.samples} images had ties, decided by the runs' mean"
+            " probabilities"
+        )
     if result.macs_spread.get("std"):
         lie = {name: gmacs(value) for name, value in result.macs_spread.items()}
         show(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -20,12 +20,15 @@ from gatecli.errors import SettingError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from gatecli.data import DataSet
     from gatecli.network import Network
     from gatecli.stages.analyse import Use
+    from gatecli.stages.class_rates import ClassRates
 
 __all__ = ["gates"]
 
 WITHOUT_DATA = 2  # random images, where no gate looks at them
+SITES, CLASSES = 8, 20  # of the map, as many as a terminal has room for
 
 
 @reads_checkpoints
@@ -44,13 +47,20 @@ def gates(
             help="Folder for pictures; needs pip install 'gatecli[report]'.", show_default=False
         ),
     ] = None,
+    strategy: Annotated[
+        str, typer.Option(help="How gates decide: threshold, or stochastic (sampled).")
+    ] = "threshold",
     picture: Annotated[str, typer.Option(help="Format of the pictures: png or svg.")] = "png",
     loading: Loading = Loading(),
 ) -> dict[str, Any]:
     """Say what the gates do.
 
-    Which units are always on, always off, or on by the image, and how alike images of a class are.
+    Which units are always on, always off, or on by the image, how often each site runs for each
+    class, and how alike images of a class are.
     """
+    import torch
+
+    from gatecli.gates.observe import strategy as deciding
     from gatecli.stages.analyse import analyse
     from gatecli.stages.plots import check_format
 
@@ -59,13 +69,15 @@ def gates(
         raise SettingError(f"expected --images to be at least 1, but got {images}")
     path = session.checkpoint(checkpoint)
     network = session.open(path)
-    looked_at = _images(
-        session, network, remembered(data), split=split, count=images, loading=loading
-    )
-    use = analyse(network, looked_at, Reporter(session))
+    dataset = _data_set(session, network, remembered(data), sampled=strategy == "stochastic")
+    looked_at = _images(network, dataset, split=split, count=images, loading=loading)
+    with deciding(network, strategy):
+        torch.manual_seed(session.seed)
+        use = analyse(network, looked_at, Reporter(session))
+    found = None if dataset is None else _by_class(use, dataset)
     if not session.json_:
-        _print(session, use)
-    files = [] if plot is None else _draw(session, network, use, plot, picture)
+        _print(session, use, found)
+    files = [] if plot is None else _draw(session, network, use, found, plot, picture)
     for file in files:
         session.say(f"wrote {file}")
     least, mean, most = use.per_image
@@ -73,40 +85,65 @@ def gates(
         "checkpoint": str(path),
         "arch": network.recipe.source.arch,
         "split": split,
+        "strategy": strategy,
         "images": len(use.labels),
         "sites": [asdict(site) for site in use.sites],
         "histogram": use.histogram,
         "switching": use.switching,
+        "classes": [] if found is None else found.facts(),
         "units_on": {"least": least, "mean": mean, "most": most, "histogram": asdict(use.counts)},
         "distance": asdict(use.alike),
         "files": [str(file) for file in files],
     }
 
 
-def _images(
-    session: Session,
-    network: Network,
-    data: str | None,
-    *,
-    split: str,
-    count: int,
-    loading: Loading,
-) -> Iterable[tuple[Tensor, Tensor]]:
-    """Batches (images, labels) of the split's first images.
+@dataclass(frozen=True, kw_only=True)
+class _Map:
+    """How often each site runs for each class, and the classes' names, row by row."""
 
-    Of random images where no gate looks at them and no data set is known.
-    """
+    rates: ClassRates
+    names: list[str]
+
+    def facts(self) -> list[dict[str, Any]]:
+        """The map as JSON has it: a part a class."""
+        found = []
+        for row, name in enumerate(self.names):
+            rates = dict(zip(self.rates.sites, self.rates.rates[row].tolist(), strict=True))
+            number, images = self.rates.classes[row], self.rates.images[row]
+            found.append({"class": number, "name": name, "images": images, "rates": rates})
+        return found
+
+
+def _by_class(use: Use, dataset: DataSet) -> _Map:
+    from gatecli.stages.class_rates import class_rates
+
+    found = class_rates(use)
+    return _Map(rates=found, names=[str(dataset.classes[label]) for label in found.classes])
+
+
+def _data_set(
+    session: Session, network: Network, data: str | None, *, sampled: bool
+) -> DataSet | None:
+    """The data set to look at; None where no gate looks at images, and none is known."""
+    known = data is not None or network.recipe.data is not None
+    if not known and not sampled and not _look_at_images(network):
+        return None
+    return open_data(session, network, data)
+
+
+def _images(
+    network: Network, dataset: DataSet | None, *, split: str, count: int, loading: Loading
+) -> Iterable[tuple[Tensor, Tensor]]:
+    """Batches (images, labels) of the split's first images; random ones without a data set."""
     import torch
 
     from gatecli.data import batches
     from gatecli.network.compare import random_images
     from gatecli.stages.fit import split_of
 
-    known = data is not None or network.recipe.data is not None
-    if not known and not _look_at_images(network):
+    if dataset is None:
         images = random_images(network, WITHOUT_DATA)
         return [(images, torch.zeros(WITHOUT_DATA, dtype=torch.long))]
-    dataset = open_data(session, network, data)
     passes = batches(
         dataset.splits[split_of(dataset, split)],
         input=network.input,
@@ -133,10 +170,30 @@ def _first(batches: Iterable[tuple[Tensor, Tensor]], count: int) -> Iterator[tup
             return
 
 
-def _print(session: Session, use: Use) -> None:
+def _print(session: Session, use: Use, found: _Map | None) -> None:
     _print_units(session, use)
     if any(site.dependent for site in use.sites):
         _print_histogram(session, use)
+    if found is not None:
+        _print_classes(session, found)
+
+
+def _print_classes(session: Session, found: _Map) -> None:
+    """The map, of the sites that differ most between classes; nothing where none does."""
+    rates = found.rates
+    sites = rates.most_varied(SITES)
+    if not sites:
+        return
+    rows = []
+    for row, name in enumerate(found.names[:CLASSES]):
+        own = rates.rates[row, sites].tolist()
+        rows.append((name, rates.images[row], *(f"{rate:.2f}" for rate in own)))
+    foot = (
+        f"{len(rows)} of {len(found.names)} classes; of {len(rates.sites)} sites the {len(sites)}"
+        " that differ most between classes (--json and --plot have all)"
+    )
+    columns = ("<class", "images", *(rates.sites[site] for site in sites))
+    table(session, "\nrates by class", columns, rows, foot)
 
 
 def _print_units(session: Session, use: Use) -> None:
@@ -178,7 +235,14 @@ def _alike(use: Use) -> str:
     return f"; two images of a class differ in {within:.1f} units, of two classes in {between:.1f}"
 
 
-def _draw(session: Session, network: Network, use: Use, folder: Path, format: str) -> list[Path]:
+def _draw(
+    session: Session,
+    network: Network,
+    use: Use,
+    found: _Map | None,
+    folder: Path,
+    format: str,
+) -> list[Path]:
     """Write the pictures that there is something for; returns their files."""
     from gatecli.stages import plots as drawing
     from gatecli.stages.analyse import embedded
@@ -190,6 +254,8 @@ def _draw(session: Session, network: Network, use: Use, folder: Path, format: st
             pictures["t-sne"] = drawing.points(embedded(use.vectors, session.seed), use.labels)
         except SettingError as error:
             session.say(f"no t-SNE: {error}")
+    if found is not None:
+        pictures["classes"] = drawing.class_map(found.rates, found.names)
     wired = _connections(network)
     if wired:
         in_use = {site: int(read.any(0).sum()) for site, read in wired.items()}

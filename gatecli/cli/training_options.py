@@ -37,6 +37,16 @@ class Training:
     bn_batches: Annotated[
         int, typer.Option(help="Batches to re-estimate BatchNorm statistics with; 0: leave them.")
     ] = 200
+    bn_batch_size: Annotated[
+        Optional[int],
+        typer.Option(
+            help="Images in each of these batches; none: as in training.", show_default=False
+        ),
+    ] = None
+    bn_gates: Annotated[
+        str,
+        typer.Option(help="Gates in these batches: sampled, or decided as evaluation does."),
+    ] = "sampled"
     save_every: Annotated[float, typer.Option(help="Seconds between saved states.")] = 60.0
     max_drop: Annotated[
         Optional[float],

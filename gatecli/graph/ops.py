@@ -83,9 +83,10 @@ Runs = tuple[tuple[int, int], ...]  # channels as (first, one past the last) pai
 def spread(z: Tensor, places: Sequence[int], width: int) -> Tensor:
     """Decisions z (N, k) of the channels `places` among `width` ones: (N, width).
 
-    The others always run.
+    Each is of one k-th part of `places`; the others always run.
     """
     whole = z.new_ones(z.shape[0], width)
+    z = z.repeat_interleave(len(places) // z.shape[1], 1)
     return whole.index_copy(1, torch.tensor(places, device=z.device), z)
 
 

@@ -135,7 +135,7 @@ def tail_of(root: nn.Module, value: fx.Node) -> list[fx.Node]:
     """
     tail, node = [value], value
     while not _is_whole_convolution(module_of(root, node)):
-        if not is_plain(module_of(root, node), nn.BatchNorm2d) and not is_channelwise(root, node):
+        if not _works_apart(root, node):
             return []
         node = node.all_input_nodes[0]
         if len(node.users) > 1 or node.op == "placeholder":
@@ -144,6 +144,13 @@ def tail_of(root: nn.Module, value: fx.Node) -> list[fx.Node]:
     layers = [part for part in tail if module_of(root, part) is not None]
     once = all(calls(value.graph, part) == 1 for part in layers)
     return tail[::-1] if once else []
+
+
+def _works_apart(root: nn.Module, node: fx.Node) -> bool:
+    """Whether a node behind a convolution treats each channel apart."""
+    if node.target in DROPOUTS:  # it reads also whether the network is in training
+        return node.all_input_nodes[0] is node.args[0]
+    return is_plain(module_of(root, node), nn.BatchNorm2d) or is_channelwise(root, node)
 
 
 def _is_whole_convolution(module: nn.Module | None) -> bool:

@@ -11,13 +11,36 @@ from typing import Any
 
 from torch import fx, nn
 
+from gatecli.errors import SettingError
 from gatecli.graph import edit, prune_channels
 from gatecli.graph.ops import decided_by, module_of, runs_of, spread, take_channels, widen
+from gatecli.graph.patterns import tail_of
 from gatecli.graph.trace import remove_dead
 from gatecli.traced.site import Site, SiteDecision
 from gatecli.traced.traced import Traced
 
-__all__ = ["Narrow", "channels_of", "gone_channels", "narrow", "widen_again"]
+__all__ = ["Narrow", "channels_of", "gone_channels", "narrow", "split_tail", "widen_again"]
+
+
+def split_tail(net: Traced, site: Site, units: int) -> Site:
+    """The site in so many units, each a part of the filters that it ends in.
+
+    Raises:
+        SettingError: It does not end in filters that can be told apart, or not in so many parts.
+    """
+    tail = tail_of(net.root, net.node(site.value))
+    if not tail:
+        raise SettingError(
+            f"`{site.name}` cannot be split into {units} units: it does not end in a convolution"
+            " whose filters can be told apart; leave it out with --exclude"
+        )
+    width = net.channels(site.value)
+    if width % units:
+        raise SettingError(
+            f"expected the number of units to divide the {width} filters of `{site.name}`,"
+            f" but got {units}"
+        )
+    return replace(site, units=units, tail=tuple(node.name for node in tail))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +64,11 @@ class Narrow:
 
 def channels_of(site: Site, width: int, units: Sequence[int]) -> list[int]:
     """The channels, of the value's `width`, that these units are."""
-    if site.places:
-        return [site.places[unit] for unit in units]
-    each = width // site.units
+    every = site.places or range(width)
+    each = len(every) // site.units
     channels: list[int] = []
     for unit in units:
-        channels += range(unit * each, (unit + 1) * each)
+        channels += every[unit * each : (unit + 1) * each]
     return channels
 
 

@@ -51,7 +51,7 @@ def insert_gate(net: Traced, site: str, gate: nn.Module, method: str, sees: str 
     if not kind.linked:
         _check_not_nested(net, place)
     units = getattr(gate, "units", place.units)
-    if kind.splits and units > 1 and not place.tail:
+    if kind.splits and units != place.units:
         net.sites[site] = kind.split(net, place, units)
     kind.insert(net, site, gate, sees)
     net.gated_by[site] = method

@@ -1,8 +1,9 @@
-"""Accuracy and cost of a network on one split, by one of four ways of deciding.
+"""Accuracy and cost of a network on one split, by one of five ways of deciding.
 
 They are `threshold` (run where P(on) > threshold, 1/2 unless calibrated), `stochastic` (sample;
-mean and deviation over 5 runs), `always-on`, and `ensemble` (the mean of the class probabilities of
-5 stochastic runs).
+mean and deviation over 5 runs), `always-on`, and two that ask 5 stochastic runs together:
+`ensemble` takes the mean of their class probabilities, `vote` the class that most of them name, as
+the authors do; of classes with equally many votes, the one of the greater mean probability.
 
 Reference: Herrmann et al. 2018, section 3.2.
 """
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from gatecli.data import DataSet, Split, batches, steps
 from gatecli.errors import SettingError
@@ -25,9 +27,10 @@ from gatecli.network.costs import CostMeter, expected_macs, spread_of
 from gatecli.progress import Progress, silent
 from gatecli.stages.predict import ExitScore, Pass, predict, score_exits, topk
 
-__all__ = ["Evaluation", "evaluate"]
+__all__ = ["Evaluation", "count_ties", "evaluate", "votes"]
 
-ALL_STRATEGIES = (*STRATEGIES, "ensemble")
+ENSEMBLES = ("ensemble", "vote")
+ALL_STRATEGIES = (*STRATEGIES, *ENSEMBLES)
 RUNS = 5
 
 
@@ -41,9 +44,10 @@ class Evaluation:
         samples: How many images there are.
         top1: Percent; of several runs the mean.
         top5: Likewise.
-        macs_expected: Mean MACs of one image; for `ensemble` all runs' together.
+        macs_expected: Mean MACs of one image; for `ensemble` and `vote` all runs' together.
         rates: Each unit's rate, by site.
         top1_std: For `stochastic`, the runs' standard deviation.
+        ties: For `vote`, the images for which several classes had the most votes.
         exits: For `threshold`, what each exit says of all images and of those that leave there.
         macs_spread: How single images' MACs lie, where there are gates (see
             gatecli.network.costs.spread_of).
@@ -57,6 +61,7 @@ class Evaluation:
     macs_expected: float
     rates: dict[str, list[float]]
     top1_std: float | None = None
+    ties: int | None = None
     exits: dict[str, ExitScore] = field(default_factory=dict)
     macs_spread: dict[str, float] = field(default_factory=dict)
 
@@ -103,7 +108,7 @@ def evaluate(  # noqa: PLR0913 - its command's options, by keyword
     exits = {}
     if strategy == "threshold":
         exits = score_exits(network, images.batches(), progress, images.steps)
-    times = RUNS if strategy == "ensemble" else 1  # how often an image is computed
+    times = RUNS if strategy in ENSEMBLES else 1  # how often an image is computed
     macs = [expected_macs(network, each.rates, each.busy) for each in passes]
     costs = torch.stack([each.costs for each in runs]).mean(0) * times
     return Evaluation(
@@ -115,6 +120,7 @@ def evaluate(  # noqa: PLR0913 - its command's options, by keyword
         macs_expected=times * statistics.fmean(macs),
         rates=_mean_rates(passes),
         top1_std=top1_std,
+        ties=count_ties(_answers(passes)) if strategy == "vote" else None,
         exits=exits,
         macs_spread=spread_of(costs) if len(costs) else {},
     )
@@ -156,7 +162,7 @@ def _run(
     progress: Progress,
 ) -> list[_Run]:
     """Pass over the images, once, or RUNS times where gates are sampled."""
-    several = strategy in ("stochastic", "ensemble")
+    several = strategy in ("stochastic", *ENSEMBLES)
     runs = []
     with deciding(network, "stochastic" if several else strategy):
         for number in range(RUNS if several else 1):
@@ -169,14 +175,44 @@ def _run(
 
 
 def _accuracy(passes: list[Pass], strategy: str) -> tuple[float, float]:
-    """Top-1 and top-5 in percent: of the mean probabilities for `ensemble`, else the means."""
-    if strategy == "ensemble":
-        labels = passes[0].labels
-        mean = torch.stack([each.logits.softmax(1) for each in passes]).mean(0)
-        return topk(mean, labels, 1), topk(mean, labels, 5)
+    """Top-1 and top-5 in percent: of what the runs say together, or the runs' means."""
+    if strategy in ENSEMBLES:
+        labels, answers = passes[0].labels, _answers(passes)
+        scores = votes(answers) if strategy == "vote" else answers.mean(0)
+        return topk(scores, labels, 1), topk(scores, labels, 5)
     top1 = statistics.fmean(each.top(1) for each in passes)
     top5 = statistics.fmean(each.top(5) for each in passes)
     return top1, top5
+
+
+def _answers(passes: list[Pass]) -> Tensor:
+    """Each run's class probabilities: (runs, N, K)."""
+    return torch.stack([each.logits.double().softmax(1) for each in passes])
+
+
+def votes(answers: Tensor) -> Tensor:
+    """Rank classes by how many runs find them the likeliest, and then by mean probability.
+
+    Args:
+        answers: Each run's class probabilities (runs, N, K).
+
+    Returns:
+        Scores (N, K): the number of votes, and less than one vote for the mean probability.
+    """
+    return _count(answers) + answers.mean(0) / 2
+
+
+def count_ties(answers: Tensor) -> int:
+    """For how many images several classes have the most votes: answers (runs, N, K)."""
+    counts = _count(answers)
+    most = counts.amax(1, keepdim=True)
+    return int(((counts == most).sum(1) > 1).sum())
+
+
+def _count(answers: Tensor) -> Tensor:
+    """Each class's votes: (runs, N, K) -> (N, K)."""
+    classes = answers.shape[2]
+    return F.one_hot(answers.argmax(2), classes).sum(0).to(answers.dtype)
 
 
 def _mean_rates(passes: list[Pass]) -> dict[str, list[float]]:

@@ -11,10 +11,12 @@ from torch import Tensor
 from gatecli.checkpoint.atomic import replacing
 from gatecli.errors import SettingError
 from gatecli.stages.analyse import Use
+from gatecli.stages.class_rates import ClassRates
 
 __all__ = [
     "active",
     "check_format",
+    "class_map",
     "connectivity",
     "draw",
     "histogram",
@@ -24,6 +26,7 @@ __all__ = [
 ]
 
 FORMATS = ("png", "svg")
+NAMED = 60  # classes up to which a picture names each
 Picture = Callable[[Any], None]  # draws on matplotlib's axes
 
 
@@ -114,6 +117,28 @@ def per_image(use: Use) -> Picture:
         axes.bar(begins, counts.images, width=counts.width, align="edge")
         axes.set_xlabel("units on")
         axes.set_ylabel("images")
+
+    return picture
+
+
+def class_map(found: ClassRates, names: Sequence[str]) -> Picture:
+    """How often each site runs for each class: a row a class, a column a site.
+
+    Args:
+        found: The rates.
+        names: The classes' names, row by row.
+
+    Reference:
+        Herrmann et al. 2018, figure 8.
+    """
+
+    def picture(axes: Any) -> None:
+        drawn = axes.imshow(found.rates.numpy(), vmin=0, vmax=1, aspect="auto", cmap="viridis")
+        axes.figure.colorbar(drawn, label="rate")
+        axes.set_xticks(range(len(found.sites)), found.sites, rotation=90, fontsize=6)
+        if len(names) <= NAMED:
+            axes.set_yticks(range(len(names)), names, fontsize=6)
+        axes.set_ylabel("class")
 
     return picture
 

@@ -48,7 +48,8 @@ class Site:
         tail: The nodes that work for each unit apart; the others work for all units together.
         always: The share of the branch's MACs that no decision saves.
         role: Where it stands, in words of its kind.
-        places: The channels of the value that the units are, where the others always run.
+        places: The channels of the value that the units are, equally many each, where the others
+            always run.
     """
 
     name: str

@@ -43,17 +43,29 @@ class Examples:
         self.steps_per_epoch = steps(split, self.batch_size, drop_last=True)
         self.val_steps = self.steps_in_order("val")
 
-    def training(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """The shuffled and augmented training batches of an epoch, from index `start` on."""
+    def training(
+        self, epoch: int, start: int = 0, batch_size: int | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The shuffled and augmented training batches of an epoch, from index `start` on.
+
+        Args:
+            epoch: From 0.
+            start: The first batch.
+            batch_size: Images in each, at most all; None: as in training.
+        """
         seed = self.options.seed
         return batches(
             self.data.splits["train"],
             input=self.network.input,
-            batch_size=self.batch_size,
+            batch_size=self.size(batch_size),
             walk=Walk(augment=self.augment, shuffle=True, seed=seed, epoch=epoch, drop_last=True),
             start=start,
             workers=self.options.workers,
         )
+
+    def size(self, asked: int | None) -> int:
+        """Images in a training batch of the size asked for, at most all; None: as in training."""
+        return min(asked or self.batch_size, len(self.data.splits["train"]))
 
     def in_order(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
         """All batches of a split, in order and as they are."""

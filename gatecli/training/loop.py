@@ -20,7 +20,7 @@ from gatecli.stages.predict import Scores
 from gatecli.training.course import Course
 from gatecli.training.distill import Teacher, distillation
 from gatecli.training.goals import Row, TargetRate, goal_of
-from gatecli.training.norms import reestimate
+from gatecli.training.norms import decide_in_training, reestimate
 from gatecli.training.run import LOG_EVERY
 from gatecli.training.trained import optimizer_groups
 
@@ -252,9 +252,12 @@ class Loop(Course):
     def _reestimate(self) -> None:
         torch.manual_seed(self.options.seed)  # the gates sample: a resumed run must sample alike
         self._to_training()
-        images = self.examples.training(self.options.epochs)
-        count = min(self.options.bn_batches, self.examples.steps_per_epoch)
-        reestimate(self.network, images, count, self.progress)
+        if self.options.bn_gates == "decided":
+            decide_in_training(self.network)
+        size = self.examples.size(self.options.bn_batch_size)
+        images = self.examples.training(self.options.epochs, batch_size=size)
+        whole = len(self.data.splits["train"]) // size
+        reestimate(self.network, images, min(self.options.bn_batches, whole), self.progress)
         self.network.eval()
 
 

@@ -3,7 +3,8 @@
 Gates that are rarely open leave the running averages unsteady.
 
 Reference: Herrmann et al. 2018, section 4.1.1: training mode with learning rate zero over about 200
-large batches, gates sampling.
+large batches, gates sampling. Where evaluation decides otherwise than a sample would, the
+statistics are of another network; so gates may decide as evaluation does.
 """
 
 from __future__ import annotations
@@ -15,9 +16,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gatecli.gates.observe import gates_of
 from gatecli.progress import Progress
 
-__all__ = ["reestimate"]
+__all__ = ["decide_in_training", "reestimate"]
+
+
+def decide_in_training(network: nn.Module) -> None:
+    """Let gates decide as evaluation does, the rest of the network staying in training mode.
+
+    The BatchNorms inside gates then keep their statistics, by which these decisions are made.
+    """
+    for gate in gates_of(network).values():
+        gate.eval()
 
 
 def reestimate(

@@ -22,13 +22,20 @@ RANGES = {
     "seed": (0, 2**32 - 1),
     "workers": (0, 1024),
     "bn_batches": (0, math.inf),
+    "bn_batch_size": (2, math.inf),
     "save_every": (0, math.inf),
     "max_drop": (0, 100),
     "max_gmacs": (0, math.inf),
     "distill": (0, 1e30),
     "temperature": (0.01, 1e6),
 }
-CHOICES = {"schedule": LEARNING_RATES, "precision": PRECISIONS, "augment": AUGMENTS}
+BN_GATES = ("sampled", "decided")
+CHOICES = {
+    "schedule": LEARNING_RATES,
+    "precision": PRECISIONS,
+    "augment": AUGMENTS,
+    "bn_gates": BN_GATES,
+}
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,9 @@ class TrainOptions:
         workers: Processes that read images.
         bn_batches: Batches for the BatchNorm statistics' re-estimation, at most one pass over the
             training split.
+        bn_batch_size: Images in each of these; None: as in training. The paper's are large.
+        bn_gates: How gates decide then, one of BN_GATES: sampled, as in training (the paper's way),
+            or as evaluation decides them.
         save_every: Seconds between saved states.
         max_drop: Points of val top-1 below the baseline; takes the target rate's place, see
             gatecli.training.goals.
@@ -73,6 +83,8 @@ class TrainOptions:
     seed: int = 0
     workers: int = 0
     bn_batches: int = 200
+    bn_batch_size: int | None = None
+    bn_gates: str = "sampled"
     save_every: float = 60.0
     max_drop: float | None = None
     max_gmacs: float | None = None
@@ -107,5 +119,6 @@ class TrainOptions:
             return
         if value not in CHOICES[name]:
             raise SettingError(
-                f"expected --{name} to be one of {', '.join(CHOICES[name])}, but got `{value}`"
+                f"expected --{name.replace('_', '-')} to be one of {', '.join(CHOICES[name])},"
+                f" but got `{value}`"
             )

@@ -8,7 +8,6 @@ from typing import ClassVar
 
 from torch import fx, nn
 
-from gatecli.errors import SettingError
 from gatecli.graph import additions
 from gatecli.graph.ops import is_add, never_negative, relu_after
 from gatecli.graph.patterns import tail_of
@@ -16,6 +15,7 @@ from gatecli.kinds.base import MASK, VALUE
 from gatecli.kinds.block.executor import SkipBlock, SkipGroups
 from gatecli.kinds.block.find import find_blocks
 from gatecli.kinds.masked import MaskedKind
+from gatecli.kinds.units import split_tail
 from gatecli.lowering.context import Lowering
 from gatecli.lowering.region import skippable, tail_part, trunk_of
 from gatecli.traced.site import Saving, Site
@@ -39,19 +39,7 @@ class BlockKind(MaskedKind):
         return find_blocks(net, self.name)
 
     def split(self, net: Traced, site: Site, units: int) -> Site:
-        tail = tail_of(net.root, net.node(site.value))
-        if not tail:
-            raise SettingError(
-                f"`{site.name}` cannot be split into {units} units: its branch does not end in a"
-                " convolution whose filters can be told apart; leave it out with --exclude"
-            )
-        width = net.channels(site.value)
-        if width % units:
-            raise SettingError(
-                f"expected the number of units to divide the {width} filters of `{site.name}`,"
-                f" but got {units}"
-            )
-        return replace(site, units=units, tail=tuple(node.name for node in tail))
+        return split_tail(net, site, units)
 
     def refresh(self, net: Traced, site: Site) -> Site | None:
         if not net.has(site.value, site.entry):

@@ -7,12 +7,13 @@ from typing import Any, ClassVar
 
 from torch import fx
 
+from gatecli.errors import SettingError
 from gatecli.graph import additions, prune_channels
 from gatecli.graph.ops import is_add, never_negative, relu_after, widen
 from gatecli.graph.patterns import tail_of
 from gatecli.graph.trace import remove_dead
 from gatecli.kinds.base import MASK, VALUE, Gone
-from gatecli.kinds.filter.executor import FilterBlock, FilterLayer
+from gatecli.kinds.filter.executor import FilterBlock, FilterLayer, OpenFilters
 from gatecli.kinds.filter.find import ROLES, FilterFinder
 from gatecli.kinds.masked import MaskedKind, nothing_of
 from gatecli.lowering.context import Lowering
@@ -24,11 +25,15 @@ __all__ = ["FILTER", "FilterKind"]
 
 
 class FilterKind(MaskedKind):
-    """The filters of a convolution, with what follows it channel by channel."""
+    """The filters of a convolution, with what follows it channel by channel.
+
+    Each is a unit; split in n units, each n-th part of them is one.
+    """
 
     name: ClassVar[str] = "filter"
     offers: ClassVar[frozenset[str]] = frozenset({MASK, VALUE})
     one_by_one: ClassVar[bool] = True
+    splits: ClassVar[bool] = True
     shares_batch: ClassVar[bool] = True
     lies_in: ClassVar[frozenset[str]] = frozenset({MASK})
     masks_outside: ClassVar[bool] = False
@@ -43,9 +48,18 @@ class FilterKind(MaskedKind):
         if site.tail[-1] != site.value:
             return site  # the convolution's channels are gated
         branch = tuple(node for node in site.branch if node in net.costs)
-        units = site.units if site.places else net.channels(site.value)
+        units = site.units if _is_grouped(net, site) else net.channels(site.value)
         channels = net.channels(site.entry)
         return replace(site, branch=branch, units=units, channels=channels, macs=net.macs(branch))
+
+    def split(self, net: Traced, site: Site, units: int) -> Site:
+        width = net.channels(site.value)
+        if units > width or width % units:
+            raise SettingError(
+                f"expected the number of units to divide the {width} filters of `{site.name}`,"
+                f" but got {units}"
+            )
+        return replace(site, units=units)
 
     def savings(self, net: Traced, site: Site) -> tuple[Saving, ...]:
         share = len(site.places) / net.channels(site.value) if site.places else 1.0
@@ -91,6 +105,12 @@ class FilterKind(MaskedKind):
         return site is not None and site.kind == self.name  # done, or it stays a mask
 
 
+def _is_grouped(net: Traced, site: Site) -> bool:
+    """Whether a gate decides other units than each of the value's channels."""
+    is_split = site.name in net.gated_by and site.units < net.channels(site.value)
+    return bool(site.places) or is_split
+
+
 def _is_summand(net: Traced, site: Site) -> bool:
     """Whether a site's value goes into additions alone, so that these do without it."""
     return additions.additions_of_zero(net.root, net.node(site.value)) is not None
@@ -106,15 +126,15 @@ def _lower(low: Lowering, masked: fx.Node) -> None:
     (x,) = tail[0].all_input_nodes
     last, places = _widened(masked)
     add = next(iter(last.users))
+    filters = OpenFilters(tail_part(low.root, tail), low.net.channels(value.name))
     if len(last.users) > 1 or not is_add(add):
-        low.replace(masked, FilterLayer(low.root, tail_part(low.root, tail)), (x, decision))
+        low.replace(masked, FilterLayer(low.root, filters), (x, decision))
         return
     shortcut = next(arg for arg in add.args if arg is not last)
     assert isinstance(shortcut, fx.Node)
     relu = relu_after(low.root, add)
     rectified = never_negative(low.root, shortcut)
-    part = tail_part(low.root, tail)
-    block = FilterBlock(low.root, part, places, rectify=relu is not None, rectified=rectified)
+    block = FilterBlock(low.root, filters, places, rectify=relu is not None, rectified=rectified)
     low.replace(relu or add, block, (x, shortcut, decision))
 
 

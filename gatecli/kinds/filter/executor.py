@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gatecli.lowering.gather import Branch, Places, add_channels, add_to, rows_last
 from gatecli.lowering.inplace import Executor, WritingExecutor
 
-__all__ = ["FilterBlock", "FilterLayer"]
+__all__ = ["FilterBlock", "FilterLayer", "OpenFilters"]
 
 
 class OpenFilters:
@@ -23,16 +23,21 @@ class OpenFilters:
     X -> their values, and which they are.
 
     tail: (root, x, channels) -> the values of these channels alone; of all, for None.
+    width: how many channels there are.
     """
 
-    def __init__(self, tail: Branch) -> None:
+    def __init__(self, tail: Branch, width: int) -> None:
         self.tail = tail
+        self.width = width
 
     def __call__(self, root: Any, x: Tensor, z: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """`x` (N, C, H, W), `z` (N, width) -> value (N, k, H', W') and its channels (k,).
+        """`x` (N, C, H, W), `z` (N, units) -> value (N, k, H', W') and its channels (k,).
 
-        None for all channels, or where there is no value.
+        Each unit is equally many of the channels. None for all channels, or where there is no
+        value.
         """
+        if z.shape[1] < self.width:
+            z = z.repeat_interleave(self.width // z.shape[1], 1)
         if len(x) == 0:
             return self.tail(root, x, None), None
         open_ = (z[0] if len(z) == 1 else z.amax(0)).nonzero().reshape(-1)
@@ -60,18 +65,18 @@ class FilterBlock(WritingExecutor):
     def __init__(
         self,
         root: nn.Module,
-        tail: Branch,
+        filters: OpenFilters,
         places: Sequence[int] | None,
         *,
         rectify: bool,
         rectified: bool,
     ) -> None:
         super().__init__(root, rectify=rectify, rectified=rectified)
-        self.filters = OpenFilters(tail)
+        self.filters = filters
         self.places = None if places is None else Places(places)
 
     def forward(self, x: Tensor, shortcut: Tensor, z: Tensor, *others: Tensor) -> Tensor:
-        """`x` (N, C, H, W), `shortcut` (N, C', H', W'), `z` (N, width) -> the shortcut's shape."""
+        """`x` (N, C, H, W), `shortcut` (N, C', H', W'), `z` (N, units) -> the shortcut's shape."""
         value, open_ = self.filters(self.root, x, z)
         if value is None:
             return self.closed(shortcut)
@@ -88,23 +93,23 @@ class FilterBlock(WritingExecutor):
 class FilterLayer(Executor):
     """`z * filters(x)`: the values of the open filters, zeros in the others' places."""
 
-    def __init__(self, root: nn.Module, tail: Branch) -> None:
+    def __init__(self, root: nn.Module, filters: OpenFilters) -> None:
         super().__init__(root)
-        self.filters = OpenFilters(tail)
+        self.filters = filters
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        """`x` (N, C, H, W), `z` (N, width) -> (N, width, H', W')."""
+        """`x` (N, C, H, W), `z` (N, units) -> (N, width, H', W')."""
         value, open_ = self.filters(self.root, x, z)
         if value is None and torch.is_grad_enabled():  # one filter's: zeros that x has a share in
             open_ = torch.zeros(1, dtype=torch.long, device=x.device)
             value = self.filters.tail(self.root, x, open_) * 0
         if value is None:
-            return self._nothing(x, z)
+            return self._nothing(x)
         if open_ is None:
             return value
         whole = torch.empty(
             len(value),
-            z.shape[1],
+            self.filters.width,
             *value.shape[2:],
             dtype=value.dtype,
             device=value.device,
@@ -112,9 +117,9 @@ class FilterLayer(Executor):
         )
         return add_channels(whole.zero_(), open_, value, in_place=not torch.is_grad_enabled())
 
-    def _nothing(self, x: Tensor, z: Tensor) -> Tensor:
+    def _nothing(self, x: Tensor) -> Tensor:
         """Zeros of the size that the filters of no image at all have: nothing is multiplied."""
         none = self.filters.tail(self.root, x[:0], None)
         layout = torch.channels_last if rows_last(x) else torch.contiguous_format
-        size = (len(x), z.shape[1], *none.shape[2:])
+        size = (len(x), self.filters.width, *none.shape[2:])
         return torch.empty(size, dtype=none.dtype, device=x.device, memory_format=layout).zero_()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from gatecli.lowering.gather import Branch, add_rows, rows_last, take
 from gatecli.lowering.inplace import Executor
 
-__all__ = ["SkipLayer"]
+__all__ = ["SkipLayer", "SkipParts"]
 
 
 class SkipLayer(Executor):
@@ -50,6 +52,66 @@ class SkipLayer(Executor):
         layout = torch.channels_last if rows_last(x) else torch.contiguous_format
         zeros = torch.zeros(x.shape[0], self.channels, *x.shape[2:], dtype=x.dtype, device=x.device)
         return zeros.contiguous(memory_format=layout)
+
+
+class SkipParts(SkipLayer):
+    """The same for a layer whose new channels are several units.
+
+    `trunk` runs where any unit does; `tail`, a function (root, what the trunk returns, slice) ->
+    the layer's channels of the slice, for the units alone.
+    """
+
+    def __init__(
+        self,
+        root: nn.Module,
+        branch: Branch,
+        channels: int,
+        *,
+        trunk: Branch,
+        tail: Callable[..., Tensor],
+    ) -> None:
+        super().__init__(root, branch, channels)
+        self.trunk = trunk
+        self.tail = tail
+
+    def forward(self, x: Tensor, z: Tensor, *others: Tensor) -> Tensor:
+        """`x` (N, C, H, W), `z` (N, units) -> (N, channels, H, W), zeros of closed units."""
+        if bool(z.all()):
+            return self.branch(self.root, x)
+        out = self._zeros(x)
+        some = z.any(1).nonzero().reshape(-1)
+        if some.numel() == 0:
+            return out
+        inside = self.trunk(self.root, take(x, some))
+        z = z.index_select(0, some)
+        for first, end, rows in _together(z):
+            each = self.channels // z.shape[1]
+            part = slice(first * each, end * each)
+            value = self.tail(self.root, take(inside, rows), part).to(out.dtype)
+            out[:, part].index_add_(0, some[rows], value)
+        return out
+
+
+def _together(z: Tensor) -> list[tuple[int, int, Tensor]]:
+    """Neighbouring units that run for the same samples, with these.
+
+    Args:
+        z: Decisions (N, units).
+
+    Returns:
+        Runs of units, as (first, one past the last, samples (k,)).
+    """
+    found: list[tuple[int, int, Tensor]] = []
+    columns = [z[:, unit] for unit in range(z.shape[1])]
+    first = 0
+    for unit in range(1, len(columns) + 1):
+        if unit < len(columns) and torch.equal(columns[unit], columns[first]):
+            continue
+        rows = columns[first].nonzero().reshape(-1)
+        if rows.numel():
+            found.append((first, unit, rows))
+        first = unit
+    return found
 
 
 class CondLayer(Executor):
