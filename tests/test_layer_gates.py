@@ -25,6 +25,7 @@ from gatecli.methods.layer_gates import DataIndependentGate
 from gatecli.methods.stochastic_depth import StochasticDepthGate
 from gatecli.network import Network
 from gatecli.progress import silent
+from gatecli.stages.alike import Counts, Distances
 from gatecli.stages.analyse import SiteUse, Use
 from gatecli.stages.class_rates import class_rates
 from gatecli.stages.evaluate import count_ties, votes
@@ -195,7 +196,16 @@ def test_rates_by_class_are_means_of_decisions() -> None:
     labels = torch.randint(0, 5, (50,), generator=generator) * 2
     vectors[:, 3] = 1
     sites = [_site("a", 1), _site("b", 2), _site("c", 1)]
-    use = Use(sites=sites, histogram=[], per_image=(0, 0, 0), vectors=vectors, labels=labels)
+    use = Use(
+        sites=sites,
+        histogram=[],
+        switching=0,
+        per_image=(0, 0, 0),
+        counts=Counts(first=0, width=1, images=[]),
+        alike=Distances(within=None, between=None),
+        vectors=vectors,
+        labels=labels,
+    )
     found = class_rates(use)
     assert found.classes == sorted(set(labels.tolist())) and sum(found.images) == 50
     z, y = vectors.numpy(), labels.numpy()
