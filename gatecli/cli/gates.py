@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -26,6 +26,20 @@ if TYPE_CHECKING:
 __all__ = ["gates"]
 
 WITHOUT_DATA = 2  # random images, where no gate looks at them
+SHOWN = 100  # classes, at most
+
+
+@dataclass(frozen=True, kw_only=True)
+class LookedAt:
+    """Images to look at.
+
+    Attributes:
+        batches: Images (n, C, H, W) with labels (n,).
+        classes: Their names; none where the images are random.
+    """
+
+    batches: Iterable[tuple[Tensor, Tensor]]
+    classes: tuple[str, ...] = ()
 
 
 @reads_checkpoints
@@ -49,7 +63,8 @@ def gates(
 ) -> dict[str, Any]:
     """Say what the gates do.
 
-    Which units are always on, always off, or on by the image, and how alike images of a class are.
+    Which units are always on, always off, or on by the image, how alike images of a class are, and
+    of how many images of each class exits are sure.
     """
     from gatecli.stages.analyse import analyse
     from gatecli.stages.plots import check_format
@@ -62,9 +77,10 @@ def gates(
     looked_at = _images(
         session, network, remembered(data), split=split, count=images, loading=loading
     )
-    use = analyse(network, looked_at, Reporter(session))
+    use = analyse(network, looked_at.batches, Reporter(session))
     if not session.json_:
         _print(session, use)
+        _print_exits(session, use, looked_at.classes)
     files = [] if plot is None else _draw(session, network, use, plot, picture)
     for file in files:
         session.say(f"wrote {file}")
@@ -77,6 +93,7 @@ def gates(
         "sites": [asdict(site) for site in use.sites],
         "histogram": use.histogram,
         "units_on": {"least": least, "mean": mean, "most": most},
+        "exits": _by_class(use, looked_at.classes),
         "files": [str(file) for file in files],
     }
 
@@ -89,7 +106,7 @@ def _images(
     split: str,
     count: int,
     loading: Loading,
-) -> Iterable[tuple[Tensor, Tensor]]:
+) -> LookedAt:
     """Batches (images, labels) of the split's first images.
 
     Of random images where no gate looks at them and no data set is known.
@@ -103,7 +120,7 @@ def _images(
     known = data is not None or network.recipe.data is not None
     if not known and not _look_at_images(network):
         images = random_images(network, WITHOUT_DATA)
-        return [(images, torch.zeros(WITHOUT_DATA, dtype=torch.long))]
+        return LookedAt(batches=[(images, torch.zeros(WITHOUT_DATA, dtype=torch.long))])
     dataset = open_data(session, network, data)
     passes = batches(
         dataset.splits[split_of(dataset, split)],
@@ -111,15 +128,16 @@ def _images(
         batch_size=min(loading.batch_size, count),
         workers=loading.workers,
     )
-    return _first(passes, count)
+    return LookedAt(batches=_first(passes, count), classes=dataset.classes)
 
 
 def _look_at_images(network: Network) -> bool:
-    """Whether any gate but an exit decides by the image."""
+    """Whether any gate but an exit decides by the image, or there are exits alone."""
     from gatecli.gates.exit import Exit
 
     gates = [gate for gate in network.site_gates.values() if not isinstance(gate, Exit)]
-    return any(gate.data_dependent for gate in gates)
+    is_exits_alone = bool(network.site_exits) and not gates
+    return is_exits_alone or any(gate.data_dependent for gate in gates)
 
 
 def _first(batches: Iterable[tuple[Tensor, Tensor]], count: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -131,8 +149,34 @@ def _first(batches: Iterable[tuple[Tensor, Tensor]], count: int) -> Iterator[tup
             return
 
 
+def _by_class(use: Use, classes: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """What exits know of each class, as JSON; nothing where the images are random."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for site, exit_ in use.exits.items():
+        counts = zip(classes, exit_.images, exit_.right, exit_.sure, strict=False)
+        names = ("class", "images", "right", "sure")
+        if classes:
+            found[site] = [dict(zip(names, each, strict=True)) for each in counts]
+    return found
+
+
+def _print_exits(session: Session, use: Use, classes: Sequence[str]) -> None:
+    found = _by_class(use, classes)
+    if not found:
+        return
+    rows = []
+    for of_class in zip(*found.values(), strict=True):
+        sure = [str(each["sure"]) for each in of_class]
+        rows.append((of_class[0]["class"], of_class[0]["images"], *sure))
+    left = len(rows) - SHOWN
+    foot = f"{left} more classes: --json has all" if left > 0 else ""
+    title = "\nright at an exit with a score of at least 1, of each class"
+    table(session, title, ("<class", "images", *found), rows[:SHOWN], foot)
+
+
 def _print(session: Session, use: Use) -> None:
-    _print_units(session, use)
+    if use.sites:
+        _print_units(session, use)
     if any(site.dependent for site in use.sites):
         _print_histogram(session, use)
 
@@ -172,7 +216,9 @@ def _draw(session: Session, network: Network, use: Use, folder: Path, format: st
     from gatecli.stages import plots as drawing
     from gatecli.stages.analyse import embedded
 
-    pictures = {"shares": drawing.shares(use), "per-image": drawing.per_image(use)}
+    pictures = {}
+    if use.sites:
+        pictures = {"shares": drawing.shares(use), "per-image": drawing.per_image(use)}
     if sum(use.histogram):
         pictures["histogram"] = drawing.histogram(use)
         try:
