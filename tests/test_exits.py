@@ -292,6 +292,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 TUNE = ["--data", "npz:data.npz", "--batch-size", 32, "--lr", 0.3, "--schedule", "cosine"]
 
 
+OLD = "--set pool=1 --set standardise=no --set over_classes=mean --set decay_bias=yes".split()
+
+
 def attach(*more: object) -> dict[str, Any]:
     return call("attach", "r20.pt", "--method", "dgate", "--input-size", SIDE, *more)
 
@@ -318,7 +321,8 @@ def test_the_network_stays_to_the_bit_and_each_exit_is_trained_alone(here: Path)
     )
     assert (
         set(both["history"][0]["exits"]) == {"exit1", "exit2"}
-        and both["history"][-1]["train_loss"] < both["history"][0]["train_loss"] < 2
+        # it starts at 1 a class and exit
+        and both["history"][-1]["train_loss"] < both["history"][0]["train_loss"] < 20
     )
 
 
@@ -385,7 +389,8 @@ def test_a_stopped_run_goes_on(here: Path, monkeypatch: pytest.MonkeyPatch, cach
 
 @pytest.fixture
 def trained(here: Path) -> Path:
-    attach()
+    """Exits trained as in older files: with today's defaults they are right about all of this."""
+    attach(*OLD)
     call("finetune", *TUNE, "--epochs", 20, "--cache-features", "--out", "trained.safetensors")
     return here
 
