@@ -292,7 +292,16 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 TUNE = ["--data", "npz:data.npz", "--batch-size", 32, "--lr", 0.3, "--schedule", "cosine"]
 
 
-OLD = "--set pool=1 --set standardise=no --set over_classes=mean --set decay_bias=yes".split()
+OLD = [
+    "--set",
+    "pool=1",
+    "--set",
+    "standardise=no",
+    "--set",
+    "over_classes=mean",
+    "--set",
+    "decay_bias=yes",
+]
 
 
 def attach(*more: object) -> dict[str, Any]:
