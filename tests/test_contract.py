@@ -1050,7 +1050,7 @@ def test_the_loss_reaches_every_gate_of_a_pair(pair: Pair, paired: Network) -> N
         with record_gates(paired.train()) as record:
             logits = paired(x)
         if trains == "exits":  # each alone, by a loss of its own
-            loss = sum(gate.loss(gate.features(seen[site]), labels) for site, gate in gates.items())
+            loss = sum(gate.loss(gate.classify(seen[site]), labels) for site, gate in gates.items())
         else:
             loss = F.cross_entropy(logits, labels) + chosen.loss(record.latest(), settings, targets)
             loss = loss + chosen.penalty(gates.values(), settings)

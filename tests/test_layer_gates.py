@@ -205,6 +205,7 @@ def test_rates_by_class_are_means_of_decisions() -> None:
         alike=Distances(within=None, between=None),
         vectors=vectors,
         labels=labels,
+        exits={},
     )
     found = class_rates(use)
     assert found.classes == sorted(set(labels.tolist())) and sum(found.images) == 50

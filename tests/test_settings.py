@@ -316,8 +316,9 @@ def test_what_shapes_the_gates_may_be_said_again_but_not_otherwise(
     ("method", "settings", "version"),
     [
         ("ind-pergate", {}, 1),
-        ("dgate", {}, 1),
-        ("dgate", {"after": ONE}, 2),
+        ("early-exit", {}, 1),
+        ("early-exit", {"after": ONE}, 2),
+        ("dgate", {}, 2),
         ("ind-pergate", {"targets": f"{ONE}:.25"}, 2),
         ("cgnet", {}, 2),
         ("gaternet", {}, 2),

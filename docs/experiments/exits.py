@@ -1,5 +1,5 @@
 """Put decision gates into a checkpoint, train and calibrate them, and print their operating points,
-with hinge loss and with cross-entropy.
+with hinge loss and with cross-entropy, for features pooled to several sizes.
 
 python docs/experiments/exits.py resnet20_glyphs36.pt npz:glyphs36.npz --drops 0 0.5 1 2
 
@@ -9,10 +9,13 @@ Works in the current folder.
 from __future__ import annotations
 
 import argparse
+import itertools
 from pathlib import Path
 from typing import Any
 
 from command import gatecli
+
+LEARNING_RATES = {"hinge": "0.1", "cross-entropy": "0.5"}
 
 
 def main() -> None:
@@ -22,6 +25,7 @@ def main() -> None:
     parser.add_argument("--epochs", default="100")
     parser.add_argument("--drops", nargs="*", default=["0", "0.5", "1", "2"])
     parser.add_argument("--losses", nargs="*", default=["hinge", "cross-entropy"])
+    parser.add_argument("--pools", nargs="*", default=["none"], help="see gatecli methods dgate")
     parser.add_argument("--repeats", default="200", help="timed calls of each network")
     parser.add_argument(
         "--after", help="blocks after which the exits stand; none: the ends of stages"
@@ -29,13 +33,14 @@ def main() -> None:
     args = parser.parse_args()
     stem = Path(args.source).stem
     print(
-        "| loss | exits alone (val) | points given up | thresholds | val top-1 | test top-1 |"
-        " GFLOPs (test) | less | leaving at each, at the end, % (val) | speed-up at 1 / 32 |"
-        " ideal |"
+        "| loss | pool | exits alone (val) | points given up | thresholds | val top-1 |"
+        " test top-1 | GFLOPs (test) | less | leaving at each, at the end, % (val) |"
+        " speed-up at 1 / 32 | ideal |"
     )
-    print("|---|---|---|---|---|---|---|---|---|---|---|")
-    for loss in args.losses:
-        gated, tuned = f"{stem}.{loss}.dgate.safetensors", f"{stem}.{loss}.tuned.safetensors"
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
+    for loss, pool in itertools.product(args.losses, args.pools):
+        name = f"{stem}.{loss}.{pool}"
+        gated, tuned = f"{name}.dgate.safetensors", f"{name}.tuned.safetensors"
         gatecli(
             "attach",
             args.source,
@@ -43,6 +48,8 @@ def main() -> None:
             "dgate",
             "--set",
             f"loss={loss}",
+            "--set",
+            f"pool={pool}",
             *(["--set", f"after={args.after}"] if args.after else []),
             "--out",
             gated,
@@ -53,7 +60,7 @@ def main() -> None:
             args.epochs,
             "--cache-features",
             "--lr",
-            "0.5",
+            LEARNING_RATES[loss],
             "--schedule",
             "cosine",
             "--batch-size",
@@ -70,7 +77,7 @@ def main() -> None:
             *(["--max-drop", drop] for drop in args.drops),
             ["--max-drop", args.drops[-1], "--confidence", "0.95"],
         ]:
-            out = f"{stem}.{loss}.{'-'.join(asked).strip('-')}.safetensors"
+            out = f"{name}.{'-'.join(asked).strip('-')}.safetensors"
             rows.append((asked, gatecli("calibrate", tuned, *asked, "--out", out, "--force")))
         profile = gatecli(
             "profile",
@@ -83,11 +90,18 @@ def main() -> None:
             args.repeats,
         )["rows"]
         for (asked, row), timed in zip(rows, profile[1:], strict=True):
-            report(loss, alone, asked, row, gatecli("eval", row["out"], "--split", "test"), timed)
+            report(
+                f"{loss} | {pool}",
+                alone,
+                asked,
+                row,
+                gatecli("eval", row["out"], "--split", "test"),
+                timed,
+            )
 
 
 def report(
-    loss: str,
+    what: str,
     alone: dict[str, float],
     asked: list[str],
     row: dict[str, Any],
@@ -100,7 +114,7 @@ def report(
     given_up = asked[1] + (f", confidence {asked[3]}" if len(asked) > 2 else "")
     less = 100 * (1 - test["macs_expected"] / row["macs_dense"])
     cells = [
-        loss,
+        what,
         ", ".join(f"{top1:.1f}" for top1 in alone.values()),
         given_up,
         limits,

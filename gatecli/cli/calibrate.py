@@ -101,8 +101,8 @@ def _check(goal: Goal, *, per_gate: bool, has_exits: bool) -> None:
         )
     if not has_exits and goal.for_exits:
         raise SettingError(
-            "gates are calibrated to --target-acc or --max-drop; --max-gmacs, --max-ms, --cost,"
-            " --confidence and --reuse are for exits"
+            "gates are calibrated to --target-acc or --max-drop; --max-gmacs, --max-ms,"
+            " --thresholds, --cost, --confidence and --reuse are for exits"
         )
 
 

@@ -10,6 +10,7 @@ from gatecli.cli.frontier import Figures, print_frontier, spell_thresholds
 from gatecli.cli.goal import Goal
 from gatecli.cli.images import open_data
 from gatecli.cli.options import Loading
+from gatecli.cli.parsing import parse_thresholds
 from gatecli.cli.progress import Reporter
 from gatecli.cli.render import gmacs, percent
 from gatecli.cli.session import Session
@@ -107,6 +108,7 @@ def _measured(session: Session, network: Network, asked: Asked) -> Found:
         max_ms=goal.max_ms,
         confidence=goal.confidence,
         cost=goal.cost,
+        thresholds=parse_thresholds(goal.thresholds),
         seed=session.seed,
         batch_size=asked.loading.batch_size,
         workers=asked.loading.workers,
@@ -209,8 +211,9 @@ def _record(
 
 
 def _check_reuse(asked: Asked) -> None:
-    needs_data = (asked.goal.max_drop, asked.goal.confidence, asked.data)
-    if any(each is not None for each in needs_data) or asked.goal.cost != "macs":
+    goal = asked.goal
+    needs_data = (goal.max_drop, goal.confidence, goal.thresholds, asked.data)
+    if any(each is not None for each in needs_data) or goal.cost != "macs":
         raise SettingError(
             "--reuse moves along what is recorded: expected it with --target-acc, --max-gmacs or"
             " --max-ms alone"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from gatecli.cli.class_tables import ClassMap, class_map, exits_by_class, print_classes, print_exits
 from gatecli.cli.images import open_data
 from gatecli.cli.options import Checkpoint, Data, Loading, reads_checkpoints
 from gatecli.cli.parsing import remembered
@@ -23,12 +24,10 @@ if TYPE_CHECKING:
     from gatecli.data import DataSet
     from gatecli.network import Network
     from gatecli.stages.analyse import Use
-    from gatecli.stages.class_rates import ClassRates
 
 __all__ = ["gates"]
 
 WITHOUT_DATA = 2  # random images, where no gate looks at them
-SITES, CLASSES = 8, 20  # of the map, as many as a terminal has room for
 
 
 @reads_checkpoints
@@ -56,7 +55,7 @@ def gates(
     """Say what the gates do.
 
     Which units are always on, always off, or on by the image, how often each site runs for each
-    class, and how alike images of a class are.
+    class, how alike images of a class are, and of how many exits are sure.
     """
     import torch
 
@@ -74,9 +73,11 @@ def gates(
     with deciding(network, strategy):
         torch.manual_seed(session.seed)
         use = analyse(network, looked_at, Reporter(session))
-    found = None if dataset is None else _by_class(use, dataset)
+    found = class_map(use, dataset) if dataset is not None and use.sites else None
+    exits = exits_by_class(use, () if dataset is None else dataset.classes)
     if not session.json_:
         _print(session, use, found)
+        print_exits(session, exits)
     files = [] if plot is None else _draw(session, network, use, found, plot, picture)
     for file in files:
         session.say(f"wrote {file}")
@@ -93,32 +94,9 @@ def gates(
         "classes": [] if found is None else found.facts(),
         "units_on": {"least": least, "mean": mean, "most": most, "histogram": asdict(use.counts)},
         "distance": asdict(use.alike),
+        "exits": exits,
         "files": [str(file) for file in files],
     }
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Map:
-    """How often each site runs for each class, and the classes' names, row by row."""
-
-    rates: ClassRates
-    names: list[str]
-
-    def facts(self) -> list[dict[str, Any]]:
-        """The map as JSON has it: a part a class."""
-        found = []
-        for row, name in enumerate(self.names):
-            rates = dict(zip(self.rates.sites, self.rates.rates[row].tolist(), strict=True))
-            number, images = self.rates.classes[row], self.rates.images[row]
-            found.append({"class": number, "name": name, "images": images, "rates": rates})
-        return found
-
-
-def _by_class(use: Use, dataset: DataSet) -> _Map:
-    from gatecli.stages.class_rates import class_rates
-
-    found = class_rates(use)
-    return _Map(rates=found, names=[str(dataset.classes[label]) for label in found.classes])
 
 
 def _data_set(
@@ -170,30 +148,13 @@ def _first(batches: Iterable[tuple[Tensor, Tensor]], count: int) -> Iterator[tup
             return
 
 
-def _print(session: Session, use: Use, found: _Map | None) -> None:
-    _print_units(session, use)
+def _print(session: Session, use: Use, found: ClassMap | None) -> None:
+    if use.sites:
+        _print_units(session, use)
     if any(site.dependent for site in use.sites):
         _print_histogram(session, use)
     if found is not None:
-        _print_classes(session, found)
-
-
-def _print_classes(session: Session, found: _Map) -> None:
-    """The map, of the sites that differ most between classes; nothing where none does."""
-    rates = found.rates
-    sites = rates.most_varied(SITES)
-    if not sites:
-        return
-    rows = []
-    for row, name in enumerate(found.names[:CLASSES]):
-        own = rates.rates[row, sites].tolist()
-        rows.append((name, rates.images[row], *(f"{rate:.2f}" for rate in own)))
-    foot = (
-        f"{len(rows)} of {len(found.names)} classes; of {len(rates.sites)} sites the {len(sites)}"
-        " that differ most between classes (--json and --plot have all)"
-    )
-    columns = ("<class", "images", *(rates.sites[site] for site in sites))
-    table(session, "\nrates by class", columns, rows, foot)
+        print_classes(session, found)
 
 
 def _print_units(session: Session, use: Use) -> None:
@@ -239,7 +200,7 @@ def _draw(
     session: Session,
     network: Network,
     use: Use,
-    found: _Map | None,
+    found: ClassMap | None,
     folder: Path,
     format: str,
 ) -> list[Path]:

@@ -12,7 +12,7 @@ __all__ = ["Goal"]
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """The options that say what to reach, one goal of four, and by which measure."""
+    """The options that say what to reach, one goal of five, and by which measure."""
 
     target_acc: Annotated[
         Optional[float], typer.Option(help="Top-1 accuracy to reach on val, in percent.")
@@ -32,6 +32,16 @@ class Goal:
                 "Exits, with --cost latency: the highest accuracy for at most so many milliseconds"
                 " an image."
             )
+        ),
+    ] = None
+    thresholds: Annotated[
+        Optional[str],
+        typer.Option(
+            metavar="EXIT=NUMBER,...",
+            help=(
+                "Exits: these thresholds, as exit1=0,exit2=1.5; inf: nobody leaves. Exits not named"
+                " keep theirs."
+            ),
         ),
     ] = None
     cost: Annotated[
@@ -63,5 +73,5 @@ class Goal:
     @property
     def for_exits(self) -> bool:
         """Whether anything is asked for that only exits can do."""
-        limits = (self.max_gmacs, self.max_ms, self.confidence)
+        limits = (self.max_gmacs, self.max_ms, self.confidence, self.thresholds)
         return any(limit is not None for limit in limits) or self.cost != "macs" or self.reuse

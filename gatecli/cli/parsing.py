@@ -15,6 +15,7 @@ __all__ = [
     "parse_pairs",
     "parse_resize",
     "parse_size",
+    "parse_thresholds",
     "remembered",
 ]
 
@@ -103,6 +104,32 @@ def parse_numbers(option: str, text: str | None, *, positive: bool) -> tuple[flo
         above = " above 0" if positive else ""
         raise SettingError(f"expected {option} to be finite numbers{above}, but got `{text}`")
     return values
+
+
+def parse_thresholds(text: str | None) -> dict[str, float] | None:
+    """Read `--thresholds`, as exit1=0,exit2=inf, into thresholds by exit.
+
+    Raises:
+        SettingError: It is something else, or an exit is named twice.
+    """
+    if text is None:
+        return None
+    thresholds: dict[str, float] = {}
+    for part in text.split(","):
+        name, equals, value = map(str.strip, part.partition("="))
+        if not equals or not name or name in thresholds:
+            raise SettingError(
+                "expected --thresholds to be exits, each once, with a number each, as"
+                f" exit1=0,exit2=1.5, but got `{text}`"
+            )
+        try:
+            thresholds[name] = float(value)
+        except ValueError:
+            raise SettingError(
+                f"expected the threshold of {name} to be a number, inf for nobody leaves, but got"
+                f" `{value}`"
+            ) from None
+    return thresholds
 
 
 def remembered(spec: str | None) -> str | None:

@@ -2,7 +2,7 @@
 
 Which are always on, always off or depend on the image, how many are on for an image, and whether
 images of a class are alike: the figures that "You Look Twice: GaterNet" (Chen et al. 2019) draws of
-its gates, for every method that has some.
+its gates, for every method that has some. And which classes exits know.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from gatecli.network import Network
 from gatecli.network.compare import require_finite
 from gatecli.progress import Progress, silent
 from gatecli.stages.alike import Counts, Distances, counts_of, distances
+from gatecli.stages.exit_classes import ByClass, ExitClasses
+from gatecli.stages.predict import ask_exits
 
 __all__ = ["SiteUse", "Use", "analyse", "embedded"]
 
@@ -54,7 +56,7 @@ class SiteUse:
 
 @dataclass(frozen=True, kw_only=True)
 class Use:
-    """What all gates do.
+    """What all gates do; nobody leaves by an exit.
 
     Attributes:
         sites: site by site.
@@ -66,6 +68,7 @@ class Use:
         alike: how far apart the decisions about images of one class, and of two, are.
         vectors: the decisions about each image, (N, units).
         labels: (N,).
+        exits: what each exit knows of each class.
     """
 
     sites: list[SiteUse]
@@ -76,6 +79,7 @@ class Use:
     alike: Distances
     vectors: Tensor
     labels: Tensor
+    exits: dict[str, ExitClasses]
 
 
 def analyse(
@@ -97,13 +101,14 @@ def analyse(
         CheckpointError: its logits are not numbers.
     """
     sites = [site for site, gate in network.site_gates.items() if not isinstance(gate, Exit)]
-    if not sites:
+    if not network.site_gates:
         raise SettingError(
             "the network has no gates to look at: attach a method first (gatecli attach CHECKPOINT"
             " --method NAME)"
         )
     decided: dict[str, list[Tensor]] = {site: [] for site in sites}
     labels = []
+    by_class = ByClass(network.site_exits, network.num_classes)
     with (
         torch.no_grad(),
         record_gates(network.eval()) as record,
@@ -111,16 +116,18 @@ def analyse(
     ):
         for x, y in images:
             record.clear()
-            require_finite(network.at_exits(x.to(network.device))[1])
+            answers, scores, logits = ask_exits(network, x)
+            require_finite(logits)
+            by_class.add(answers, scores, y)
             latest = record.latest()
             for site, seen in decided.items():
                 seen.append(latest[site].cpu())
             labels.append(y)
             task.advance()
     vectors = {site: torch.cat(seen) for site, seen in decided.items()}
-    every = torch.cat(list(vectors.values()), 1)
-    on = every.double().sum(1)
     known = torch.cat(labels)
+    every = torch.cat([torch.empty(len(known), 0), *vectors.values()], 1)
+    on = every.double().sum(1)
     return Use(
         sites=[_use(network, site, z) for site, z in vectors.items()],
         histogram=_histogram(list(vectors.values())),
@@ -130,13 +137,14 @@ def analyse(
         alike=distances(every, known),
         vectors=every,
         labels=known,
+        exits=by_class.counts(),
     )
 
 
 def _histogram(vectors: Sequence[Tensor]) -> list[int]:
     """How many of the varying units are on for how many of the images."""
-    rates = torch.cat([z.double().mean(0) for z in vectors])
-    varying = torch.cat([_varies(z) for z in vectors])
+    rates = torch.cat([torch.empty(0), *[z.double().mean(0) for z in vectors]])
+    varying = torch.cat([torch.empty(0, dtype=torch.bool), *[_varies(z) for z in vectors]])
     counts: list[int] = torch.histc(rates[varying], BINS, 0, 1).long().tolist()
     return counts
 

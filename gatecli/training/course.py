@@ -109,6 +109,11 @@ class Course(Resumable):
             What became of the BatchNorm statistics, and what the network does on val.
         """
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The network's tensors as a checkpoint shall hold them: copies, by name."""
+        tensors = self.network.state_dict()
+        return {name: each.detach().clone() for name, each in tensors.items()}
+
     @property
     def total_steps(self) -> int:
         """Steps of the whole training."""
@@ -189,8 +194,7 @@ class Course(Resumable):
         row = self._row(epoch)
         if self._is_best(row):
             self.position.best = epoch
-            tensors = self.network.state_dict()
-            self.best_tensors = {name: each.detach().clone() for name, each in tensors.items()}
+            self.best_tensors = self.tensors()
             if self.run is not None:
                 self.run.save_best(self.best_tensors)
         self.goal.learn(row)

@@ -2,12 +2,17 @@
 
 BatchNorm's statistics are frozen too. Without augmentation what the exits see never changes: with
 `cache_features` it is computed once, for all epochs.
+
+Exits that ask for it are trained on standardised features (`standard`). From the first step on they
+hold weights for these, in a resumable state too; what becomes a checkpoint has them folded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import torch
@@ -22,6 +27,7 @@ from gatecli.training.distill import Teacher, distillation
 from gatecli.training.features import Seen, joined
 from gatecli.training.goals import Row, TargetRate
 from gatecli.training.run import LOG_EVERY
+from gatecli.training.standard import IMAGES, Standard
 from gatecli.training.trained import Trained
 
 __all__ = ["BestExits", "ExitLoop"]
@@ -73,10 +79,7 @@ class ExitLoop(Course):
         return BestExits(self.network, self.trained, self.options)
 
     def _groups(self) -> list[dict[str, Any]]:
-        parameters = []
-        for gate in self.exits.values():
-            parameters.extend(gate.parameters())
-        return [self.trained[0].group(parameters, self.options)]
+        return self.trained[0].groups(self.network, self.options)
 
     @cached_property
     def exits(self) -> dict[str, Any]:
@@ -87,6 +90,50 @@ class ExitLoop(Course):
     def _cache(self) -> dict[str, Seen]:
         """What the exits see of a whole split, on the CPU, by the split's name."""
         return {}
+
+    @cached_property
+    def _standards(self) -> dict[str, Standard]:
+        """How the features of exits that ask for it are standardised, by site.
+
+        By what the first images of the training are like. When the training begins, these exits'
+        weights become those for standardised features.
+        """
+        sites = [site for site, gate in self.exits.items() if gate.standardises]
+        if not sites:
+            return {}
+        count = min(self.examples.steps_per_epoch, -(-IMAGES // self.examples.batch_size))
+        kept: dict[str, list[Tensor]] = {site: [] for site in sites}
+        with self.progress.task("how features lie", count) as task:
+            for seen in islice(self._training(0, 0), count):
+                for site, features in kept.items():
+                    features.append(seen.features[site].cpu())
+                task.advance()
+        standards = {}
+        for site, features in kept.items():
+            standards[site] = Standard.of(torch.cat(features)).to(self.network.device)
+            if self.position.step == 0:
+                standards[site].unfold(self.exits[site].linear)
+        return standards
+
+    def save(self) -> None:
+        """Save the state; before the first step there is nothing to save but what is there."""
+        is_unfolded = "_standards" in self.__dict__
+        if self.position.step or not is_unfolded:
+            super().save()
+
+    def tensors(self) -> dict[str, Tensor]:
+        with ExitStack() as stack:
+            for site, standard in self._standards.items():
+                stack.enter_context(standard.folded(self.exits[site].linear))
+            return super().tensors()
+
+    def _logits(self, site: str, seen: Seen) -> Tensor:
+        """What an exit says of what it has seen of images: (N, K)."""
+        features = seen.features[site].to(self.network.device)
+        if site in self._standards:
+            features = self._standards[site](features)
+        logits: Tensor = self.exits[site].linear(features)
+        return logits
 
     def _epoch(self, epoch: int) -> None:
         start = self.position.step - epoch * self.examples.steps_per_epoch
@@ -169,14 +216,14 @@ class ExitLoop(Course):
 
     def _loss(self, seen: Seen) -> Tensor:
         """The sum of the exits' losses, a scalar; no exit's gradient reaches another."""
-        own = [gate.loss(seen.features[site], seen.labels) for site, gate in self.exits.items()]
+        logits = {site: self._logits(site, seen) for site in self.exits}
+        own = [gate.loss(logits[site], seen.labels) for site, gate in self.exits.items()]
         loss = torch.stack(own).sum()
         if not self.options.distill:
             return loss
         distilled = []
-        for site, gate in self.exits.items():
-            logits = gate.linear(seen.features[site])
-            distilled.append(distillation(logits, seen.taught, self.options.temperature))
+        for each in logits.values():
+            distilled.append(distillation(each, seen.taught, self.options.temperature))
         return loss + self.options.distill * torch.stack(distilled).sum()
 
     def _row(self, epoch: int) -> dict[str, Any]:
@@ -197,9 +244,8 @@ class ExitLoop(Course):
         with torch.no_grad():
             for seen in self._walk("val"):
                 right += _right(seen.logits, seen.labels)
-                for site, gate in self.exits.items():
-                    logits = gate.linear(seen.features[site].to(self.network.device)).cpu()
-                    right_at[site] += _right(logits, seen.labels)
+                for site in self.exits:
+                    right_at[site] += _right(self._logits(site, seen).cpu(), seen.labels)
                 total += len(seen.labels)
         return 100 * right / total, {site: 100 * count / total for site, count in right_at.items()}
 

@@ -112,11 +112,11 @@ def _finish(loop: Course, baseline: float) -> Finetuned:
     """Go back to the best epoch, re-estimate the BatchNorm statistics, and measure."""
     network = loop.network
     position = loop.position
+    last = loop.tensors()
     if loop.run is not None:
-        loop.run.save_last(network.state_dict())
+        loop.run.save_last(last)
     best = position.best_row()
-    if best is not None:
-        network.load_state_dict(loop.best_tensors)
+    network.load_state_dict(last if best is None else loop.best_tensors)
     chosen = loop.goal.chosen(best)
     target = loop.goal.reported(best or position.history[-1])
     network.eval()

@@ -6,7 +6,8 @@ The layer gates stay as they are.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -52,6 +53,7 @@ def calibrate_exits(  # noqa: PLR0913 - its command's options, by keyword
     max_ms: float | None = None,
     confidence: float | None = None,
     cost: str = "macs",
+    thresholds: Mapping[str, float] | None = None,
     seed: int = 0,
     batch_size: int = 256,
     workers: int = 0,
@@ -59,7 +61,7 @@ def calibrate_exits(  # noqa: PLR0913 - its command's options, by keyword
 ) -> ExitsCalibrated:
     """Choose the exits' thresholds on `data`'s val split; `network` itself stays as it is.
 
-    Exactly one of the first four is given.
+    Exactly one of the first four, or `thresholds`, is given.
 
     Args:
         network: With trained exits, its input normalisation known (see gatecli.stages.fit).
@@ -72,6 +74,8 @@ def calibrate_exits(  # noqa: PLR0913 - its command's options, by keyword
             gatecli.calibration.exits.certify); with a target.
         cost: "macs", or "latency": milliseconds that single images take on this machine, see
             gatecli.calibration.exits.latency.
+        thresholds: Of exits by name, to take as they are and measure: infinity lets nobody leave.
+            Exits that are not named keep theirs.
         seed: Of the halves that a confidence is tested with.
         batch_size: Images at a time.
         workers: Processes that read images.
@@ -90,21 +94,28 @@ def calibrate_exits(  # noqa: PLR0913 - its command's options, by keyword
         max_ms=max_ms,
         confidence=confidence,
         cost=cost,
+        thresholds=thresholds,
     )
     _check(network, goal)
+    by_hand = goal.by_hand(_thresholds(network))
     copy = network.copy().eval()
     seen, decisions = gather(copy, data, batch_size, workers, progress)
     times = leaving_times(copy, _first_images(copy, data)) if cost == "latency" else None
     priced = seen if times is None else Samples.of(seen.margins, seen.correct, times)
     baseline = 100 * seen.correct[:, -1].double().mean().item()
     points = frontier(priced)
-    choice = _choose(priced, points, goal, baseline, seed)
+    choice = (
+        _choose(priced, points, goal, baseline, seed)
+        if by_hand is None
+        else Choice(measure(priced, by_hand))
+    )
     for threshold, gate in zip(choice.point.thresholds, copy.site_exits.values(), strict=True):
         gate.threshold.fill_(stored(threshold))
     in_macs = _with(points, choice.point)
+    point = choice.point
     if times is not None:
         in_macs = [measure(seen, each.thresholds) for each in in_macs]
-    point = next(each for each in in_macs if each.thresholds == choice.point.thresholds)
+        point = measure(seen, point.thresholds)
     result = ExitsCalibrated(
         network=copy,
         point=point,
@@ -116,7 +127,7 @@ def calibrate_exits(  # noqa: PLR0913 - its command's options, by keyword
         certified=choice.certified,
         times=None if times is None else times.tolist(),
     )
-    settings = {**asdict(goal), "data": data.spec}
+    settings = {**goal.recorded(), "data": data.spec}
     copy.recipe = copy.recipe.with_step(Step("calibrate", settings, measured(result)))
     return result
 
@@ -133,6 +144,11 @@ def _check(network: Network, goal: Goal) -> None:
         raise TrainingError(
             "the exits have not been trained yet: gatecli finetune --data ... first"
         )
+
+
+def _thresholds(network: Network) -> dict[str, float]:
+    """The exits' thresholds as they are, by site."""
+    return {site: gate.threshold.item() for site, gate in network.site_exits.items()}
 
 
 def _choose(

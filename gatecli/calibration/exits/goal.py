@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
+import torch
+
+from gatecli.calibration.exits.result import stored
 from gatecli.errors import SettingError
+from gatecli.traced.recipe import finite
 
 __all__ = ["Goal", "option"]
 
@@ -16,7 +22,7 @@ HIGHEST = {"target_acc": 100.0, "max_drop": 100.0, "confidence": 1.0}
 
 @dataclass(frozen=True)
 class Goal:
-    """An accuracy to reach at the least cost, or a cost to keep at the highest accuracy.
+    """An accuracy to reach at the least cost, a cost to keep at the highest, or thresholds.
 
     Attributes:
         target_acc: Val top-1 to reach, in percent.
@@ -25,6 +31,7 @@ class Goal:
         max_ms: Milliseconds of an image, at most.
         confidence: With which probability the accuracy shall hold on unseen data.
         cost: What counts as cost, one of COSTS.
+        thresholds: Of exits, by name, as the user wants them; others keep theirs.
     """
 
     target_acc: float | None = None
@@ -33,6 +40,7 @@ class Goal:
     max_ms: float | None = None
     confidence: float | None = None
     cost: str = "macs"
+    thresholds: Mapping[str, float] | None = None
 
     def check(self) -> None:
         """Check that exactly one limit is given, that it is in range, and that all go together.
@@ -40,7 +48,7 @@ class Goal:
         Raises:
             SettingError: They do not.
         """
-        limits = {option(name): getattr(self, name) for name in LIMITS}
+        limits = {option(name): getattr(self, name) for name in (*LIMITS, "thresholds")}
         given = [name for name, value in limits.items() if value is not None]
         if len(given) != 1:
             raise SettingError(
@@ -60,7 +68,7 @@ class Goal:
 
     def _check_together(self, given: str) -> None:
         """Check the confidence and the cost against the limit's option."""
-        if self.confidence is not None and given in ("--max-gmacs", "--max-ms"):
+        if self.confidence is not None and given not in ("--target-acc", "--max-drop"):
             raise SettingError(
                 "--confidence is about an accuracy: expected it with --target-acc or --max-drop,"
                 f" but got {given}"
@@ -80,6 +88,40 @@ class Goal:
         None where a cost is limited instead.
         """
         return self.target_acc if self.max_drop is None else baseline - self.max_drop
+
+    def by_hand(self, exits: Mapping[str, float]) -> list[float] | None:
+        """The thresholds that the user wants, for exits that have these now, in their order.
+
+        As the network's own type has them, so that it compares as was measured. None: the user
+        names none.
+
+        Raises:
+            SettingError: There is no exit of a name, or a threshold is no number.
+        """
+        if self.thresholds is None:
+            return None
+        for site, value in self.thresholds.items():
+            if site not in exits:
+                raise SettingError(
+                    f"expected --thresholds to name exits of the network ({', '.join(exits)}), but"
+                    f" got `{site}`"
+                )
+            if math.isnan(value):
+                raise SettingError(
+                    f"expected the threshold of {site} to be a number, inf for nobody leaves, but"
+                    " got nan"
+                )
+        wanted = torch.tensor(list({**exits, **self.thresholds}.values()), dtype=torch.float32)
+        values: list[float] = wanted.tolist()
+        return values
+
+    def recorded(self) -> dict[str, Any]:
+        """The goal as a recipe records it; an infinite threshold is null."""
+        record = asdict(self)
+        if self.thresholds is not None:
+            named = self.thresholds.items()
+            record["thresholds"] = {site: finite(stored(value)) for site, value in named}
+        return record
 
 
 def option(name: str) -> str:
