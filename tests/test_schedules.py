@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from commandline import SIDE, call, contents, refused, run, save_npz, save_source
+from commandline import SIDE, call, contents, edit, refused, run, save_npz, save_source
 
 import gatecli
+from gatecli import methods
 from gatecli.errors import SettingError
 from gatecli.methods.schedules import learning_rate, warmed
+from gatecli.methods.settings import Length
 from gatecli.training import loop
 from gatecli.training.loop import Loop
 
@@ -126,6 +128,58 @@ def test_such_a_run_resumes_to_the_bit(here: Path) -> None:
     assert all(torch.equal(straight[name], resumed[name]) for name in straight)
 
 
+# --- short runs ---
+
+
+def suited(method: str, steps: int, **told: Any) -> dict[str, float]:
+    length = Length(epochs=5, steps=steps, lr=0.1, weight_decay=1e-4)
+    return methods.parse_settings(methods.get(method), told).suited(length)
+
+
+def test_what_suits_a_run_of_few_steps() -> None:
+    """gate_lr 500 / steps and loss_weight 5,000 / steps, at most 10 and 4; never what was set."""
+    for steps, rate, weight in ((20, 10.0, 4.0), (100, 5.0, 4.0), (2000, 0.25, 2.5)):
+        for method in ("ind-perbatch", "aig-pergate"):
+            found = suited(method, steps)
+            assert (found["gate_lr"], found["loss_weight"]) == (rate, weight)
+        assert "gate_weight_decay" not in suited("ind-perbatch", steps)
+        decay = suited("aig-perbatch", steps)["gate_weight_decay"]
+        assert decay * rate == pytest.approx(1e-4 * 0.1, rel=0.05)  # a step's, as of the weights
+        assert suited("ind-perbatch", steps, gate_lr=0.1) == {"loss_weight": weight}
+        assert suited("ind-perbatch", steps, loss_weight=1) == {"gate_lr": rate}
+        assert suited("ind-perbatch", steps, short_run=0) == {}
+    assert suited("ind-perbatch", 5000) == suited("aig-perbatch", 500_000) == {}
+
+
+def test_older_files_train_as_they_did() -> None:
+    """They record every setting that their version had; momentum and decay as well."""
+    method = methods.get("ind-perbatch")
+    stored = {"gate_lr": None, "gate_weight_decay": None, "loss_weight": 1.0, "target_rate": 0.6}
+    older = methods.recorded_settings(method, stored)
+    length = Length(epochs=5, steps=10, lr=0.1, weight_decay=1e-4)
+    assert older.suited(length) == {}
+    assert (older.gate_weight_decay, older.gate_momentum) == (None, None)
+    assert method.about.settings().gate_weight_decay == 0.0
+
+
+def test_a_short_run_says_so_and_old_files_have_none(here: Path) -> None:
+    def old(recipe: dict[str, Any]) -> None:
+        settings = recipe["steps"][0]["settings"]["settings"]
+        del settings["short_run"], settings["gate_momentum"]
+        settings |= {"loss_weight": 1.0, "gate_weight_decay": None}
+
+    done = run(*FINETUNE, "--epochs", 1, *LEAN)
+    assert "a short run, 3 steps: ind-perbatch is trained with loss_weight=4" in done.err
+    said = contents("y.safetensors")[1]["steps"][-1]
+    assert said["settings"]["settings"]["loss_weight"] == 4.0
+    assert said["results"]["suited"] == {"ind-perbatch": {"loss_weight": 4.0}}
+    more = ["--epochs", 1, *LEAN, "--force"]
+    assert call(*FINETUNE, *more)["suited"] == {"ind-perbatch": {"loss_weight": 4.0}}
+    assert call(*FINETUNE, "--set", "loss_weight=2", *more)["suited"] == {}
+    edit(Path("x.gated.safetensors"), Path("x.gated.safetensors"), recipe=old)
+    assert call(*FINETUNE, *more)["suited"] == {}
+
+
 # --- bad input ---
 
 WRONG: dict[str, list[str]] = {
@@ -145,6 +199,17 @@ WRONG: dict[str, list[str]] = {
 @pytest.mark.parametrize("options", WRONG)
 def test_bad_schedules_are_refused(here: Path, options: str) -> None:
     refused([*FINETUNE, *options.split(), *LEAN], *WRONG[options])
+
+
+def test_phases_that_do_not_fit_the_epochs_are_refused(here: Path) -> None:
+    save_source(Path("n.pt"), "cifar:resnext20_8x4d")
+    call(
+        "attach", "n.pt", "--method", "gateconnect", "--input-size", SIDE, "--out", "n.safetensors"
+    )
+    line = "finetune n.safetensors --data npz:data.npz --epochs 9 --set phases="
+    refused(f"{line}4,2,1,1", "`phases` to add up to the 9 epochs, but got 4,2,1,1, which are 8")
+    refused(f"{line}4,2", "`phases` to be cifar, imagenet, or four lengths")
+    assert not Path(".gatecli/runs").exists()
 
 
 def test_the_library_takes_numbers() -> None:

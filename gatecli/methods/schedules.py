@@ -9,6 +9,7 @@ __all__ = [
     "LEARNING_RATES",
     "annealed_target",
     "learning_rate",
+    "raised",
     "warmed",
 ]
 
@@ -45,6 +46,15 @@ def warmed(rate: float, step: int, steps: float) -> float:
     Reference: Goyal et al. 2017, "Accurate, large minibatch SGD", section 2.2.
     """
     return rate if step + 1 >= steps else rate * (step + 1) / steps
+
+
+def raised(base: float, budget: float, steps: int, most: float) -> float:
+    """What has to add up to `budget` over a training's steps: at least `base`, at most `most`.
+
+    To two digits where it is more than `base`: it is told to people.
+    """
+    needed = min(most, budget / steps)
+    return float(f"{needed:.2g}") if needed > base else base
 
 
 def annealed_target(target: float, epoch: int, start: float, step: float, every: int) -> float:

@@ -41,6 +41,7 @@ class Finetuned:
         history: A row an epoch.
         achieved_rate: Mean over the gates of the (first) method trained.
         exits: What exits that were trained with the network say.
+        suited: The settings that nobody set and that follow from the run's length, by method.
     """
 
     network: Network
@@ -55,6 +56,7 @@ class Finetuned:
     history: list[dict[str, Any]]
     achieved_rate: float
     exits: dict[str, ExitScore]
+    suited: dict[str, dict[str, float]]
 
 
 def finetune(  # noqa: PLR0913 - its command's options, by keyword
@@ -88,7 +90,7 @@ def finetune(  # noqa: PLR0913 - its command's options, by keyword
         CheckpointError: A state cannot be written or read.
         Interrupted: The user stopped it.
     """
-    trained = trained_methods(network.recipe, changes or {}, options.methods)
+    trained = trained_methods(network.recipe, changes or {}, options)
     kind = ExitLoop if trained[0].objective.traits.trains == "exits" else Loop
     loop = kind(network, data, trained, options, progress, teacher)
     if run is not None:
@@ -133,6 +135,7 @@ def _finish(loop: Course, baseline: float) -> Finetuned:
         history=position.history,
         achieved_rate=overall_rate(loop.trained[0].own(network, scores.rates)),
         exits=loop.exit_scores(),
+        suited=loop.suited,
     )
     network.recipe = network.recipe.with_step(_step(loop, result, scores.top5))
     return result
@@ -154,6 +157,7 @@ def _step(loop: Course, result: Finetuned, top5: float) -> Step:
         "achieved_rate": result.achieved_rate,
         "target_rate": result.target_rate,
         "chosen": result.chosen,
+        "suited": result.suited,
         "batchnorm": result.batchnorm,
         "rates": site_rates(result.rates),
         "unit_rates": result.rates,
