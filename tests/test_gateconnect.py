@@ -489,7 +489,7 @@ def test_real_gates_take_plain_steps_and_those_of_older_files_have_momentum() ->
 
 def test_a_short_joint_phase_has_a_higher_rate() -> None:
     method = get("gateconnect")
-    for steps, wanted in ((320_000, None), (2_000, 1.3), (100, 10.0)):
+    for steps, wanted in ((320_000, None), (2_000, 1.3), (100, 3.0)):
         length = Length(epochs=10, steps=steps, lr=0.1, weight_decay=0.0)
         found = method.about.settings().suited(length)
         assert found == ({} if wanted is None else {"gate_lr": wanted})

@@ -57,7 +57,7 @@ from gatecli.traced.site import Site
 __all__ = ["Connections", "GateConnectSettings"]
 
 TRAVEL = 1000.0  # what the real gates' learning rate comes to over the joint phase, at least
-FASTEST = 10.0  # ... and no rate is higher, however short the phase
+FASTEST = 3.0  # ... and no rate is higher: with 10, the first steps decide
 FACTOR = 2.0  # the real gates' learning rate over the weights', in the paper
 
 
