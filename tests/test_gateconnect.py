@@ -21,15 +21,19 @@ from torchvision.models import resnet
 
 import gatecli
 from gatecli.architectures.build import build, build_skeleton
+from gatecli.architectures.cifar.resnext import RESNEXTS
 from gatecli.errors import ArchitectureError, SettingError
 from gatecli.gates.observe import strategy
 from gatecli.graph.trace import compile_graph
 from gatecli.kinds.branch.modules import FanOut, SharedNorm
 from gatecli.kinds.branch.ops import connect, fold_streams, unfold_streams
-from gatecli.methods import get
+from gatecli.methods import get, parse_settings, recorded_settings
 from gatecli.methods.gateconnect import Connections
+from gatecli.methods.gateconnect.connections import RealConnections
+from gatecli.methods.settings import Length, Settings
 from gatecli.network import Network
 from gatecli.network.compare import relative_change
+from gatecli.training.trained import Trained
 
 LIMIT, SIZE = 1e-5, (16, 16)
 
@@ -320,6 +324,179 @@ def test_every_parameter_learns(kind: str) -> None:
             and bool(parameter.grad.isfinite().all())
             and float(parameter.grad.abs().sum()) > 0
         ), name
+
+
+# --- settings of the paper's, and its control ---
+
+
+def slow_connected(gate: Connections, values: Tensor, shortcut: Tensor) -> Tensor:
+    """x_j = sum_k g_jk (F_k + x_k / divisor), g as the gate says in evaluation."""
+    parts = values.reshape(len(values), gate.units, -1, *values.shape[2:])
+    carried = shortcut[:, None] / gate.divisor
+    return torch.einsum("jk,nkchw->njchw", gate.connections().detach(), parts + carried).flatten(
+        1, 2
+    )
+
+
+@pytest.mark.parametrize(("carry", "divisor"), [("mean", 2), ("sum", 1)])
+def test_the_identity_is_carried_as_a_mean_or_a_sum(kind: str, carry: str, divisor: int) -> None:
+    network = attached(kind, fan_in=2, carry=carry, connectivity="random")
+    for gate in gates(network).values():
+        values, shortcut = torch.randn(2, gate.units * 4, 3, 3), torch.randn(2, 4, 3, 3)
+        found = connect(values, shortcut, gate.eval()(values))
+        torch.testing.assert_close(found, slow_connected(gate, values, shortcut))
+        assert gate.divisor == divisor
+    for each in (network, gatecli.prune(network).network):
+        expected = compile_graph(each.graph)(each, images())
+        assert relative_change(expected.detach(), infer(each, images())) <= LIMIT
+    with strategy(network, "always-on"):
+        assert relative_change(infer(source(kind), images()), infer(network, images())) <= LIMIT
+
+
+def test_a_sum_of_all_connections_is_no_resnext() -> None:
+    assert attached("own", fan_in=8).recipe.steps[-1].results["max_logit_change"] <= LIMIT
+    every = gatecli.attach(source("own"), "gateconnect", input_size=SIZE, fan_in=8, carry="sum")
+    assert every.max_logit_change > LIMIT
+
+
+def test_real_gates_are_what_drawn_ones_are_on_average() -> None:
+    """K times the normalised gates; the gradient reaches them by that product."""
+    torch.manual_seed(0)
+    real, drawn = (kind("a", 5, 1, None).train() for kind in (RealConnections, Connections))
+    start = torch.rand(5, 5)
+    for gate in (real, drawn):
+        gate.real.data.copy_(start)
+    mean = torch.stack([drawn.drawn().detach() for _ in range(4000)]).mean(0)
+    torch.testing.assert_close(real.drawn().detach(), mean, atol=0.04, rtol=0)
+    wide = RealConnections("a", 5, 2, None)
+    assert torch.allclose(wide.connections(), torch.full((5, 5), 2 / 5))
+    (wide.train()(torch.zeros(1))[0] * torch.eye(5)).sum().backward()
+    assert wide.real.grad is not None and torch.equal(wide.real.grad, 2 * torch.eye(5))
+
+
+def test_real_gates_are_exact_pruned_and_replayed(kind: str, tmp_path: Path) -> None:
+    how: dict[str, Any] = {"connectivity": "real", "shared": "no"}
+    arch = "test_gateconnect:shared" if kind == "shared" else "cifar:resnext20_8x4d"
+    network = attached(kind, fan_in=2, arch=arch, **how)
+    gate = next(iter(gates(network).values()))
+    gate.real.data[:, 1] = 0
+    pruned = gatecli.prune(network)
+    assert pruned.thinned[next(iter(gates(network)))] == [1] and pruned.max_logit_change <= LIMIT
+    for number, each in enumerate((network, pruned.network)):
+        expected = compile_graph(each.graph)(each, images())
+        assert relative_change(expected.detach(), infer(each, images())) <= LIMIT
+        gatecli.write(each, tmp_path / f"{number}.safetensors")
+        named = arch if kind == "shared" else None
+        loaded = gatecli.load(tmp_path / f"{number}.safetensors", arch=named)
+        assert torch.equal(infer(each, images()), infer(loaded, images()))
+
+
+def test_all_real_gates_alike_are_the_source(kind: str) -> None:
+    count = 4 if kind == "shared" else 8
+    result = gatecli.attach(
+        source(kind), "gateconnect", input_size=SIZE, fan_in=count, connectivity="real"
+    )
+    assert result.max_logit_change <= LIMIT
+
+
+def test_real_gates_stay_as_they_are_after_the_joint_phase(kind: str) -> None:
+    network, objective = attached(kind, fan_in=2, connectivity="real"), get("gateconnect").objective
+    chosen = get("gateconnect").about.settings()
+    objective.begin_epoch(network, list(network.gated_by), chosen, 0.5)
+    for gate in gates(network).values():
+        before = gate.connections().clone()
+        gate.real.data.uniform_()
+        assert bool(gate.frozen) and torch.equal(gate.train()(images())[0], before)
+
+
+def test_the_seed_of_the_command_is_the_wiring_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_source(Path("x.pt"), "cifar:resnext20_8x4d")
+    line = ["attach", "x.pt", "--method", "gateconnect", "--set", "connectivity=random"]
+    wirings = []
+    for more in ([], ["--seed", 0], ["--seed", 3], ["--set", "seed=3"]):
+        found = call(*line, "--input-size", SIDE, *more, "--out", "y.safetensors", "--force")
+        wirings.append(contents(found["out"])[0]["gates.layer1.0.branches.chosen"])
+        recorded = contents(found["out"])[1]["steps"][-1]["settings"]["settings"]
+        assert recorded["seed"] == (3 if "3" in str(more) else 0)
+    plain, first, third, told = wirings
+    assert torch.equal(plain, first) and torch.equal(third, told) and not torch.equal(first, third)
+
+
+def test_residuals_of_a_network_from_scratch_start_with_the_same_variance() -> None:
+    for fan_in, wanted in ((None, 8), (1, 1), (4, 4)):
+        model = RESNEXTS["resnext20_8x4d"](fan_in=fan_in)
+        weight = model.get_submodule("layer1.0.bn3").weight
+        assert isinstance(weight, Tensor)
+        torch.testing.assert_close(weight, torch.full_like(weight, wanted**-0.5))
+
+
+# --- the phases, and the gates' step ---
+
+
+def test_phases_of_any_length() -> None:
+    """48, 40, 20 and 20 of 128 epochs; the same as shares."""
+    objective, about = get("gateconnect").objective, get("gateconnect").about
+    shares = "0.375,0.3125,0.15625,0.15625"
+    for words, epochs in (("48,40,20,20", 128), (shares, 128), (shares, 7)):
+        chosen = parse_settings(get("gateconnect"), {"phases": words})
+        chosen.check(epochs)
+        rates = [objective.learning_rate("step", 0.1, done / 128, chosen) for done in range(128)]
+        assert rates == pytest.approx([0.1] * 88 + [0.01] * 20 + [0.001] * 20)
+    network = attached("own", fan_in=2)
+    for words, last in (("3,1,0,6", 2), ("0.3,0.4,0.2,0.1", 2), ("10,0,0,0", 9)):
+        network = attached("own", fan_in=2)
+        chosen = parse_settings(get("gateconnect"), {"phases": words})
+        for epoch in range(10):
+            objective.begin_epoch(network, list(network.gated_by), chosen, epoch / 10)
+            frozen = all(bool(gate.frozen) for gate in gates(network).values())
+            assert frozen == (epoch > last)
+    assert about.settings().phases == "cifar"
+
+
+@pytest.mark.parametrize(
+    "words", ["a,b,c,d", "1,2,3", "1,2,3,4,5", "-1,2,3,4", "0,0,0,0", "1.5,2,3,4", "nan,1,1,1", ""]
+)
+def test_phases_that_are_none_are_refused(words: str) -> None:
+    with pytest.raises(SettingError, match="`phases` to be cifar, imagenet, or four lengths"):
+        parse_settings(get("gateconnect"), {"phases": words})
+
+
+def test_phases_that_do_not_fit_the_epochs_are_refused_before_anything_is_read() -> None:
+    chosen = parse_settings(get("gateconnect"), {"phases": "4,2,1,1"})
+    chosen.check(8)
+    with pytest.raises(SettingError, match="add up to the 9 epochs, but got 4,2,1,1, which are 8"):
+        chosen.check(9)
+
+
+def group_of(chosen: Settings, **options: Any) -> dict[str, Any]:
+    """The optimizer's group of the real gates."""
+    trained = Trained(get("gateconnect"), chosen)
+    (group,) = trained.groups(attached("own", fan_in=2), gatecli.TrainOptions(**options))
+    return group
+
+
+def test_real_gates_take_plain_steps_and_those_of_older_files_have_momentum() -> None:
+    method = get("gateconnect")
+    older = recorded_settings(method, {"fan_in": 2, "seed": 0, "phases": "imagenet"})
+    for chosen, momentum in ((method.about.settings(), 0.0), (older, 0.7)):
+        group = group_of(chosen, momentum=0.7)
+        assert (group["momentum"], group["base_lr"], group["weight_decay"]) == (momentum, 0.2, 0.0)
+    assert older.phases == "imagenet" and older.carry == "mean"
+
+
+def test_a_short_joint_phase_has_a_higher_rate() -> None:
+    method = get("gateconnect")
+    for steps, wanted in ((320_000, None), (2_000, 1.3), (100, 3.0)):
+        length = Length(epochs=10, steps=steps, lr=0.1, weight_decay=0.0)
+        found = method.about.settings().suited(length)
+        assert found == ({} if wanted is None else {"gate_lr": wanted})
+        for told in ({"gate_lr": 0.1}, {"short_run": 0}):
+            assert not parse_settings(method, told).suited(length)
+        older = recorded_settings(method, {"fan_in": 2, "gate_lr": None})
+        assert not older.suited(length)
 
 
 # --- prune ---

@@ -15,12 +15,13 @@ import torch
 from command import gatecli, milliseconds
 from subset import subset
 
-from gatecli.architectures.build import build
+from gatecli.architectures.cifar.resnext import RESNEXTS
 
 VARIANTS = {
     "K = 1": ["fan_in=1"],
     "K = 4": ["fan_in=4"],
     "random, K = 4": ["fan_in=4", "connectivity=random"],
+    "real, K = 4": ["fan_in=4", "connectivity=real"],
     "full, K = 8": ["fan_in=8"],
 }
 
@@ -44,11 +45,13 @@ def main() -> None:
         " module | ms at batch 1 / 32 | pruned |\n|---|---|---|---|---|---|---|---|---|---|"
     )
     for seed in args.seeds:
-        source = f"{args.arch}.{seed}.pt"
-        torch.manual_seed(seed)
-        torch.save(build(f"cifar:{args.arch}", {"num_classes": classes}).state_dict(), source)
         for name in args.connections:
             stem = f"{args.arch}.{seed}.{name.replace(' ', '').replace(',', '-')}"
+            fan_in = int(name.rpartition(" ")[2])
+            source = f"{stem}.pt"
+            torch.manual_seed(seed)
+            network = RESNEXTS[args.arch](num_classes=classes, fan_in=fan_in)
+            torch.save(network.state_dict(), source)
             sets = [word for setting in VARIANTS[name] for word in ("--set", setting)]
             gated = gatecli(
                 "attach",
@@ -58,6 +61,8 @@ def main() -> None:
                 *sets,
                 "--input-size",
                 args.size,
+                "--seed",
+                seed,
                 "--out",
                 f"{stem}.safetensors",
                 "--force",

@@ -145,7 +145,7 @@ def _opened(session: Session, begun: Begun, *, trusted: bool) -> _Work:
 
     options = TrainOptions(**begun.options)
     network = session.open_gated(Path(begun.checkpoint), "train")
-    trained_methods(network.recipe, begun.settings, options.methods)
+    trained_methods(network.recipe, begun.settings, options)
     dataset, samples = _data(session, network, begun, trusted=trusted)
     teacher = None if begun.teacher is None else session.open(Path(begun.teacher))
     check_teacher(network, teacher, options)
@@ -272,6 +272,7 @@ def _json(result: Finetuned, path: Path, target: Path) -> dict[str, Any]:
         "achieved_rate": result.achieved_rate,
         "chosen": result.chosen,
         "batchnorm": result.batchnorm,
+        "suited": result.suited,
         "history": result.history,
         **exit_facts(result.exits),
     }

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_type_hints
 from gatecli.errors import SettingError
 from gatecli.methods.values import ValueType, told, type_of
 
-__all__ = ["Known", "S", "Settings", "known", "setting"]
+__all__ = ["Known", "Length", "S", "Settings", "known", "setting"]
 
 
 def setting(  # noqa: PLR0913  all by keyword but what every setting says
@@ -50,6 +50,23 @@ def setting(  # noqa: PLR0913  all by keyword but what every setting says
     return field(default=default, metadata=about)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Length:
+    """How long a training is, and how fast.
+
+    Attributes:
+        epochs: Passes over the training split.
+        steps: Batches in all of them.
+        lr: The weights' learning rate at the start.
+        weight_decay: The weights'.
+    """
+
+    epochs: int
+    steps: int
+    lr: float
+    weight_decay: float
+
+
 @dataclass(frozen=True)
 class Settings:
     """Settings that every method has; methods subclass it and add their own."""
@@ -60,6 +77,19 @@ class Settings:
     gate_weight_decay: float | None = setting(
         None, "weight decay of the gates; none: that of the weights", low=0, high=1e30
     )
+    gate_momentum: float | None = setting(
+        None, "momentum of the gates; none: that of the weights", low=0, high=1
+    )
+
+    def check(self, epochs: int) -> None:
+        """Check that they go with a training of so many epochs. Raises SettingError."""
+
+    def suited(self, length: Length) -> dict[str, float]:
+        """Values that suit a training of this length, of settings that nobody has set.
+
+        None, unless a method says otherwise.
+        """
+        return {}
 
 
 S = TypeVar("S", bound=Settings)

@@ -13,6 +13,8 @@ from torch import Tensor
 from gatecli.data import DataSet
 from gatecli.errors import CheckpointError, Interrupted, TrainingError
 from gatecli.gates.observe import strategy
+from gatecli.methods.schedules import learning_rate, warmed
+from gatecli.methods.settings import Length
 from gatecli.network import Network
 from gatecli.progress import Progress
 from gatecli.stages.predict import ExitScore, Scores, score, score_exits
@@ -56,12 +58,12 @@ class Course(Resumable):
         """
         self.network = network
         self.data = data
-        self.trained = trained
         self.options = options
         self.progress = progress
+        self.examples = Examples(network, data, options)
+        self.trained = [each.suited_to(self._length()) for each in trained]
         check_teacher(network, teacher, options)
         self.teacher = self._make_teacher(teacher)
-        self.examples = Examples(network, data, options)
         goal = self._make_goal()
         # looking for them walks through all modules, which is too slow for each step
         self.sites = {each.name: each.sites(network) for each in trained}
@@ -69,6 +71,7 @@ class Course(Resumable):
             self._groups(),
             lr=options.lr,
             momentum=options.momentum,
+            nesterov=options.nesterov,
             weight_decay=options.weight_decay,
         )
         super().__init__(network, optimizer, goal, options)
@@ -119,6 +122,27 @@ class Course(Resumable):
         """Steps of the whole training."""
         return self.options.epochs * self.examples.steps_per_epoch
 
+    def _length(self) -> Length:
+        return Length(
+            epochs=self.options.epochs,
+            steps=self.total_steps,
+            lr=self.options.lr,
+            weight_decay=self.options.weight_decay,
+        )
+
+    @property
+    def suited(self) -> dict[str, dict[str, float]]:
+        """The settings that nobody set and that follow from the training's length, by method."""
+        return {each.name: dict(each.suited) for each in self.trained if each.suited}
+
+    def _say_what_suits(self) -> None:
+        for name, found in self.suited.items():
+            values = " ".join(f"{setting}={value:g}" for setting, value in found.items())
+            self.progress.say(
+                f"a short run, {self.total_steps} steps: {name} is trained with {values}, as nobody"
+                " has set them (gatecli methods says more)"
+            )
+
     def train(self) -> float:
         """Run to the end of the last epoch, from wherever the position is.
 
@@ -129,6 +153,7 @@ class Course(Resumable):
             Interrupted: The user stopped it; what was done is saved before.
             TrainingError: The loss or a weight is no longer finite.
         """
+        self._say_what_suits()
         try:
             baseline = self._baseline()
             self.goal.begin(baseline)
@@ -165,12 +190,23 @@ class Course(Resumable):
         return self.position.baseline
 
     def _set_learning_rate(self) -> None:
-        done = self.position.step / self.total_steps
-        first = self.trained[0]
+        step = self.position.step
+        warmup = self.options.warmup * self.examples.steps_per_epoch
         for group in self.optimizer.param_groups:
-            group["lr"] = first.objective.learning_rate(
-                self.options.schedule, group["base_lr"], done, first.settings
-            )
+            rate = self._scheduled(group["base_lr"], step / self.total_steps)
+            group["lr"] = warmed(rate, step, warmup)
+
+    def _scheduled(self, base: float, done: float) -> float:
+        """The learning rate for its `base`, the share `done` of the training lying behind.
+
+        Milestones that the user tells come before the method's own.
+        """
+        options = self.options
+        if options.milestones is not None:
+            shares = [epoch / options.epochs for epoch in options.milestones]
+            return learning_rate(options.schedule, base, done, shares)
+        first = self.trained[0]
+        return first.objective.learning_rate(options.schedule, base, done, first.settings)
 
     def _descend(self, loss: Tensor) -> float:
         """Move the parameters by a loss, a scalar.

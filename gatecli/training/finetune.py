@@ -42,6 +42,7 @@ class Finetuned:
         achieved_rate: What to compare with the target: the mean over the gates of the (first)
             method trained.
         exits: What exits that were trained with the network say.
+        suited: The settings that nobody set and that follow from the run's length, by method.
     """
 
     network: Network
@@ -56,6 +57,7 @@ class Finetuned:
     history: list[dict[str, Any]]
     achieved_rate: float
     exits: dict[str, ExitScore]
+    suited: dict[str, dict[str, float]]
 
 
 def finetune(  # noqa: PLR0913 - its command's options, by keyword
@@ -89,7 +91,7 @@ def finetune(  # noqa: PLR0913 - its command's options, by keyword
         CheckpointError: A state cannot be written or read.
         Interrupted: The user stopped it.
     """
-    trained = trained_methods(network.recipe, changes or {}, options.methods)
+    trained = trained_methods(network.recipe, changes or {}, options)
     kind = ExitLoop if trained[0].objective.traits.trains == "exits" else Loop
     loop = kind(network, data, trained, options, progress, teacher)
     if run is not None:
@@ -134,6 +136,7 @@ def _finish(loop: Course, baseline: float) -> Finetuned:
         history=position.history,
         achieved_rate=loop.trained[0].achieved(network, scores.rates),
         exits=loop.exit_scores(),
+        suited=loop.suited,
     )
     network.recipe = network.recipe.with_step(_step(loop, result, scores.top5))
     return result
@@ -155,6 +158,7 @@ def _step(loop: Course, result: Finetuned, top5: float) -> Step:
         "achieved_rate": result.achieved_rate,
         "target_rate": result.target_rate,
         "chosen": result.chosen,
+        "suited": result.suited,
         "batchnorm": result.batchnorm,
         "rates": site_rates(result.rates),
         "unit_rates": result.rates,

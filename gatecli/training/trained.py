@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from torch import nn
@@ -11,7 +11,7 @@ from torch import nn
 from gatecli import methods
 from gatecli.errors import TrainingError
 from gatecli.methods import Method, Objective
-from gatecli.methods.settings import Settings
+from gatecli.methods.settings import Length, Settings
 from gatecli.network import Network
 from gatecli.network.costs import Rates
 from gatecli.traced.recipe import Recipe
@@ -24,10 +24,22 @@ V = TypeVar("V")
 
 @dataclass(frozen=True)
 class Trained:
-    """One method and its settings; the sites are those that it gates."""
+    """One method and its settings; the sites are those that it gates.
+
+    Attributes:
+        method: The method.
+        settings: Those that it is trained with.
+        suited: Those among them that follow from the training's length.
+    """
 
     method: Method[Any]
     settings: Settings
+    suited: Mapping[str, float] = field(default_factory=dict)
+
+    def suited_to(self, length: Length) -> Trained:
+        """The same, what nobody has set being as it suits a training of this length."""
+        found = self.settings.suited(length)
+        return replace(self, settings=replace(self.settings, **found), suited=found)
 
     @property
     def name(self) -> str:
@@ -76,10 +88,12 @@ class Trained:
         """The optimizer's group of some of the method's own parameters."""
         lr = self.settings.gate_lr
         decay = self.settings.gate_weight_decay
+        momentum = self.settings.gate_momentum
         return {
             "params": list(parameters),
             "base_lr": options.lr * self.objective.traits.gate_lr_factor if lr is None else lr,
             "weight_decay": options.weight_decay if decay is None else decay,
+            "momentum": options.momentum if momentum is None else momentum,
         }
 
 
@@ -103,21 +117,22 @@ def optimizer_groups(
 
 
 def trained_methods(
-    recipe: Recipe, changes: Mapping[str, Any], names: Sequence[str] = ()
+    recipe: Recipe, changes: Mapping[str, Any], options: TrainOptions
 ) -> list[Trained]:
     """The methods to train, with their settings.
 
     Args:
         recipe: The network's, which says what is attached.
         changes: Settings to change, of the first of the methods.
-        names: Which methods; none: the one that the latest attach put in.
+        options: How to train, and which methods; none: the one that the latest attach put in.
 
     Raises:
+        SettingError: A setting is none of the method's, or does not go with the options.
         TrainingError: A method is not attached, is named twice, or trains something that does not
             go with the others.
     """
     attached = _attached(recipe)
-    chosen = list(names) or [list(attached)[-1]]
+    chosen = options.methods or [list(attached)[-1]]
     _check_names(chosen, attached)
     found = [methods.get(name) for name in chosen]
     _check_together(found)
@@ -126,6 +141,7 @@ def trained_methods(
         recorded = methods.recorded_settings(method, attached[method.about.name])
         own_changes = {} if trained else changes
         settings = methods.parse_settings(method, own_changes, recorded)
+        settings.check(options.epochs)
         trained.append(Trained(method=method, settings=settings))
     return trained
 

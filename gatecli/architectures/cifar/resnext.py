@@ -27,7 +27,14 @@ class Branches(nn.Module):
     """A module of `cardinality` branches: (N, C, H, W) -> (N, outputs, H / stride, W / stride)."""
 
     def __init__(
-        self, channels: int, width: int, outputs: int, cardinality: int, stride: int
+        self,
+        channels: int,
+        width: int,
+        outputs: int,
+        cardinality: int,
+        stride: int,
+        *,
+        fan_in: int | None = None,
     ) -> None:
         super().__init__()
         inner = width * cardinality
@@ -38,9 +45,9 @@ class Branches(nn.Module):
         self.bn2 = nn.BatchNorm2d(inner)
         self.conv3 = nn.Conv2d(inner, every, 1, groups=cardinality, bias=False)
         self.bn3 = nn.BatchNorm2d(every)
-        # so that the sum over the branches starts with a BatchNorm's variance: else a rate of .1 or
-        # .03 learns nothing
-        nn.init.constant_(self.bn3.weight, cardinality**-0.5)
+        # so that the sum over the branches that are read starts with a BatchNorm's variance: else a
+        # rate of .1 or .03 learns nothing
+        nn.init.constant_(self.bn3.weight, (fan_in or cardinality) ** -0.5)
         self.relu = nn.ReLU(inplace=True)
         self.cardinality = cardinality
         self.downsample: nn.Module | None = None
@@ -60,19 +67,28 @@ class Branches(nn.Module):
 class CifarResNeXt(nn.Module):
     """A CIFAR ResNeXt: images (N, channels, 32, 32) -> logits (N, num_classes).
 
-    The stages are 64, 128 and 256 wide, with `width` 64 four times that.
+    The stages are 64, 128 and 256 wide, with `width` 64 four times that. `fan_in` is how many
+    branches each branch will read in a training from scratch; None: all of them.
     """
 
-    def __init__(self, depth: int, width: int, num_classes: int = 10, channels: int = 3) -> None:
+    def __init__(
+        self,
+        depth: int,
+        width: int,
+        num_classes: int = 10,
+        channels: int = 3,
+        *,
+        fan_in: int | None = None,
+    ) -> None:
         super().__init__()
+        stage = partial(_stage, modules=(depth - 2) // 9, fan_in=fan_in)
         first = 64 if width < 64 else 256
         self.conv1 = nn.Conv2d(channels, first // 4, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(first // 4)
         self.relu = nn.ReLU(inplace=True)
-        modules = (depth - 2) // 9
-        self.layer1 = _stage(first // 4, width, first, modules, 1)
-        self.layer2 = _stage(first, 2 * width, 2 * first, modules, 2)
-        self.layer3 = _stage(2 * first, 4 * width, 4 * first, modules, 2)
+        self.layer1 = stage(first // 4, width, first, stride=1)
+        self.layer2 = stage(first, 2 * width, 2 * first, stride=2)
+        self.layer3 = stage(2 * first, 4 * width, 4 * first, stride=2)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(4 * first, num_classes)
         for part in self.modules():
@@ -86,9 +102,12 @@ class CifarResNeXt(nn.Module):
         return logits
 
 
-def _stage(channels: int, width: int, outputs: int, modules: int, stride: int) -> nn.Sequential:
-    others = (Branches(outputs, width, outputs, CARDINALITY, 1) for _ in range(modules - 1))
-    return nn.Sequential(Branches(channels, width, outputs, CARDINALITY, stride), *others)
+def _stage(
+    channels: int, width: int, outputs: int, *, modules: int, stride: int, fan_in: int | None
+) -> nn.Sequential:
+    made = partial(Branches, width=width, outputs=outputs, cardinality=CARDINALITY, fan_in=fan_in)
+    others = (made(outputs, stride=1) for _ in range(modules - 1))
+    return nn.Sequential(made(channels, stride=stride), *others)
 
 
 RESNEXTS: dict[str, Callable[..., nn.Module]] = {

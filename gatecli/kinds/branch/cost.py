@@ -105,7 +105,7 @@ def _lean_macs(root: nn.Module, costs: Mapping[str, NodeCost], node: fx.Node) ->
     each = wide // readers * height * width
     inside = _shape(costs, conv.all_input_nodes[0])[1] // branches
     fan_in = int(gate.fan_in)
-    direct = is_direct(streams, fan_in, branches, inside)
+    direct = gate.is_binary and is_direct(streams, fan_in, branches, inside)
     result = {
         conv.name: (streams * fan_in if direct else branches) * inside * each,
         node.name: 0 if direct else streams * branches * each,

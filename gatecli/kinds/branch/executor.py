@@ -7,13 +7,13 @@ On the graph (see gatecli.kinds.branch.surgery) a boundary is `relu(connect(norm
 read))`, C streams of maps. Here, with W_k and b_k the weights of branch k with its BatchNorm's
 scale in them, and s_k what it carries of the shortcut, a stream is one of
 
-    direct   x_j = relu([W_k .. W_l] [h_k .. h_l] + sum_k (b_k + s_k / K))        over the K
-        branches that j reads
-    summed   y_k = W_k h_k + b_k + s_k / K,  x = relu(G y)                        all y_k first, G
+    direct   x_j = relu([W_k .. W_l] [h_k .. h_l] + sum_k (b_k + s_k / D))        over the K
+        branches that j reads, D the divisor
+    summed   y_k = W_k h_k + b_k + s_k / D,  x = relu(G y)                        all y_k first, G
         the connections (streams, C)
 
-whichever has fewer products (see gatecli.kinds.branch.stream_sums). Once connections are fixed,
-branches that read the same share a stream.
+whichever has fewer products (see gatecli.kinds.branch.stream_sums); connections that are not 0 or 1
+are always summed. Once connections are fixed, branches that read the same share a stream.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from gatecli.lowering.norms import tensors_of
 
 __all__ = ["Fold", "Layout", "StreamConv", "StreamMean", "Streams"]
 
-Read = tuple[Tensor, int]  # connections (streams, C) or (N, streams, C), and how many are read
+Read = tuple[Tensor, int]  # connections (streams, C) or (N, streams, C), and the divisor
 
 
 class Layout(Remembered):
@@ -88,7 +88,7 @@ class Streams(Forgetful):
         Returns:
             (N, streams * out, H, W).
         """
-        connections, fan_in = read
+        connections, divisor = read
         conv = self.root.get_submodule(self.conv)
         norm = self.root.get_submodule(self.norm)
         if self.shared:
@@ -99,7 +99,7 @@ class Streams(Forgetful):
         if before is not None:
             _, places = self.before(before[0])
         if _must_be_plain(conv, h, shortcut, connections):
-            return _plainly(norm(conv(h)), shortcut, (connections, fan_in), places)
+            return _plainly(norm(conv(h)), shortcut, (connections, divisor), places)
         folded = self.folded(lambda: Folded(stream_sums.fold(conv, norm)), *tensors_of(conv, norm))
         branches, out, width = folded.weight.shape
         size = h.shape[2:]
@@ -108,15 +108,22 @@ class Streams(Forgetful):
             carried=shortcut.reshape(len(h), -1, out, size.numel()),
             places=places,
             connections=connections,
-            fan_in=fan_in,
+            divisor=divisor,
         )
         rows = [_ones(row) for row in connections.tolist()]
-        even = {len(row) for row in rows} == {fan_in}
-        if even and is_direct(len(rows), fan_in, branches, width - 1):
+        if _is_direct(connections, rows, branches, width - 1):
             found = stream_sums.direct(folded.joint(rows), inside, rows)
         else:
             found = stream_sums.summed(folded.weight, inside)
         return found.reshape(len(h), -1, *size)
+
+
+def _is_direct(connections: Tensor, rows: list[list[int]], branches: int, width: int) -> bool:
+    """Whether a product for each stream is possible, and cheaper."""
+    count = len(rows[0])
+    is_even = count > 0 and all(len(row) == count for row in rows)
+    is_binary = bool(((connections == 0) | (connections == 1)).all())
+    return is_binary and is_even and is_direct(len(rows), count, branches, width)
 
 
 def _ones(row: list[float]) -> list[int]:

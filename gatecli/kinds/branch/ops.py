@@ -13,14 +13,14 @@ __all__ = ["connect", "fold_streams", "mean_streams", "unfold_streams"]
 def connect(values: Tensor, shortcut: Tensor, read: tuple[Tensor, int]) -> Tensor:
     """What each branch of the next module reads.
 
-    The sum of the branches that it is connected to, y_k = values_k + shortcut_k / fan_in.
+    The sum of the branches that it is connected to, y_k = values_k + shortcut_k / divisor.
 
     Args: values (N, C * out, H, W), one part a branch; shortcut (N, out, H, W), or (N, C * out, H,
     W) where the branches have streams of their own;
-    read: connections (readers, C), or (N, readers, C), and the fan_in. Returns (N, readers * out,
+    read: connections (readers, C), or (N, readers, C), and the divisor. Returns (N, readers * out,
         H, W).
     """
-    connections, fan_in = read
+    connections, divisor = read
     batch, channels, height, width = values.shape
     count, readers, size = (
         connections.shape[-1],
@@ -34,7 +34,7 @@ def connect(values: Tensor, shortcut: Tensor, read: tuple[Tensor, int]) -> Tenso
         batch, readers, count
     )  # a matmul of one matrix with all samples would copy what it multiplies
     found = torch.bmm(
-        each, torch.add(values.reshape(batch, count, size), carried, alpha=1 / fan_in)
+        each, torch.add(values.reshape(batch, count, size), carried, alpha=1 / divisor)
     )
     return found.reshape(batch, channels // count * readers, height, width)
 

@@ -48,15 +48,15 @@ class Sources:
         h: what the branches' last convolutions read, (N, C, w, positions).
         carried: the shortcut, (N, 1 or its streams, out, positions).
         places: of each branch the stream of the shortcut that it belongs to.
-        connections: which branches each stream reads, 0 or 1: (streams, C).
-        fan_in: how many that are, at first.
+        connections: how each stream reads the branches, 0 where not: (streams, C).
+        divisor: of what is carried.
     """
 
     h: Tensor
     carried: Tensor
     places: Sequence[int]
     connections: Tensor
-    fan_in: int
+    divisor: int
 
 
 def fold(conv: Any, norm: Any) -> Tensor:
@@ -132,7 +132,7 @@ def direct(joint: Tensor, read: Sources, rows: list[list[int]]) -> Tensor:
         start = parts[0]
         for part in parts[1:]:
             start = torch.add(start, part, out=x)
-        share = 1 / len(parts)
+        share = len(row) / (read.divisor * len(parts))
         for sample in range(len(h)):  # a batched product would copy the weights for each
             torch.addmm(start[sample], joint[number], inside[sample], beta=share, out=x[sample])
         x.relu_()
@@ -155,6 +155,6 @@ def summed(weight: Tensor, read: Sources) -> Tensor:
     values = products(weight, inside)
     if carried.shape[1] not in (1, len(read.places)):
         carried = carried.index_select(1, torch.tensor(read.places, device=h.device))
-    values.add_(carried, alpha=1 / read.fan_in)
+    values.add_(carried, alpha=1 / read.divisor)
     rows = values.reshape(len(h), len(weight), -1)
     return torch.matmul(read.connections.to(h.dtype), rows).relu_()

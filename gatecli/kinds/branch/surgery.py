@@ -56,7 +56,7 @@ def insert_connections(net: Traced, site: str, boundary: Boundary, gate: nn.Modu
         net: The network.
         site: The site.
         boundary: Its boundary.
-        gate: A module (entry) -> (connections (readers, branches), fan_in).
+        gate: A module (entry) -> (connections (readers, branches), divisor).
     """
     path, graph = f"gates.{site}", net.graph
     place(net.root, path, gate)

@@ -8,13 +8,15 @@ what comes before it in full, the outputs of the last are summed. Training keeps
 1], which start uniform (1/C, ours). At each iteration K distinct connections a branch are drawn
 from the multinomial that they are, normalised, one draw for the whole batch, and the normalised
 gates are kept. The gradient with respect to the binary gates, those not drawn too, moves them; they
-are then clipped to [0, 1]; their learning rate is twice the weights'. After the joint phase the K
-largest stay, and the weights are trained on, at last with two lower rates.
+are then clipped to [0, 1]; their learning rate is twice the weights', and their step is a plain
+one, without momentum. After the joint phase the K largest stay, and the weights are trained on, at
+last with two lower rates. With `connectivity=real`, the paper's control, nothing is drawn: g_j are
+the real gates themselves, K times what sums to 1.
 
 Ours, so that K = C is exactly the network as it was: the identity is carried as x_k / K (the paper
-sums it K times), each branch has 1 / C of the last BatchNorm's shift, and that BatchNorm stays one,
-in training with the statistics of the sum over all branches. What a module reads in full carries
-x_k / C.
+sums it K times: `carry=sum`), each branch has 1 / C of the last BatchNorm's shift, and that
+BatchNorm stays one, in training with the statistics of the sum over all branches. What reads a
+module in full is given x_k / C.
 
 A branch that nobody reads is unused, and so is one that only unused ones read: prune takes them
 out, which changes nothing else.
@@ -23,7 +25,7 @@ out, which changes nothing else.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -33,27 +35,51 @@ from gatecli.errors import SettingError
 from gatecli.kinds import registry
 from gatecli.kinds.base import CONNECTIONS
 from gatecli.methods.base import About, Method
-from gatecli.methods.gateconnect.connections import AllConnections, Connections
+from gatecli.methods.gateconnect.connections import (
+    AllConnections,
+    Connections,
+    RealConnections,
+)
+from gatecli.methods.gateconnect.phases import (
+    PHASES,
+    check_phases,
+    has_chosen,
+    joint_share,
+    phase_rate,
+)
 from gatecli.methods.objective import Objective, Traits
 from gatecli.methods.registry import register
-from gatecli.methods.settings import Settings, setting
+from gatecli.methods.schedules import raised
+from gatecli.methods.settings import Length, Settings, setting
 from gatecli.network import Network
 from gatecli.traced.site import Site
 
 __all__ = ["Connections", "GateConnectSettings"]
 
-PHASES = {
-    "cifar": (120, 100, 50, 50),
-    "imagenet": (30, 30, 30, 30),
-}  # epochs: joint, then at the rate, a tenth, a hundredth of it
+TRAVEL = 1000.0  # what the real gates' learning rate comes to over the joint phase, at least
+FASTEST = 3.0  # ... and no rate is higher: with 10, the first steps decide
+FACTOR = 2.0  # the real gates' learning rate over the weights', in the paper
 
 
 @dataclass(frozen=True)
 class GateConnectSettings(Settings):
     """Settings of GateConnect."""
 
+    gate_lr: float | None = setting(
+        None,
+        "learning rate of the real gates; none: twice that of the weights, more in a short_run",
+        low=0,
+        high=1e30,
+    )
     gate_weight_decay: float | None = setting(
         0.0, "weight decay of the real gates; none: that of the weights", low=0, high=1e30
+    )
+    gate_momentum: float | None = setting(
+        0.0,
+        "momentum of the real gates; none: that of the weights",
+        low=0,
+        high=1,
+        before=lambda stored: None,
     )
     fan_in: int | None = setting(
         None,
@@ -65,8 +91,16 @@ class GateConnectSettings(Settings):
     )
     connectivity: str = setting(
         "learned",
-        "learned, or random for comparison: drawn once, and fixed",
-        choices=("learned", "random"),
+        "learned; or for comparison random: drawn once, and fixed; or real: as strong as the real"
+        " gates, nothing drawn",
+        choices=("learned", "random", "real"),
+        structural=True,
+    )
+    carry: str = setting(
+        "mean",
+        "of the branches that a branch reads, the identity is the mean, or their sum as in the"
+        " paper, which changes predictions with all connections too",
+        choices=("mean", "sum"),
         structural=True,
     )
     shared: bool = setting(
@@ -75,25 +109,45 @@ class GateConnectSettings(Settings):
         " and a half times that, drawn with `seed`",
         structural=True,
     )
-    seed: int = setting(
-        0,
-        "of a random connectivity, and of real gates that start at random",
+    seed: int | None = setting(
+        None,
+        "of a random connectivity, and of real gates that start at random; none: that of --seed",
         low=0,
         high=2**31 - 1,
         structural=True,
     )
-    phases: str = setting(
+    phases: str | tuple[float, ...] = setting(
         "cifar",
-        "how --schedule step divides the epochs into phases: 120 joint, 100, 50, 50 (cifar), or"
-        " four alike (imagenet)",
-        choices=tuple(PHASES),
+        "the joint phase, and three of the weights alone, which --schedule step trains at the rate,"
+        " a tenth and a hundredth of it: as 120, 100, 50, 50 (cifar), four alike (imagenet), or"
+        " four lengths, epochs or shares",
+        value=PHASES,
     )
+    short_run: int = setting(
+        5000,
+        "a joint phase of fewer steps is short, too short for the paper's rate to choose: where"
+        f" gate_lr is none, it is then {TRAVEL:g} / steps (at most {FASTEST:g}); 0: none is short",
+        low=0,
+        before=lambda stored: 0,
+    )
+
+    def check(self, epochs: int) -> None:
+        check_phases(self.phases, epochs)
+
+    def suited(self, length: Length) -> dict[str, float]:
+        """What lets connections be learned in a short joint phase, where it has not been set."""
+        usual = FACTOR * length.lr
+        steps = round(length.steps * joint_share(self.phases))
+        if self.gate_lr is not None or not 0 < steps < self.short_run:
+            return {}
+        rate = raised(usual, TRAVEL, steps, FASTEST)
+        return {"gate_lr": rate} if rate > usual else {}
 
 
 class Choosing(Objective[GateConnectSettings]):
     """The cross-entropy alone moves the real gates, until the joint phase is over."""
 
-    traits: ClassVar[Traits] = Traits(gate_lr_factor=2.0)
+    traits: ClassVar[Traits] = Traits(gate_lr_factor=FACTOR)
 
     def targets(
         self, settings: GateConnectSettings, sites: Iterable[str], epoch: int
@@ -112,13 +166,12 @@ class Choosing(Objective[GateConnectSettings]):
     def begin_epoch(
         self, network: Network, sites: Iterable[str], settings: GateConnectSettings, done: float
     ) -> None:
-        joint, *others = PHASES[settings.phases]
-        if done < joint / (joint + sum(others)):
+        if not has_chosen(settings.phases, done):
             return
         for site in sites:
             gate = _connections(network, site)
             if not bool(gate.frozen):
-                gate.freeze(gate.largest())
+                gate.freeze(gate.settled())
 
     def after_step(self, network: Network, sites: Iterable[str]) -> None:
         with torch.no_grad():
@@ -130,13 +183,23 @@ class Choosing(Objective[GateConnectSettings]):
     ) -> float:
         if schedule != "step":
             return super().learning_rate(schedule, base, done, settings)
-        joint, same, tenth, hundredth = PHASES[settings.phases]
-        at = done * (joint + same + tenth + hundredth)
-        return base * (1.0 if at < joint + same else 0.1 if at < joint + same + tenth else 0.01)
+        return phase_rate(settings.phases, base, done)
 
 
 class GateConnect(Method[GateConnectSettings]):
     """GateConnect, as this file describes it."""
+
+    def complete(
+        self,
+        network: Network,
+        sites: list[str],
+        settings: GateConnectSettings,
+        gater: Network | None = None,
+    ) -> tuple[list[str], GateConnectSettings]:
+        sites, settings = super().complete(network, sites, settings, gater)
+        if settings.seed is None:
+            settings = replace(settings, seed=torch.initial_seed() % 2**31)
+        return sites, settings
 
     def gate(self, network: Network, site: Site, settings: GateConnectSettings) -> Connections:
         count = site.units
@@ -147,9 +210,10 @@ class GateConnect(Method[GateConnectSettings]):
                 f" but got {fan_in}"
             )
         net, kind = network.traced, registry.of(site)
-        gate_type = AllConnections if fan_in == count else Connections
-        gate = gate_type(site.name, count, fan_in, kind.reader_of(net, site.name))
-        draw = torch.Generator().manual_seed(settings.seed + kind.number(net, site.name))
+        divisor = fan_in if settings.carry == "mean" else 1
+        gate_type = _type_of(settings, is_full=fan_in == count)
+        gate = gate_type(site.name, count, fan_in, kind.reader_of(net, site.name), divisor)
+        draw = torch.Generator().manual_seed((settings.seed or 0) + kind.number(net, site.name))
         if settings.connectivity == "random":
             gate.freeze(_random(count, fan_in, draw))
         if not settings.shared:
@@ -166,6 +230,12 @@ class GateConnect(Method[GateConnectSettings]):
             )
             read = read & readers[:, None]
         return [bool(flag) for flag in read.any(0)]
+
+
+def _type_of(settings: GateConnectSettings, *, is_full: bool) -> type[Connections]:
+    if settings.connectivity == "real":
+        return RealConnections
+    return AllConnections if is_full and settings.carry == "mean" else Connections
 
 
 def _connections(network: Network, site: str) -> Connections:

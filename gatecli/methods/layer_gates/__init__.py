@@ -36,8 +36,8 @@ from gatecli.methods.losses import FORMS as LOSS_FORMS
 from gatecli.methods.losses import per_batch, per_gate
 from gatecli.methods.objective import Objective
 from gatecli.methods.registry import register
-from gatecli.methods.schedules import annealed_target
-from gatecli.methods.settings import Settings, setting
+from gatecli.methods.schedules import annealed_target, raised
+from gatecli.methods.settings import Length, Settings, setting
 from gatecli.methods.targets import FORMS, TARGETS, VARIABLE, follow, resolve
 from gatecli.methods.values import FrozenDict
 from gatecli.network import Network
@@ -47,23 +47,55 @@ __all__ = [
     "AigSettings",
     "DataDependentGate",
     "DataIndependentGate",
-    "IndSettings",
     "LayerGateSettings",
 ]
 
 
 EVERY, RESIDUAL = "every", "residual"
 
+TRAVEL = 500.0  # what the gates' learning rate comes to over a run's steps, at least
+FASTEST = 10.0  # ... and no rate is higher, however short the run
+HEAVIEST = 4.0  # weight of the loss in the shortest runs
+
 
 @dataclass(frozen=True)
 class LayerGateSettings(Settings):
-    """Settings of the layer gates; defaults are the paper's where it gives one."""
+    """Settings of the layer gates; defaults are the paper's where it gives one.
 
+    Gates of two logits are not decayed: decay alone draws them together at the gates' own rate.
+    With a rate of 3 it takes P(on) from .98 to .72 in 938 steps, which looks like learning.
+    """
+
+    gate_lr: float | None = setting(
+        None,
+        "learning rate of the gates; none: that of the weights, more in a short_run",
+        low=0,
+        high=1e30,
+    )
+    gate_weight_decay: float | None = setting(
+        0.0,
+        "weight decay of the gates; none: that of the weights",
+        low=0,
+        high=1e30,
+        before=lambda stored: None,
+    )
     target_rate: float = setting(
         0.6, "share of branches to run, t in the paper (.4, .5, .6 there)", low=0, high=1
     )
-    loss_weight: float = setting(
-        1.0, "weight of the target loss beside the cross-entropy", low=0, high=1e30
+    loss_weight: float | None = setting(
+        None,
+        "weight of the target loss beside the cross-entropy; none: 1 as in the paper, more in a"
+        " short_run",
+        low=0,
+        high=1e30,
+    )
+    short_run: int = setting(
+        5000,
+        "a run of fewer steps is short, too short for the paper's rates to move gates: gate_lr, if"
+        f" none, is then {TRAVEL:g} / steps (at most {FASTEST:g}), and loss_weight, if none,"
+        f" short_run / steps (at most {HEAVIEST:g}); 0: no run is short",
+        low=0,
+        before=lambda stored: 0,
     )
     loss_form: str = setting(
         "quadratic",
@@ -109,27 +141,36 @@ class LayerGateSettings(Settings):
         0.9, "of the exponential average, for each batch", low=0, high=1
     )
 
+    def suited(self, length: Length) -> dict[str, float]:
+        """What lets gates move in a short run, where it has not been set.
+
+        The step that weight decay takes, rate times decay, stays that of the weights.
+        """
+        if length.steps >= self.short_run:
+            return {}
+        rate = raised(length.lr, TRAVEL, length.steps, FASTEST)
+        found = {}
+        if self.gate_lr is None and rate > length.lr:
+            found["gate_lr"] = rate
+            if self.gate_weight_decay is None:
+                found["gate_weight_decay"] = float(f"{length.weight_decay * length.lr / rate:.2g}")
+        if self.loss_weight is None:
+            found["loss_weight"] = raised(1.0, self.short_run, length.steps, HEAVIEST)
+        return found
+
 
 @dataclass(frozen=True)
 class AigSettings(LayerGateSettings):
     """Settings of AIG: the layer gates' and its own."""
 
-    hidden: int = setting(16, "width of the gate's hidden layer", low=1, high=4096, structural=True)
-
-
-@dataclass(frozen=True)
-class IndSettings(LayerGateSettings):
-    """Settings of the gates that are two logits each."""
-
-    # Decay draws the two logits together at the gates' own rate: with a rate of 3 it alone takes
-    # P(on) from .98 to .72 in 938 steps, which looks like learning.
     gate_weight_decay: float | None = setting(
-        0.0,
-        "weight decay of the gates' logits; none: that of the weights",
+        None,
+        "weight decay of the gates; none: that of the weights, and in a short_run as little in a"
+        " step as at their rate",
         low=0,
         high=1e30,
-        before=lambda stored: None,
     )
+    hidden: int = setting(16, "width of the gate's hidden layer", low=1, high=4096, structural=True)
 
 
 L = TypeVar("L", bound=LayerGateSettings)
@@ -169,7 +210,8 @@ class RateObjective(Objective[L]):
         settings: L,
         targets: Mapping[str, float],
     ) -> Tensor:
-        return settings.loss_weight * self._loss_of(decisions, targets, settings.loss_form)
+        weight = 1.0 if settings.loss_weight is None else settings.loss_weight
+        return weight * self._loss_of(decisions, targets, settings.loss_form)
 
 
 class LayerGates(Method[L]):
@@ -199,10 +241,10 @@ class AigLayerGates(LayerGates[AigSettings]):
         return DataDependentGate(site.name, site.channels, site.positions, settings.hidden, units)
 
 
-class IndLayerGates(LayerGates[IndSettings]):
+class IndLayerGates(LayerGates[LayerGateSettings]):
     """Those that look at nothing."""
 
-    def gate(self, network: Network, site: Site, settings: IndSettings) -> Gate:
+    def gate(self, network: Network, site: Site, settings: LayerGateSettings) -> Gate:
         return DataIndependentGate(site.name, _units(site, settings))
 
 
@@ -235,6 +277,6 @@ LOSSES: dict[str, tuple[LossOf, str]] = {
 }
 for _form, (_loss, _held) in LOSSES.items():
     _aig = _about(f"aig-{_form}", AIG, AigSettings, frozenset({MASK, VALUE}), _held)
-    _ind = _about(f"ind-{_form}", IND, IndSettings, frozenset({MASK}), _held)
+    _ind = _about(f"ind-{_form}", IND, LayerGateSettings, frozenset({MASK}), _held)
     register(AigLayerGates(_aig, RateObjective(_loss)))
     register(IndLayerGates(_ind, RateObjective(_loss)))
