@@ -5,6 +5,7 @@ counted multiplications, its bad input.
 from __future__ import annotations
 
 import itertools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -526,6 +527,110 @@ def test_mixed_sites_against_loops(function: str, grouping: str) -> None:
     assert not final.gated_by and torch.allclose(
         infer(final, images), infer(network, images), atol=1e-4
     )
+
+
+# --- closed channels that are zero ---
+
+
+def mixed(name: str) -> Network:
+    """A network whose fc gates open about half of their channels, each image its own."""
+    network = trained(name, "fc")
+    x = CASES[name].images(6)
+    for site, gate in network.site_gates.items():  # in order: what comes later sees what is closed
+        with gatecli.record_gates(network) as record:
+            infer(network, x)
+        assert isinstance(gate, ChannelGate)
+        with torch.no_grad():
+            said = record.odds[site][0].sort(0).values / gate.slope
+            gate.delta[::2] += said[1:3, ::2].mean(0)
+            gate.delta[1::2] += said[3:5, 1::2].mean(0)
+    return network
+
+
+@pytest.mark.parametrize("name", ["cifar-projection", "own", "bottleneck", "preactivation"])
+def test_what_is_zero_is_not_read(name: str) -> None:
+    """A convolution costs the share of its open outputs times that of its open inputs.
+
+    Summed here from the recorded decisions, by the names of the convolutions before and after.
+    """
+    network, x = mixed(name), CASES[name].images(6)
+    with gatecli.record_gates(network) as record:
+        batch = infer(network, x)
+    assert relative_change(masked(network, x), batch) <= 1e-5
+    decided = record.latest()
+    before = {
+        node: site
+        for site in network.gated_by
+        for saving in network.sites[site].savings
+        for node in [saving.node]
+        if node not in network.sites[site].branch
+    }
+    assert before
+    own = {network.sites[site].branch[0]: site for site in network.gated_by}
+    totals = set()
+    for number in range(len(x)):
+        total = 0.0
+        for node, cost in network.costs.items():
+            sites = [where[node] for where in (own, before) if node in where]
+            total += cost.macs * math.prod(decided[site][number].mean().item() for site in sites)
+        one = {site: z[number].tolist() for site, z in decided.items()}
+        assert expected_macs(network, one) == pytest.approx(total, rel=1e-6)
+        with counted() as macs:
+            infer(network, x[number : number + 1])
+        assert macs.total == pytest.approx(total, rel=1e-6)
+        totals.add(round(total))
+    assert len(totals) > 2 and min(totals) < network.macs_dense
+
+
+def test_which_convolutions_read_zeros() -> None:
+    """The second of a basic block reads the first's; behind an addition nothing is zero."""
+    network = gatecli.attach(CASES["cifar-projection"].network(), "cgnet", gate="fc").network
+    for site in network.gated_by:
+        read = [s.node for s in network.sites[site].savings[len(network.sites[site].tail) :]]
+        first = site.endswith("conv1.filters")
+        assert read == ([site.removesuffix("1.filters").replace(".", "_") + "2"] if first else [])
+
+
+@pytest.mark.parametrize(("first", "second"), [("fc", "coarse"), ("coarse", "fc")])
+def test_both_ways_of_gating_leave_each_other_alone(first: str, second: str) -> None:
+    network = gatecli.attach(
+        CASES["own"].network(), "cgnet", gate=first, include=["units.0.*"]
+    ).network
+    both = gatecli.attach(network, "cgnet", gate=second)
+    convs = [site.rpartition(".")[0] for site in both.network.gated_by]
+    assert len({*convs}) == len(convs) == 5 and both.max_logit_change <= 1e-5
+    trained_both = both.network.train()
+    trained_both(CASES["own"].images(6))
+    x = CASES["own"].images(3)
+    assert relative_change(masked(trained_both.eval(), x), infer(trained_both, x)) <= 1e-5
+    with pytest.raises(ArchitectureError, match="found nothing to gate"):
+        gatecli.attach(both.network, "cgnet", gate=first)
+
+
+def test_a_gate_that_loses_inputs_says_the_same() -> None:
+    """What channels have always said goes into the mean that is taken away from all."""
+    gate = gate_of(pair("fc", 4))
+    gate.norm.running_mean.copy_(torch.arange(4.0))
+    x = torch.randn(3, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+    x[:, 1], x[:, 3] = -2.0, 0.5
+    before = gate.log_odds(x)
+    kept, gone = torch.tensor([0, 2]), torch.tensor([1, 3])
+    gate.drop_inputs(kept, gone, torch.tensor([-2.0, 0.5]))
+    assert gate.weight.shape == (4, 2)
+    assert torch.allclose(gate.log_odds(x[:, kept]), before, atol=1e-5)
+
+
+# --- older files ---
+
+
+@pytest.mark.parametrize(
+    ("stored", "base_path"), [("fc", True), ("l1", True), ("coarse", False), ("fine", False)]
+)
+def test_files_without_the_setting_mean_what_they_meant(stored: str, base_path: bool) -> None:
+    method = methods.get("cgnet")
+    settings = methods.recorded_settings(method, {"gate": stored, "eta": 0.25})
+    assert settings.base_path == base_path and not settings.sparse_bp
+    assert not CGNetSettings(gate=stored).base_path
 
 
 # --- on whole networks ---

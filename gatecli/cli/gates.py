@@ -13,8 +13,9 @@ from gatecli.cli.images import open_data
 from gatecli.cli.options import Checkpoint, Data, Loading, reads_checkpoints
 from gatecli.cli.parsing import remembered
 from gatecli.cli.progress import Reporter
-from gatecli.cli.render import table
+from gatecli.cli.render import spread, table
 from gatecli.cli.session import Session
+from gatecli.cli.text import show
 from gatecli.errors import SettingError
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def gates(
         "sites": [asdict(site) for site in use.sites],
         "histogram": use.histogram,
         "units_on": {"least": least, "mean": mean, "most": most},
+        "macs_per_image": use.macs,
         "files": [str(file) for file in files],
     }
 
@@ -133,6 +135,8 @@ def _first(batches: Iterable[tuple[Tensor, Tensor]], count: int) -> Iterator[tup
 
 def _print(session: Session, use: Use) -> None:
     _print_units(session, use)
+    if use.macs["std"]:
+        show(spread(use.macs))
     if any(site.dependent for site in use.sites):
         _print_histogram(session, use)
 

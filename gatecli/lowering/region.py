@@ -219,8 +219,8 @@ def convolved(conv: Any, x: Tensor, part: slice | Tensor | None, inputs: Tensor)
         result: Tensor = conv._conv_forward(x, weight.index_select(1, inputs), bias)
         return result
     none = x.new_zeros(0, weight.shape[1], *x.shape[2:])  # no image: nothing is multiplied
-    size = conv._conv_forward(none, weight, bias).shape[1:]
-    zeros = x.new_zeros(len(x), *size, dtype=weight.dtype)
+    none = conv._conv_forward(none, weight, bias)
+    zeros: Tensor = none.new_zeros(len(x), *none.shape[1:])
     return zeros if bias is None else zeros + bias[:, None, None]
 
 

@@ -18,6 +18,7 @@ from gatecli.gates.exit import Exit
 from gatecli.gates.observe import record_gates
 from gatecli.network import Network
 from gatecli.network.compare import require_finite
+from gatecli.network.costs import leaving_costs, spread_of
 from gatecli.progress import Progress, silent
 
 __all__ = ["SiteUse", "Use", "analyse", "embedded"]
@@ -58,6 +59,8 @@ class Use:
         sites: site by site.
         histogram: of the units that depend on the image, how many were on for 0-10 %, 10-20 %, ...
             of the images.
+        macs: how single images' MACs lie, nobody leaving by an exit (see
+            gatecli.network.costs.spread_of).
         per_image: how many units were on for an image: the fewest, the mean, the most.
         vectors: the decisions about each image, (N, units).
         labels: (N,).
@@ -65,6 +68,7 @@ class Use:
 
     sites: list[SiteUse]
     histogram: list[int]
+    macs: dict[str, float]
     per_image: tuple[float, float, float]
     vectors: Tensor
     labels: Tensor
@@ -115,6 +119,7 @@ def analyse(
     return Use(
         sites=[_use(network, site, z) for site, z in vectors.items()],
         histogram=_histogram(list(vectors.values())),
+        macs=spread_of(leaving_costs(network, vectors)[:, -1]),
         per_image=(on.min().item(), on.mean().item(), on.max().item()),
         vectors=every,
         labels=torch.cat(labels),

@@ -178,8 +178,11 @@ class SkipInputs(Executor):
     @staticmethod
     def _nothing(conv: Any, x: Tensor) -> Tensor:
         """What the convolution gives for no input channel at all: nothing is multiplied."""
-        size = conv(x[:0]).shape[1:]
-        out = x.new_zeros(len(x), *size)
+        if torch.is_grad_enabled():  # x is to get its gradient of zero
+            result: Tensor = conv(x * 0)
+            return result
+        none = conv(x[:0])
+        out: Tensor = none.new_zeros(len(x), *none.shape[1:])
         return out if conv.bias is None else out + conv.bias[:, None, None]
 
 

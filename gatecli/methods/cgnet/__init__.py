@@ -101,13 +101,17 @@ class ChannelGating(Method[CGNetSettings]):
     def offers(
         self, network: Network, settings: CGNetSettings, kinds: Sequence[str] = ()
     ) -> list[Site]:
-        """The convolutions' insides, or where closed channels are zero, the same ones' filters."""
+        """The convolutions' insides, or where closed channels are zero, the same ones' filters.
+
+        Those that this method gates in the other way are left out.
+        """
         inside = super().offers(network, settings, kinds)
-        if not settings.masks:
-            return inside
-        convs = {site.branch[0] for site in inside}
         filters = super().offers(network, settings, (MASKED_KIND,))
-        return [site for site in filters if site.tail[0] in convs]
+        chosen, others = (filters, inside) if settings.masks else (inside, filters)
+        mine = {name for name, method in network.gated_by.items() if method == self.about.name}
+        convs = {site.branch[0] for site in inside}
+        convs -= {site.branch[0] for site in others if site.name in mine}
+        return [site for site in chosen if site.branch[0] in convs]
 
     def by_default(self, network: Network, site: Site) -> bool:
         return max(_conv(network, site).kernel_size) > 1
