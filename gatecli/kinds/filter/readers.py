@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from torch import fx, nn
 
 from gatecli.graph.edit import mask_of
-from gatecli.graph.ops import is_decision, module_of
+from gatecli.graph.ops import is_decision, module_of, widen
 from gatecli.graph.patterns import calls, is_plain, keeps_zero
 from gatecli.traced.traced import Traced
 
@@ -43,8 +43,13 @@ def _convolutions(net: Traced, masked: fx.Node) -> Iterator[fx.Node]:
         for user in value.users:
             if _looks_at_all(net.root, user):
                 yield user
-            elif not is_decision(net.root, user) and keeps_zero(net.root, user, value):
+            elif _is_same_width(net.root, user) and keeps_zero(net.root, user, value):
                 todo.append(user)
+
+
+def _is_same_width(root: nn.Module, node: fx.Node) -> bool:
+    """Whether a node's channels are its source's, one for one: no decisions, nor among zeros."""
+    return node.target is not widen and not is_decision(root, node)
 
 
 def _looks_at_all(root: nn.Module, node: fx.Node) -> bool:
