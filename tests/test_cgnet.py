@@ -5,6 +5,7 @@ counted multiplications, its bad input.
 from __future__ import annotations
 
 import itertools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from torch.nn import functional as F
 import gatecli
 from gatecli import methods
 from gatecli.errors import ArchitectureError, SettingError
-from gatecli.kinds.conv.ops import base_path
 from gatecli.methods.cgnet import CGNetSettings, ChannelGate, base_channels, smoothed
 from gatecli.network import Network
 from gatecli.network.compare import relative_change
@@ -28,10 +28,17 @@ from gatecli.training import TrainOptions
 from gatecli.training.goals import goal_of
 from gatecli.training.trained import Trained
 
-FUNCTIONS = ("coarse", "fine", "fc", "l1")
-SITE = "conv.channels"
+GATES = ("coarse", "fine", "fc", "l1")
+OLD = ("fc, base path", "l1, base path")  # as files without the setting `base_path` mean them
+FUNCTIONS = (*GATES, *OLD)
 NONE = 1e-30  # an epsilon that changes no sum: not every torch takes 0
 every_function = pytest.mark.parametrize("function", FUNCTIONS)
+
+
+def settings_of(function: str) -> dict[str, str]:
+    """The settings that one of FUNCTIONS stands for."""
+    gate, _, path = function.partition(", ")
+    return {"gate": gate, "base_path": "yes" if path else "no"}
 
 
 class Pair(nn.Module):
@@ -81,7 +88,12 @@ def pair(
                     )
                 )
     network = gatecli.attach(
-        model, "cgnet", input_size=size, include=[SITE], gate=function, **settings
+        model,
+        "cgnet",
+        input_size=size,
+        include=["conv.*"],
+        **settings_of(function),
+        **settings,
     ).network
     gate = gate_of(network)
     gate.neutral.fill_(False)
@@ -89,8 +101,14 @@ def pair(
     return network
 
 
+def site_of(network: Network) -> str:
+    """The one gated site of a `pair`."""
+    (site,) = network.gated_by
+    return site
+
+
 def gate_of(network: Network) -> Any:
-    return network.site_gates[SITE]
+    return network.site_gates[site_of(network)]
 
 
 # --- by hand ---
@@ -140,7 +158,7 @@ def test_fine_by_hand() -> None:
     assert torch.equal(out, torch.tensor([[[[31.0, -200.0]], [[62.0, -400.0]]]]))
     with gatecli.record_gates(network) as record:
         infer(network, X)
-    assert record.latest()[SITE].tolist() == [[0.5, 0.5]]
+    assert record.latest()[site_of(network)].tolist() == [[0.5, 0.5]]
 
 
 def test_coarse_by_hand() -> None:
@@ -152,23 +170,65 @@ def test_coarse_by_hand() -> None:
     assert torch.equal(out, torch.cat([OPENED[:, :1], CLOSED[:, 1:]], 1))
 
 
-def test_fc_by_hand() -> None:
+@pytest.mark.parametrize(("function", "closed"), [("fc", CLOSED * 0), ("fc, base path", CLOSED)])
+def test_fc_by_hand(function: str, closed: Tensor) -> None:
     """Mean |x| of the channels: (1.5, 4).
 
-    Times [[2, 0], [0, -1]]: (3, -4), against (3.5, -5): channel 1 opens, channel 0 does not.
+    Times [[2, 0], [0, -1]]: (3, -4), against (3.5, -5): channel 1 opens, channel 0 does not, and is
+    zero.
     """
-    _, out = by_hand("fc", [3.5, -5.0], [[2.0, 0.0], [0.0, -1.0]])
-    assert torch.equal(out, torch.cat([CLOSED[:, :1], OPENED[:, 1:]], 1))
+    _, out = by_hand(function, [3.5, -5.0], [[2.0, 0.0], [0.0, -1.0]])
+    assert torch.equal(out, torch.cat([closed[:, :1], OPENED[:, 1:]], 1))
+
+
+@pytest.mark.parametrize(
+    ("delta", "expected"),
+    [
+        ((-0.3, 0.9), [31.0, 48.0, 62.0, 96.0]),
+        ((-0.2, 0.9), [30.0, 50.0, 60.0, 100.0]),
+        ((-0.3, 1.1), [1.0, -2.0, 2.0, -4.0]),
+        ((-0.2, 1.1), [0.0] * 4),
+    ],
+)
+def test_l1_by_hand(delta: tuple[float, float], expected: list[float]) -> None:
+    """Mean |x| of the channels: (1.5, 4); with one mean 2 and one deviation 2: (-1/4, 1).
+
+    What is above its Delta is computed with, and nothing else.
+    """
+    network, _ = by_hand("l1", list(delta))
+    norm = gate_of(network).norm
+    assert norm.running_mean.shape == (1,)
+    norm.running_mean.fill_(2.0)
+    norm.running_var.fill_(4.0)
+    assert infer(network, X).flatten().tolist() == expected
 
 
 @pytest.mark.parametrize(("delta", "expected"), [(3.9, OPENED), (4.1, CLOSED / 100)])
-def test_l1_by_hand(delta: float, expected: Tensor) -> None:
+def test_l1_with_a_base_path_by_hand(delta: float, expected: Tensor) -> None:
     """Input channel 0 is the base path.
 
     Channel 1's mean |x| = 4 decides whether it is computed with; there is no BN1.
     """
-    _, out = by_hand("l1", [delta])
+    _, out = by_hand("l1, base path", [delta])
     assert torch.equal(out, expected)
+
+
+def test_l1_compares_channels_with_each_other_in_training() -> None:
+    """Norms of two images' channels: (1, 3) and (5, 7): mean 4, variance 5.
+
+    With Delta = 0 the second image's channels open; each channel by itself, one of each would.
+    """
+    network = pair("l1")
+    gate = gate_of(network).train()
+    x = torch.tensor([[1.0, -3.0], [-5.0, 7.0]])[:, :, None, None].expand(2, 2, 1, 2)
+    with gatecli.record_gates(network) as record, torch.no_grad():
+        gate.delta.zero_()
+        gate(x)
+    norms = torch.tensor([[1.0, 3.0], [5.0, 7.0]])
+    odds = record.odds[site_of(network)][0]
+    assert torch.allclose(odds, gate.slope * (norms - 4) / 5**0.5)
+    assert record.latest()[site_of(network)].tolist() == [[0.0, 0.0], [1.0, 1.0]]
+    assert gate.norm.running_mean.item() == pytest.approx(0.1 * 4)
 
 
 def test_the_gates_gradient() -> None:
@@ -198,6 +258,25 @@ def test_the_gates_gradient() -> None:
     assert odds.grad is not None and odds.grad.item() == 0.25
 
 
+@pytest.mark.parametrize("sparse", ["no", "yes"])
+def test_sparse_backpropagation(sparse: str) -> None:
+    """The gradient through a decision is zero where it is 0, and as ever where it is 1."""
+    network = pair("fine", eta=0.5, sparse_bp=sparse)
+    gate = gate_of(network).train()
+    gate.norm.eval()
+    gate.delta.data.zero_()
+    x = torch.tensor([-1.0, 0.2, 0.0, 2.0]).reshape(1, 2, 1, 2).requires_grad_()
+    z = gate(x)
+    z.sum().backward()
+    s = torch.sigmoid(2 * x.detach().flatten())
+    slope = 2 * s * (1 - s)
+    if sparse == "yes":
+        slope = torch.tensor([0.0, slope[1], 0.0, slope[3]])
+    assert x.grad is not None and torch.allclose(x.grad.flatten(), slope)
+    assert torch.allclose(gate.delta.grad, -slope.reshape(2, 2).sum(1))
+    assert z.flatten().tolist() == [0.0, 1.0, 0.0, 1.0]
+
+
 # --- slow loops ---
 
 
@@ -214,8 +293,9 @@ class Loops:
         self.gate = gate_of(network)
         self.image, self.count = image, 0
         self.channels, self.height, self.width = image.shape
+        self.based = self.settings.base_path or self.settings.gate in ("coarse", "fine")
         self.grouped = self.settings.grouping and self.settings.gate != "l1"
-        self.base = self.base_paths()
+        self.base = self.base_paths() if self.based else [set()] * self.channels
         self.everything = set(range(self.channels))
         self.places = list(itertools.product(range(self.height), range(self.width)))
         self.mean_size = [
@@ -266,7 +346,9 @@ class Loops:
         open_ = {
             c
             for u, c in enumerate(sorted(self.everything - self.base[0]))
-            if self.is_open(self.normed(self.mean_size[c], self.gate.norm, u), u, decided)
+            if self.is_open(
+                self.normed(self.mean_size[c], self.gate.norm, u if self.based else 0), u, decided
+            )
         }
         out = torch.empty(self.channels, self.height, self.width)
         for o, (i, j) in itertools.product(range(self.channels), self.places):
@@ -293,9 +375,8 @@ class Loops:
             yp = {place: self.total(o, *place, self.base[o]) for place in self.places}
             for place, value in self.compared(o, yp).items():
                 if not self.is_open(value, o, decided):
-                    out[o][place] = self.normed(yp[place], self.gate.base, o)
-                elif self.grouped:
-                    out[o][place] = self.opened(self.total(o, *place, self.everything), o)
+                    closed = self.normed(yp[place], self.gate.base, o) if self.based else 0.0
+                    out[o][place] = closed
                 else:
                     rest = self.total(o, *place, self.everything - self.base[o])
                     out[o][place] = self.opened(yp[place] + rest, o)
@@ -332,14 +413,14 @@ def test_forward_and_multiplications_against_loops(
     ) as record:  # thresholds between what the images say, so that decisions differ
         gate.delta.data.zero_()
         infer(network, images)
-    said = record.odds[SITE][0] / gate.slope
+    said = record.odds[site_of(network)][0] / gate.slope
     with torch.no_grad():
         gate.delta.copy_(said.sort(0).values[:2].mean(0))
     results = [slow(network, image) for image in images]
     expected = torch.stack([out for out, _ in results]).flatten(1)
     with gatecli.record_gates(network) as record:
         mine = infer(network, images)
-    z = record.latest()[SITE]
+    z = record.latest()[site_of(network)]
     assert 0 < z.mean() < 1
     assert torch.allclose(mine, expected, atol=1e-4) and torch.allclose(
         masked(network, images), expected, atol=1e-4
@@ -347,12 +428,14 @@ def test_forward_and_multiplications_against_loops(
     stem = 4 * 4 * 9
     for image, (out, count), decided in zip(images, results, z, strict=True):
         assert torch.allclose(infer(network, image[None]), out.flatten()[None], atol=1e-4)
-        assert expected_macs(network, {SITE: decided.tolist()}) == pytest.approx(stem + count)
+        assert expected_macs(network, {site_of(network): decided.tolist()}) == pytest.approx(
+            stem + count
+        )
         if function != "fine":  # what is really computed
             with counted() as macs:
                 infer(network, image[None])
             assert macs.total == stem + count
-    assert expected_macs(network, {SITE: z.mean(0).tolist()}) == pytest.approx(
+    assert expected_macs(network, {site_of(network): z.mean(0).tolist()}) == pytest.approx(
         stem + sum(count for _, count in results) / 3
     )
 
@@ -360,20 +443,24 @@ def test_forward_and_multiplications_against_loops(
 @every_function
 def test_pruned_against_loops(function: str) -> None:
     network = pair(function, 4, 3, (3, 3), bias=True, eta="1/2")
+    site = site_of(network)
     image = torch.randint(-3, 4, (4, 3, 3), generator=torch.Generator().manual_seed(1)).float()
     for units in ([0, 1, 1, 0], [0] * 4, [1] * 4, [1, 0, 0, 0]):
         decided = units[: gate_of(network).units]
         smaller = gatecli.prune(
-            network, rates={SITE: [float(unit) for unit in decided]}, static=0.5
+            network, rates={site: [float(unit) for unit in decided]}, static=0.5
         ).network
         out, count = slow(network, image, torch.tensor(decided))
         assert torch.allclose(infer(smaller, image[None]), out.flatten()[None], atol=1e-4)
-        assert smaller.macs_dense == 4 * 4 * 9 + count - (16 if function == "fc" else 0)
+        if function in ("fc", "l1") and not any(decided):  # nothing would be left to read
+            assert expected_macs(smaller, {site: decided}) == 4 * 4 * 9 + count
+            continue
+        assert smaller.macs_dense == 4 * 4 * 9 + count - (16 if function[:2] == "fc" else 0)
 
 
 @pytest.mark.parametrize(
     ("function", "grouping"),
-    [*((function, "no") for function in FUNCTIONS), ("coarse", "yes"), ("fc", "yes")],
+    [*((function, "no") for function in FUNCTIONS), ("coarse", "yes"), ("fc, base path", "yes")],
 )
 def test_mixed_sites_against_loops(function: str, grouping: str) -> None:
     """Some channels open for good, some closed for good, the others still the gate's.
@@ -381,6 +468,7 @@ def test_mixed_sites_against_loops(function: str, grouping: str) -> None:
     Pruned three times, and in the end decided for all.
     """
     network = pair(function, 8, 3, (3, 3), bias=True, eta="1/2", grouping=grouping)
+    site = site_of(network)
     gate, images = (
         gate_of(network),
         torch.randint(-3, 4, (4, 8, 3, 3), generator=torch.Generator().manual_seed(1)).float(),
@@ -389,13 +477,17 @@ def test_mixed_sites_against_loops(function: str, grouping: str) -> None:
     with gatecli.record_gates(network) as record:
         infer(network, images)
     with torch.no_grad():
-        gate.delta.copy_((record.odds[SITE][0] / gate.slope).sort(0).values[1:3].mean(0))
+        gate.delta.copy_((record.odds[site][0] / gate.slope).sort(0).values[1:3].mean(0))
     with gatecli.record_gates(network) as record:
         infer(network, images)
-    own, smaller, units = record.latest()[SITE].clone(), network, list(range(gate.units))
+    own, smaller, units = (
+        record.latest()[site].clone(),
+        network,
+        list(range(gate.units)),
+    )
     for opened, closed in (([0], [2]), ([3], []), ([], [1])):
         rates = {
-            SITE: [1.0 if unit in opened else 0.0 if unit in closed else 0.5 for unit in units]
+            site: [1.0 if unit in opened else 0.0 if unit in closed else 0.5 for unit in units]
         }
         done = gatecli.prune(smaller, rates=rates)
         own[:, opened], own[:, closed] = 1.0, 0.0
@@ -403,7 +495,7 @@ def test_mixed_sites_against_loops(function: str, grouping: str) -> None:
         assert (
             done.max_logit_change <= 1e-5
             and done.network.params < smaller.params
-            and done.kept_dynamic == ([SITE] if len(units) > len(opened + closed) else [])
+            and done.kept_dynamic == ([site] if len(units) > len(opened + closed) else [])
         )
         smaller, units = done.network, [unit for unit in units if unit not in opened + closed]
         mine = infer(smaller, images)
@@ -422,11 +514,11 @@ def test_mixed_sites_against_loops(function: str, grouping: str) -> None:
                 counted() as macs
             ):  # nothing of what is decided is computed, and all that is computed is counted
                 infer(smaller, image[None])
-            decisions = {SITE: decided[units].tolist()} if units else {}
+            decisions = {site: decided[units].tolist()} if units else {}
             assert expected_macs(smaller, decisions) == pytest.approx(macs.total, rel=1e-9)
     final = (
         gatecli.prune(
-            smaller, rates={SITE: [float(unit % 2) for unit in units]}, static=0.5
+            smaller, rates={site: [float(unit % 2) for unit in units]}, static=0.5
         ).network
         if units
         else smaller
@@ -437,6 +529,110 @@ def test_mixed_sites_against_loops(function: str, grouping: str) -> None:
     )
 
 
+# --- closed channels that are zero ---
+
+
+def mixed(name: str) -> Network:
+    """A network whose fc gates open about half of their channels, each image its own."""
+    network = trained(name, "fc")
+    x = CASES[name].images(6)
+    for site, gate in network.site_gates.items():  # in order: what comes later sees what is closed
+        with gatecli.record_gates(network) as record:
+            infer(network, x)
+        assert isinstance(gate, ChannelGate)
+        with torch.no_grad():
+            said = record.odds[site][0].sort(0).values / gate.slope
+            gate.delta[::2] += said[1:3, ::2].mean(0)
+            gate.delta[1::2] += said[3:5, 1::2].mean(0)
+    return network
+
+
+@pytest.mark.parametrize("name", ["cifar-projection", "own", "bottleneck", "preactivation"])
+def test_what_is_zero_is_not_read(name: str) -> None:
+    """A convolution costs the share of its open outputs times that of its open inputs.
+
+    Summed here from the recorded decisions, by the names of the convolutions before and after.
+    """
+    network, x = mixed(name), CASES[name].images(6)
+    with gatecli.record_gates(network) as record:
+        batch = infer(network, x)
+    assert relative_change(masked(network, x), batch) <= 1e-5
+    decided = record.latest()
+    before = {
+        node: site
+        for site in network.gated_by
+        for saving in network.sites[site].savings
+        for node in [saving.node]
+        if node not in network.sites[site].branch
+    }
+    assert before
+    own = {network.sites[site].branch[0]: site for site in network.gated_by}
+    totals = set()
+    for number in range(len(x)):
+        total = 0.0
+        for node, cost in network.costs.items():
+            sites = [where[node] for where in (own, before) if node in where]
+            total += cost.macs * math.prod(decided[site][number].mean().item() for site in sites)
+        one = {site: z[number].tolist() for site, z in decided.items()}
+        assert expected_macs(network, one) == pytest.approx(total, rel=1e-6)
+        with counted() as macs:
+            infer(network, x[number : number + 1])
+        assert macs.total == pytest.approx(total, rel=1e-6)
+        totals.add(round(total))
+    assert len(totals) > 2 and min(totals) < network.macs_dense
+
+
+def test_which_convolutions_read_zeros() -> None:
+    """The second of a basic block reads the first's; behind an addition nothing is zero."""
+    network = gatecli.attach(CASES["cifar-projection"].network(), "cgnet", gate="fc").network
+    for site in network.gated_by:
+        read = [s.node for s in network.sites[site].savings[len(network.sites[site].tail) :]]
+        first = site.endswith("conv1.filters")
+        assert read == ([site.removesuffix("1.filters").replace(".", "_") + "2"] if first else [])
+
+
+@pytest.mark.parametrize(("first", "second"), [("fc", "coarse"), ("coarse", "fc")])
+def test_both_ways_of_gating_leave_each_other_alone(first: str, second: str) -> None:
+    network = gatecli.attach(
+        CASES["own"].network(), "cgnet", gate=first, include=["units.0.*"]
+    ).network
+    both = gatecli.attach(network, "cgnet", gate=second)
+    convs = [site.rpartition(".")[0] for site in both.network.gated_by]
+    assert len({*convs}) == len(convs) == 5 and both.max_logit_change <= 1e-5
+    trained_both = both.network.train()
+    trained_both(CASES["own"].images(6))
+    x = CASES["own"].images(3)
+    assert relative_change(masked(trained_both.eval(), x), infer(trained_both, x)) <= 1e-5
+    with pytest.raises(ArchitectureError, match="found nothing to gate"):
+        gatecli.attach(both.network, "cgnet", gate=first)
+
+
+def test_a_gate_that_loses_inputs_says_the_same() -> None:
+    """What channels have always said goes into the mean that is taken away from all."""
+    gate = gate_of(pair("fc", 4))
+    gate.norm.running_mean.copy_(torch.arange(4.0))
+    x = torch.randn(3, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+    x[:, 1], x[:, 3] = -2.0, 0.5
+    before = gate.log_odds(x)
+    kept, gone = torch.tensor([0, 2]), torch.tensor([1, 3])
+    gate.drop_inputs(kept, gone, torch.tensor([-2.0, 0.5]))
+    assert gate.weight.shape == (4, 2)
+    assert torch.allclose(gate.log_odds(x[:, kept]), before, atol=1e-5)
+
+
+# --- older files ---
+
+
+@pytest.mark.parametrize(
+    ("stored", "base_path"), [("fc", True), ("l1", True), ("coarse", False), ("fine", False)]
+)
+def test_files_without_the_setting_mean_what_they_meant(stored: str, base_path: bool) -> None:
+    method = methods.get("cgnet")
+    settings = methods.recorded_settings(method, {"gate": stored, "eta": 0.25})
+    assert settings.base_path == base_path and not settings.sparse_bp
+    assert not CGNetSettings(gate=stored).base_path
+
+
 # --- on whole networks ---
 
 
@@ -444,7 +640,12 @@ def trained(name: str, function: str, **settings: Any) -> Network:
     """A gated network that a few steps have taken out of its neutral start."""
     case = CASES[name]
     network = gatecli.attach(
-        case.build(), "cgnet", input_size=case.size, arch=case.arch, gate=function, **settings
+        case.build(),
+        "cgnet",
+        input_size=case.size,
+        arch=case.arch,
+        **settings_of(function),
+        **settings,
     ).network.train()
     optimizer = torch.optim.SGD(network.parameters(), 1e-3)
     for seed in range(3):
@@ -461,7 +662,7 @@ def trained(name: str, function: str, **settings: Any) -> Network:
     [
         *((function, "own", "no") for function in FUNCTIONS),
         ("coarse", "cifar-projection", "yes"),
-        ("fc", "own", "yes"),
+        ("fc, base path", "own", "yes"),
     ],
 )
 def test_skips_prunes_saves_and_loads(
@@ -478,29 +679,23 @@ def test_skips_prunes_saves_and_loads(
         site: (torch.rand(network.site_gates[site].units, generator=draw) > 0.5).float().tolist()
         for site in sites
     }
-    rates |= {first: [0.0] * len(rates[first]), second: [1.0] * len(rates[second])}
+    # without a base path a convolution, or the next one, would have nothing left to read
+    few = [float(function in ("fc", "l1")), *[0.0] * (len(rates[first]) - 1)]
+    rates |= {first: few, second: [1.0] * len(rates[second])}
     pruned = gatecli.prune(network, rates=rates, static=0.5)
     assert pruned.max_logit_change <= 1e-5 and not pruned.network.gated_by
     assert (
-        pruned.removed == [first]
+        pruned.removed == ([] if any(few) else [first])
         and pruned.ungated == [second]
-        and set(pruned.thinned) == set(sites[2:])
+        and set(pruned.thinned) == set(sites) - {second, *pruned.removed}
     )
-    assert second in pruned.network.sites and first not in pruned.network.sites
+    assert second in pruned.network.sites
+    assert (first in pruned.network.sites) == (function == "fc")  # a convolution, if a smaller one
     overhead = sum(
         network.costs[node.name].macs
         for node in network.graph.nodes
         if str(node.target).startswith("gates.")
     )
-    paths = {
-        str(node.args[1]).removesuffix("_weight"): network.costs[node.name].macs
-        for node in network.graph.nodes
-        if node.target is base_path
-    }
-    overhead += sum(
-        paths.get(site.replace(".", "_").removesuffix("_channels"), 0) * sum(units) / len(units)
-        for site, units in rates.items()
-    )  # in groups: open channels, too
     assert (
         pruned.network.macs_dense == pytest.approx(expected_macs(network, rates) - overhead)
         and pruned.network.params < network.params
@@ -534,7 +729,7 @@ def test_neutral_until_the_first_training_step(function: str) -> None:
     case = CASES["cifar-projection"]
     source = case.build()
     network = gatecli.attach(
-        source, "cgnet", input_size=case.size, gate=function, start=0.5
+        source, "cgnet", input_size=case.size, start=0.5, **settings_of(function)
     ).network
     for scale in (1e-20, 1.0, 1e12):
         x = case.images(3) * scale
@@ -588,7 +783,8 @@ def test_the_base_path() -> None:
         and channels(8, grouping=True) == (tuple(range(8)), 4)
         and channels(8, grouping=True, shuffle=True) == ((0, 4, 1, 5, 2, 6, 3, 7), 4)
     )
-    assert channels(8, gate="l1") == ((0, 1), 1)
+    assert channels(8, gate="l1", base_path=True) == ((0, 1), 1)
+    assert channels(8, gate="l1") == channels(8, gate="fc", grouping=True) == ((), 1)
     assert base_channels(8, CGNetSettings(eta=0.375, grouping=False)) == ((0, 1, 2), 1)
 
 

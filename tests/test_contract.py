@@ -869,7 +869,13 @@ PLACES: dict[str, tuple[str, ...]] = {
     "conv": ("preactivation", "own"),
 }
 # Settings besides the default ones that a method is tried with.
-MORE_SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {"gateconnect": ({"fan_in": 4},)}
+MORE_SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {
+    "gateconnect": ({"fan_in": 4},),
+    "cgnet": ({"gate": "fc"}, {"gate": "l1"}),
+}
+# The kind that a method gates with these settings where another one is asked for: a channel that is
+# zero where it is closed is a filter.
+GATED_AS: dict[tuple[str, str], str] = {("cgnet", "gate=fc"): "filter"}
 # Where a clause of the contract cannot hold.
 #   neutral: by default each branch reads half of those there are, which is another network; that
 #       nothing changes is promised with fan_in as large as the number of branches alone, and so it
@@ -960,6 +966,9 @@ def paired(pair: Pair) -> Network:
     network = attached_pair(pair).network.copy()
     perturb(network, 0.05)
     perturb_shared(network, pair.method)
+    for gate in network.site_gates.values():
+        if hasattr(gate, "neutral"):  # open until it is trained, without looking at anything
+            gate.neutral.fill_(False)
     return network
 
 
@@ -1026,7 +1035,8 @@ def test_every_allowed_pair_is_tried() -> None:
 def test_a_pair_gates_that_kind_and_changes_no_prediction(pair: Pair) -> None:
     result = attached_pair(pair)
     network = result.network
-    assert result.kinds == [pair.kind] and set(network.gated_by.values()) == {pair.method}
+    gated_as = GATED_AS.get((pair.method, pair.how), pair.kind)
+    assert result.kinds == [gated_as] and set(network.gated_by.values()) == {pair.method}
     assert list(network.site_gates) == list(network.gated_by)
     x = pair.case.images(5)
     changed = relative_change(infer(source_of(pair.name), x.clone()), infer(network, x))

@@ -532,6 +532,18 @@ def test_exits_behind_gated_filters() -> None:
 # --- prune ---
 
 
+def test_behind_channels_that_are_gone_readers_look_at_all() -> None:
+    """A value that was widened with zeros again has its channels at other places."""
+    network = gated("own", where="*")
+    site = next(iter(network.gated_by))
+    assert len(network.sites[site].savings) == 2  # itself, and what reads it
+    rates = {name: [1.0] * gate.units for name, gate in network.site_gates.items()}
+    rates[site] = [0.0, 0.0, 0.5, 1.0, 0.5, 0.0, 0.0, 0.5]
+    pruned = gatecli.prune(network, rates=rates)
+    assert pruned.max_logit_change <= 1e-5 and pruned.kept_dynamic == [site]
+    assert len(pruned.network.sites[site].savings) == 1
+
+
 SHARES = st.sampled_from([0.0, 0.0, 0.5, 1.0])
 PRUNED = (
     ("own", {}),

@@ -200,6 +200,7 @@ def test_rates_by_class_are_means_of_decisions() -> None:
         sites=sites,
         histogram=[],
         switching=0,
+        macs={},
         per_image=(0, 0, 0),
         counts=Counts(first=0, width=1, images=[]),
         alike=Distances(within=None, between=None),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commandline import call, save_npz, save_source
+from commandline import call, run, save_npz, save_source
 from networks import CASES, unit_macs
 
 import gatecli
@@ -125,3 +125,29 @@ def test_eval_says_how_images_differ(tmp_path: Path, monkeypatch: pytest.MonkeyP
         and spread["std"] > 0
     )
     assert "macs_per_image" not in call("eval", "r20.pt", "--data", "npz:data.npz")
+
+
+def test_people_are_told_the_extremes_and_their_ratio(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_npz(Path("data.npz"))
+    save_source(Path("r20.pt"))
+    call("attach", "r20.pt", "--method", "aig-perbatch", "--out", "attached.safetensors")
+    network = gatecli.load("attached.safetensors")
+    draw = torch.Generator().manual_seed(0)
+    for gate in network.site_gates.values():
+        for parameter in gate.parameters():
+            parameter.data += torch.randn(parameter.shape, generator=draw)
+    gatecli.write(network, "gated.safetensors")
+    for command in ("eval", "gates"):
+        named = (command, "gated.safetensors", "--data", "npz:data.npz")
+        spread = call(*named)["macs_per_image"]
+        assert 0 < spread["min"] < spread["median"] < spread["max"]
+        said = run(*named).out
+        times = spread["max"] / spread["min"]
+        assert (
+            f"{spread['min'] / 1e9:.4g} to {spread['max'] / 1e9:.4g} GMACs, {times:.2f} times"
+            in said
+        )
+        assert f"median {spread['median'] / 1e9:.4g}" in said

@@ -12,7 +12,7 @@ from gatecli.cli.options import Checkpoint, Data, Loading, reads_checkpoints
 from gatecli.cli.parsing import remembered
 from gatecli.cli.precision import Precision, run_in
 from gatecli.cli.progress import Reporter
-from gatecli.cli.render import exit_facts, gmacs, percent, table
+from gatecli.cli.render import exit_facts, gmacs, percent, spread, table
 from gatecli.cli.session import Session
 from gatecli.cli.text import show
 
@@ -91,10 +91,10 @@ def evaluate(
 
 
 def _print(session: Session, result: Evaluation, path: Path) -> None:
-    spread = "" if result.top1_std is None else f" +- {result.top1_std:.2f}"
+    deviation = "" if result.top1_std is None else f" +- {result.top1_std:.2f}"
     show(
         f"{path} on {result.split} ({result.samples} images, {result.strategy}): top-1"
-        f" {percent(result.top1)}{spread}, top-5 {percent(result.top5)},"
+        f" {percent(result.top1)}{deviation}, top-5 {percent(result.top5)},"
         f" {gmacs(result.macs_expected)} GMACs an image"
     )
     if result.ties is not None:
@@ -103,11 +103,7 @@ def _print(session: Session, result: Evaluation, path: Path) -> None:
             " probabilities"
         )
     if result.macs_spread.get("std"):
-        lie = {name: gmacs(value) for name, value in result.macs_spread.items()}
-        show(
-            f"single images cost {lie['min']} to {lie['max']} GMACs, half of them {lie['p25']}"
-            f" to {lie['p75']}; standard deviation {lie['std']}"
-        )
+        show(spread(result.macs_spread))
     if result.exits:
         _print_exits(session, result)
 

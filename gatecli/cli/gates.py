@@ -14,8 +14,9 @@ from gatecli.cli.images import open_data
 from gatecli.cli.options import Checkpoint, Data, Loading, reads_checkpoints
 from gatecli.cli.parsing import remembered
 from gatecli.cli.progress import Reporter
-from gatecli.cli.render import table
+from gatecli.cli.render import spread, table
 from gatecli.cli.session import Session
+from gatecli.cli.text import show
 from gatecli.errors import SettingError
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ def gates(
         "units_on": {"least": least, "mean": mean, "most": most, "histogram": asdict(use.counts)},
         "distance": asdict(use.alike),
         "exits": exits,
+        "macs_per_image": use.macs,
         "files": [str(file) for file in files],
     }
 
@@ -132,11 +134,12 @@ def _images(
 
 
 def _look_at_images(network: Network) -> bool:
-    """Whether any gate but an exit decides by the image."""
+    """Whether any gate but an exit decides by the image, or there are exits alone."""
     from gatecli.gates.exit import Exit
 
     gates = [gate for gate in network.site_gates.values() if not isinstance(gate, Exit)]
-    return any(gate.data_dependent for gate in gates)
+    is_exits_alone = bool(network.site_exits) and not gates
+    return is_exits_alone or any(gate.data_dependent for gate in gates)
 
 
 def _first(batches: Iterable[tuple[Tensor, Tensor]], count: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -151,6 +154,8 @@ def _first(batches: Iterable[tuple[Tensor, Tensor]], count: int) -> Iterator[tup
 def _print(session: Session, use: Use, found: ClassMap | None) -> None:
     if use.sites:
         _print_units(session, use)
+    if use.macs.get("std"):
+        show(spread(use.macs))
     if any(site.dependent for site in use.sites):
         _print_histogram(session, use)
     if found is not None:

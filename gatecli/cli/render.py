@@ -12,7 +12,16 @@ from gatecli.cli.text import printable
 if TYPE_CHECKING:
     from gatecli.stages.predict import ExitScore
 
-__all__ = ["MACS_FOOT", "exit_facts", "gmacs", "megabytes", "millions", "percent", "table"]
+__all__ = [
+    "MACS_FOOT",
+    "exit_facts",
+    "gmacs",
+    "megabytes",
+    "millions",
+    "percent",
+    "spread",
+    "table",
+]
 
 MACS_FOOT = "GMACs: convolutions and linear layers of one image; FLOPs = 2 x MACs"
 WIDTH = 160  # columns where no terminal says
@@ -84,6 +93,16 @@ def megabytes(count: int) -> str:
 def percent(value: float | None) -> str:
     """Spell a percentage with two decimals; nothing for None."""
     return "" if value is None else f"{value:.2f}"
+
+
+def spread(macs: Mapping[str, float]) -> str:
+    """Spell how single images' MACs lie, see gatecli.network.costs.spread_of."""
+    lie = {name: gmacs(value) for name, value in macs.items()}
+    times = f", {macs['max'] / macs['min']:.2f} times as much" if macs["min"] > 0 else ""
+    return (
+        f"single images cost {lie['min']} to {lie['max']} GMACs{times}; median {lie['median']},"
+        f" half of them {lie['p25']} to {lie['p75']}; standard deviation {lie['std']}"
+    )
 
 
 def exit_facts(exits: Mapping[str, ExitScore]) -> dict[str, Any]:

@@ -7,7 +7,16 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["Branch", "Places", "add_channels", "add_rows", "add_to", "rows_last", "take"]
+__all__ = [
+    "Branch",
+    "Places",
+    "add_channels",
+    "add_rows",
+    "add_to",
+    "rows_last",
+    "take",
+    "take_columns",
+]
 
 Branch = Callable[..., Tensor]  # (root, x, ...) -> value
 
@@ -27,6 +36,13 @@ def take(x: Tensor, rows: Tensor) -> Tensor:
     if rows_last(x):
         return _back(_forth(x).index_select(0, rows))
     return x.index_select(0, rows)
+
+
+def take_columns(x: Tensor, channels: Tensor) -> Tensor:
+    """Channels (k,) of x (N, C, H, W), in x's memory format."""
+    if rows_last(x):
+        return _back(_forth(x).index_select(3, channels))
+    return x.index_select(1, channels)
 
 
 def add_rows(x: Tensor, rows: Tensor, values: Tensor, *, in_place: bool) -> Tensor:

@@ -14,7 +14,16 @@ from gatecli.graph.ops import is_decision, module_of
 from gatecli.graph.trace import compile_graph, remove_dead
 from gatecli.lowering.gather import take
 
-__all__ = ["Skippable", "branch_of", "needed", "piece", "skippable", "tail_part", "trunk_of"]
+__all__ = [
+    "Skippable",
+    "branch_of",
+    "convolved",
+    "needed",
+    "piece",
+    "skippable",
+    "tail_part",
+    "trunk_of",
+]
 
 Function = Callable[..., Tensor]
 SLICED = (nn.Conv2d, nn.BatchNorm2d)  # layers of which a part of the output can be computed
@@ -159,12 +168,16 @@ def tail_part(root: nn.Module, tail: Sequence[fx.Node]) -> Function:
     """The tail's nodes as a function that gives some of its channels.
 
     Returns:
-        A function (root, the trunk's value, channels) -> these channels alone; all, for None.
+        A function (root, the trunk's value, channels) -> these channels alone; all, for None. Where
+        it is also given input channels, (k,), the trunk's value has these alone.
     """
-    steps = [_step(root, node) for node in tail]
+    first, *rest = (_step(root, node) for node in tail)
 
-    def run(root: nn.Module, x: Tensor, part: slice | Tensor | None) -> Tensor:
-        for step in steps:
+    def run(
+        root: nn.Module, x: Tensor, part: slice | Tensor | None, inputs: Tensor | None = None
+    ) -> Tensor:
+        x = first(root, x, part, inputs)
+        for step in rest:
             x = step(root, x, part)
         return x
 
@@ -172,18 +185,43 @@ def tail_part(root: nn.Module, tail: Sequence[fx.Node]) -> Function:
 
 
 def _step(root: nn.Module, node: fx.Node) -> Function:
-    """One node of a tail as a function (root, x, channels)."""
+    """One node of a tail as a function (root, x, channels, input channels)."""
     if not isinstance(module_of(root, node), SLICED):
         apply = branch_of({node}, node.all_input_nodes[0], node)
-        return lambda root, x, part: apply(root, x)
+        return lambda root, x, part, inputs=None: apply(root, x)
     path = str(node.target)
 
-    def layer(root: nn.Module, x: Tensor, part: slice | Tensor | None) -> Tensor:
+    def layer(
+        root: nn.Module, x: Tensor, part: slice | Tensor | None, inputs: Tensor | None = None
+    ) -> Tensor:
         module = root.get_submodule(path)
+        if inputs is not None:
+            return convolved(module, x, part, inputs)
         result: Tensor = module(x) if part is None else _channels(module, x, part)
         return result
 
     return layer
+
+
+def convolved(conv: Any, x: Tensor, part: slice | Tensor | None, inputs: Tensor) -> Tensor:
+    """Some output channels of a convolution, all for None, from some of its input channels.
+
+    Args:
+        conv: The convolution.
+        x: These input channels alone, (N, k, H, W).
+        part: The output channels.
+        inputs: Which input channels these are, (k,); the others are zero.
+    """
+    weight, bias = conv.weight, conv.bias
+    if part is not None:
+        weight, bias = _entries(weight, part), _entries(bias, part)
+    if len(inputs):
+        result: Tensor = conv._conv_forward(x, weight.index_select(1, inputs), bias)
+        return result
+    none = x.new_zeros(0, weight.shape[1], *x.shape[2:])  # no image: nothing is multiplied
+    none = conv._conv_forward(none, weight, bias)
+    zeros: Tensor = none.new_zeros(len(x), *none.shape[1:])
+    return zeros if bias is None else zeros + bias[:, None, None]
 
 
 def _channels(module: Any, x: Tensor, part: slice | Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from gatecli.gates.exit import Exit
 from gatecli.gates.observe import record_gates
 from gatecli.network import Network
 from gatecli.network.compare import require_finite
+from gatecli.network.costs import leaving_costs, spread_of
 from gatecli.progress import Progress, silent
 from gatecli.stages.alike import Counts, Distances, counts_of, distances
 from gatecli.stages.exit_classes import ByClass, ExitClasses
@@ -63,6 +64,8 @@ class Use:
         histogram: of the units that depend on the image, how many were on for 0-10 %, 10-20 %, ...
             of the images.
         switching: how many units were on for at least 1 % and at most 99 % of the images.
+        macs: how single images' MACs lie, nobody leaving by an exit (see
+            gatecli.network.costs.spread_of).
         per_image: how many units were on for an image: the fewest, the mean, the most.
         counts: for how many images how many units were on.
         alike: how far apart the decisions about images of one class, and of two, are.
@@ -74,6 +77,7 @@ class Use:
     sites: list[SiteUse]
     histogram: list[int]
     switching: int
+    macs: dict[str, float]
     per_image: tuple[float, float, float]
     counts: Counts
     alike: Distances
@@ -132,6 +136,7 @@ def analyse(
         sites=[_use(network, site, z) for site, z in vectors.items()],
         histogram=_histogram(list(vectors.values())),
         switching=_switching(every),
+        macs=spread_of(leaving_costs(network, vectors)[:, -1]),
         per_image=(on.min().item(), on.mean().item(), on.max().item()),
         counts=counts_of(on),
         alike=distances(every, known),

@@ -35,7 +35,8 @@ class Site:
         name: The path of the modules that it is made of, as `layer1.0`.
         kind: The name of its kind, see gatecli.kinds.
         units: How many things can be decided there.
-        macs: MACs of one image that all its decisions together can save.
+        macs: MACs of one image that all its decisions together can save of its own nodes; `savings`
+            has those of others too.
         entry: The value that it starts from, which a gate may look at.
         value: The last value that it computes.
         branch: The nodes whose work decisions save.

@@ -322,13 +322,13 @@ def cgnet_fine() -> Made:
 
 @golden("cgnet-l1")
 def cgnet_l1() -> Made:
-    after = tuned(attached(own("residual"), "cgnet", gate="l1"))
+    after = tuned(attached(own("residual"), "cgnet", gate="l1", base_path="yes"))
     yield "pruned", pruned(after)
 
 
 @golden("cgnet-fc")
 def cgnet_fc() -> Made:
-    after = tuned(attached(own("inception"), "cgnet", gate="fc", eta=0.5))
+    after = tuned(attached(own("inception"), "cgnet", gate="fc", base_path="yes", eta=0.5))
     yield "pruned", pruned(after, static=0.5)
 
 
@@ -500,7 +500,7 @@ def stack_gaternet_dgate() -> Made:
 
 @golden("stack-cgnet-dgate")
 def stack_cgnet_dgate() -> Made:
-    first = pruned(tuned(attached(own("residual"), "cgnet", gate="fc")))
+    first = pruned(tuned(attached(own("residual"), "cgnet", gate="fc", base_path="yes")))
     after = trained(attached(first, "dgate"), LARGE, epochs=2)
     yield "calibrated", gatecli.calibrate_exits(after, data(), max_drop=3.0).network
 

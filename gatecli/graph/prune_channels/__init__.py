@@ -13,7 +13,7 @@ input with zeros it is not, unless it is zero. A reader that cannot lose channel
 it reads zeros in their place (`gatecli.graph.ops.widen`).
 """
 
-from gatecli.graph.prune_channels.entries import keep_entries
+from gatecli.graph.prune_channels.entries import keep_entries, on_one_device
 from gatecli.graph.prune_channels.fold import fold, foldable
 from gatecli.graph.prune_channels.inputs import drop_inputs
 from gatecli.graph.prune_channels.outputs import cut_norm, keep_outputs, stays_zero
@@ -25,5 +25,6 @@ __all__ = [
     "foldable",
     "keep_entries",
     "keep_outputs",
+    "on_one_device",
     "stays_zero",
 ]

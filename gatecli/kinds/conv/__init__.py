@@ -64,6 +64,13 @@ class ConvKind(Kind):
         self._repair(net, site, remove_channel_gate(net, place))
         net.sites[site] = replace(place, units=net.channels(place.branch[0]), always=0.0)
 
+    def why_not_removable(
+        self, net: Traced, site: Site, replaced: dict[fx.Node, fx.Node]
+    ) -> str | None:
+        gate: Any = net.root.get_submodule(f"gates.{site.name}")
+        starves = gate.of_inputs and not gate.order
+        return "the convolution would have nothing left to read" if starves else None
+
     def keep(self, net: Traced, site: str, decision: SiteDecision, how: Keeping) -> Cut:
         place = net.sites[site]
         gate: Any = net.root.get_submodule(f"gates.{site}")
@@ -125,7 +132,6 @@ def _lower_outputs(low: Lowering, chosen: fx.Node) -> None:
         (str(conv.target), str(norm.target), str(decision.target)),
         base.args[2],
         rows,
-        shared=base.kwargs["shared"],
         reads_input=gate.reads_input,
     )
     low.replace(chosen, executor, (conv.all_input_nodes[0],))

@@ -22,8 +22,7 @@ from gatecli.kinds.conv.ops import (
     base_weight,
     geometry_of,
     in_parts,
-    places_of,
-    rows_of,
+    rest_weight,
     take,
 )
 from gatecli.lowering.inplace import Executor
@@ -38,7 +37,7 @@ class SkipChannels(Forgetful):
 
     Attributes:
         paths: Of the convolution, the BatchNorm and the gate.
-        parts: The base path's, see gatecli.kinds.conv.ops; so is `shared`.
+        parts: The base path's, see gatecli.kinds.conv.ops; they have all output channels in order.
         rows: The output channels that are gated; the others are always open.
         reads_input: The gate looks at x, not at the base path.
     """
@@ -52,7 +51,6 @@ class SkipChannels(Forgetful):
         parts: Parts,
         rows: Channels,
         *,
-        shared: bool,
         reads_input: bool,
     ) -> None:
         super().__init__()
@@ -60,10 +58,8 @@ class SkipChannels(Forgetful):
         self.__dict__["root"] = root  # not a child: the modules belong to the network itself
         self.paths = paths
         self.parts = parts
-        self.shared = shared
         self.rows = rows
         self.reads_input = reads_input
-        self.places = places_of(rows, rows_of(parts))
         self.folded, self.cut = Remembered(), Remembered()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -75,41 +71,34 @@ class SkipChannels(Forgetful):
             result: Tensor = norm(conv(x))
             return result
         base = self._base(conv, x)
-        gated = take_channels(base, self.places)
-        base, z = self._widened(conv, base, gate(gated) if z is None else z)
+        z = self._widened(conv, gate(take_channels(base, self.rows)) if z is None else z)
         tensors = self._tensors(conv, norm, gate.base)
         weight, *folded = _remembered(
             self.folded, lambda: self._fold(conv, norm, gate.base), *tensors
         )
         out = _affinely(base, z > 0, folded)
-        rows = tuple((z > 0).any(0).nonzero().reshape(-1).tolist())
-        if rows:
-            sums = self._sums(conv, x, take(weight, 0, rows)).to(out.dtype)
+        self._add_rest(out, conv, x, z, weight)
+        return out
+
+    def _add_rest(self, out: Tensor, conv: Any, x: Tensor, z: Tensor, weight: Tensor) -> None:
+        """Add to `out` what open channels have beyond their base path, part by part."""
+        opened = set((z > 0).any(0).nonzero().reshape(-1).tolist())
+        for part, inputs in self.parts:
+            rows = tuple(row for row in part if row in opened)
+            if not rows:
+                continue
+            rest = take_channels(x, others(conv.in_channels, inputs))
+            sums = F.conv2d(rest, take(weight, 0, rows), None, *geometry_of(conv)).to(out.dtype)
             if x.shape[0] > 1:
                 sums = sums * take(z, 1, rows)[:, :, None, None].to(sums.dtype)
             out.index_add_(1, torch.tensor(rows, device=x.device), sums)
-        return out
 
-    def _sums(self, conv: Any, x: Tensor, weight: Tensor) -> Tensor:
-        """What the open channels add to the base path's sums."""
-        if self.shared:
-            x = take_channels(x, others(conv.in_channels, self.parts[0][1]))
-        return F.conv2d(x, weight, None, conv.stride, conv.padding, conv.dilation)
-
-    def _widened(self, conv: Any, base: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """The base path's sums and the decisions, for all output channels.
-
-        Those that are always open have places there.
-        """
-        rows, covered = self.rows, rows_of(self.parts)
-        if len(covered) < conv.out_channels:
-            wide = base.new_zeros(base.shape[0], conv.out_channels, *base.shape[2:])
-            base = wide.index_copy(1, torch.tensor(covered, device=base.device), base)
-        if len(rows) < conv.out_channels:
-            z = z.new_ones(z.shape[0], conv.out_channels).index_copy(
-                1, torch.tensor(rows, device=z.device), z
-            )
-        return base, z
+    def _widened(self, conv: Any, z: Tensor) -> Tensor:
+        """The decisions for all output channels: those without a gate are always open."""
+        if len(self.rows) == conv.out_channels:
+            return z
+        rows = torch.tensor(self.rows, device=z.device)
+        return z.new_ones(z.shape[0], conv.out_channels).index_copy(1, rows, z)
 
     def _base(self, conv: Any, x: Tensor) -> Tensor:
         weight = _remembered(self.cut, lambda: base_weight(conv.weight, self.parts), conv.weight)
@@ -127,17 +116,14 @@ class SkipChannels(Forgetful):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """The weights, and what the base path's sums are multiplied by and what is added.
 
-        The weights are times BatchNorm's scale, of those input channels that must still be looked
-        at; then come what the base path's sums are multiplied by where open, what is added there,
-        and both where closed: (Co,) each.
+        The weights are times BatchNorm's scale, of those input channels that the row's base path
+        has not looked at; then come what the base path's sums are multiplied by where open, what is
+        added there, and both where closed: (Co,) each.
         """
         scale, shift = _affine(norm)
         shift = shift if conv.bias is None else shift + conv.bias * scale
-        weight = conv.weight * scale.reshape(-1, 1, 1, 1)
+        weight = rest_weight(conv.weight * scale.reshape(-1, 1, 1, 1), self.parts)
         low_scale, low_shift = (self._placed(each, conv.out_channels) for each in _affine(low))
-        if not self.shared:
-            return weight, torch.zeros_like(scale), shift, low_scale, low_shift
-        weight = take(weight, 1, others(conv.in_channels, self.parts[0][1]))
         return weight, scale, shift, low_scale, low_shift
 
     def _placed(self, each: Tensor, channels: int) -> Tensor:
@@ -178,6 +164,8 @@ class SkipInputs(Executor):
         gated = others(x.shape[1], self.order)
         open_ = [gated[unit] for unit in z.any(0).nonzero().reshape(-1).tolist()]
         channels = tuple(sorted([*self.order, *open_]))
+        if not channels:
+            return self._nothing(conv, x)
         inside = take_channels(x, channels)
         if x.shape[0] > 1:
             flags = torch.ones_like(x[:, :, 0, 0]).index_copy_(
@@ -185,7 +173,17 @@ class SkipInputs(Executor):
             )
             inside = inside * take_channels(flags, channels)[:, :, None, None]
         weight = conv.weight.index_select(1, torch.tensor(channels, device=x.device))
-        return F.conv2d(inside, weight, conv.bias, conv.stride, conv.padding, conv.dilation)
+        return F.conv2d(inside, weight, conv.bias, *geometry_of(conv))
+
+    @staticmethod
+    def _nothing(conv: Any, x: Tensor) -> Tensor:
+        """What the convolution gives for no input channel at all: nothing is multiplied."""
+        if torch.is_grad_enabled():  # x is to get its gradient of zero
+            result: Tensor = conv(x * 0)
+            return result
+        none = conv(x[:0])
+        out: Tensor = none.new_zeros(len(x), *none.shape[1:])
+        return out if conv.bias is None else out + conv.bias[:, None, None]
 
 
 def modules(root: Any, paths: Sequence[str]) -> list[Any]:

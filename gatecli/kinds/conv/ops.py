@@ -31,6 +31,7 @@ __all__ = [
     "keep_rows",
     "merge",
     "places_of",
+    "rest_weight",
     "rows_of",
     "take",
 ]
@@ -87,6 +88,18 @@ def base_weight(weight: Tensor, parts: Parts) -> Tensor:
     return torch.cat(cut) if len(cut) > 1 else cut[0]
 
 
+def rest_weight(weight: Tensor, parts: Parts) -> Tensor:
+    """What the base path lacks of a convolution's weight (Co, Ci, kh, kw).
+
+    The rows are in the parts' order, and each has its own part's input channels left out:
+    (rows in all, Ci - width, kh, kw).
+    """
+    cut = [
+        take(take(weight, 0, rows), 1, others(weight.shape[1], inputs)) for rows, inputs in parts
+    ]
+    return torch.cat(cut) if len(cut) > 1 else cut[0]
+
+
 def take(tensor: Tensor, dim: int, index: Channels) -> Tensor:
     """Entries `index` of a dimension; the tensor itself where these are all, in order."""
     return (
@@ -112,14 +125,10 @@ def in_parts(x: Tensor, weight: Tensor, parts: Parts, geometry: Geometry) -> Ten
     return torch.cat(values, 1)
 
 
-def base_path(
-    x: Tensor, weight: Tensor, parts: Parts, geometry: Geometry, *, shared: bool
-) -> Tensor:
+def base_path(x: Tensor, weight: Tensor, parts: Parts, geometry: Geometry) -> Tensor:
     """The base path's sums, without the convolution's bias.
 
     X (N, Ci, H, W), the convolution's weight (Co, Ci, kh, kw) -> (N, rows in all, H', W').
-
-    shared: whether what an open channel needs is added to these sums, rather than computed anew.
     """
     return in_parts(x, base_weight(weight, parts), parts, geometry)
 
@@ -160,8 +169,8 @@ def merge(opened: Tensor, closed: Tensor, places: Channels) -> Tensor:
     return take_channels(together, tuple(origin[place] for place in range(together.shape[1])))
 
 
-# Where a base path is shared it is a part of the convolution, and counted there.
-describe(base_path, fresh=True, costs=lambda node: not node.kwargs["shared"])
+# A base path is a part of its convolution, and counted there.
+describe(base_path, fresh=True, costs=lambda node: False)
 for _operation in (choose, keep_inputs, merge):
     describe(_operation, fresh=True)
 

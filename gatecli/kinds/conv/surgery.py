@@ -41,7 +41,6 @@ from gatecli.kinds.conv.ops import (
     keep_rows,
     merge,
     places_of,
-    rows_of,
 )
 from gatecli.traced.site import Site, SiteDecision
 from gatecli.traced.traced import Traced
@@ -99,7 +98,7 @@ def insert_channel_gate(net: Traced, site: Site, gate: Any) -> Change:
     with graph.inserting_before(norm.next):
         weight = graph.create_node("get_attr", f"{conv.target}.weight")
         inputs = (x, weight, parts, geometry_of(module))
-        base = graph.call_function(base_path, inputs, {"shared": gate.shared})
+        base = graph.call_function(base_path, inputs)
         z = graph.call_module(path, (x if gate.reads_input else base,))
         low = graph.call_module(f"{path}.base", (base,))
         chosen = graph.call_function(choose, (norm, low, z, rows))
@@ -217,17 +216,12 @@ def _renumber(net: Traced, gated: _Gated, dynamic: Sequence[int], kept: Channels
     assert chosen is not None
     old_rows: Any = chosen.args[3]
     numbers = {row: number for number, row in enumerate(kept)}
-    decided = {old_rows[unit] for unit in dynamic}
-    still = {}
-    for row in rows_of(base.args[2]):
-        if row in numbers and (gate.shared or row in decided):
-            still[row] = numbers[row]
-    parts = keep_rows(base.args[2], still)
+    parts = keep_rows(base.args[2], numbers)
     rows = tuple(numbers[old_rows[unit]] for unit in dynamic)
     base.update_arg(2, parts)
     chosen.update_arg(3, rows)
     with net.graph.inserting_after(base):
-        part = net.graph.call_function(take_channels, (base, places_of(rows, rows_of(parts))))
+        part = net.graph.call_function(take_channels, (base, rows))
     readers: Any = chosen.args[1:2] if gate.reads_input else chosen.args[1:3]
     for reader in readers:
         reader.args = (part,)

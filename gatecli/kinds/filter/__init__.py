@@ -1,7 +1,11 @@
-"""Filters of convolutions: a closed unit is a channel of zeros."""
+"""Filters of convolutions: a closed unit is a channel of zeros.
+
+A convolution that reads it does not look at it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -9,12 +13,14 @@ from torch import fx
 
 from gatecli.errors import SettingError
 from gatecli.graph import additions, prune_channels
+from gatecli.graph.edit import mask_of
 from gatecli.graph.ops import is_add, never_negative, relu_after, widen
 from gatecli.graph.patterns import tail_of
 from gatecli.graph.trace import remove_dead
 from gatecli.kinds.base import MASK, VALUE, Gone
-from gatecli.kinds.filter.executor import FilterBlock, FilterLayer, OpenFilters
+from gatecli.kinds.filter.executor import FilterBlock, FilterLayer, FilterReader, OpenFilters
 from gatecli.kinds.filter.find import ROLES, FilterFinder
+from gatecli.kinds.filter.readers import fed_by, readers_of
 from gatecli.kinds.masked import MaskedKind, nothing_of
 from gatecli.lowering.context import Lowering
 from gatecli.lowering.region import tail_part
@@ -64,6 +70,8 @@ class FilterKind(MaskedKind):
     def savings(self, net: Traced, site: Site) -> tuple[Saving, ...]:
         share = len(site.places) / net.channels(site.value) if site.places else 1.0
         nodes = [node for node in site.tail if node in net.costs]
+        if site.name in net.gated_by:
+            nodes += readers_of(net, site.name)
         return tuple(Saving(node=node, share=share, per_unit=True) for node in nodes)
 
     def whole(self, net: Traced, site: Site) -> Site:
@@ -95,10 +103,15 @@ class FilterKind(MaskedKind):
 
     def prepare(self, low: Lowering) -> None:
         """Filters first: a branch around them is then skipped with their executors in it."""
+        feeds = _feeds(low, fed_by(low.net, self.name))
         for node in list(low.graph.nodes):
             site = low.site_of(node)
             if site is not None and site.kind == self.name:
-                _lower(low, node)
+                _lower(low, node, feeds)
+        for conv, fed in feeds.items():
+            if not conv._erased:
+                executor = FilterReader(low.root, str(conv.target))
+                low.replace(conv, executor, (conv.all_input_nodes[0], fed))
 
     def lower(self, low: Lowering, node: fx.Node) -> bool:
         site = low.site_of(node)
@@ -116,7 +129,18 @@ def _is_summand(net: Traced, site: Site) -> bool:
     return additions.additions_of_zero(net.root, net.node(site.value)) is not None
 
 
-def _lower(low: Lowering, masked: fx.Node) -> None:
+def _feeds(low: Lowering, fed: Mapping[str, str]) -> dict[fx.Node, fx.Node]:
+    """Convolution -> the decisions about the channels that it reads, as nodes."""
+    feeds = {}
+    for node in low.graph.nodes:
+        if node.name in fed:
+            masked = mask_of(low.graph, fed[node.name])
+            assert masked is not None and isinstance(masked.args[1], fx.Node)
+            feeds[node] = masked.args[1]
+    return feeds
+
+
+def _lower(low: Lowering, masked: fx.Node, feeds: Mapping[fx.Node, fx.Node]) -> None:
     """The open filters alone, added to the shortcut where there is one, else among zeros."""
     value, decision = masked.args
     assert isinstance(value, fx.Node) and isinstance(decision, fx.Node)
@@ -124,18 +148,19 @@ def _lower(low: Lowering, masked: fx.Node) -> None:
     if not tail:
         return
     (x,) = tail[0].all_input_nodes
+    fed = [feeds[tail[0]]] if tail[0] in feeds else []
     last, places = _widened(masked)
     add = next(iter(last.users))
     filters = OpenFilters(tail_part(low.root, tail), low.net.channels(value.name))
     if len(last.users) > 1 or not is_add(add):
-        low.replace(masked, FilterLayer(low.root, filters), (x, decision))
+        low.replace(masked, FilterLayer(low.root, filters), (x, decision, *fed))
         return
     shortcut = next(arg for arg in add.args if arg is not last)
     assert isinstance(shortcut, fx.Node)
     relu = relu_after(low.root, add)
     rectified = never_negative(low.root, shortcut)
     block = FilterBlock(low.root, filters, places, rectify=relu is not None, rectified=rectified)
-    low.replace(relu or add, block, (x, shortcut, decision))
+    low.replace(relu or add, block, (x, shortcut, decision, *fed))
 
 
 def _widened(masked: fx.Node) -> tuple[fx.Node, list[int] | None]:

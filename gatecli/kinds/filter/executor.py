@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gatecli.lowering.gather import Branch, Places, add_channels, add_to, rows_last
+from gatecli.lowering.gather import Branch, Places, add_channels, add_to, rows_last, take_columns
 from gatecli.lowering.inplace import Executor, WritingExecutor
+from gatecli.lowering.region import convolved
 
-__all__ = ["FilterBlock", "FilterLayer", "OpenFilters"]
+__all__ = ["FilterBlock", "FilterLayer", "FilterReader", "OpenFilters"]
 
 
 class OpenFilters:
@@ -22,7 +23,8 @@ class OpenFilters:
 
     X -> their values, and which they are.
 
-    tail: (root, x, channels) -> the values of these channels alone; of all, for None.
+    tail: (root, x, channels) -> the values of these channels alone; of all, for None. Where x is
+        made of gated filters itself, those that are closed are not looked at.
     width: how many channels there are.
     """
 
@@ -30,24 +32,47 @@ class OpenFilters:
         self.tail = tail
         self.width = width
 
-    def __call__(self, root: Any, x: Tensor, z: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def __call__(
+        self, root: Any, x: Tensor, z: Tensor, fed: Sequence[Tensor] = ()
+    ) -> tuple[Tensor | None, Tensor | None]:
         """`x` (N, C, H, W), `z` (N, units) -> value (N, k, H', W') and its channels (k,).
 
         Each unit is equally many of the channels. None for all channels, or where there is no
-        value.
+        value. `fed`: the decisions about x's channels, if there are any.
         """
-        if z.shape[1] < self.width:
-            z = z.repeat_interleave(self.width // z.shape[1], 1)
+        z = _each(z, self.width)
         if len(x) == 0:
             return self.tail(root, x, None), None
-        open_ = (z[0] if len(z) == 1 else z.amax(0)).nonzero().reshape(-1)
+        open_ = _open(z)
         if open_.numel() == 0:
             return None, None
+        x, *inputs = _open_inputs(x, fed)
         if open_.numel() == z.shape[1]:
-            value = self.tail(root, x, None)
+            value = self.tail(root, x, None, *inputs)
             return value if bool(z.all()) else value * _as_maps(z, value), None
-        value = self.tail(root, x, open_)
+        value = self.tail(root, x, open_, *inputs)
         return value if len(z) == 1 else value * _as_maps(z.index_select(1, open_), value), open_
+
+
+def _open(z: Tensor) -> Tensor:
+    """The units (k,) that are open for any image, of decisions (N, units)."""
+    return (z[0] if len(z) == 1 else z.amax(0)).nonzero().reshape(-1)
+
+
+def _open_inputs(x: Tensor, fed: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The channels of x that are open for any image, and which they are; x alone where all are.
+
+    With autograd it is x alone, too: the sources of zeros are to get their gradients.
+    """
+    if not fed or torch.is_grad_enabled():
+        return (x,)
+    open_ = _open(_each(fed[0], x.shape[1]))
+    return (x,) if open_.numel() == x.shape[1] else (take_columns(x, open_), open_)
+
+
+def _each(z: Tensor, width: int) -> Tensor:
+    """Decisions about each of `width` channels, of z (N, units): a unit is equally many of them."""
+    return z if z.shape[1] == width else z.repeat_interleave(width // z.shape[1], 1)
 
 
 def _as_maps(z: Tensor, value: Tensor) -> Tensor:
@@ -75,9 +100,12 @@ class FilterBlock(WritingExecutor):
         self.filters = filters
         self.places = None if places is None else Places(places)
 
-    def forward(self, x: Tensor, shortcut: Tensor, z: Tensor, *others: Tensor) -> Tensor:
-        """`x` (N, C, H, W), `shortcut` (N, C', H', W'), `z` (N, units) -> the shortcut's shape."""
-        value, open_ = self.filters(self.root, x, z)
+    def forward(self, x: Tensor, shortcut: Tensor, z: Tensor, *fed: Tensor) -> Tensor:
+        """`x` (N, C, H, W), `shortcut` (N, C', H', W'), `z` (N, units) -> the shortcut's shape.
+
+        `fed`: see OpenFilters.
+        """
+        value, open_ = self.filters(self.root, x, z, fed)
         if value is None:
             return self.closed(shortcut)
         if self.places is not None:
@@ -97,9 +125,9 @@ class FilterLayer(Executor):
         super().__init__(root)
         self.filters = filters
 
-    def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        """`x` (N, C, H, W), `z` (N, units) -> (N, width, H', W')."""
-        value, open_ = self.filters(self.root, x, z)
+    def forward(self, x: Tensor, z: Tensor, *fed: Tensor) -> Tensor:
+        """`x` (N, C, H, W), `z` (N, units) -> (N, width, H', W'); `fed`: see OpenFilters."""
+        value, open_ = self.filters(self.root, x, z, fed)
         if value is None and torch.is_grad_enabled():  # one filter's: zeros that x has a share in
             open_ = torch.zeros(1, dtype=torch.long, device=x.device)
             value = self.filters.tail(self.root, x, open_) * 0
@@ -123,3 +151,18 @@ class FilterLayer(Executor):
         layout = torch.channels_last if rows_last(x) else torch.contiguous_format
         size = (len(x), self.filters.width, *none.shape[2:])
         return torch.empty(size, dtype=none.dtype, device=x.device, memory_format=layout).zero_()
+
+
+class FilterReader(Executor):
+    """A convolution without gates of its own, of the filters before it that are open."""
+
+    def __init__(self, root: nn.Module, conv: str) -> None:
+        super().__init__(root)
+        self.path = conv
+
+    def forward(self, x: Tensor, *fed: Tensor) -> Tensor:
+        """`x` (N, C, H, W), `fed` (N, C), the decisions about its channels -> (N, C', H', W')."""
+        conv: Any = self.root.get_submodule(self.path)
+        x, *inputs = _open_inputs(x, fed)
+        result: Tensor = convolved(conv, x, None, *inputs) if inputs else conv(x)
+        return result

@@ -20,17 +20,26 @@ Gate functions (A.5), `s` being what is compared:
     coarse  the mean of Yp over its positions, one decision for each output channel (the paper: the
         fine ones aggregated; ours: normalised anew, so that T means
             the same, standard deviations, in all four)
-    l1      the mean |x| of each input channel that is not in the base path, one decision for each
-        of these: it is computed with, or not; no BN1
+    l1      the mean |x| of each input channel, one decision for each of these: it is computed with,
+        or not. No base path. BN_na has one mean and one deviation for all channels of all images,
+        so that channels are compared with each other: large ones open
     fc      a linear layer of all input channels' mean |x|, one decision for each output channel
-        (ours: starts at the mean |W| of each kernel)
+        (ours: starts at the mean |W| of each kernel). No base path: a closed channel is zero behind
+        BN2, and a convolution that reads it does not look at it, so that both ends of a convolution
+        are sparse. Its sites are those of the filters
+
+With `base_path`, as in this project's first version, fc and l1 have one: closed channels of fc are
+BN1(Yp), l1 decides for the channels beyond the base path alone, each normalised by itself. Files
+without this setting mean that.
 
 With grouping (3.3), output group i has input group i for its base path, block-diagonal in the
 weights that are there; with shuffle, groups are made of every (1/eta)-th channel rather than of
-neighbours. Neither changes what the network computes. The stem is never gated. With groups, what an
-open channel still needs
-lies all over the input: it is computed in one dense convolution, its base path anew, which costs
-eta of it once more and is counted so.
+neighbours. Neither changes what the network computes. The stem is never gated. An open channel
+costs eta + (1 - eta) of itself, with groups too: what its own base path has not looked at is added
+to that.
+
+With `sparse_bp` the gradient through a decision is zero where it is 0, as the authors' code has it
+as an option: backward passes skip what forward ones do.
 
 Neutral start: no finite Delta opens every gate for every input, so a saved flag does, until the
 first training step clears it; Delta then starts at `start`.
@@ -54,6 +63,8 @@ from gatecli.methods.objective import Objective, Traits
 from gatecli.methods.registry import register
 from gatecli.network import Network
 from gatecli.traced.site import Site
+
+MASKED_KIND = "filter"  # where a closed channel is zero
 
 __all__ = ["CGNetSettings", "ChannelGate", "base_channels", "smoothed"]
 
@@ -88,13 +99,27 @@ class Thresholds(Objective[CGNetSettings]):
 class ChannelGating(Method[CGNetSettings]):
     """Channel gating, as this file describes it."""
 
+    def offers(
+        self, network: Network, settings: CGNetSettings, kinds: Sequence[str] = ()
+    ) -> list[Site]:
+        """The convolutions' insides, or where closed channels are zero, the same ones' filters.
+
+        Those that this method gates in the other way are left out.
+        """
+        inside = super().offers(network, settings, kinds)
+        filters = super().offers(network, settings, (MASKED_KIND,))
+        chosen, others = (filters, inside) if settings.masks else (inside, filters)
+        mine = {name for name, method in network.gated_by.items() if method == self.about.name}
+        convs = {site.branch[0] for site in inside}
+        convs -= {site.branch[0] for site in others if site.name in mine}
+        return [site for site in chosen if site.branch[0] in convs]
+
     def by_default(self, network: Network, site: Site) -> bool:
         return max(_conv(network, site).kernel_size) > 1
 
     def gate(self, network: Network, site: Site, settings: CGNetSettings) -> ChannelGate:
-        nodes = [node for node in network.graph.nodes if node.name in site.branch]
-        conv, norm = (network.get_submodule(str(node.target)) for node in nodes)
-        assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+        conv, norm = _conv(network, site), _module(network, site.branch[1])
+        assert isinstance(norm, nn.BatchNorm2d)
         order, groups = base_channels(conv.in_channels, settings)
         return ChannelGate(site.name, conv, norm, order, groups, settings)
 
@@ -110,10 +135,13 @@ class ChannelGating(Method[CGNetSettings]):
 
 
 def _conv(network: Network, site: Site) -> nn.Conv2d:
-    path = site.name.removesuffix(".channels")
-    conv = network.get_submodule(path)
+    conv = _module(network, site.branch[0])
     assert isinstance(conv, nn.Conv2d)
     return conv
+
+
+def _module(network: Network, node: str) -> nn.Module | None:
+    return network.traced.module(network.traced.node(node))
 
 
 register(

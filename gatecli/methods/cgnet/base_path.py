@@ -17,8 +17,10 @@ __all__ = ["base_channels", "check_eta"]
 def base_channels(inputs: int, settings: CGNetSettings) -> tuple[tuple[int, ...], int]:
     """The base path of a convolution with so many input channels.
 
-    Their order, group by group, and how many groups there are.
+    Their order, group by group, and how many groups there are; without a base path no channels.
     """
+    if not settings.based:
+        return (), 1
     groups = round(1 / settings.eta)
     order = (
         [channel for first in range(groups) for channel in range(first, inputs, groups)]
@@ -33,12 +35,14 @@ def base_channels(inputs: int, settings: CGNetSettings) -> tuple[tuple[int, ...]
 def check_eta(convs: Mapping[str, nn.Conv2d], settings: CGNetSettings) -> None:
     """Make sure that eta divides the channels of all convolutions, given by site.
 
+    Without a base path it may be anything.
+
     Raises:
         SettingError: It does not; the first one is named, and the nearest eta that divides all.
     """
     widths = {site: _width(conv, settings) for site, conv in convs.items()}
     odd = next((site for site, width in widths.items() if not _divides(settings, width)), None)
-    if odd is None:
+    if odd is None or not settings.based:
         return
     shares = _dividing(math.gcd(*widths.values()), settings)
     advice = f"none divides all: leave it out with --exclude '{odd}'"

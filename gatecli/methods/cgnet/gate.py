@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from gatecli.gates.cache import Remembered
 from gatecli.gates.gate import Gate
 from gatecli.graph.ops import others
-from gatecli.graph.prune_channels import cut_norm, keep_entries
-from gatecli.methods.cgnet.settings import CGNetSettings
+from gatecli.graph.prune_channels import cut_norm, keep_entries, on_one_device
+from gatecli.methods.cgnet.settings import FC, FINE, L1, CGNetSettings
 
 __all__ = ["ChannelGate", "smoothed"]
 
@@ -26,9 +26,10 @@ class ChannelGate(Gate):
 
     Args: conv, norm: the convolution gated and the BatchNorm behind it; order, groups: its base
     path, see gatecli.kinds.conv.ops.
-    Attributes: of_inputs: units are input channels. shared: open channels build on the base path's
-    sums. always: the share of the convolution that runs whatever is decided, with every channel
-    gated. `base` is BN1.
+    Attributes: of_inputs: units are input channels. always: the share of the convolution that runs
+    whatever is decided, with every channel gated. `base` is BN1, where closed channels have one.
+    pooled: what is compared is normalised by the mean and the deviation of all channels together,
+    so that the largest of them open; else each channel by its own.
     """
 
     undecayed = ("delta",)
@@ -44,39 +45,48 @@ class ChannelGate(Gate):
         groups: int,
         settings: CGNetSettings,
     ) -> None:
-        self.of_inputs = settings.gate == "l1"
+        self.of_inputs = settings.gate == L1
+        self.pooled = self.of_inputs and not settings.based
         rest = others(conv.in_channels, order[: len(order) // groups])
         super().__init__(site, len(rest) if self.of_inputs else conv.out_channels)
-        self.function, self.slope, self.order, self.groups = (
-            settings.gate,
-            settings.eps,
-            order,
-            groups,
-        )
-        self.per_activation = settings.gate == "fine"
-        self.reads_input, self.shared = settings.gate in ("l1", "fc"), groups == 1
-        self.always = 1 - len(rest) / conv.in_channels if self.shared else 0.0
-        self.norm = (nn.BatchNorm2d if settings.gate == "fine" else nn.BatchNorm1d)(
-            self.units, affine=False
-        )
+        self.function, self.slope, self.sparse = settings.gate, settings.eps, settings.sparse_bp
+        self.order, self.groups = order, groups
+        self.per_activation = settings.gate == FINE
+        self.reads_input = settings.gate in (L1, FC)
+        self.always = 1 - len(rest) / conv.in_channels
+        norm_of = nn.BatchNorm2d if self.per_activation else nn.BatchNorm1d
+        self.norm = norm_of(1 if self.pooled else self.units, affine=False)
         self.delta = nn.Parameter(torch.full((self.units,), settings.start))
         self.register_buffer("neutral", torch.ones((), dtype=torch.bool))
-        if settings.gate == "fc":
+        if settings.gate == FC:
             self.weight = nn.Parameter(conv.weight.detach().abs().mean((2, 3)))
-        if not self.of_inputs:
-            self.base = _like(norm, 1 - len(rest) / conv.in_channels)
+        self.base = None
+        if settings.based and not self.of_inputs:
+            self.base = _like(norm, self.always)
         self._folded, self._flag, self._reached = Remembered(), Remembered(), Remembered()
 
     def keep(self, units: Sequence[int]) -> None:
         """Decide for these units alone."""
         index = torch.tensor(units)
-        keep_entries(
-            self, ("delta", "threshold", *(("weight",) if self.function == "fc" else ())), index
-        )
-        keep_entries(self.norm, ("running_mean", "running_var"), index)
-        self.units = self.norm.num_features = len(units)
-        if not self.of_inputs:
+        weight = ("weight",) if self.function == FC else ()
+        keep_entries(self, ("delta", "threshold", *weight), index)
+        self.units = len(units)
+        if not self.pooled:
+            keep_entries(self.norm, ("running_mean", "running_var"), index)
+            self.norm.num_features = len(units)
+        if self.base is not None:
             self.base = cut_norm(self.base, units)
+
+    def drop_inputs(self, kept: Tensor, gone: Tensor, constants: Tensor) -> None:
+        """See Decider.drop_inputs; what channels that are gone have said goes into BN_na's mean."""
+        if self.function != FC:
+            return
+        mean = self.norm.running_mean
+        assert mean is not None
+        lost = self.weight.detach().index_select(1, gone.to(self.weight.device))
+        lost, constants, mean = on_one_device([lost, constants.to(lost.dtype), mean])
+        self.norm.running_mean = mean - lost @ constants.abs()
+        keep_entries(self, ("weight",), kept, dim=1)
 
     @property
     def settled(self) -> bool:
@@ -103,12 +113,12 @@ class ChannelGate(Gate):
 
         The base path's sums or x, (N, C, H, W) -> (N, units), for `fine` (N, units, H, W).
         """
-        if self.function == "fine":
+        if self.function == FINE:
             return x
         if self.function == "coarse":
             return x.mean((2, 3))
         size = x.abs().mean((2, 3))
-        if self.function == "fc":
+        if self.function == FC:
             return F.linear(size, self.weight)
         return size.index_select(1, torch.tensor(others(x.shape[1], self.order), device=x.device))
 
@@ -118,7 +128,7 @@ class ChannelGate(Gate):
         Above 0 where d = 1.
         """
         if self.training:
-            odds: Tensor = self.slope * (self.norm(self.saliency(x)) - self._wide(self.delta))
+            odds: Tensor = self.slope * (self._normed(self.saliency(x)) - self._wide(self.delta))
             return odds
         exported = (
             torch.compiler.is_compiling()
@@ -131,13 +141,18 @@ class ChannelGate(Gate):
         odds = torch.addcmul(shift, self.saliency(x), scale)
         return torch.where(self.neutral, torch.full_like(odds, OPEN), odds) if exported else odds
 
+    def _normed(self, saliency: Tensor) -> Tensor:
+        """`BN_na(s)`; pooled: (N, units) with one mean and one deviation for all entries."""
+        result: Tensor = self.norm(saliency[:, None])[:, 0] if self.pooled else self.norm(saliency)
+        return result
+
     def _fold(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         scale = torch.rsqrt(var + self.norm.eps)
         return self._wide(self.slope * scale), self._wide(-self.slope * (mean * scale + self.delta))
 
     def _wide(self, each: Tensor) -> Tensor:
         """(..., units) as (..., units, 1, 1) where decisions are made for each activation."""
-        return each[..., None, None] if self.function == "fine" else each
+        return each[..., None, None] if self.function == FINE else each
 
     def _compared(self) -> Tensor:
         return self._wide(self.limit())
@@ -147,7 +162,7 @@ class ChannelGate(Gate):
             return super()._decide(x)
         self.neutral.zero_()  # the first training step
         odds = self.log_odds(x)
-        return smoothed(odds), odds
+        return smoothed(odds, sparse=self.sparse), odds
 
     def forward(self, x: Tensor) -> Tensor:
         """What the gate reads -> decisions z (N, units), for `fine` (N, units, H, W).
@@ -159,10 +174,14 @@ class ChannelGate(Gate):
         return z
 
 
-def smoothed(odds: Tensor) -> Tensor:
-    """1 where odds > 0, else 0, with the gradient of sigmoid(odds)."""
-    soft = torch.sigmoid(odds)
-    return (odds > 0).to(odds.dtype) + (soft - soft.detach())
+def smoothed(odds: Tensor, *, sparse: bool = False) -> Tensor:
+    """1 where odds > 0, else 0, with the gradient of sigmoid(odds).
+
+    sparse: without a gradient where odds <= 0.
+    """
+    hard, soft = (odds > 0).to(odds.dtype), torch.sigmoid(odds)
+    through = soft - soft.detach()
+    return hard + (through * hard if sparse else through)
 
 
 def _per_channel(value: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ from gatecli.methods.settings import Settings, setting
 
 __all__ = ["CGNetSettings"]
 
-GATES = ("coarse", "fine", "fc", "l1")
+COARSE, FINE, FC, L1 = "coarse", "fine", "fc", "l1"
+GATES = (COARSE, FINE, FC, L1)
 
 
 @dataclass(frozen=True)
@@ -16,14 +17,15 @@ class CGNetSettings(Settings):
     """Settings of channel gating; the paper's are named where ours differ."""
 
     gate: str = setting(
-        "coarse",
+        COARSE,
         "gate function: coarse, fc and l1 save time, fine (the paper's own) on paper only",
         choices=GATES,
         structural=True,
     )
     eta: float = setting(
         0.25,
-        "share of the input channels in the base path (1/8 in the paper, 1/4 in its code)",
+        "share of the input channels in the base path, where there is one (1/8 in the paper, 1/4 in"
+        " its code)",
         low=0.001,
         high=0.999,
         structural=True,
@@ -58,7 +60,7 @@ class CGNetSettings(Settings):
     grouping: bool = setting(
         default=False,
         help="yes: each group of output channels has its own group of input channels for its base"
-        " path (not with gate=l1); open channels are then computed anew",
+        " path (not with gate=l1)",
         structural=True,
     )
     shuffle: bool = setting(
@@ -67,7 +69,32 @@ class CGNetSettings(Settings):
         structural=True,
     )
 
+    base_path: bool = setting(
+        default=False,
+        help="yes: gate=fc and gate=l1 have a base path too, as in no paper: a closed channel of fc"
+        " is the base path's sums, not zero, and l1 always reads the base path's channels and"
+        " compares each other one with what is usual for it, not with all",
+        structural=True,
+        before=lambda stored: stored.get("gate") in (FC, L1),
+    )
+    sparse_bp: bool = setting(
+        default=False,
+        help="yes: no gradient through the decisions of what is closed (an option of the paper's"
+        " code)",
+        structural=True,
+    )
+
+    @property
+    def based(self) -> bool:
+        """Whether there is a base path: some input channels that are always looked at."""
+        return self.base_path or self.gate in (COARSE, FINE)
+
+    @property
+    def masks(self) -> bool:
+        """Whether a closed output channel is zero, rather than what a base path says."""
+        return self.gate == FC and not self.base_path
+
     @property
     def grouped(self) -> bool:
         """Whether each group of output channels has a base path of its own."""
-        return self.grouping and self.gate != "l1"
+        return self.grouping and self.based and self.gate != L1

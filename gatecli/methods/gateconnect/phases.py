@@ -21,7 +21,7 @@ NEAR = 1e-9  # shares of the training that differ less are the same
 
 
 def _read(given: Any) -> Phases:
-    if given in PAPERS:
+    if isinstance(given, str) and given in PAPERS:
         return str(given)
     parts = given.split(",") if isinstance(given, str) else given
     if not isinstance(parts, (list, tuple)) or any(isinstance(part, bool) for part in parts):
