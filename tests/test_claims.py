@@ -11,16 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 from claims import __main__ as command
-from claims import laboratory
 from claims.claim import Claim, Column, Comparison, Paper, Variant
 from claims.differences import AtEqual, Less, Mean
 from claims.laboratory import Laboratory
+from claims.measures import decided
 from claims.page import page
 from claims.papers import PAPERS
 from claims.problem import Problem, read_problem
 from claims.results import figures_of, lines_of
 from claims.store import Store
 from claims.tables import comparison_line, judged, table
+from claims.training import Run
 from claims.verdicts import judge, overall
 
 from gatecli.errors import TrainingError
@@ -161,7 +162,7 @@ def paper(*settings: dict[str, Any]) -> Paper:
         comparisons=[Comparison(says="nothing", of=Less(one=mean, other=mean))],
         distance="all the way",
     )
-    return Paper(name="p", title="P", variants=variants, claims=[claim])
+    return Paper(name="p", title="P", variants=variants, claims=[claim], make=decided)
 
 
 ATTACH = [{"method": "ind-perbatch", "target_rate": 0.5}]
@@ -179,14 +180,13 @@ def test_what_is_done_is_not_done_again(tmp_path: Path, problem: Problem) -> Non
 
 
 def test_a_run_that_diverges_is_a_result_and_one_that_fails_is_tried_again(
-    tmp_path: Path, problem: Problem, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, problem: Problem
 ) -> None:
-    def train(problem: Problem, settings: dict[str, Any], *rest: Any) -> Any:
-        raise TrainingError("nan") if settings.get("attach") else ValueError("a mistake")
+    def make(run: Run) -> dict[str, Any]:
+        raise TrainingError("nan") if run.settings.get("attach") else ValueError("a mistake")
 
-    monkeypatch.setattr(laboratory, "train", train)
     lab = Laboratory(problem=problem, store=Store(tmp_path / "runs.jsonl"), cache=tmp_path)
-    asked = paper({}, {"attach": ATTACH})
+    asked = replace(paper({}, {"attach": ATTACH}), make=make)
     assert lab.work([asked], [0]) == 1
     lines = lab.store.lines()
     assert [line["variant"] for line in lines] == ["v1"]
@@ -195,11 +195,12 @@ def test_a_run_that_diverges_is_a_result_and_one_that_fails_is_tried_again(
 
 
 def test_a_source_is_trained_once(tmp_path: Path, problem: Problem) -> None:
-    settings = {"arch": "cifar:resnet20", "start": 1, "start_train": {"lr": 0.1}}
-    first = laboratory.train(problem, settings, 1, 0, tmp_path)
+    settings = {"arch": "cifar:resnet20", "start": {"epochs": 1, "train": {"lr": 0.1}}}
+    run = Run(problem=problem, settings=settings, epochs=1, seed=0, cache=tmp_path)
+    first = run.train()
     (file,) = tmp_path.iterdir()
     written = file.stat().st_mtime_ns
-    second = laboratory.train(problem, settings, 1, 0, tmp_path)
+    second = run.train()
     assert file.stat().st_mtime_ns == written
     for name, tensor in first.network.state_dict().items():
         assert tensor.equal(second.network.state_dict()[name])

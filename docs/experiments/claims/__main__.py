@@ -66,7 +66,7 @@ def _quick(args: argparse.Namespace) -> int:
         problem = read_problem(args.data, **QUICK)
         lab = Laboratory(problem=problem, store=store, cache=Path(folder), epochs=1)
         failed = lab.work(chosen, args.seeds[:1])
-        print(page(store.lines(), epochs=1))
+        print(page(store.lines(), chosen, epochs=1))
     return int(failed > 0)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 __all__ = ["Claim", "Column", "Comparison", "Difference", "Figures", "Paper", "Results", "Variant"]
@@ -86,19 +86,18 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class Paper:
-    """A paper: what is trained for it, what is measured of that, and what it claims.
+    """A paper: what is trained for it, what is measured, and what it claims.
 
     Attributes:
         name: As it is asked for.
         title: Of the paper.
         variants: What is trained.
         claims: In their order on the page.
-        measure: From what `claims.training.train` gives, and the problem, to the figures; None:
-            accuracy, rates and MACs (`claims.measures.gated`).
+        make: Makes a `claims.training.Run`, and gives what is measured of it.
     """
 
     name: str
     title: str
     variants: Sequence[Variant]
     claims: Sequence[Claim]
-    measure: Callable[..., dict[str, Any]] | None = field(default=None)
+    make: Callable[..., dict[str, Any]]

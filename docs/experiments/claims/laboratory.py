@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import gatecli
-from claims import measures
 from claims.claim import Paper, Variant
 from claims.problem import Problem
 from claims.store import Store
-from claims.training import train
+from claims.training import Run
 from gatecli.errors import TrainingError
 
 __all__ = ["Laboratory"]
@@ -80,13 +79,19 @@ class Laboratory:
         }
 
     def _figures(self, paper: Paper, variant: Variant, seed: int) -> dict[str, Any]:
-        measure = paper.measure or measures.gated
         epochs = self.epochs or variant.epochs
         try:
-            trained = train(self.problem, variant.settings, epochs, seed, self.cache)
+            return paper.make(
+                Run(
+                    problem=self.problem,
+                    settings=variant.settings,
+                    epochs=epochs,
+                    seed=seed,
+                    cache=self.cache,
+                )
+            )
         except TrainingError as error:
             return {"diverged": str(error)}
-        return measure(trained, self.problem)
 
 
 def _runs(papers: Sequence[Paper], seeds: Sequence[int]) -> Iterator[tuple[Paper, Variant, int]]:

@@ -8,11 +8,11 @@ from typing import Any
 
 import gatecli
 from claims.problem import NEW, Problem
-from claims.training import Trained
+from claims.training import Run, Trained
 from gatecli.network import Network
 from gatecli.stages.evaluate import Evaluation
 
-__all__ = ["STRATEGIES", "gated", "on_folds", "simple"]
+__all__ = ["decided", "in_all_ways", "on_folds", "simple"]
 
 STRATEGIES = ("threshold", "stochastic", "ensemble", "always-on")
 
@@ -30,12 +30,19 @@ def simple(trained: Trained, problem: Problem) -> dict[str, Any]:
         "params": network.params,
         "rate": _rate(seen),
         "spread": _spread(seen),
+        "val_top1": gatecli.evaluate(network, problem.data, split="val").top1,
         **trained.learning(),
     }
 
 
-def gated(trained: Trained, problem: Problem) -> dict[str, Any]:
-    """The same, by each way of deciding, and how often the first and last third of sites run."""
+def decided(run: Run) -> dict[str, Any]:
+    """Train, and measure accuracy and MACs as the network decides."""
+    return simple(run.train(), run.problem)
+
+
+def in_all_ways(run: Run) -> dict[str, Any]:
+    """The same by each way of deciding, and how often the first and last third of sites run."""
+    trained, problem = run.train(), run.problem
     found = simple(trained, problem)
     for strategy in STRATEGIES[1:]:
         found[f"top1_{strategy}"] = found["top1"]  # without gates all are alike

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from claims import verdicts
-from claims.claim import Claim, Results
+from claims.claim import Claim, Paper, Results
 from claims.papers import PAPERS
 from claims.results import Line, figures_of, lines_of
 from claims.tables import comparison_line, judged, table
@@ -36,17 +36,20 @@ margin. Where fewer than three seeds have been run, the verdict is so far's.
 """
 
 
-def page(lines: Sequence[Line], epochs: int | None = None) -> str:
+def page(
+    lines: Sequence[Line], papers: Iterable[Paper] = PAPERS.values(), epochs: int | None = None
+) -> str:
     """The page's text.
 
     Args:
         lines: Of the runs.
+        papers: Those to show.
         epochs: Of all runs, where it is a try.
     """
     about = lines[-1]["problem"] if lines else dict.fromkeys(("classes", "size", "train", "test"))
     summary = ["| paper | claim | verdict |", "|---|---|---|"]
     sections = []
-    for paper in PAPERS.values():
+    for paper in papers:
         own = lines_of(paper, lines, epochs)
         results = figures_of(own)
         sections.append(f"## {paper.title}\n")

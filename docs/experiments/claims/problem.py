@@ -40,9 +40,9 @@ class Problem:
     size: int
     about: Mapping[str, Any]
 
-    def network(self, arch: str, seed: int) -> Network:
-        """A network with random weights, from a seed, in training mode."""
-        args = {"num_classes": len(self.data.classes)}
+    def network(self, arch: str, seed: int, given: Mapping[str, Any]) -> Network:
+        """A network with random weights, from a seed and its arguments, in training mode."""
+        args = {**given, "num_classes": len(self.data.classes)}
         torch.manual_seed(seed)
         model = build(arch, args)
         images = InputSpec((self.size, self.size), 3, self.data.mean, self.data.std)

@@ -1,9 +1,10 @@
-"""Train what a variant's settings say.
+"""Train what a run's settings say.
 
-They are a network (`arch`), what is attached to it (`attach`: a list, each a method and its
-settings), and how to train (`train`: gatecli's TrainOptions). With nothing attached it is the plain
-control: as many epochs of the same batches. With `start` (epochs) the network is trained so long by
-itself before anything is attached, and is the same for all variants of a seed.
+They are a network (`arch`, `arch_args`), what is attached to it (`attach`: a list, each a method
+and its settings), and how to train (`train`: gatecli's TrainOptions). With nothing attached it is
+the plain control: as many epochs of the same batches. With `start` (`epochs` and `train`) the
+network is trained so by itself before anything is attached, once for all runs of a seed; `gater`
+(`arch`, `epochs`, `train`) is the trained network that the first method attached starts from.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,9 @@ from gatecli.stages.predict import score
 from gatecli.training.examples import Examples
 from gatecli.training.options import TrainOptions
 
-__all__ = ["Trained", "plain", "source", "train"]
+__all__ = ["Run", "Trained", "plain"]
+
+OTHER = 100  # so much higher is the seed of a network that must not be the one that it helps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,52 +56,78 @@ class Trained:
         return {"train_top1": self.history[-1]["train_top1"], "late_gain": late}
 
 
-def train(
-    problem: Problem, settings: Mapping[str, Any], epochs: int, seed: int, cache: Path
-) -> Trained:
-    """Train a network from scratch, or a trained one further.
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run.
 
-    Args:
+    Attributes:
         problem: What to train on.
         settings: As this file says.
-        epochs: How many.
+        epochs: Of the training.
         seed: Of the weights, the batches and the gates.
-        cache: A folder that keeps trained networks to start from.
-
-    Raises:
-        GatecliError: The settings are no settings, or the training diverged.
+        cache: A folder that keeps the networks that runs start from.
     """
-    network = source(problem, settings, seed, cache)
-    options = TrainOptions(epochs=epochs, seed=seed, **settings.get("train", {}))
-    for each in settings.get("attach", []):
-        named = dict(each)
-        torch.manual_seed(seed)
-        network = gatecli.attach(network, named.pop("method"), **named).network
-    if not settings.get("attach"):
-        return plain(network, problem, options)
-    tuned = gatecli.finetune(network, problem.data, options)
-    return Trained(network=tuned.network.eval(), history=tuned.history)
 
+    problem: Problem
+    settings: Mapping[str, Any]
+    epochs: int
+    seed: int
+    cache: Path
 
-def source(problem: Problem, settings: Mapping[str, Any], seed: int, cache: Path) -> Network:
-    """The network before anything is attached: with random weights, or trained for `start` epochs.
+    def train(self, problem: Problem | None = None, **changes: Any) -> Trained:
+        """Train the network, with what is attached to it.
 
-    A trained one is kept in the folder `cache`, and read from there the next time.
-    """
-    network = problem.network(settings["arch"], seed)
-    epochs = settings.get("start", 0)
-    if not epochs:
+        Args:
+            problem: To train on; None: the run's.
+            **changes: TrainOptions that differ from the settings'.
+
+        Raises:
+            GatecliError: The settings are no settings, or the training diverged.
+        """
+        how = {**self.settings.get("train", {}), **changes}
+        options = TrainOptions(epochs=self.epochs, seed=self.seed, **how)
+        network = self.attached()
+        problem = problem or self.problem
+        if not self.settings.get("attach"):
+            return plain(network, problem, options)
+        tuned = gatecli.finetune(network, problem.data, options)
+        return Trained(network=tuned.network.eval(), history=tuned.history)
+
+    def attached(self) -> Network:
+        """The network with its gates, before they are trained."""
+        network = self.source()
+        given = {"gater_network": self._gater()} if "gater" in self.settings else {}
+        for each in self.settings.get("attach", []):
+            named = {**each, **given}
+            torch.manual_seed(self.seed)
+            network = gatecli.attach(network, named.pop("method"), **named).network
+            given = {}
         return network
-    how = {name: settings[name] for name in ("arch", "start", "start_train")}
-    said = json.dumps([how, seed, dict(problem.about)], sort_keys=True)
-    path = cache / f"{sha256(said.encode()).hexdigest()[:16]}.pt"
-    if not path.exists():
-        options = TrainOptions(epochs=epochs, seed=seed, **settings["start_train"])
-        trained = plain(network, problem, options).network
-        cache.mkdir(parents=True, exist_ok=True)
-        torch.save(trained.state_dict(), path)
-    network.load_state_dict(torch.load(path, weights_only=True))
-    return network
+
+    def source(self) -> Network:
+        """The network before anything is attached: with random weights, or trained."""
+        start = self.settings.get("start")
+        if start is None:
+            args = self.settings.get("arch_args", {})
+            return self.problem.network(self.settings["arch"], self.seed, args)
+        network = {name: self.settings.get(name, {}) for name in ("arch", "arch_args")}
+        return self._kept({**network, **start}, self.seed)
+
+    def _gater(self) -> Network:
+        return self._kept(self.settings["gater"], self.seed + OTHER)
+
+    def _kept(self, settings: Mapping[str, Any], seed: int) -> Network:
+        """A network trained by itself, from the cache where it is there."""
+        quick = min(settings["epochs"], self.epochs)  # for a try, as short as the run
+        run = replace(self, settings=settings, epochs=quick, seed=seed)
+        said = json.dumps([settings, quick, seed, dict(self.problem.about)], sort_keys=True)
+        path = self.cache / f"{sha256(said.encode()).hexdigest()[:16]}.pt"
+        if not path.exists():
+            self.cache.mkdir(parents=True, exist_ok=True)
+            torch.save(run.train().network.state_dict(), path)
+        network = run.source()
+        network.load_state_dict(torch.load(path, weights_only=True))
+        return network.eval()
 
 
 def plain(network: Network, problem: Problem, options: TrainOptions) -> Trained:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from claims.claim import Paper
-from claims.papers import layer_gates
+from claims.papers import (
+    channel_gating,
+    decision_gates,
+    early_exits,
+    gateconnect,
+    gaternet,
+    layer_gates,
+)
 from gatecli.errors import SettingError
 
 __all__ = ["PAPERS", "papers"]
 
-PAPERS: dict[str, Paper] = {each.name: each for each in (layer_gates.PAPER,)}
+FILES = (layer_gates, early_exits, decision_gates, gaternet, channel_gating, gateconnect)
+PAPERS: dict[str, Paper] = {file.PAPER.name: file.PAPER for file in FILES}
 
 
 def papers(names: list[str]) -> list[Paper]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from claims.claim import Claim, Column, Comparison, Paper, Variant
 from claims.differences import AtEqual, Less, Mean
+from claims.measures import in_all_ways
 
 __all__ = ["PAPER"]
 
@@ -190,4 +191,5 @@ PAPER = Paper(
     title="Deep networks with probabilistic gates",
     variants=[PLAIN, *GRID, *HIGH, *ANNEALED, *VARIABLE, DEEP],
     claims=CLAIMS,
+    make=in_all_ways,
 )
