@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Union, get_args, get_origin
 
 from gatecli.cli.options import READING
@@ -61,6 +61,7 @@ def believed(about: Mapping[str, Any]) -> Begun:
     defaults = {name: READING[name].default for name in LATER}
     begun = replace(begun, reading={**defaults, **begun.reading})
     checked(TrainOptions(**begun.options))
+    begun = replace(begun, options={**asdict(TrainOptions()), **begun.options})
     if begun.reading.keys() != READING.keys():
         raise KeyError(f"reading {sorted(begun.reading)}")
     for name, value in begun.reading.items():

@@ -27,6 +27,21 @@ class Training:
     schedule: Annotated[
         str, typer.Option(help="step (x0.1 at 30, 60 and 90 % of the epochs), cosine or constant.")
     ] = "step"
+    milestones: Annotated[
+        Optional[str],
+        typer.Option(
+            help=(
+                "Epochs before which --schedule step lowers the learning rate, as 150,250, in place"
+                " of these."
+            ),
+            show_default=False,
+        ),
+    ] = None
+    warmup: Annotated[
+        float,
+        typer.Option(help="Epochs (or part of one) in which the learning rate rises from 0."),
+    ] = 0.0
+    nesterov: Annotated[bool, typer.Option("--nesterov", help="Nesterov's momentum.")] = False
     precision: Annotated[str, typer.Option(help="fp32 or bf16 (autocast).")] = "fp32"
     augment: Annotated[
         Optional[str],

@@ -13,6 +13,7 @@ from torch import Tensor
 from gatecli.data import DataSet
 from gatecli.errors import CheckpointError, Interrupted, TrainingError
 from gatecli.gates.observe import strategy
+from gatecli.methods.schedules import learning_rate, warmed
 from gatecli.network import Network
 from gatecli.progress import Progress
 from gatecli.stages.predict import ExitScore, Scores, score, score_exits
@@ -69,6 +70,7 @@ class Course(Resumable):
             self._groups(),
             lr=options.lr,
             momentum=options.momentum,
+            nesterov=options.nesterov,
             weight_decay=options.weight_decay,
         )
         super().__init__(network, optimizer, goal, options)
@@ -159,12 +161,23 @@ class Course(Resumable):
         return self.position.baseline
 
     def _set_learning_rate(self) -> None:
-        done = self.position.step / self.total_steps
-        first = self.trained[0]
+        step = self.position.step
+        warmup = self.options.warmup * self.examples.steps_per_epoch
         for group in self.optimizer.param_groups:
-            group["lr"] = first.objective.learning_rate(
-                self.options.schedule, group["base_lr"], done, first.settings
-            )
+            rate = self._scheduled(group["base_lr"], step / self.total_steps)
+            group["lr"] = warmed(rate, step, warmup)
+
+    def _scheduled(self, base: float, done: float) -> float:
+        """The learning rate for its `base`, the share `done` of the training lying behind.
+
+        Milestones that the user tells come before the method's own.
+        """
+        options = self.options
+        if options.milestones is not None:
+            shares = [epoch / options.epochs for epoch in options.milestones]
+            return learning_rate(options.schedule, base, done, shares)
+        first = self.trained[0]
+        return first.objective.learning_rate(options.schedule, base, done, first.settings)
 
     def _descend(self, loss: Tensor) -> float:
         """Move the parameters by a loss, a scalar.

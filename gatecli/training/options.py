@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from gatecli.data import AUGMENTS
 from gatecli.errors import SettingError
@@ -18,6 +19,7 @@ RANGES = {
     "batch_size": (2, math.inf),
     "weight_decay": (0, 1e30),
     "momentum": (0, 1),
+    "warmup": (0, math.inf),
     "label_smoothing": (0, 1),
     "seed": (0, 2**32 - 1),
     "workers": (0, 1024),
@@ -41,7 +43,11 @@ class TrainOptions:
         batch_size: Images a batch.
         weight_decay: Of SGD.
         momentum: Of SGD.
-        schedule: One of LEARNING_RATES; milestones scale with `epochs`.
+        schedule: One of LEARNING_RATES; the papers' milestones scale with `epochs`.
+        milestones: The epochs before which schedule `step` lowers the learning rate, in place of
+            the papers' or the method's own; a text has commas between them.
+        warmup: Epochs, or part of one, in which the learning rate rises to the schedule's.
+        nesterov: Let SGD's momentum be Nesterov's.
         precision: One of PRECISIONS; bf16 is autocast.
         augment: How images are augmented; None: the data set's own way.
         label_smoothing: Of the cross-entropy.
@@ -67,6 +73,9 @@ class TrainOptions:
     weight_decay: float = 1e-4
     momentum: float = 0.9
     schedule: str = "step"
+    milestones: tuple[int, ...] | None = None
+    warmup: float = 0.0
+    nesterov: bool = False
     precision: str = "fp32"
     augment: str | None = None
     label_smoothing: float = 0.0
@@ -91,6 +100,35 @@ class TrainOptions:
             self._check_range(name)
         for name in CHOICES:
             self._check_choice(name)
+        object.__setattr__(self, "milestones", _epochs(self.milestones))
+        self._check_milestones()
+        self._check_together()
+
+    def _check_milestones(self) -> None:
+        if self.milestones is None:
+            return
+        told = ",".join(map(str, self.milestones))
+        if self.schedule != "step":
+            raise SettingError(
+                f"expected --milestones to go with --schedule step, but got {told} with --schedule"
+                f" {self.schedule}: leave one of them out"
+            )
+        is_within = all(0 < each < self.epochs for each in self.milestones)
+        if not is_within or list(self.milestones) != sorted(set(self.milestones)):
+            raise SettingError(
+                f"expected --milestones to rise, each between 1 and {self.epochs - 1} (of"
+                f" {self.epochs} epochs), but got {told}"
+            )
+
+    def _check_together(self) -> None:
+        if self.warmup > self.epochs:
+            raise SettingError(
+                f"expected --warmup to be at most the {self.epochs} epochs, but got {self.warmup:g}"
+            )
+        if self.nesterov and self.momentum == 0:
+            raise SettingError(
+                "expected --nesterov to go with a momentum, but got --momentum 0: leave one out"
+            )
 
     def _check_range(self, name: str) -> None:
         low, high = RANGES[name]
@@ -109,3 +147,24 @@ class TrainOptions:
             raise SettingError(
                 f"expected --{name} to be one of {', '.join(CHOICES[name])}, but got `{value}`"
             )
+
+
+def _epochs(given: Any) -> tuple[int, ...] | None:
+    """Whole numbers, or a text with commas between them; None stays None."""
+    if given is None:
+        return None
+    parts = given.split(",") if isinstance(given, str) else list(given)
+    try:
+        return tuple(_whole(part) for part in parts or [""])
+    except ValueError:
+        told = given if isinstance(given, str) else ",".join(map(str, parts))
+        raise SettingError(
+            "expected --milestones to be whole numbers with commas between, as 150,250, but got"
+            f" `{told}`"
+        ) from None
+
+
+def _whole(given: Any) -> int:
+    if isinstance(given, (bool, float)):
+        raise ValueError(given)
+    return int(given)
