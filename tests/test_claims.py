@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from claims import __main__ as command
 from claims.claim import Claim, Column, Comparison, Paper, Variant
-from claims.differences import AtEqual, Less, Mean
+from claims.differences import Above, AtEqual, Best, Less, Mean
 from claims.laboratory import Laboratory
 from claims.measures import decided
 from claims.page import page
@@ -26,7 +26,8 @@ from claims.verdicts import judge, overall
 
 from gatecli.errors import TrainingError
 
-KEYS = {"epochs": 1, "settings": {"arch": "cifar:resnet20"}, "problem": {"train": 64}}
+ABOUT = {"classes": "0O", "size": 16, "train": 64, "test": 64}
+KEYS = {"epochs": 1, "settings": {"arch": "cifar:resnet20"}, "problem": ABOUT}
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +62,8 @@ def problem(data: Path) -> Problem:
         ({0: [5.0]}, "more", 1.0, "not shown"),  # once, so nothing says how much is chance
         ({0: [2.0, 3.0, 2.5, 2.5]}, "more", 1.0, "shown"),  # one seed, four parts of the images
         ({0: [9.0, -4.0, 1.0, 4.0]}, "more", 1.0, "not shown"),  # mean 2.5, error 2.7
+        ({0: [-2.0], 1: [-2.5], 2: [-3.0]}, "less", 1.0, "shown"),
+        ({0: [2.0], 1: [2.5], 2: [3.0]}, "less", 1.0, "contradicted"),
         ({0: [0.1], 1: [-0.1], 2: [0.0]}, "same", 1.0, "shown"),
         ({0: [3.0], 1: [3.1], 2: [2.9]}, "same", 1.0, "contradicted"),
         ({0: [0.9], 1: [1.0], 2: [0.8]}, "same", 1.0, "not shown"),
@@ -119,6 +122,31 @@ def test_curves_are_compared_at_equal_cost() -> None:
     assert found == pytest.approx([2.0, 2.0])
     assert above("out") == {}
     assert above("in", "out") == above("in")
+
+
+def test_one_variant_may_have_several_points() -> None:
+    def run(*tops: float) -> dict[int, dict[str, Any]]:
+        cheap, dear = tops
+        return {0: {"macs a": 1.0, "macs b": 2.0, "top1 a": [cheap], "top1 b": [dear]}}
+
+    results = {"one": run(70.0, 80.0), "other": run(69.0, 77.0)}
+    of = AtEqual(ones=["one"], others=["other"], figure="top1", cost="macs", points=(" a", " b"))
+    assert of.differences(results) == {0: [2.0]}
+
+
+def test_the_best_is_chosen_on_val_seed_by_seed() -> None:
+    results = {
+        "a": {0: {"val_top1": 80.0, "top1": 1.0}, 1: {"val_top1": 70.0, "top1": 2.0}},
+        "b": {0: {"val_top1": 79.0, "top1": 3.0}, 1: {"val_top1": 71.0, "top1": 4.0}},
+    }
+    best = Best(variants=["a", "b"], figure="top1")
+    assert best.by_seed(results) == {0: [1.0], 1: [4.0]}
+    assert Above(one=best, number=3).differences(results) == {0: [-2.0], 1: [1.0]}
+
+
+def test_a_figure_that_a_run_lacks_is_not_compared() -> None:
+    results = {"a": {0: {"chosen": [90.0]}, 1: {"all": [80.0]}}}
+    assert Mean(variants=["a"], figure="chosen").by_seed(results) == {0: [90.0]}
 
 
 # --- the file ---
@@ -246,6 +274,17 @@ def test_a_difference_is_said_with_its_error_and_seeds() -> None:
     text = comparison_line(comparison, judged(comparison, results), 3)
     assert text == "- a less b: +3.00 points, standard error 1.00, 2 of 3 seeds: **shown**"
     assert comparison_line(comparison, judged(comparison, {}), 3) == "- a less b: not run yet"
+
+
+def test_a_verdict_on_few_runs_says_so() -> None:
+    asked = paper({})
+    line = {"paper": "p", "variant": "v0", "seed": 0, "figures": {"top1": [50.0]}, **KEYS}
+    claim = replace(asked.claims[0], comparisons=asked.claims[0].comparisons * 2)
+    several = replace(asked, claims=[claim])
+    less = Less(one=Mean(variants=["gone"], figure="top1"), other=Mean(variants=["v0"], figure="f"))
+    claim.comparisons[1] = replace(claim.comparisons[1], of=less)  # type: ignore[index]
+    assert "| not shown so far (1 of 2 comparisons, 1 of 3 seeds) |" in page([line], [several])
+    assert "| not run |" in page([], [several])
 
 
 def test_the_page_is_written_without_any_run() -> None:

@@ -72,8 +72,13 @@ def _section(claim: Claim, results: Results, lines: Sequence[Line]) -> str:
 
 
 def _verdict(claim: Claim, results: Results) -> str:
-    """The claim's, and whether it is preliminary."""
+    """The claim's, from the comparisons that there are runs for, and whether it is preliminary."""
     found = [judged(each, results) for each in claim.comparisons]
-    word = verdicts.overall([each.word for each in found])
-    fewest = min(each.seeds for each in found)
-    return word if fewest >= SEEDS or not fewest else f"{word} so far ({fewest} of {SEEDS} seeds)"
+    run = [each for each in found if each.seeds]
+    word = verdicts.overall([each.word for each in run or found])
+    missing = []
+    if run and len(run) < len(found):
+        missing.append(f"{len(run)} of {len(found)} comparisons")
+    if run and min(each.seeds for each in run) < SEEDS:
+        missing.append(f"{min(each.seeds for each in run)} of {SEEDS} seeds")
+    return f"{word} so far ({', '.join(missing)})" if missing else word

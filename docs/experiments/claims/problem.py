@@ -19,6 +19,7 @@ __all__ = ["NEW", "Problem", "read_problem"]
 
 SIGNS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"  # the data's classes, in its order
 CLASSES = "0OQD1I8B5S"  # those that look alike leave a network something to gain
+SIZE = 16  # pixels
 NEW = "new"  # the data's own test split, 30 % of it in fonts that no training image has
 
 
@@ -72,9 +73,14 @@ def read_problem(path: str, *, train: int = 3000, folds: int = 20, each: int = 1
     reported = _dealt(_joined(left, own["test"]), folds, each)
     mean, std = fitted.statistics() or (None, None)
     splits = {"train": fitted, "val": own["val"], NEW: own["test"], **reported}
-    about = {"classes": CLASSES, "size": 16, "train": train, "test": folds * len(reported["fold0"])}
+    about: dict[str, Any] = {
+        "classes": CLASSES,
+        "size": SIZE,
+        "train": train,
+        "test": folds * len(reported["fold0"]),
+    }
     data = replace(data, classes=tuple(CLASSES), splits=splits, mean=mean, std=std, named=True)
-    return Problem(data=data, folds=tuple(reported), size=about["size"], about=about)
+    return Problem(data=data, folds=tuple(reported), size=SIZE, about=about)
 
 
 def _classes_of(split: Split) -> Any:

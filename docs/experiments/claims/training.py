@@ -4,7 +4,9 @@ They are a network (`arch`, `arch_args`), what is attached to it (`attach`: a li
 and its settings), and how to train (`train`: gatecli's TrainOptions). With nothing attached it is
 the plain control: as many epochs of the same batches. With `start` (`epochs` and `train`) the
 network is trained so by itself before anything is attached, once for all runs of a seed; `gater`
-(`arch`, `epochs`, `train`) is the trained network that the first method attached starts from.
+(`arch`, `epochs`, `train`) is the trained network that the first method attached starts from. The
+control keeps the epoch that is best on val, as finetune does where a rate is aimed at, or with
+`keep` ("last") the last one, as it does elsewhere.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from torch.nn import functional as F
 
 import gatecli
 from claims.problem import Problem
-from gatecli.methods.schedules import learning_rate
+from gatecli.methods.schedules import MILESTONES, learning_rate
 from gatecli.network import Network
 from gatecli.stages.predict import score
 from gatecli.training.examples import Examples
@@ -39,7 +41,7 @@ class Trained:
 
     Attributes:
         network: In evaluation mode.
-        history: A row an epoch, with `train_top1` and `val_top1`.
+        history: A row an epoch, with `train_top1` and `val_top1` but where exits learn alone.
     """
 
     network: Network
@@ -50,10 +52,14 @@ class Trained:
 
         Where that is less than half a point, it had converged.
         """
-        tenth = max(1, len(self.history) // 10)
-        val = [row["val_top1"] for row in self.history]
-        late = statistics.fmean(val[-tenth:]) - statistics.fmean(val[-2 * tenth : -tenth] or val)
-        return {"train_top1": self.history[-1]["train_top1"], "late_gain": late}
+        last = self.history[-1]
+        found = {name: last[name] for name in ("train_top1",) if name in last}
+        val = [row["val_top1"] for row in self.history if "val_top1" in row]
+        tenth = max(1, len(val) // 10)
+        if len(val) > tenth:
+            before = statistics.fmean(val[-2 * tenth : -tenth])
+            found["late_gain"] = statistics.fmean(val[-tenth:]) - before
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +95,7 @@ class Run:
         network = self.attached()
         problem = problem or self.problem
         if not self.settings.get("attach"):
-            return plain(network, problem, options)
+            return plain(network, problem, options, keep=self.settings.get("keep", "best"))
         tuned = gatecli.finetune(network, problem.data, options)
         return Trained(network=tuned.network.eval(), history=tuned.history)
 
@@ -130,7 +136,7 @@ class Run:
         return network.eval()
 
 
-def plain(network: Network, problem: Problem, options: TrainOptions) -> Trained:
+def plain(network: Network, problem: Problem, options: TrainOptions, keep: str) -> Trained:
     """Train a network without gates, as finetune trains one with gates: the control."""
     examples = Examples(network, problem.data, options)
     optimizer = torch.optim.SGD(
@@ -144,7 +150,7 @@ def plain(network: Network, problem: Problem, options: TrainOptions) -> Trained:
     for epoch in range(options.epochs):
         right = _epoch(network, examples, optimizer, options, epoch)
         val = score(network, examples.in_order("val")).top1
-        if not history or val > max(row["val_top1"] for row in history):
+        if keep == "last" or not history or val > max(row["val_top1"] for row in history):
             best = {name: each.clone() for name, each in network.state_dict().items()}
         history.append({"train_top1": right, "val_top1": val})
     network.load_state_dict(best)
@@ -161,11 +167,12 @@ def _epoch(
     """One pass over the training images; top-1 on them, in percent."""
     network.train()
     count = examples.steps_per_epoch
+    shares = [each / options.epochs for each in options.milestones or ()] or MILESTONES
     right = []
     for number, (x, y) in enumerate(examples.training(epoch)):
         done = (epoch + number / count) / options.epochs
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(options.schedule, options.lr, done)
+            group["lr"] = learning_rate(options.schedule, options.lr, done, shares)
         logits = network(x)
         loss = F.cross_entropy(logits, y)
         optimizer.zero_grad()

@@ -7,9 +7,10 @@ part from the seeds and one from the images:
 
 "More" is *shown* where the mean is at least two standard errors above 0 and no seed says the
 contrary, *contradicted* where that holds of the opposite, *a tie* where the mean and two standard
-errors beside it are within the margin (a point), and else *not shown*. "The same" is shown by a
-tie, and contradicted where the mean is two standard errors beyond the margin. "No less" is shown
-where the mean less two standard errors is above minus the margin.
+errors beside it are within the margin (a point), and else *not shown*; "less" likewise. "The same"
+is shown by a tie, and contradicted where the mean is two standard errors beyond the margin. "No
+less" is shown where the mean less two standard errors is above minus the margin, and contradicted
+where it is below that by two standard errors.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 
 __all__ = ["EXPECTED", "Judged", "judge", "overall"]
 
-EXPECTED = ("more", "same", "no less")
+EXPECTED = ("more", "less", "same", "no less")
 SHOWN, TIE, NOT_SHOWN, CONTRADICTED = "shown", "a tie", "not shown", "contradicted"
 NOT_RUN = "not run"
 ERRORS = 2.0  # so many standard errors from 0 are not chance
@@ -48,7 +49,7 @@ def judge(differences: Mapping[int, Sequence[float]], expect: str, margin: float
     """Judge a difference that is known by seed, for each fold of the test images or once.
 
     Args:
-        differences: They are positive where the claim says so.
+        differences: In the sense that `expect` says something of.
         expect: One of EXPECTED.
         margin: Less does not matter.
     """
@@ -58,10 +59,10 @@ def judge(differences: Mapping[int, Sequence[float]], expect: str, margin: float
     by_fold = [statistics.fmean(each) for each in zip(*differences.values(), strict=True)]
     mean = statistics.fmean(by_seed)
     error = (_variance_of_mean(by_seed) + _variance_of_mean(by_fold)) ** 0.5
-    rule = {"more": _more, "same": _same, "no less": _no_less}[expect]
+    rule = {"more": _more, "less": _less, "same": _same, "no less": _no_less}[expect]
     word = rule(mean, ERRORS * error, margin)
     agree = all(each * mean > 0 for each in by_seed)
-    if expect == "more" and word in (SHOWN, CONTRADICTED) and not (agree and error):
+    if expect in ("more", "less") and word in (SHOWN, CONTRADICTED) and not (agree and error):
         word = NOT_SHOWN  # the seeds disagree, or nothing says how much is chance
     return Judged(word=word, mean=mean, error=error, seeds=len(by_seed))
 
@@ -74,6 +75,10 @@ def _more(mean: float, reach: float, margin: float) -> str:
     if abs(mean) >= reach:
         return SHOWN if mean > 0 else CONTRADICTED
     return TIE if abs(mean) + reach <= margin else NOT_SHOWN
+
+
+def _less(mean: float, reach: float, margin: float) -> str:
+    return _more(-mean, reach, margin)
 
 
 def _same(mean: float, reach: float, margin: float) -> str:

@@ -15,7 +15,13 @@ __all__ = ["PAPER"]
 
 EPOCHS = 60
 TRAIN = {"lr": 0.1, "batch_size": 64, "weight_decay": 5e-4, "schedule": "step", "bn_batches": 46}
-EXITS = {"method": "early-exit", "width": 16, "target_rate": 0.3, "loss_weight": 2.0}
+EXITS = {
+    "method": "early-exit",
+    "width": 16,
+    "target_rate": 0.3,
+    "loss_weight": 2.0,
+    "supervise": 1.0,
+}
 LAYERS = {
     "method": "ind-perbatch",
     "target_rate": 0.9,
@@ -24,7 +30,11 @@ LAYERS = {
 }
 NETWORKS = {"ResNet-20": "cifar:resnet20", "DenseNet-22": "claims.networks:densenet22"}
 ALL = ("exits", "exits and layer gates")
-KINDS = {"plain": [], "exits": [EXITS], "exits and layer gates": [LAYERS, EXITS]}
+KINDS: dict[str, list[dict[str, Any]]] = {
+    "plain": [],
+    "exits": [EXITS],
+    "exits and layer gates": [LAYERS, EXITS],
+}
 
 
 def make(run: Run) -> dict[str, Any]:

@@ -44,7 +44,7 @@ VARIANTS = (
     Variant(
         name=PLAIN,
         epochs=EPOCHS,
-        settings={"arch": ARCH, "train": {**TRAIN, "milestones": [36, 42]}},
+        settings={"arch": ARCH, "train": {**TRAIN, "milestones": [36, 42]}, "keep": "last"},
     ),
     variant("full, K = 8", 8),
     variant("learned, K = 4", 4),

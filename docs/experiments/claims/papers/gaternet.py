@@ -57,7 +57,9 @@ def gated(network: str, weight: float) -> Variant:
         "arch": NETWORKS[network],
         "start": START,
         "gater": {"arch": "cifar:resnet20", **START},
-        "attach": [{"method": "gaternet", "l1_weight": weight, "gate_lr": GATE_LR}],
+        "attach": [
+            {"method": "gaternet", "l1_weight": weight, "gate_lr": GATE_LR, "start": "drawn"}
+        ],
         "train": JOINT,
     }
     return Variant(name=f"{network}, l1_weight {weight:g}", epochs=EPOCHS, settings=settings)
@@ -65,7 +67,12 @@ def gated(network: str, weight: float) -> Variant:
 
 def control(network: str, kind: str) -> Variant:
     """A network without gates, with as many epochs in all."""
-    settings: dict[str, Any] = {"arch": NETWORKS[network], "start": START, "train": TRAIN}
+    settings: dict[str, Any] = {
+        "arch": NETWORKS[network],
+        "start": START,
+        "train": TRAIN,
+        "keep": "last",
+    }
     if kind in BASELINES:
         named = {"name": NETWORKS[network], "baseline": BASELINES[kind]}
         settings |= {"arch": "baselines:build", "arch_args": named}

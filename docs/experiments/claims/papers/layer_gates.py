@@ -13,7 +13,7 @@ __all__ = ["PAPER"]
 EPOCHS = 60
 TRAIN = {"lr": 0.1, "batch_size": 64, "weight_decay": 5e-4, "schedule": "step", "bn_batches": 46}
 # 2 is AIG's own weight on CIFAR. Weight decay alone would close the gates.
-GATES = {"loss_weight": 2.0, "gate_weight_decay": 0.0}
+GATES: dict[str, Any] = {"loss_weight": 2.0, "gate_weight_decay": 0.0}
 TARGETS = (0.3, 0.5, 0.7)
 CONTROL = "plain"
 FAR = (
@@ -37,14 +37,18 @@ def grid(method: str) -> list[str]:
 
 def annealed(target: float) -> Variant:
     """With the target lowered from 1 on: it has come down when a quarter of the epochs is over."""
-    how = {"anneal_start": 1.0, "anneal_step": 0.05, "anneal_every": 2}
+    how: dict[str, Any] = {"anneal_start": 1.0, "anneal_step": 0.05, "anneal_every": 2}
     name = f"annealed to {target}"
     return variant(name, "aig-perbatch", target_rate=target, **how)
 
 
 def variable(form: str, momentum: float) -> Variant:
     """With a target that follows the network's rate, from .8 on."""
-    how = {"variable": "exponential", "variable_momentum": momentum, "loss_form": form}
+    how: dict[str, Any] = {
+        "variable": "exponential",
+        "variable_momentum": momentum,
+        "loss_form": form,
+    }
     name = f"variable, {form}, momentum {momentum:g}"
     return variant(name, "aig-perbatch", target_rate=0.8, **how)
 
