@@ -21,7 +21,7 @@ from claims.problem import Problem, read_problem
 from claims.results import figures_of, lines_of
 from claims.store import Store
 from claims.tables import comparison_line, judged, table
-from claims.training import Run
+from claims.training import Run, in_epochs
 from claims.verdicts import judge, overall
 
 from gatecli.errors import TrainingError
@@ -232,6 +232,12 @@ def test_a_source_is_trained_once(tmp_path: Path, problem: Problem) -> None:
     assert file.stat().st_mtime_ns == written
     for name, tensor in first.network.state_dict().items():
         assert tensor.equal(second.network.state_dict()[name])
+
+
+def test_milestones_are_shares_of_whatever_epochs_there_are() -> None:
+    assert in_epochs({"lr": 1.0, "milestones": [0.5, 0.75]}, 60)["milestones"] == [30, 45]
+    assert in_epochs({"milestones": [0.5, 0.75]}, 1) == {"milestones": None}
+    assert in_epochs({"lr": 1.0}, 60) == {"lr": 1.0}
 
 
 def test_the_images_reported_on_are_those_not_trained_on(data: Path, problem: Problem) -> None:

@@ -1,8 +1,9 @@
 """Train what a run's settings say.
 
 They are a network (`arch`, `arch_args`), what is attached to it (`attach`: a list, each a method
-and its settings), and how to train (`train`: gatecli's TrainOptions). With nothing attached it is
-the plain control: as many epochs of the same batches. With `start` (`epochs` and `train`) the
+and its settings), and how to train (`train`: gatecli's TrainOptions, milestones as shares of the
+training). What depends on a run's length by default is said. With nothing attached it is the plain
+control: as many epochs of the same batches. With `start` (`epochs` and `train`) the
 network is trained so by itself before anything is attached, once for all runs of a seed; `gater`
 (`arch`, `epochs`, `train`) is the trained network that the first method attached starts from. The
 control keeps the epoch that is best on val, as finetune does where a rate is aimed at, or with
@@ -30,7 +31,7 @@ from gatecli.stages.predict import score
 from gatecli.training.examples import Examples
 from gatecli.training.options import TrainOptions
 
-__all__ = ["Run", "Trained", "plain"]
+__all__ = ["Run", "Trained", "in_epochs", "plain"]
 
 OTHER = 100  # so much higher is the seed of a network that must not be the one that it helps
 
@@ -91,7 +92,7 @@ class Run:
             GatecliError: The settings are no settings, or the training diverged.
         """
         how = {**self.settings.get("train", {}), **changes}
-        options = TrainOptions(epochs=self.epochs, seed=self.seed, **how)
+        options = TrainOptions(epochs=self.epochs, seed=self.seed, **in_epochs(how, self.epochs))
         network = self.attached()
         problem = problem or self.problem
         if not self.settings.get("attach"):
@@ -134,6 +135,15 @@ class Run:
         network = run.source()
         network.load_state_dict(torch.load(path, weights_only=True))
         return network.eval()
+
+
+def in_epochs(how: Mapping[str, Any], epochs: int) -> dict[str, Any]:
+    """TrainOptions, with milestones in epochs, as far as there are that many."""
+    if "milestones" not in how:
+        return dict(how)
+    each = {round(share * epochs) for share in how["milestones"]}
+    within = sorted(each & set(range(1, epochs)))
+    return {**how, "milestones": within or None}
 
 
 def plain(network: Network, problem: Problem, options: TrainOptions, keep: str) -> Trained:

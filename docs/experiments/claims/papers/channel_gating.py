@@ -13,9 +13,16 @@ __all__ = ["PAPER"]
 
 EPOCHS = 60
 TRAIN = {"lr": 0.1, "batch_size": 64, "weight_decay": 1e-4, "schedule": "step", "bn_batches": 46}
-STEPS = {"milestones": [40, 50]}  # the paper's 200 and 250 of 300
+STEPS = {"milestones": [0.667, 0.833]}  # the paper's 200 and 250 of 300
 # The paper's weight times learning rate times steps is .39: 1e-4 x .1 x 39,000.
-GATES = {"method": "cgnet", "loss_weight": 1.4e-3, "eta": 0.25, "start": 0.0, "base_path": False}
+GATES = {
+    "method": "cgnet",
+    "loss_weight": 1.4e-3,
+    "eta": 0.25,
+    "start": 0.0,
+    "base_path": False,
+    "gate_lr": 0.1,
+}
 ARCH = "cifar:resnet20"
 PLAIN = "plain"
 FUNCTIONS = ("fine", "coarse", "fc", "l1")

@@ -21,12 +21,14 @@ EXITS = {
     "target_rate": 0.3,
     "loss_weight": 2.0,
     "supervise": 1.0,
+    "gate_lr": 0.1,
 }
 LAYERS = {
     "method": "ind-perbatch",
     "target_rate": 0.9,
     "loss_weight": 2.0,
     "gate_weight_decay": 0.0,
+    "gate_lr": 0.1,
 }
 NETWORKS = {"ResNet-20": "cifar:resnet20", "DenseNet-22": "claims.networks:densenet22"}
 ALL = ("exits", "exits and layer gates")
