@@ -12,7 +12,7 @@ from claims.training import Run, Trained
 from gatecli.network import Network
 from gatecli.stages.evaluate import Evaluation
 
-__all__ = ["decided", "in_all_ways", "on_folds", "simple"]
+__all__ = ["decided", "in_all_ways", "on_folds", "simple", "with_thresholds"]
 
 STRATEGIES = ("threshold", "stochastic", "ensemble", "always-on")
 
@@ -65,6 +65,14 @@ def on_folds(network: Network, problem: Problem, strategy: str = "threshold") ->
         gatecli.evaluate(network, problem.data, split=fold, strategy=strategy)
         for fold in problem.folds
     ]
+
+
+def with_thresholds(network: Network, value: float) -> Network:
+    """A copy whose exits all have this threshold; infinity: nobody leaves."""
+    copy = network.copy().eval()
+    for gate in copy.site_exits.values():
+        gate.threshold.fill_(value)
+    return copy
 
 
 def _rate(seen: Sequence[Evaluation]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,7 +13,7 @@ import torch
 import gatecli
 from claims.claim import Claim, Column, Comparison, Paper, Variant
 from claims.differences import Above, AtEqual, Mean
-from claims.measures import on_folds, simple
+from claims.measures import on_folds, simple, with_thresholds
 from claims.problem import Problem
 from claims.training import Run
 from gatecli.network import Network
@@ -39,7 +40,7 @@ def make(run: Run) -> dict[str, Any]:
     each = [run.train(choosing, weight_decay=decay) for decay in run.settings["decays"]]
     best = max(each, key=lambda trained: thrift(trained.network, choosing))
     found = simple(best, run.problem)
-    alone = on_folds(best.network, run.problem, "always-on")
+    alone = on_folds(with_thresholds(best.network, math.inf), run.problem)
     full = [fold.top1 for fold in alone]
     found["top1_end"] = full
     for drop, point in zip(DROPS, POINTS, strict=True):
@@ -72,14 +73,6 @@ def thrift(network: Network, problem: Problem) -> float:
         found = gatecli.calibrate_exits(network, problem.data, max_drop=drop)
         saved.append(1 - found.point.cost / network.macs_dense)
     return statistics.fmean(saved)
-
-
-def with_thresholds(network: Network, value: float) -> Network:
-    """A copy whose exits all have this threshold."""
-    copy = network.copy().eval()
-    for gate in copy.site_exits.values():
-        gate.threshold.fill_(value)
-    return copy
 
 
 def measured(

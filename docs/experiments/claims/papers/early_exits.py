@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from typing import Any
 
 from claims.claim import Claim, Column, Comparison, Paper, Variant
 from claims.differences import Above, Less, Mean
-from claims.measures import on_folds, simple
+from claims.measures import on_folds, simple, with_thresholds
 from claims.training import Run
 from gatecli.stages.evaluate import Evaluation
 
@@ -43,7 +44,7 @@ def make(run: Run) -> dict[str, Any]:
     """Train, and measure the network, its end alone, and each exit on all and on its own images."""
     trained, problem = run.train(), run.problem
     found = simple(trained, problem)
-    end = on_folds(trained.network, problem, "always-on")
+    end = on_folds(with_thresholds(trained.network, math.inf), problem)
     found["top1_end"] = [each.top1 for each in end]
     return {**found, **exits(on_folds(trained.network, problem))}
 
