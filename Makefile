@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 FLOOR := .venv-floor
 PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test test-floor check bench campaign
+.PHONY: demo test test-floor check bench campaign claims
 
 demo: $(VENV)/.demo
 	$(BIN)/gatecli demo
@@ -46,3 +46,10 @@ $(FLOOR)/.test: pyproject.toml tests/floor.py
 	$(FLOOR)/bin/python tests/floor.py test > $(FLOOR)/floors.txt
 	$(FLOOR)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(FLOOR)/floors.txt --editable '.[test]'
 	touch $@
+
+# The papers' claims, run by run, and docs/claims.md: make claims DATA=glyphs36.npz PAPER=gaternet SEEDS="0 1 2"
+# (no PAPER: all; MORE=--quick: one epoch of few images; hours otherwise, and it goes on where it was stopped)
+DATA ?= glyphs36.npz
+SEEDS ?= 0 1 2
+claims: $(VENV)/.test
+	PYTHONPATH=docs/experiments $(BIN)/python -m claims --data $(DATA) --paper $(PAPER) --seeds $(SEEDS) $(MORE)

@@ -1,0 +1,192 @@
+"""Train what a run's settings say.
+
+They are a network (`arch`, `arch_args`), what is attached to it (`attach`: a list, each a method
+and its settings), and how to train (`train`: gatecli's TrainOptions, milestones as shares of the
+training). What depends on a run's length by default is said. With nothing attached it is the plain
+control: as many epochs of the same batches. With `start` (`epochs` and `train`) the
+network is trained so by itself before anything is attached, once for all runs of a seed; `gater`
+(`arch`, `epochs`, `train`) is the trained network that the first method attached starts from. The
+control keeps the epoch that is best on val, as finetune does where a rate is aimed at, or with
+`keep` ("last") the last one, as it does elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+import gatecli
+from claims.problem import Problem
+from gatecli.methods.schedules import MILESTONES, learning_rate
+from gatecli.network import Network
+from gatecli.stages.predict import score
+from gatecli.training.examples import Examples
+from gatecli.training.options import TrainOptions
+
+__all__ = ["Run", "Trained", "in_epochs", "plain"]
+
+OTHER = 100  # so much higher is the seed of a network that must not be the one that it helps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A network in the state of its best epoch on val, and how it learnt.
+
+    Attributes:
+        network: In evaluation mode.
+        history: A row an epoch, with `train_top1` and `val_top1` but where exits learn alone.
+    """
+
+    network: Network
+    history: Sequence[Mapping[str, Any]]
+
+    def learning(self) -> dict[str, float]:
+        """How far the training came, and what its last tenth was worth on val.
+
+        Where that is less than half a point, it had converged.
+        """
+        last = self.history[-1]
+        found = {name: last[name] for name in ("train_top1",) if name in last}
+        val = [row["val_top1"] for row in self.history if "val_top1" in row]
+        tenth = max(1, len(val) // 10)
+        if len(val) > tenth:
+            before = statistics.fmean(val[-2 * tenth : -tenth])
+            found["late_gain"] = statistics.fmean(val[-tenth:]) - before
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run.
+
+    Attributes:
+        problem: What to train on.
+        settings: As this file says.
+        epochs: Of the training.
+        seed: Of the weights, the batches and the gates.
+        cache: A folder that keeps the networks that runs start from.
+    """
+
+    problem: Problem
+    settings: Mapping[str, Any]
+    epochs: int
+    seed: int
+    cache: Path
+
+    def train(self, problem: Problem | None = None, **changes: Any) -> Trained:
+        """Train the network, with what is attached to it.
+
+        Args:
+            problem: To train on; None: the run's.
+            **changes: TrainOptions that differ from the settings'.
+
+        Raises:
+            GatecliError: The settings are no settings, or the training diverged.
+        """
+        how = {**self.settings.get("train", {}), **changes}
+        options = TrainOptions(epochs=self.epochs, seed=self.seed, **in_epochs(how, self.epochs))
+        network = self.attached()
+        problem = problem or self.problem
+        if not self.settings.get("attach"):
+            return plain(network, problem, options, keep=self.settings.get("keep", "best"))
+        tuned = gatecli.finetune(network, problem.data, options)
+        return Trained(network=tuned.network.eval(), history=tuned.history)
+
+    def attached(self) -> Network:
+        """The network with its gates, before they are trained."""
+        network = self.source()
+        given = {"gater_network": self._gater()} if "gater" in self.settings else {}
+        for each in self.settings.get("attach", []):
+            named = {**each, **given}
+            torch.manual_seed(self.seed)
+            network = gatecli.attach(network, named.pop("method"), **named).network
+            given = {}
+        return network
+
+    def source(self) -> Network:
+        """The network before anything is attached: with random weights, or trained."""
+        start = self.settings.get("start")
+        if start is None:
+            args = self.settings.get("arch_args", {})
+            return self.problem.network(self.settings["arch"], self.seed, args)
+        network = {name: self.settings.get(name, {}) for name in ("arch", "arch_args")}
+        return self._kept({**network, **start}, self.seed)
+
+    def _gater(self) -> Network:
+        return self._kept(self.settings["gater"], self.seed + OTHER)
+
+    def _kept(self, settings: Mapping[str, Any], seed: int) -> Network:
+        """A network trained by itself, from the cache where it is there."""
+        quick = min(settings["epochs"], self.epochs)  # for a try, as short as the run
+        run = replace(self, settings=settings, epochs=quick, seed=seed)
+        said = json.dumps([settings, quick, seed, dict(self.problem.about)], sort_keys=True)
+        path = self.cache / f"{sha256(said.encode()).hexdigest()[:16]}.pt"
+        if not path.exists():
+            self.cache.mkdir(parents=True, exist_ok=True)
+            torch.save(run.train().network.state_dict(), path)
+        network = run.source()
+        network.load_state_dict(torch.load(path, weights_only=True))
+        return network.eval()
+
+
+def in_epochs(how: Mapping[str, Any], epochs: int) -> dict[str, Any]:
+    """TrainOptions, with milestones in epochs, as far as there are that many."""
+    if "milestones" not in how:
+        return dict(how)
+    each = {round(share * epochs) for share in how["milestones"]}
+    within = sorted(each & set(range(1, epochs)))
+    return {**how, "milestones": within or None}
+
+
+def plain(network: Network, problem: Problem, options: TrainOptions, keep: str) -> Trained:
+    """Train a network without gates, as finetune trains one with gates: the control."""
+    examples = Examples(network, problem.data, options)
+    optimizer = torch.optim.SGD(
+        network.parameters(),
+        lr=options.lr,
+        momentum=options.momentum,
+        weight_decay=options.weight_decay,
+    )
+    history: list[dict[str, float]] = []
+    best: dict[str, Any] = {}
+    for epoch in range(options.epochs):
+        right = _epoch(network, examples, optimizer, options, epoch)
+        val = score(network, examples.in_order("val")).top1
+        if keep == "last" or not history or val > max(row["val_top1"] for row in history):
+            best = {name: each.clone() for name, each in network.state_dict().items()}
+        history.append({"train_top1": right, "val_top1": val})
+    network.load_state_dict(best)
+    return Trained(network=network.eval(), history=history)
+
+
+def _epoch(
+    network: Network,
+    examples: Examples,
+    optimizer: torch.optim.Optimizer,
+    options: TrainOptions,
+    epoch: int,
+) -> float:
+    """One pass over the training images; top-1 on them, in percent."""
+    network.train()
+    count = examples.steps_per_epoch
+    shares = [each / options.epochs for each in options.milestones or ()] or MILESTONES
+    right = []
+    for number, (x, y) in enumerate(examples.training(epoch)):
+        done = (epoch + number / count) / options.epochs
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(options.schedule, options.lr, done, shares)
+        logits = network(x)
+        loss = F.cross_entropy(logits, y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        right.append((logits.argmax(1) == y).double().mean().item())
+    return 100 * statistics.fmean(right)
