@@ -6,6 +6,7 @@ Exact at K = C, learned with K < C, and pruned of what nobody reads.
 from __future__ import annotations
 
 import functools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from gatecli.gates.observe import strategy
 from gatecli.graph.trace import compile_graph
 from gatecli.kinds.branch.modules import FanOut, SharedNorm
 from gatecli.kinds.branch.ops import connect, fold_streams, unfold_streams
-from gatecli.methods import get, parse_settings, recorded_settings
+from gatecli.methods import get, parse_settings, record_settings, recorded_settings
 from gatecli.methods.gateconnect import Connections
 from gatecli.methods.gateconnect.connections import RealConnections
 from gatecli.methods.settings import Length, Settings
@@ -454,6 +455,14 @@ def test_phases_of_any_length() -> None:
             frozen = all(bool(gate.frozen) for gate in gates(network).values())
             assert frozen == (epoch > last)
     assert about.settings().phases == "cifar"
+
+
+def test_recorded_phases_are_read_again() -> None:
+    method = get("gateconnect")
+    for words in ("48,40,20,20", "imagenet"):
+        chosen = parse_settings(method, {"phases": words})
+        again = recorded_settings(method, json.loads(json.dumps(record_settings(chosen))))
+        assert again == chosen
 
 
 @pytest.mark.parametrize(
