@@ -195,6 +195,17 @@ def test_a_stopped_training_goes_on_to_the_same_bits(
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
+def test_a_gater_that_is_not_trained_stays_as_it_is(here: Path) -> None:
+    """Its BatchNorms too, while layer gates beside its filters are trained."""
+    call("attach", "gated.safetensors", "--method", "ind-perbatch", "--out", "both.safetensors")
+    few = ("--train", "ind-perbatch", "--epochs", 1, "--batch-size", 32, "--bn-batches", 2)
+    call("finetune", "both.safetensors", "--data", "npz:data.npz", *few, "--out", "t.safetensors")
+    before, after = contents("both.safetensors")[0], contents("t.safetensors")[0]
+    names = [name for name in before if name.startswith("gater.")]
+    assert names and all(torch.equal(before[name], after[name]) for name in names)
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
 # --- the noise ---
 
 

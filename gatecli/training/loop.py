@@ -22,7 +22,7 @@ from gatecli.training.distill import Teacher, distillation
 from gatecli.training.goals import Row, TargetRate, goal_of
 from gatecli.training.norms import decide_in_training, reestimate
 from gatecli.training.run import LOG_EVERY
-from gatecli.training.trained import optimizer_groups
+from gatecli.training.trained import idle_modules, optimizer_groups
 
 __all__ = ["Loop", "asked"]
 
@@ -103,12 +103,10 @@ class Loop(Course):
             each.objective.begin_epoch(self.network, sites, each.settings, done)
 
     def _to_training(self) -> None:
-        """Training mode, but for the gates that are not trained: these decide as they do."""
+        """Training mode, but for what decides and is not trained: it decides as it does."""
         self.network.train()
-        mine = {each.name for each in self.trained}
-        for site, gate in self.network.site_gates.items():
-            if self.network.gated_by[site] not in mine:
-                gate.eval()
+        for module in idle_modules(self.network, self.trained):
+            module.eval()
 
     def _step(self, model: Network, record: Record, x: Tensor, y: Tensor, epoch: int) -> None:
         torch.manual_seed(self.options.seed * 1_000_003 + self.position.step)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -17,7 +17,7 @@ from gatecli.network.costs import Rates
 from gatecli.traced.recipe import Recipe
 from gatecli.training.options import TrainOptions
 
-__all__ = ["Trained", "optimizer_groups", "trained_methods"]
+__all__ = ["Trained", "idle_modules", "optimizer_groups", "trained_methods"]
 
 V = TypeVar("V")
 
@@ -114,6 +114,21 @@ def optimizer_groups(
     for each in trained:
         groups.extend(each.groups(network, options))
     return groups
+
+
+def idle_modules(network: Network, trained: Sequence[Trained]) -> Iterator[nn.Module]:
+    """The gates of methods that are not trained, and what these gates share."""
+    mine = {each.name for each in trained}
+    for site, gate in network.site_gates.items():
+        if network.gated_by[site] not in mine:
+            yield gate
+    shared: set[int] = set()
+    for name in set(network.gated_by.values()) - mine:
+        shared.update(map(id, methods.get(name).objective.shared(network)))
+    for module in network.modules():
+        held = {id(parameter) for parameter in module.parameters()}
+        if held and held <= shared:
+            yield module
 
 
 def trained_methods(
