@@ -14,8 +14,10 @@ from gatecli.checkpoint.atomic import replacing
 from gatecli.errors import ExportError
 from gatecli.exporting.facts import facts_of
 from gatecli.exporting.formats import DEFAULT
-from gatecli.exporting.marks import Opened, decided, opened
+from gatecli.exporting.marks import Branch, decided, opened
 from gatecli.exporting.registry import Format, Logits, Task, get, registered
+from gatecli.exporting.split.names import split_files
+from gatecli.exporting.split.write import check_split, write_split
 from gatecli.gates.exit import Exit
 from gatecli.gates.observe import record_gates
 from gatecli.network import Network
@@ -37,6 +39,8 @@ class Exported:
         format: the format's name.
         files: all files, `out` first.
         dynamic: the file computes only what runs.
+        stages: how many pieces it is in, the files of each of which follow the description and
+            the runner; None: it is in one piece.
         batch: 1 where it takes single images only; None: any number.
         max_difference: between its logits and the network's, relative to the largest.
         images: how many images were compared.
@@ -49,6 +53,7 @@ class Exported:
     format: str
     files: list[Path]
     dynamic: bool
+    stages: int | None = None
     batch: int | None
     max_difference: float
     images: int
@@ -73,6 +78,7 @@ def export(  # noqa: PLR0913 - its command's options, by keyword
     opset: int = 20,
     all_computed: bool = False,
     decisions: bool = False,
+    split: bool = False,
     uncalibrated: bool = False,
     classes: Sequence[str] = (),
 ) -> Exported:
@@ -89,6 +95,8 @@ def export(  # noqa: PLR0913 - its command's options, by keyword
         all_computed: write for any batch, all branches computed and multiplied by their decisions,
             also where the network is dynamic.
         decisions: the gates' decisions and the exit taken as further outputs, in formats that can.
+        split: cut the network at its exits, and write a file for each stage, for batches of any
+            size; `out` then describes them, and a runner beside it needs their runtime alone.
         uncalibrated: also export a network with exits none of which has been calibrated, so that
             nobody leaves.
         classes: their names, for the file's metadata.
@@ -98,13 +106,16 @@ def export(  # noqa: PLR0913 - its command's options, by keyword
             differ. Nothing is written then.
     """
     kind = get(format)
+    if split:
+        check_split(kind, all_computed=all_computed, decisions=decisions)
     _check(network, kind, decisions=decisions, uncalibrated=uncalibrated)
     out = Path(out)
     plain = decided(network)
     images = random_images(plain, 4) if images is None else images.cpu()
     parts = opened(plain)
-    dynamic = parts.dynamic and kind.can_skip and not all_computed
-    files = kind.files(out)
+    dynamic = parts.dynamic and kind.can_skip and not (all_computed or split)
+    exits = len(plain.site_exits)
+    files = split_files(out, kind, exits) if split else kind.files(out)
     with ExitStack() as stack:
         task = Task(
             network=plain,
@@ -117,17 +128,19 @@ def export(  # noqa: PLR0913 - its command's options, by keyword
             out=out,
             files=[stack.enter_context(replacing(file)) for file in files],
         )
-        compared = _compared(plain, kind.write(task), images, single=dynamic)
+        run = write_split(task, kind) if split else kind.write(task)
+        compared = _compared(plain, run, images, single=dynamic)
     return Exported(
         out=out,
         format=format,
         files=files,
-        dynamic=dynamic,
+        dynamic=dynamic or split,
+        stages=exits + 1 if split else None,
         batch=1 if dynamic else None,
         max_difference=compared.difference,
         images=compared.images,
         undecided=len(images) - compared.images,
-        masked=_masked(plain, parts, dynamic=dynamic),
+        masked=_masked(plain, [] if split else parts.branches, dynamic=dynamic or split),
     )
 
 
@@ -149,11 +162,11 @@ def _lets_go(exit_: Exit) -> bool:
     return not bool(exit_.threshold.isposinf().all())
 
 
-def _masked(network: Network, parts: Opened, *, dynamic: bool) -> list[str]:
-    """The sites whose gates save nothing in the file."""
+def _masked(network: Network, branches: Sequence[Branch], *, dynamic: bool) -> list[str]:
+    """The sites whose gates save nothing in a file that skips these branches."""
     if not dynamic:
         return list(network.site_gates)
-    saving = {branch.site for branch in parts.branches} | set(network.site_exits)
+    saving = {branch.site for branch in branches} | set(network.site_exits)
     return [site for site in network.site_gates if site not in saving]
 
 
