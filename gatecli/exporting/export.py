@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from gatecli.checkpoint.atomic import replacing
 from gatecli.errors import ExportError
 from gatecli.exporting.facts import facts_of
 from gatecli.exporting.formats import DEFAULT
-from gatecli.exporting.marks import Branch, decided, opened
+from gatecli.exporting.marks import Branch, Opened, decided, opened
 from gatecli.exporting.registry import Format, Logits, Task, get, registered
 from gatecli.exporting.split.names import split_files
 from gatecli.exporting.split.write import check_split, write_split
@@ -114,8 +115,7 @@ def export(  # noqa: PLR0913 - its command's options, by keyword
     images = random_images(plain, 4) if images is None else images.cpu()
     parts = opened(plain)
     dynamic = parts.dynamic and kind.can_skip and not (all_computed or split)
-    exits = len(plain.site_exits)
-    files = split_files(out, kind, exits) if split else kind.files(out)
+    way = _in_pieces(plain, kind, out) if split else _in_one(parts, kind, out)
     with ExitStack() as stack:
         task = Task(
             network=plain,
@@ -126,22 +126,42 @@ def export(  # noqa: PLR0913 - its command's options, by keyword
             decisions=decisions,
             facts=facts_of(plain, single=dynamic, classes=classes).to_metadata(),
             out=out,
-            files=[stack.enter_context(replacing(file)) for file in files],
+            files=[stack.enter_context(replacing(file)) for file in way.files],
         )
-        run = write_split(task, kind) if split else kind.write(task)
-        compared = _compared(plain, run, images, single=dynamic)
+        compared = _compared(plain, way.write(task), images, single=dynamic)
     return Exported(
         out=out,
         format=format,
-        files=files,
+        files=way.files,
         dynamic=dynamic or split,
-        stages=exits + 1 if split else None,
+        stages=way.stages,
         batch=1 if dynamic else None,
         max_difference=compared.difference,
         images=compared.images,
         undecided=len(images) - compared.images,
-        masked=_masked(plain, [] if split else parts.branches, dynamic=dynamic or split),
+        masked=_masked(plain, way.branches, dynamic=dynamic or split),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Way:
+    """How a network is written: to which files, in how many stages, which branches may skip."""
+
+    files: list[Path]
+    write: Callable[[Task], Logits]
+    branches: Sequence[Branch]
+    stages: int | None = None
+
+
+def _in_one(parts: Opened, format: Format, out: Path) -> _Way:
+    return _Way(files=format.files(out), write=format.write, branches=parts.branches)
+
+
+def _in_pieces(network: Network, format: Format, out: Path) -> _Way:
+    exits = len(network.site_exits)
+    files = split_files(out, format, exits)
+    write = partial(write_split, format=format)
+    return _Way(files=files, write=write, branches=[], stages=exits + 1)
 
 
 def _check(network: Network, format: Format, *, decisions: bool, uncalibrated: bool) -> None:
