@@ -11,10 +11,16 @@ from torch import Tensor, nn
 
 from gatecli.architectures.build import build
 from gatecli.checkpoint import Reading, read
+from gatecli.checkpoint.formats import read_file, tensors_in
 from gatecli.errors import GatecliError
 from gatecli.network import Network
 
 State = dict[str, Tensor]
+
+
+def read_tensors(path: str | Path, *, trust_pickle: bool = False) -> dict[str, Tensor]:
+    """The first state dict in a file."""
+    return tensors_in(read_file(Path(path), trust_pickle=trust_pickle), Path(path))
 
 
 def resnet20(seed: int = 0, **args: Any) -> nn.Module:

@@ -266,18 +266,6 @@ def test_conditions_are_scalars(tmp_path: Path) -> None:
     assert conditions and {makers[name].op_type for name in conditions} == {"Squeeze"}
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("openvino"), reason="needs openvino")
-@pytest.mark.parametrize("methods", [("aig-perbatch",), ("dgate",), ("aig-perbatch", "dgate")])
-def test_openvino_reads_it(methods: tuple[str, ...], tmp_path: Path) -> None:
-    core = importlib.import_module("openvino").Core()
-    network, file = gated("cifar-projection", *methods), tmp_path / "file.onnx"
-    export(network, file)
-    compiled = core.compile_model(str(file), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    for image in torch.randn(4, 1, network.input.channels, *network.input.size):
-        with torch.no_grad():
-            assert close(torch.from_numpy(compiled([image.numpy()])[0]), network(image))
-
-
 def test_a_branch_stays_in_its_layout(tmp_path: Path) -> None:
     """What ONNX Runtime can fuse or compute in its own layout lies within the branch.
 

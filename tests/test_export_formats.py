@@ -87,8 +87,8 @@ def helped(*command: str) -> str:
 def test_a_registered_format_is_offered_without_torch() -> None:
     export = helped("export")
     assert "torch alone) or toy (for tests)." in export
-    assert "ONNX, toy: the gates' decisions" in export and "Of ONNX." in export
-    assert "an ONNX file or a toy file that gatecli" in helped("run")
+    assert "ONNX, OpenVINO, toy: the gates' decisions" in export and "Of ONNX." in export
+    assert "an ONNX file or an OpenVINO file or a toy file that gatecli" in helped("run")
 
 
 def test_a_registered_format_is_used(toy: Format, here: Path) -> None:
@@ -103,10 +103,12 @@ def test_a_registered_format_is_used(toy: Format, here: Path) -> None:
 
 
 def test_a_registered_format_is_named_in_errors(toy: Format, here: Path) -> None:
-    refused(["export", "r20.pt", "--format", "tflite"], "onnx, pt2, weights, toy", "tflite")
+    refused(
+        ["export", "r20.pt", "--format", "tflite"], "onnx, openvino, pt2, weights, toy", "tflite"
+    )
     refused(
         ["export", "r20.pt", "--format", "toy", "--decisions", "--input-size", 8],
-        "--decisions is for ONNX files: toy has the logits alone",
+        "--decisions is for ONNX files, OpenVINO files: toy has the logits alone",
     )
 
 
@@ -118,12 +120,20 @@ def test_a_name_or_a_suffix_is_registered_once(toy: Format) -> None:
 
 def test_what_each_format_can() -> None:
     told = {
-        each.name: [each.suffix, len(each.files(Path("a"))), each.can_skip, each.can_decisions]
+        each.name: [
+            each.suffix,
+            len(each.files(Path("a"))),
+            each.can_skip,
+            each.can_decisions,
+            each.pieces is not None,
+        ]
         for each in exporting.registered()
     }
     assert told == {
-        "onnx": [".onnx", 1, True, True],
-        "pt2": [".pt2", 1, True, False],
-        "weights": [".weights.safetensors", 2, False, False],
+        "onnx": [".onnx", 1, True, True, True],
+        "openvino": [".xml", 2, True, True, True],
+        "pt2": [".pt2", 1, True, False, False],
+        "weights": [".weights.safetensors", 2, False, False, False],
     }
     assert exporting.opener("a.onnx") is not None and exporting.opener("a.pt2") is None
+    assert exporting.opener("a.split.json") is not None

@@ -27,13 +27,13 @@ import pytest
 import torch
 from commandline import call, edit, refused, save_source
 from PIL import Image
+from reading import read_tensors
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gatecli import checkpoint, limits
 from gatecli.architectures.build import TooLarge, at_most, build_skeleton
 from gatecli.checkpoint import stand_ins, survey
-from gatecli.checkpoint.formats import read_tensors
 from gatecli.data import load_data
 from gatecli.data.folders import opened
 from gatecli.errors import ArchitectureError, CheckpointError, DataError, ExportError, GatecliError

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 import torch
+from reading import read_tensors
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from gatecli.checkpoint.formats import file_sha256, read_file, tensors_in
+from gatecli.checkpoint.formats import file_sha256
 from gatecli.errors import CheckpointError
 
 TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.count": torch.tensor(4)}
@@ -36,11 +37,6 @@ def same(found: dict[str, Tensor], expected: dict[str, Tensor] = TENSORS) -> boo
     return list(found) == list(expected) and all(
         torch.equal(found[name], expected[name]) for name in expected
     )
-
-
-def read_tensors(path: str | Path, *, trust_pickle: bool = False) -> dict[str, Tensor]:
-    """The first state dict in a file."""
-    return tensors_in(read_file(Path(path), trust_pickle=trust_pickle), Path(path))
 
 
 def error(path: Path, trust_pickle: bool = False) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +16,7 @@ from gatecli.cli.parsing import check_between, remembered
 from gatecli.cli.session import Session
 from gatecli.cli.workspace import default_out
 from gatecli.errors import DataError
+from gatecli.exporting.split.names import SUFFIX, split_files
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,6 +68,16 @@ def export(
             ),
         ),
     ] = False,
+    split: Annotated[
+        bool,
+        typer.Option(
+            "--split",
+            help=(
+                f"{_titles('pieces')}: cut at the exits, one file a stage, and a runner beside them"
+                " that needs their runtime alone: who leaves, leaves the batch."
+            ),
+        ),
+    ] = False,
     opset: Annotated[int, typer.Option(help=f"Of {_titles('can_opset')}.")] = 20,
     data: Data = None,
     images: Annotated[
@@ -81,8 +93,11 @@ def export(
 
     check_between("images", images, 1, MOST_IMAGES)
     path = session.checkpoint(checkpoint)
-    target = _target(path, exporting.get(format), output)
+    kind = exporting.get(format)
+    target = _target(path, kind, output, split=split)
     network = session.open(path)
+    if split:  # only now is it known how many files there may be
+        _check_files(split_files(target, kind, len(network.site_exits)), path, output)
     given = _given(session, network, remembered(data), images)
     result = write(
         network,
@@ -92,6 +107,7 @@ def export(
         opset=opset,
         all_computed=all_computed,
         decisions=decisions,
+        split=split,
         uncalibrated=output.force,
         classes=given.classes,
     )
@@ -106,15 +122,20 @@ def export(
     }
 
 
-def _target(path: Path, format: exporting.Format, output: Output) -> Path:
+def _target(path: Path, format: exporting.Format, output: Output, *, split: bool) -> Path:
     """Where to write the first file; refuses here what may not be written."""
+    stem = str(default_out(path, "_")).removesuffix("._.safetensors")
+    target = output.out or Path(stem + (SUFFIX if split else format.suffix))
+    _check_files([target] if split else format.files(target), path, output)
+    return target
+
+
+def _check_files(files: Sequence[Path], path: Path, output: Output) -> None:
+    """Refuse files that may not be written."""
     from gatecli.checkpoint import check_output
 
-    stem = str(default_out(path, "_")).removesuffix("._.safetensors")
-    target = output.out or Path(stem + format.suffix)
-    for file in format.files(target):
+    for file in files:
         check_output(file, force=output.force, inputs=[path])
-    return target
 
 
 def _facts(result: Exported) -> dict[str, Any]:
@@ -122,6 +143,7 @@ def _facts(result: Exported) -> dict[str, Any]:
     return {
         "files": [str(file) for file in result.files],
         "dynamic": result.dynamic,
+        "stages": result.stages,
         "batch": result.batch,
         "max_logit_change": result.max_difference,
         "images": result.images,
@@ -143,7 +165,12 @@ def _tell(session: Session, result: Exported, *, real: bool) -> None:
             f"note: {result.undecided} more images were left out: a gate is so near to its"
             " threshold there that rounding decides"
         )
-    if result.dynamic:
+    if result.stages is not None:
+        session.say(
+            f"{result.stages} stages: they take batches of any size, and who leaves at an exit"
+            f" leaves the batch (python {result.files[1]} images.npy, or its load())"
+        )
+    elif result.dynamic:
         session.say(
             "it takes one image at a time, and computes only what runs (--all-computed: any batch,"
             " everything computed)"

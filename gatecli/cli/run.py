@@ -17,6 +17,7 @@ from gatecli.cli.precision import Precision, run_in
 from gatecli.cli.render import table
 from gatecli.cli.session import Session
 from gatecli.errors import DataError, SettingError
+from gatecli.exporting.split.names import SUFFIX
 
 if TYPE_CHECKING:
     from gatecli.exporting.runner import Runner
@@ -31,7 +32,7 @@ MOST = 10000  # classes to show, and timed calls
 def _models() -> str:
     """What a network can be read from, for the help."""
     nouns = [each.noun for each in exporting.registered() if each.open is not None]
-    return f"A checkpoint, or {' or '.join(nouns)} that gatecli export wrote."
+    return f"A checkpoint, or {' or '.join(nouns)} that gatecli export wrote (--split: *{SUFFIX})."
 
 
 @reads_checkpoints
@@ -114,7 +115,7 @@ def _print(session: Session, found: list[Prediction], runner: Runner) -> None:
     columns = ("<image", "<classes", "<left at", "skipped", "ms")
     rows = [_row(one, runner) for one in found]
     told = all(one.exit is not None and one.skipped is not None for one in found)
-    foot = "" if told else f"{NOT_TOLD}: export with --decisions"
+    foot = "" if told else f"{NOT_TOLD}: a file in one piece, exported with --decisions, tells"
     table(session, "", columns, rows, foot)
 
 

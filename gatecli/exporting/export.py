@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,8 +15,10 @@ from gatecli.checkpoint.atomic import replacing
 from gatecli.errors import ExportError
 from gatecli.exporting.facts import facts_of
 from gatecli.exporting.formats import DEFAULT
-from gatecli.exporting.marks import Opened, decided, opened
+from gatecli.exporting.marks import Branch, Opened, decided, opened
 from gatecli.exporting.registry import Format, Logits, Task, get, registered
+from gatecli.exporting.split.names import split_files
+from gatecli.exporting.split.write import check_split, write_split
 from gatecli.gates.exit import Exit
 from gatecli.gates.observe import record_gates
 from gatecli.network import Network
@@ -37,6 +40,8 @@ class Exported:
         format: the format's name.
         files: all files, `out` first.
         dynamic: the file computes only what runs.
+        stages: how many pieces it is in, the files of each of which follow the description and
+            the runner; None: it is in one piece.
         batch: 1 where it takes single images only; None: any number.
         max_difference: between its logits and the network's, relative to the largest.
         images: how many images were compared.
@@ -49,6 +54,7 @@ class Exported:
     format: str
     files: list[Path]
     dynamic: bool
+    stages: int | None = None
     batch: int | None
     max_difference: float
     images: int
@@ -73,6 +79,7 @@ def export(  # noqa: PLR0913 - its command's options, by keyword
     opset: int = 20,
     all_computed: bool = False,
     decisions: bool = False,
+    split: bool = False,
     uncalibrated: bool = False,
     classes: Sequence[str] = (),
 ) -> Exported:
@@ -89,6 +96,8 @@ def export(  # noqa: PLR0913 - its command's options, by keyword
         all_computed: write for any batch, all branches computed and multiplied by their decisions,
             also where the network is dynamic.
         decisions: the gates' decisions and the exit taken as further outputs, in formats that can.
+        split: cut the network at its exits, and write a file for each stage, for batches of any
+            size; `out` then describes them, and a runner beside it needs their runtime alone.
         uncalibrated: also export a network with exits none of which has been calibrated, so that
             nobody leaves.
         classes: their names, for the file's metadata.
@@ -98,13 +107,15 @@ def export(  # noqa: PLR0913 - its command's options, by keyword
             differ. Nothing is written then.
     """
     kind = get(format)
+    if split:
+        check_split(kind, all_computed=all_computed, decisions=decisions)
     _check(network, kind, decisions=decisions, uncalibrated=uncalibrated)
     out = Path(out)
     plain = decided(network)
     images = random_images(plain, 4) if images is None else images.cpu()
     parts = opened(plain)
-    dynamic = parts.dynamic and kind.can_skip and not all_computed
-    files = kind.files(out)
+    dynamic = parts.dynamic and kind.can_skip and not (all_computed or split)
+    way = _in_pieces(plain, kind, out) if split else _in_one(parts, kind, out)
     with ExitStack() as stack:
         task = Task(
             network=plain,
@@ -115,20 +126,42 @@ def export(  # noqa: PLR0913 - its command's options, by keyword
             decisions=decisions,
             facts=facts_of(plain, single=dynamic, classes=classes).to_metadata(),
             out=out,
-            files=[stack.enter_context(replacing(file)) for file in files],
+            files=[stack.enter_context(replacing(file)) for file in way.files],
         )
-        compared = _compared(plain, kind.write(task), images, single=dynamic)
+        compared = _compared(plain, way.write(task), images, single=dynamic)
     return Exported(
         out=out,
         format=format,
-        files=files,
-        dynamic=dynamic,
+        files=way.files,
+        dynamic=dynamic or split,
+        stages=way.stages,
         batch=1 if dynamic else None,
         max_difference=compared.difference,
         images=compared.images,
         undecided=len(images) - compared.images,
-        masked=_masked(plain, parts, dynamic=dynamic),
+        masked=_masked(plain, way.branches, dynamic=dynamic or split),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Way:
+    """How a network is written: to which files, in how many stages, which branches may skip."""
+
+    files: list[Path]
+    write: Callable[[Task], Logits]
+    branches: Sequence[Branch]
+    stages: int | None = None
+
+
+def _in_one(parts: Opened, format: Format, out: Path) -> _Way:
+    return _Way(files=format.files(out), write=format.write, branches=parts.branches)
+
+
+def _in_pieces(network: Network, format: Format, out: Path) -> _Way:
+    exits = len(network.site_exits)
+    files = split_files(out, format, exits)
+    write = partial(write_split, format=format)
+    return _Way(files=files, write=write, branches=[], stages=exits + 1)
 
 
 def _check(network: Network, format: Format, *, decisions: bool, uncalibrated: bool) -> None:
@@ -149,11 +182,11 @@ def _lets_go(exit_: Exit) -> bool:
     return not bool(exit_.threshold.isposinf().all())
 
 
-def _masked(network: Network, parts: Opened, *, dynamic: bool) -> list[str]:
-    """The sites whose gates save nothing in the file."""
+def _masked(network: Network, branches: Sequence[Branch], *, dynamic: bool) -> list[str]:
+    """The sites whose gates save nothing in a file that skips these branches."""
     if not dynamic:
         return list(network.site_gates)
-    saving = {branch.site for branch in parts.branches} | set(network.site_exits)
+    saving = {branch.site for branch in branches} | set(network.site_exits)
     return [site for site in network.site_gates if site not in saving]
 
 

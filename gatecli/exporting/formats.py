@@ -5,11 +5,10 @@ Their files are imported when they are used, as they need torch.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gatecli.exporting.registry import Format, Logits, Task, register
+from gatecli.exporting.registry import Format, Logits, Pieces, Task, module_name, register
 
 if TYPE_CHECKING:
     from gatecli.exporting.runner import Runner
@@ -37,6 +36,38 @@ def _write_pt2(task: Task) -> Logits:
     return write_pt2(task)
 
 
+def _onnx_pieces() -> Pieces:
+    from gatecli.exporting.onnx.one_file import refuse_other_files
+    from gatecli.exporting.onnx.pieces import open_piece, write_piece
+
+    return Pieces(write=write_piece, open=open_piece, check=refuse_other_files)
+
+
+def _write_openvino(task: Task) -> Logits:
+    from gatecli.exporting.openvino.file import write_openvino
+
+    return write_openvino(task)
+
+
+def _open_openvino(path: Path) -> Runner:
+    from gatecli.exporting.openvino.run import open_openvino
+
+    return open_openvino(path)
+
+
+def _openvino_pieces() -> Pieces:
+    from gatecli.exporting.openvino.packages import openvino_package
+    from gatecli.exporting.openvino.pieces import open_piece, write_piece
+
+    return Pieces(write=write_piece, open=open_piece, check=lambda path: openvino_package())
+
+
+def _with_bin(out: Path) -> list[Path]:
+    """A graph, and its weights where OpenVINO looks for them."""
+    weights = out.with_suffix(".bin")
+    return [out, out.with_name(f"{out.name}.bin") if weights == out else weights]
+
+
 def _write_weights(task: Task) -> Logits:
     from gatecli.exporting.weights.file import write_weights
 
@@ -49,10 +80,7 @@ def _with_module(out: Path) -> list[Path]:
     `resnet50.pruned.weights.safetensors`, `resnet50_pruned.py`.
     """
     stem = out.name.removesuffix(".safetensors").removesuffix(".weights")
-    name = re.sub(r"\W", "_", stem, flags=re.ASCII)
-    if not name[:1].isalpha():
-        name = f"network_{name}"
-    return [out, out.with_name(f"{name}.py")]
+    return [out, out.with_name(f"{module_name(stem)}.py")]
 
 
 register(
@@ -64,6 +92,20 @@ register(
         can_decisions=True,
         can_opset=True,
         open=_open_onnx,
+        pieces=_onnx_pieces,
+    )
+)
+register(
+    Format(
+        name="openvino",
+        suffix=".xml",
+        noun="an OpenVINO file",
+        about="IR",
+        write=_write_openvino,
+        files=_with_bin,
+        can_decisions=True,
+        open=_open_openvino,
+        pieces=_openvino_pieces,
     )
 )
 register(

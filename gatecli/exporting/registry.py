@@ -5,21 +5,33 @@ Nothing here needs torch, so that help texts can be made from it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gatecli.errors import ExportError
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from gatecli.exporting.marks import Opened
     from gatecli.exporting.runner import Runner
+    from gatecli.gates.exit import Exit
     from gatecli.network import Network
 
-__all__ = ["Format", "Logits", "Task", "get", "opener", "register", "registered"]
+__all__ = [
+    "Format",
+    "Logits",
+    "Piece",
+    "Pieces",
+    "Task",
+    "get",
+    "module_name",
+    "register",
+    "registered",
+]
 
 Logits: TypeAlias = "Callable[[Tensor], Tensor]"  # images (N, C, H, W) -> logits (N, K)
 
@@ -52,6 +64,44 @@ class Task:
     files: list[Path]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """One stage of a network with exits.
+
+    Attributes:
+        module: its values -> logits; with an exit behind it, scores and the next values as well.
+        examples: its values for two images.
+        takes: what the values are called.
+        gives: what the results are called.
+        exit: the exit behind it; None: the last stage.
+    """
+
+    module: nn.Module
+    examples: tuple[Tensor, ...]
+    takes: list[str]
+    gives: list[str]
+    exit: Exit | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pieces:
+    """How a format writes and reads single stages.
+
+    Attributes:
+        write: writes a stage for batches of any size, with this opset, to these files. Raises
+            ExportError.
+        open: makes the file of that name ready to run, on so many threads (0: all): a function from
+            arrays to arrays. Its source becomes part of the runner: it imports what it needs, the
+            runtime alone.
+        check: looks at a file before gatecli opens it. Raises ExportError where its package is
+            missing, or it is none that gatecli writes.
+    """
+
+    write: Callable[[Piece, int, Sequence[Path]], None]
+    open: Callable[[str, int], Any]
+    check: Callable[[Path], None]
+
+
 def _itself(out: Path) -> list[Path]:
     return [out]
 
@@ -76,6 +126,7 @@ class Format:
         can_opset: `--opset` means something to it.
         open: makes a file ready for `gatecli run`; None: it cannot be run there. Raises
             ExportError.
+        pieces: how it takes networks with exits in pieces; None: it does not.
     """
 
     name: str
@@ -88,6 +139,7 @@ class Format:
     can_decisions: bool = False
     can_opset: bool = False
     open: Callable[[Path], Runner] | None = None
+    pieces: Callable[[], Pieces] | None = None
 
     @property
     def title(self) -> str:
@@ -120,9 +172,7 @@ def get(name: str) -> Format:
     return _REGISTRY[name]
 
 
-def opener(file: str) -> Callable[[Path], Runner] | None:
-    """What makes a file of that name ready for `gatecli run`; None: it is no exported file."""
-    for format in _REGISTRY.values():
-        if format.open is not None and file.endswith(format.suffix):
-            return format.open
-    return None
+def module_name(stem: str) -> str:
+    """A name for a Python module beside a file: `resnet50.pruned` gives `resnet50_pruned`."""
+    name = re.sub(r"\W", "_", stem, flags=re.ASCII)
+    return name if name[:1].isalpha() else f"network_{name}"

@@ -5,10 +5,13 @@ ONNX Runtime computes only the branch of an `If` that is taken.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gatecli.errors import ExportError, first_line
 from gatecli.exporting.marks import Opened, masked
@@ -23,7 +26,7 @@ from gatecli.exporting.registry import Logits, Task
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-__all__ = ["write_onnx"]
+__all__ = ["Names", "converted", "model_of", "valid_bytes", "write_onnx"]
 
 LOWEST = 18  # opsets that torch's exporter writes
 HIGHEST = 25
@@ -39,44 +42,66 @@ def write_onnx(task: Task) -> Logits:
         ExportError: a package is missing, the opset is out of range, or an operation cannot be
             converted.
     """
-    onnx = onnx_package()
-    parts = task.parts if task.dynamic else masked(task.network, decisions=task.decisions)
-    model = _converted(parts, task.image, task.opset)
-    if parts.dynamic:
-        _branching(model, parts, decisions=task.decisions)
-    _check_opset(model, task.opset)
+    model = model_of(task)
     for key, value in task.facts.items():
         model.metadata_props.add(key=key, value=value)
     path = task.files[0]
-    try:
-        onnx.checker.check_model(model, full_check=False)
-        path.write_bytes(model.SerializeToString())
-    except (onnx.checker.ValidationError, ValueError) as error:
-        raise ExportError(
-            f"the ONNX file that came out is not valid: {first_line(error)}"
-        ) from error
+    path.write_bytes(valid_bytes(model))
     session = session_of(path)
     return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
 
 
-def _converted(parts: Opened, image: Tensor, opset: int) -> ModelProto:
-    """The model as torch's exporter makes it, every branch computed."""
+def model_of(task: Task) -> ModelProto:
+    """The network of a task as an ONNX model, without the facts.
+
+    Raises:
+        ExportError: as of `write_onnx`.
+    """
+    onnx_package()
+    parts = task.parts if task.dynamic else masked(task.network, decisions=task.decisions)
+    example = task.image if parts.dynamic else torch.cat([task.image, task.image])
+    names = Names(takes=["images"], gives=parts.names)
+    model = converted(parts.module, [example], names, task.opset, batches=not parts.dynamic)
+    if parts.dynamic:
+        _branching(model, parts, decisions=task.decisions)
+    return model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Names:
+    """What a model calls its inputs and outputs, in order."""
+
+    takes: list[str]
+    gives: list[str]
+
+
+def converted(
+    module: nn.Module, examples: Sequence[Tensor], names: Names, opset: int, *, batches: bool
+) -> ModelProto:
+    """A module as torch's exporter makes it, every branch computed.
+
+    Args:
+        module: takes as many tensors as there are examples.
+        examples: for batches of two samples, as torch takes a size of 1 for a constant.
+        names: of its inputs and outputs.
+        opset: version of ONNX's operations.
+        batches: the model takes batches of any size, not only the examples' own.
+
+    Raises:
+        ExportError: the opset is out of range, or an operation cannot be converted.
+    """
     if not LOWEST <= opset <= HIGHEST:
         raise ExportError(f"expected --opset to be between {LOWEST} and {HIGHEST}, but got {opset}")
-    example = image
-    shapes = None
-    if not parts.dynamic:
-        example = torch.cat([image, image])  # torch takes a size of 1 for a constant
-        shapes = ({0: torch.export.Dim("batch", min=1)},)
+    free = {0: torch.export.Dim("batch", min=1)}
     try:
         with torch.no_grad(), quiet():
             program = torch.onnx.export(
-                parts.module,
-                (example,),
+                module,
+                tuple(examples),
                 dynamo=True,
-                input_names=["images"],
-                output_names=parts.names,
-                dynamic_shapes=shapes,
+                input_names=names.takes,
+                output_names=names.gives,
+                dynamic_shapes=_shapes(module, [free] * len(examples)) if batches else None,
                 opset_version=opset,
                 verbose=False,
             )
@@ -85,7 +110,31 @@ def _converted(parts: Opened, image: Tensor, opset: int) -> ModelProto:
             f"torch {torch.__version__} cannot convert the network to ONNX: {reason(error)}"
         ) from error
     assert program is not None
+    _check_opset(program.model_proto, opset)
     return program.model_proto
+
+
+def _shapes(module: nn.Module, shapes: list[Any]) -> tuple[Any, ...]:
+    """Shapes of a module's inputs as torch.export wants them: those of `*values` are one."""
+    kinds = [each.kind for each in inspect.signature(module.forward).parameters.values()]
+    return (tuple(shapes),) if inspect.Parameter.VAR_POSITIONAL in kinds else tuple(shapes)
+
+
+def valid_bytes(model: ModelProto) -> bytes:
+    """A model as the bytes of a file.
+
+    Raises:
+        ExportError: it is not valid, or too large for one file.
+    """
+    onnx = onnx_package()
+    try:
+        onnx.checker.check_model(model, full_check=False)
+        written: bytes = model.SerializeToString()
+        return written
+    except (onnx.checker.ValidationError, ValueError) as error:
+        raise ExportError(
+            f"the ONNX file that came out is not valid: {first_line(error)}"
+        ) from error
 
 
 def _branching(model: ModelProto, parts: Opened, *, decisions: bool) -> None:
