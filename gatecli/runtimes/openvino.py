@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from gatecli.errors import ExportError, first_line
+from gatecli.errors import ExportError
 from gatecli.runtimes.base import PRECISIONS, Order, Prepared, Runtime
 from gatecli.runtimes.files import onnx_file
 
@@ -55,22 +55,24 @@ def compiled(path: Path, order: Order) -> Any:
     Raises:
         ExportError: OpenVINO cannot read it.
     """
-    import openvino
     import torch
+
+    from gatecli.exporting.openvino.packages import openvino_package
+    from gatecli.exporting.openvino.run import why
 
     how = {
         "INFERENCE_PRECISION_HINT": HINTS[order.precision],
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
     }
-    core = openvino.Core()
+    core = openvino_package().Core()
     try:
         model = core.read_model(str(path))
         spec = order.recipe.input
         model.reshape([order.batch, spec.channels, *spec.size])
         return core.compile_model(model, "CPU", how)
     except RuntimeError as error:  # what OpenVINO raises for all that it cannot do
-        raise ExportError(f"OpenVINO cannot read {path}: {first_line(error)}") from error
+        raise ExportError(f"OpenVINO cannot read {path}: {why(error)}") from error
 
 
 OPENVINO = OpenVino()
