@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from accelerator import There, put, stand_in
+from commandline import SIDE, save_npz
 from networks import CASES, RESNEXT, Case, infer, masked
 from torch import Tensor
 
 import gatecli
+from gatecli.architectures.build import build
+from gatecli.data import DataSet
 from gatecli.gates.observe import gates_of
 from gatecli.network import Network
 from gatecli.network.compare import in_whole_float32, relative_change
@@ -31,6 +35,7 @@ PAIRS = {
     "exit": ("dgate", CASES["cifar-projection"]),
     "branch": ("gateconnect", RESNEXT),
 }
+ARCH = "cifar:resnet20"
 LIMIT = 1e-4  # of the largest logit: two devices round differently
 real = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 pairs = pytest.mark.parametrize("kind", sorted(PAIRS))
@@ -39,13 +44,31 @@ pairs = pytest.mark.parametrize("kind", sorted(PAIRS))
 def gated(kind: str) -> Network:
     """A gated network whose gates are not all of one opinion."""
     method, case = PAIRS[kind]
-    network = gatecli.attach(case.build(), method, input_size=case.size).network
+    return scattered(gatecli.attach(case.build(), method, input_size=case.size).network)
+
+
+def scattered(network: Network) -> Network:
     draw = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for gate in network.site_gates.values():
             for parameter in gate.parameters():
-                parameter.add_(0.1 * torch.randn(parameter.shape, generator=draw))
+                more = 0.1 * torch.randn(parameter.shape, generator=draw)
+                parameter.add_(more.to(parameter.device))
+            for buffer in gate.buffers():
+                if buffer.dtype == torch.bool:  # the neutral start
+                    buffer.fill_(False)
     return network
+
+
+def small(kind: str, device: str) -> tuple[Network, DataSet]:
+    """A gated network that a file can name, on a device, and images for it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build(ARCH, {}).to(device)
+    network = gatecli.attach(model, PAIRS[kind][0], arch=ARCH, input_size=(SIDE, SIDE)).network
+    data = gatecli.load_data(f"npz:{save_npz(Path('data.npz'))}")
+    gatecli.fit(network, data)
+    return network, data
 
 
 def case_of(kind: str) -> Case:
@@ -160,7 +183,9 @@ def test_skipping_is_masking_on_a_gpu(kind: str, count: int) -> None:
     with in_whole_float32():
         found, every = infer(network, x.cuda()), masked(network, x.cuda())
     assert found.device.type == "cuda"
-    assert relative_change(every, found) <= LIMIT and relative_change(expected, found.cpu()) <= LIMIT
+    assert (
+        relative_change(every, found) <= LIMIT and relative_change(expected, found.cpu()) <= LIMIT
+    )
 
 
 @pytest.mark.gpu
@@ -197,15 +222,48 @@ def test_bf16_runs_natively_on_a_gpu(kind: str) -> None:
 @pytest.mark.gpu
 @real
 @pytest.mark.parametrize("kind", ["block", "exit"])
-def test_attached_and_calibrated_on_a_gpu_as_on_a_cpu(kind: str) -> None:
-    method, case = PAIRS[kind]
-    data = [(case.images(32, seed=number), labels(number)) for number in range(2)]
+def test_calibrated_on_a_gpu_as_on_a_cpu(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     found = []
+    same: dict[str, Tensor] = {}  # a device draws fresh gates its own way
     for device in ("cpu", "cuda"):
-        model = copy.deepcopy(case.build()).to(device)
-        attached = gatecli.attach(model, method, input_size=case.size)
-        assert attached.max_logit_change <= 1e-5
-        assert attached.network.device.type == device
-        found.append(scores_of(attached.network, data))
+        network, data = small(kind, device)
+        same = same or {name: each.clone() for name, each in network.state_dict().items()}
+        network.load_state_dict(same)
+        calibrate: Any = gatecli.calibrate_exits if kind == "exit" else gatecli.calibrate
+        with in_whole_float32():
+            done = calibrate(scattered(network), data, max_drop=5)
+        assert done.network.device.type == device
+        found.append({site: gate.threshold.cpu() for site, gate in gates_of(done.network).items()})
     for site, expected in found[0].items():
         torch.testing.assert_close(found[1][site], expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.gpu
+@real
+@pytest.mark.parametrize("kind", ["block", "exit"])
+def test_attached_on_a_gpu(kind: str) -> None:
+    method, case = PAIRS[kind]
+    model = copy.deepcopy(case.build()).cuda()
+    found = gatecli.attach(model, method, input_size=case.size)
+    assert found.network.device.type == "cuda" and found.max_logit_change <= 1e-5
+
+
+@pytest.mark.gpu
+@real
+@pytest.mark.parametrize("kind", ["block", "exit"])
+def test_what_a_gpu_has_trained_loads_on_a_cpu(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    network, data = small(kind, "cuda")
+    trained = gatecli.finetune(network, data, gatecli.TrainOptions(epochs=1)).network
+    assert trained.device.type == "cuda"
+    gatecli.write(trained, "trained.safetensors")
+    loaded = gatecli.load("trained.safetensors")
+    assert loaded.device.type == "cpu"
+    x = torch.randn(4, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    with in_whole_float32():
+        assert relative_change(infer(loaded, x), infer(trained, x.cuda()).cpu()) <= 1e-3

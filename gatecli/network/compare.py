@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +44,7 @@ def in_whole_float32() -> Iterator[None]:
     cuDNN keeps 10 of the 23 unless told otherwise, and not the same ones for a convolution of
     another size: what is the same network would look like another one.
     """
-    cudnn = torch.backends.cudnn
+    cudnn: Any = torch.backends.cudnn
     parts = (cudnn.conv, cudnn.rnn)  # of one opinion, or torch refuses to say what holds for both
     before = [part.fp32_precision for part in parts]
     allowed = _allowed_tf32()

@@ -86,14 +86,17 @@ class Bench:
 
 def static(bench: Bench, rounds: int) -> list[timing.Row]:
     """Every other block removed, called as usual and as a CUDA graph."""
-    network = gatecli.attach(bench.model, "ind-perbatch", input_size=bench.size).network
+    network = gatecli.attach(bench.model, "aig-perbatch", input_size=bench.size).network
     sites = list(network.site_gates)
     rates = {site: [float(index % 2)] for index, site in enumerate(sites)}
     smaller = gatecli.prune(network, rates=rates).network
+    by_hand = skipping.cut(copy.deepcopy(bench.model), sites[::2])
+    one = bench.x[:1].cpu()
+    torch.testing.assert_close(smaller(one), by_hand(one), rtol=1e-3, atol=1e-4)
     models = {
         "plain": bench.here(bench.model),
         "static half": bench.here(smaller),
-        "by hand": bench.here(skipping.cut(copy.deepcopy(bench.model), sites[::2])),
+        "by hand": bench.here(by_hand),
     }
     runs: Runs = {name: partial(model, bench.x) for name, model in models.items()}
     if bench.device.type == "cuda":
@@ -145,14 +148,15 @@ def layer_gates(bench: Bench, rounds: int) -> list[timing.Row]:
 
 def closed_filters(bench: Bench, rounds: int) -> list[timing.Row]:
     """Filters, given for each image: the gater itself costs nothing here."""
-    network = gatecli.attach(
-        bench.model, "gaternet", input_size=bench.size, bottleneck=256
-    ).network
+    network = gatecli.attach(bench.model, "gaternet", input_size=bench.size, bottleneck=256).network
     half = filters.half(network, bench.batch)
     moved = {site: z.to(bench.device) for site, z in half.items()}
     ours = filters.force(bench.here(filters.without_gater(network)), moved)
     times = bench.times(
-        {"plain": partial(bench.here(bench.model), bench.x), "filters half": partial(ours, bench.x)},
+        {
+            "plain": partial(bench.here(bench.model), bench.x),
+            "filters half": partial(ours, bench.x),
+        },
         rounds,
     )
     macs = expected_macs(network, filters.shares(half)) - filters.gater_macs(network)

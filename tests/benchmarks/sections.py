@@ -19,5 +19,7 @@ def fill(path: Path, name: str, text: str) -> None:
     head, found, rest = whole.partition(begin)
     _, closed, tail = rest.partition(end)
     if not found or not closed:
-        raise SystemExit(f"expected {path} to have the lines `{begin}` and `{end}`: nothing written")
+        raise SystemExit(
+            f"expected {path} to have the lines `{begin}` and `{end}`: nothing written"
+        )
     path.write_text(f"{head}{begin}\n\n{text.strip()}\n\n{end}{tail}", encoding="utf-8")
