@@ -121,7 +121,7 @@ def test_what_each_runtime_makes_of_a_cut_network(bench: Callable[[str], ModuleT
     torch.manual_seed(0)
     model = build("torchvision:resnet18", {"stem": "cifar", "num_classes": 10}).eval()
     found = runtimes.measured(
-        runtimes.blocks("a network", model, 8), registry.get("native"), "fp32", 2
+        bench("runtime_cases").blocks("a network", model, 8), registry.get("native"), "fp32", 2
     )
     lines = {row.variant: row for row in found}
     assert lines["static half"].target == ">= 0.98" and lines["static half"].of_hand is not None
