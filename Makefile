@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 FLOOR := .venv-floor
 PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test test-floor check bench campaign claims
+.PHONY: demo test test-floor check bench gpu campaign claims
 
 demo: $(VENV)/.demo
 	$(BIN)/gatecli demo
@@ -27,6 +27,10 @@ check: $(VENV)/.dev
 # QUICK=--quick for few rounds and cases
 bench: $(VENV)/.bench
 	$(BIN)/python tests/benchmarks/all.py $(QUICK)
+
+# The tests that need a GPU, then what it takes there, written into docs/benchmarks.md.
+gpu: $(VENV)/.test
+	@$(BIN)/python tests/benchmarks/gpu.py --tests --docs docs/benchmarks.md $(QUICK)
 
 # Damaged files, killed commands, simulated splits: make campaign CAMPAIGN="--files 5000 --kills 60 --splits 2000 --seed 0"
 campaign: $(VENV)/.test

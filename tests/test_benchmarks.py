@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
+import torch
+
+from gatecli.architectures.build import build
+from gatecli.runtimes import registry
 
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 GOOD = """
@@ -69,3 +75,66 @@ def test_without_failures_the_exit_code_is_zero_and_a_target_missed_is_none(
     monkeypatch.setattr(sys, "argv", ["all.py", "--json", "elsewhere.json"])
     assert everything.main() == 0
     assert (tmp_path / "elsewhere.json").exists() and not (tmp_path / "bench.json").exists()
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """Gives a benchmark's module by its name."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module
+
+
+def test_without_a_gpu_one_line_says_so(
+    bench: Callable[[str], ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--tests", "--docs", "nowhere.md"])
+    assert bench("gpu").main() == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("not measured: torch sees no GPU here")
+
+
+def test_a_section_is_filled_between_its_marks_alone(
+    bench: Callable[[str], ModuleType], tmp_path: Path
+) -> None:
+    docs, sections = tmp_path / "docs.md", bench("sections")
+    docs.write_text("a\n<!-- it: measured -->\nold\n<!-- it: end -->\nz\n")
+    for text in ("| new |", "| newer |"):
+        sections.fill(docs, "it", text)
+        assert docs.read_text() == (f"a\n<!-- it: measured -->\n\n{text}\n\n<!-- it: end -->\nz\n")
+    before = docs.read_text()
+    with pytest.raises(SystemExit, match="another: measured"):
+        sections.fill(docs, "another", "text")
+    assert docs.read_text() == before
+
+
+def test_the_documentation_has_the_marks_of_what_fills_it() -> None:
+    docs = (BENCHMARKS.parent.parent / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    for name in ("runtimes", "gpu"):
+        assert docs.count(f"<!-- {name}: measured -->") == docs.count(f"<!-- {name}: end -->") == 1
+
+
+def test_what_each_runtime_makes_of_a_cut_network(bench: Callable[[str], ModuleType]) -> None:
+    runtimes = bench("runtimes")
+    torch.manual_seed(0)
+    model = build("torchvision:resnet18", {"stem": "cifar", "num_classes": 10}).eval()
+    found = runtimes.measured(
+        bench("runtime_cases").blocks("a network", model, 8), registry.get("native"), "fp32", 2
+    )
+    lines = {row.variant: row for row in found}
+    assert lines["static half"].target == ">= 0.98" and lines["static half"].of_hand is not None
+    assert lines["half by hand"].of_hand is None and lines["half by hand"].of_ideal is not None
+
+
+def test_a_runtime_that_is_missing_is_a_line(
+    bench: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtimes = bench("runtimes")
+    gone = registry.get("onnxruntime")
+    monkeypatch.setattr(type(gone), "missing", lambda self: "it is not installed")
+    monkeypatch.setattr(runtimes.registry, "names", lambda: ["onnxruntime"])
+    monkeypatch.setattr(runtimes, "groups", lambda quick: [SimpleNamespace(name="it")])
+    (row,) = runtimes.rows(argparse.Namespace(quick=True))
+    assert row.note.startswith("not measured: ") and "it is not installed" in row.note

@@ -29,7 +29,7 @@ from gatecli.gates.observe import RateMeter, observe, record_gates
 from gatecli.kinds import registry
 from gatecli.kinds.base import EXIT
 from gatecli.network import Network
-from gatecli.network.compare import relative_change
+from gatecli.network.compare import in_whole_float32, relative_change
 from gatecli.network.costs import expected_macs
 from gatecli.network.surgery import decide as decide_for_good
 from gatecli.stages.attach import Attached
@@ -1151,6 +1151,7 @@ def test_a_deep_copy_of_a_pair_is_whole_and_its_own(pair: Pair, paired: Network)
 
 @pytest.mark.gpu
 @every
+@in_whole_float32()
 def test_on_a_gpu(gated: Network, name: str, case: Case) -> None:
     x = case.images(5)
     expected, z = infer(gated, x), rows(gated, 5, seed=7)

@@ -32,6 +32,6 @@ def run_in(session: Session, network: Network, precision: str) -> None:
     from gatecli.network.precision import in_precision
 
     in_precision(network, precision)
-    slow = slow_precision(precision)
+    slow = slow_precision(precision, network.device.type)
     if slow:
         session.say(f"note: {slow}")

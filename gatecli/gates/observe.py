@@ -163,7 +163,8 @@ def _checked(gates: Mapping[str, Decider], site: str, units: Sequence[int] | Ten
             f"expected a gated site but got `{site}`; gated are: {', '.join(gates) or 'none'}"
         )
     try:
-        z = torch.as_tensor(units, dtype=torch.float32)
+        # where the gate is, so that no call has to fetch them
+        z = torch.as_tensor(units, dtype=torch.float32, device=gates[site].threshold.device)
     except (TypeError, ValueError, RuntimeError, OverflowError):
         z = torch.full((), torch.nan)
     if (

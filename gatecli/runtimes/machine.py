@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import platform
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["describe", "slow_precision"]
 
@@ -11,8 +15,16 @@ CPUINFO = Path("/proc/cpuinfo")
 FAST_BF16 = ("amx_bf16", "avx512_bf16", "bf16")  # flags of Intel and AMD, and of Arm
 
 
-def describe() -> str:
-    """The processor's name, for people and to tell machines apart."""
+def describe(device: torch.device | None = None) -> str:
+    """The processor's name, for people and to tell machines apart.
+
+    Args:
+        device: Where the network is; a GPU's name stands before that of the processor.
+    """
+    if device is not None and device.type == "cuda":
+        import torch
+
+        return f"{torch.cuda.get_device_name(device)}, {describe()}"
     for line in _lines():
         name, _, value = line.partition(":")
         if name.strip() in ("model name", "Model"):
@@ -20,9 +32,14 @@ def describe() -> str:
     return platform.processor() or platform.machine()
 
 
-def slow_precision(precision: str) -> str:
-    """What to say before measuring in a precision that this CPU has no instructions for."""
-    if precision != "bf16" or not CPUINFO.exists():
+def slow_precision(precision: str, device: str = "cpu") -> str:
+    """What to say before measuring in a precision that this CPU has no instructions for.
+
+    Args:
+        precision: What the weights are.
+        device: The kind of device that computes; of others than a CPU nothing is said.
+    """
+    if device != "cpu" or precision != "bf16" or not CPUINFO.exists():
         return ""
     if _flags() & set(FAST_BF16):
         return ""

@@ -158,7 +158,7 @@ def profile(  # noqa: PLR0913 - its command's options, by keyword
         decisions="recorded" if images is None else "measured",
         threads=torch.get_num_threads(),
         repeats=repeats,
-        machine=describe(),
+        machine=describe(networks[-1].device),
     )
 
 

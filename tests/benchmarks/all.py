@@ -27,6 +27,7 @@ BENCHMARKS = (
     "branches",
     "channels",
     "export",
+    "runtimes",
     "peers",
     "growth",
 )

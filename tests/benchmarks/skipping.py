@@ -87,11 +87,15 @@ def _first(block: SkipBlock, x: Tensor, shortcut: Tensor, open_: Tensor) -> Tens
 
 
 def without_blocks(layout: str, gone: list[str]) -> nn.Module:
-    """torchvision's network with blocks taken out by hand.
+    """torchvision's network with blocks taken out by hand."""
+    return cut(resnet(layout), gone)
+
+
+def cut(model: nn.Module, gone: list[str]) -> nn.Module:
+    """Take blocks out of a ResNet of torchvision, in place.
 
     A downsampling one leaves its projection and its ReLU.
     """
-    model = resnet(layout)
     for name in gone:
         block: Any = model.get_submodule(name)
         model.set_submodule(

@@ -3,7 +3,7 @@ table, and the machine's facts.
 
 CPU time of one pinned thread, as other work on a shared machine then hardly shows. Variants take
 turns within each round, and a ratio is the median over the rounds of the two times of one round, so
-that a slow spell hits both alike.
+that a slow spell hits both alike. What computes on threads or devices of its own has another clock.
 """
 
 from __future__ import annotations
@@ -15,13 +15,17 @@ import os
 import platform
 import random
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+import sections
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 Times = dict[str, list[float]]  # variant -> seconds, one a round
@@ -31,8 +35,8 @@ Times = dict[str, list[float]]  # variant -> seconds, one a round
 class Row:
     """One line of a benchmark's table; `ratio` is what `target` ("<= 1.02", ">= 0.95") speaks of.
 
-    Times in milliseconds,
-    None where something else is compared.
+    Times in milliseconds, None where something else is compared. `of_ideal` and `of_hand`: the
+    speed-up over the one that MACs promise, and over that of the network cut by hand.
     """
 
     case: str
@@ -42,6 +46,8 @@ class Row:
     ratio: float | None = None
     target: str = ""
     note: str = ""
+    of_ideal: float | None = None
+    of_hand: float | None = None
 
     @property
     def verdict(self) -> str:
@@ -77,10 +83,15 @@ def main(
     asked = arguments(about)
     if pinned:
         one_thread()
-    report(title, rows(asked), {**facts(), **more}, asked.json)
+    report(title, rows(asked), {**facts(), **more}, asked)
 
 
 def arguments(about: str | None, out: Path | None = None) -> argparse.Namespace:
+    return parser(about, out).parse_args()
+
+
+def parser(about: str | None, out: Path | None = None) -> argparse.ArgumentParser:
+    """What every benchmark can be told."""
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument(
         "--quick", action="store_true", help="few rounds and few cases, to see that it runs"
@@ -91,7 +102,10 @@ def arguments(about: str | None, out: Path | None = None) -> argparse.Namespace:
         default=out,
         help="write rows and facts to this file" + ("" if out is None else f" (default: {out})"),
     )
-    return parser.parse_args()
+    parser.add_argument(
+        "--docs", type=Path, help="write the table into this file, between the benchmark's marks"
+    )
+    return parser
 
 
 def one_thread() -> None:
@@ -111,8 +125,27 @@ def one_thread() -> None:
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
 
-def interleaved(variants: Mapping[str, Callable[[], Any]], rounds: int, warmup: int = 2) -> Times:
-    """Thread CPU seconds of each variant in each round.
+def thread_seconds(run: Callable[[], Any]) -> float:
+    """CPU time that this thread takes for one call."""
+    start = time.thread_time()
+    run()
+    return time.thread_time() - start
+
+
+def process_seconds(run: Callable[[], Any]) -> float:
+    """CPU time that all threads of this process take for one call."""
+    start = time.process_time()
+    run()
+    return time.process_time() - start
+
+
+def interleaved(
+    variants: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    warmup: int = 2,
+    seconds: Callable[[Callable[[], Any]], float] = thread_seconds,
+) -> Times:
+    """Seconds of each variant in each round, by default thread CPU time.
 
     Each round has an order of its own, as a variant feels what ran before it.
     """
@@ -120,9 +153,7 @@ def interleaved(variants: Mapping[str, Callable[[], Any]], rounds: int, warmup: 
     order = random.Random(0)
     for turn in range(-warmup, rounds):
         for name in order.sample(list(variants), len(variants)):
-            start = time.thread_time()
-            variants[name]()
-            elapsed = time.thread_time() - start
+            elapsed = seconds(variants[name])
             if turn >= 0:
                 times[name].append(elapsed)
     return times
@@ -161,13 +192,19 @@ def compared(case: str, variant: str, times: Times, base: str, target: str = "")
 
 
 def realised(
-    case: str, variant: str, times: Times, ideal: float, target: str = "", note: str = ""
+    case: str,
+    variant: str,
+    times: Times,
+    ideal: float,
+    target: str = "",
+    note: str = "",
+    base: str = "plain",
 ) -> Row:
-    """How much of the `ideal` speed-up over `plain` comes true: the ratio is realised / ideal.
+    """How much of the `ideal` speed-up over `base` comes true: the ratio is realised / ideal.
 
     The note tells both, and what else there is to say.
     """
-    reached = ratio(times, "plain", variant)
+    reached = ratio(times, base, variant)
     return row(
         case,
         variant,
@@ -176,6 +213,24 @@ def realised(
         target,
         ", ".join(each for each in (f"{reached:.2f}x of {ideal:.2f}x", note) if each),
     )
+
+
+def median(seconds: list[float]) -> float:
+    return statistics.median(seconds)
+
+
+def noted(row: Row, more: str) -> Row:
+    """The row with something more to say."""
+    return replace(row, note=", ".join(each for each in (row.note, more) if each))
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """What is installed of these."""
+    found = {}
+    for package in packages:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def overruled(log_odds: Callable[[Any], Any], wanted: Any) -> Callable[[Any], Any]:
@@ -206,27 +261,44 @@ def in_ms(value: float | None) -> str:
     return "" if value is None else f"{value:.1f}" if value >= 10 else f"{value:.3g}"
 
 
-def report(title: str, rows: list[Row], known: Mapping[str, Any], path: Path | None) -> None:
-    """Print the table as Markdown, and write it as JSON where asked."""
-    print(f"\n{title}\n({', '.join(f'{key} {value}' for key, value in known.items())})\n")
-    print(
-        "| case | variant | min ms | median ms | ratio | target | held | note"
-        " |\n|---|---|---:|---:|---:|---|---|---|"
-    )
-    for r in rows:
-        print(
-            f"| {r.case} | {r.variant} | {in_ms(r.min_ms)} | {in_ms(r.median_ms)} |"
-            f" {in_ratio(r.ratio)} | {r.target} | {r.verdict} | {r.note} |"
-        )
-    if path is not None:
+def report(
+    title: str, rows: list[Row], known: Mapping[str, Any], asked: argparse.Namespace
+) -> None:
+    """Print the table as Markdown, and write it, and the same as JSON, where asked."""
+    text = f"({', '.join(f'{key} {value}' for key, value in known.items())})\n\n{table(rows)}"
+    print(f"\n{title}\n{text}")
+    if asked.docs is not None:
+        sections.fill(asked.docs, Path(sys.argv[0]).stem, text)
+    if asked.json is not None:
         write(
-            path,
+            asked.json,
             {
                 "title": title,
                 "machine": dict(known),
                 "rows": [{**asdict(r), "held": r.verdict} for r in rows],
             },
         )
+
+
+def table(rows: list[Row]) -> str:
+    """Markdown; what no row has, has no column."""
+    extra = {"realised / ideal": "of_ideal", "realised / by hand": "of_hand"}
+    extra = {head: name for head, name in extra.items() if _is_told(rows, name)}
+    heads = ["case", "variant", "min ms", "median ms", *extra, "ratio", "target", "held", "note"]
+    lines = [_line(heads), "|---|---|---:|---:|" + "---:|" * len(extra) + "---:|---|---|---|"]
+    for r in rows:
+        figures = [in_ms(r.min_ms), in_ms(r.median_ms)]
+        figures += [in_ratio(getattr(r, name)) for name in (*extra.values(), "ratio")]
+        lines.append(_line([r.case, r.variant, *figures, r.target, r.verdict, r.note]))
+    return "\n".join(lines)
+
+
+def _is_told(rows: list[Row], name: str) -> bool:
+    return any(getattr(r, name) is not None for r in rows)
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def write(path: Path, found: Mapping[str, Any]) -> None:

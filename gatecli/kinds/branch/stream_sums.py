@@ -37,7 +37,8 @@ class Folded:
 
     def _joined(self, row: list[int]) -> Tensor:
         parts = [self.weight[k, :, :-1] for k in row]
-        return torch.cat([*parts, self.weight[row, :, -1].sum(0)[:, None]], 1)
+        added = torch.stack([self.weight[k, :, -1] for k in row]).sum(0)
+        return torch.cat([*parts, added[:, None]], 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,8 +57,8 @@ class Staged:
             live = stage(root, *live)
             logits, z = root.get_submodule(path)(live[0])
             if z.item() > 0:
-                return logits, torch.tensor([number], device=x.device)
-        return self.last(root, *live)[0], torch.tensor([len(self.exits)], device=x.device)
+                return logits, torch.full((1,), number, device=x.device)
+        return self.last(root, *live)[0], torch.full((1,), len(self.exits), device=x.device)
 
     def _forced(self, root: nn.Module) -> list[Decider]:
         """The gates whose decisions are given, sample by sample."""
