@@ -41,7 +41,7 @@ class Timed:
 def interleaved(
     everyone: Sequence[Timed], size: int, repeats: int, tick: Callable[[], None]
 ) -> list[list[float]]:
-    """Time networks in turn, after three rounds to warm up.
+    """Time networks in turn, after three rounds to warm up; in a round all get the same images.
 
     Args:
         everyone: what is timed.
@@ -55,8 +55,9 @@ def interleaved(
     draw = torch.Generator().manual_seed(0)
     times: list[list[float]] = [[] for _ in everyone]
     for repeat in range(-WARM_UP, repeats):
+        picked = torch.rand(size, generator=draw)
         for index, timed in enumerate(everyone):
-            chosen = torch.randint(len(timed.images), (size,), generator=draw)
+            chosen = (picked * len(timed.images)).long()
             feed = timed.prepared.feed(timed.images[chosen])
             with _drawn(timed, size, draw), torch.inference_mode():
                 elapsed = milliseconds(timed.prepared.call, feed)
