@@ -137,6 +137,7 @@ def priced(session: Session, network: Network, where: Where) -> tuple[Network, L
 def say_table(session: Session, table: LatencyTable) -> None:
     """Say where a table holds, and how far it is from the clock."""
     off = 100 * (table.estimated_ms / table.measured_ms - 1) if table.measured_ms else 0.0
+    off = round(off, 1) + 0.0  # never -0
     session.say(
         f"milliseconds in {table.where}: {table.all_on_ms:.4g} with all units running and none"
         f" gated; with every second site closed {table.estimated_ms:.4g} by the table,"
