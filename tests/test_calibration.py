@@ -645,7 +645,14 @@ def test_bad_input(here: Path) -> None:
         "both",
     )
     refused("calibrate ind.safetensors --max-drop 101", "--max-drop", "101")
-    refused("calibrate ind.safetensors --max-gmacs 1", "--target-acc or --max-drop", "for exits")
+    refused(
+        "calibrate ind.safetensors --max-gmacs 1 --reuse", "--max-gmacs or --max-ms", "for exits"
+    )
+    refused("calibrate ind.safetensors --max-gmacs 1 --max-drop 1", "--max-ms, but got several")
+    refused("calibrate ind.safetensors --max-gmacs nan", "--max-gmacs to be a number")
+    refused("calibrate ind.safetensors --max-gmacs 1 --cost latency", "expected --max-ms")
+    refused("calibrate ind.safetensors --max-drop 1 --cost speed", "macs, latency, but got `speed`")
+    refused("calibrate ind.safetensors --max-drop 1 --runtime native", "expected --max-ms")
     assert run("calibrate", "ind.safetensors", "--target-acc", "much").code == 2
 
 

@@ -687,7 +687,8 @@ def test_bad_calibrations(here: Path) -> None:
         "--cache-features is for exits",
     )
     refused(
-        "calibrate r20.ind-perbatch.safetensors --data npz:data.npz --max-gmacs 1", "are for exits"
+        "calibrate r20.ind-perbatch.safetensors --data npz:data.npz --max-gmacs 1 --reuse",
+        "are for exits",
     )
     with pytest.raises(TrainingError, match="no exits"):
         from gatecli.calibration.exits.calibrate import calibrate_exits

@@ -13,6 +13,7 @@ from gatecli.cli.goal import Goal
 from gatecli.cli.images import open_data
 from gatecli.cli.options import Checkpoint, Data, Loading, Output, reads_checkpoints
 from gatecli.cli.parsing import remembered
+from gatecli.cli.price import Where, priced, table_facts
 from gatecli.cli.progress import Reporter
 from gatecli.cli.render import MACS_FOOT, gmacs, percent, table
 from gatecli.cli.session import Session
@@ -21,9 +22,11 @@ from gatecli.errors import SettingError
 
 if TYPE_CHECKING:
     from gatecli.calibration import Calibrated, Point
+    from gatecli.traced.latency import LatencyTable
 
 __all__ = ["calibrate"]
 
+COSTS = ("macs", "latency")
 HEURISTIC = "gate by gate (a heuristic, not necessarily the best)"
 
 
@@ -53,10 +56,11 @@ def calibrate(
             )
         ),
     ] = 12,
+    where: Where = Where(),
     loading: Loading = Loading(),
     output: Output = Output(),
 ) -> dict[str, Any]:
-    """Choose the gates' thresholds: an asked accuracy on the val split, at the fewest MACs."""
+    """Choose thresholds: an asked accuracy on val at the least cost, or an asked cost."""
     from gatecli import calibration
     from gatecli.checkpoint import write
     from gatecli.stages.chance import chance_notes
@@ -66,18 +70,23 @@ def calibrate(
     path = session.checkpoint(checkpoint)
     target = output_of(path, "calibrated", output)
     network = session.open_gated(path, "calibrate")
-    where = remembered(data)
-    _check(goal, per_gate=per_gate, has_exits=bool(network.site_exits))
+    named = remembered(data)
+    _check(goal, where, per_gate=per_gate, has_exits=bool(network.site_exits))
     if network.site_exits:
-        asked = exits.Asked(goal=goal, data=where, loading=loading)
+        asked = exits.Asked(goal=goal, data=named, loading=loading)
         return exits.calibrate(session, network, path, target, asked)
-    calibration.check_target(goal.target_acc, goal.max_drop)
-    dataset = open_data(session, network, where)
+    dataset = open_data(session, network, named)
+    timed = None
+    if goal.in_ms:
+        network, timed = priced(session, network, where)
     result = calibration.calibrate(
         network,
         dataset,
         target_acc=goal.target_acc,
         max_drop=goal.max_drop,
+        max_gmacs=goal.max_gmacs,
+        max_ms=goal.max_ms,
+        table=timed,
         per_gate=per_gate,
         refine=refine,
         batch_size=loading.batch_size,
@@ -90,20 +99,43 @@ def calibrate(
         session.say(f"note: {line}")
     session.written(target)
     session.say(f"next: gatecli prune --data {shlex.quote(data or dataset.spec)}")
-    return _json(result, path, target)
+    facts = _json(result, path, target)
+    return facts if timed is None else {**facts, **_timed(result, timed)}
 
 
-def _check(goal: Goal, *, per_gate: bool, has_exits: bool) -> None:
+def _check(goal: Goal, where: Where, *, per_gate: bool, has_exits: bool) -> None:
     """Refuse options for gates where a network has exits, and those for exits where it has none."""
     if has_exits and per_gate:
         raise SettingError(
             "--per-gate is for gates: the thresholds of exits are chosen together as it is"
         )
-    if not has_exits and goal.for_exits:
+    where.check_used(
+        used=goal.in_ms and not has_exits, needs="--max-ms, or --cost latency, and gates"
+    )
+    if not has_exits:
+        _check_gates(goal)
+
+
+def _check_gates(goal: Goal) -> None:
+    from gatecli.calibration import Asked
+
+    if goal.for_exits:
         raise SettingError(
-            "gates are calibrated to --target-acc or --max-drop; --max-gmacs, --max-ms,"
-            " --thresholds, --cost, --confidence and --reuse are for exits"
+            "gates are calibrated to --target-acc, --max-drop, --max-gmacs or --max-ms;"
+            " --thresholds, --confidence and --reuse are for exits"
         )
+    if goal.cost not in COSTS:
+        raise SettingError(
+            f"expected --cost to be one of {', '.join(COSTS)}, but got `{goal.cost}`"
+        )
+    if goal.max_gmacs is not None and goal.in_ms:
+        raise SettingError("--max-gmacs is no budget for --cost latency: expected --max-ms")
+    Asked(
+        target_acc=goal.target_acc,
+        max_drop=goal.max_drop,
+        max_gmacs=goal.max_gmacs,
+        max_ms=goal.max_ms,
+    ).check()
 
 
 def _report(session: Session, result: Calibrated) -> None:
@@ -112,23 +144,32 @@ def _report(session: Session, result: Calibrated) -> None:
     if result.per_gate:
         before = result.single
         session.say(
-            f"{HEURISTIC}: from val top-1 {percent(before.top1)} at {gmacs(before.macs)} GMACs with"
-            f" one threshold to {percent(result.top1)} at {gmacs(result.macs_expected)} GMACs"
+            f"{HEURISTIC}: from val top-1 {percent(before.top1)} at {_cost(before.macs, before.ms)}"
+            f" with one threshold to {percent(result.top1)} at"
+            f" {_cost(result.macs_expected, result.ms_expected)}"
         )
     session.say(
-        f"val top-1 {percent(result.top1)} ({percent(result.target_top1)} asked,"
-        f" {percent(result.baseline_top1)} with all gates open), {gmacs(result.macs_expected)}"
-        f" GMACs of {gmacs(result.network.macs_dense)}"
+        f"val top-1 {percent(result.top1)} ({_asked(result)}"
+        f"{percent(result.baseline_top1)} with all gates open),"
+        f" {_cost(result.macs_expected, result.ms_expected)} of"
+        f" {gmacs(result.network.macs_dense)} GMACs"
     )
+
+
+def _cost(macs: float, ms: float | None) -> str:
+    spent = f"{gmacs(macs)} GMACs"
+    return spent if ms is None else f"{ms:.4g} ms, {spent}"
+
+
+def _asked(result: Calibrated) -> str:
+    return "" if result.target_top1 is None else f"{percent(result.target_top1)} asked, "
 
 
 def _print_frontier(session: Session, result: Calibrated) -> None:
-    columns = ("<", "<threshold", "val top-1", "GMACs", "of all on")
+    timed = ["ms"] if result.ms_expected is not None else []
+    columns = ("<", "<threshold", "val top-1", *timed, "GMACs", "of all on")
     rows = [_row(point, result) for point in result.frontier]
-    foot = (
-        f"* chosen, for {percent(result.target_top1)} asked; all gates open:"
-        f" {percent(result.baseline_top1)}. {MACS_FOOT}"
-    )
+    foot = f"* chosen, {_asked(result)}all gates open: {percent(result.baseline_top1)}. {MACS_FOOT}"
     table(session, "frontier on val", columns, rows, foot)
 
 
@@ -138,6 +179,7 @@ def _row(point: Point, result: Calibrated) -> tuple[str, ...]:
         "*" if point.thresholds == result.thresholds else "",
         _threshold(point),
         percent(point.top1),
+        *([] if point.ms is None else [f"{point.ms:.4g}"]),
         gmacs(point.macs),
         f"{100 * share:.1f} %",
     )
@@ -150,6 +192,10 @@ def _threshold(point: Point) -> str:
     return f"{least:.6g}" if least == most else f"{least:.6g} to {most:.6g}, by site"
 
 
+def _timed(result: Calibrated, table: LatencyTable) -> dict[str, Any]:
+    return {"ms_expected": result.ms_expected, "latency": table_facts(table)}
+
+
 def _json(result: Calibrated, path: Path, target: Path) -> dict[str, Any]:
     from gatecli.calibration import site_values
     from gatecli.network.costs import site_rates
@@ -158,7 +204,8 @@ def _json(result: Calibrated, path: Path, target: Path) -> dict[str, Any]:
     frontier = []
     for point in result.frontier:
         thresholds = site_values(point.thresholds)
-        frontier.append({"thresholds": thresholds, "top1": point.top1, "macs": point.macs})
+        row = {"thresholds": thresholds, "top1": point.top1, "macs": point.macs}
+        frontier.append(row if point.ms is None else {**row, "ms": point.ms})
     return {
         "checkpoint": str(path),
         "out": str(target),

@@ -23,14 +23,14 @@ class Goal:
     ] = None
     max_gmacs: Annotated[
         Optional[float],
-        typer.Option(help="Exits: the highest accuracy for at most so many GMACs an image."),
+        typer.Option(help="The highest accuracy for at most so many GMACs an image."),
     ] = None
     max_ms: Annotated[
         Optional[float],
         typer.Option(
             help=(
-                "Exits, with --cost latency: the highest accuracy for at most so many milliseconds"
-                " an image."
+                "The highest accuracy for at most so many milliseconds an image (gates: by the"
+                " table of gatecli price; exits: with --cost latency)."
             )
         ),
     ] = None
@@ -48,8 +48,8 @@ class Goal:
         str,
         typer.Option(
             help=(
-                "Exits: what thresholds shall save: macs, or latency of single images as measured"
-                " on this machine."
+                "What thresholds shall save: macs, or latency of single images as measured on this"
+                " machine."
             )
         ),
     ] = "macs"
@@ -73,5 +73,10 @@ class Goal:
     @property
     def for_exits(self) -> bool:
         """Whether anything is asked for that only exits can do."""
-        limits = (self.max_gmacs, self.max_ms, self.confidence, self.thresholds)
-        return any(limit is not None for limit in limits) or self.cost != "macs" or self.reuse
+        given = (self.confidence, self.thresholds)
+        return any(each is not None for each in given) or self.reuse
+
+    @property
+    def in_ms(self) -> bool:
+        """Whether gates shall be chosen by milliseconds."""
+        return self.max_ms is not None or self.cost == "latency"

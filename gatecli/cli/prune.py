@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from gatecli.cli.decide import Asked, Deciding, facts, say_measured
 from gatecli.cli.images import open_data
 from gatecli.cli.options import Checkpoint, Data, Loading, Output, reads_checkpoints
 from gatecli.cli.parsing import remembered
@@ -17,6 +18,8 @@ from gatecli.cli.session import Session
 from gatecli.cli.workspace import output_of
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from gatecli.network import Network
     from gatecli.stages.predict import Scores
 
@@ -60,6 +63,7 @@ def prune(
             )
         ),
     ] = 1,
+    deciding: Deciding = Deciding(),
     data: Data = None,
     loading: Loading = Loading(),
     output: Output = Output(),
@@ -72,6 +76,7 @@ def prune(
     from gatecli.gates.observe import at_threshold
     from gatecli.stages import prune as pruning
 
+    deciding.check()
     path = session.checkpoint(checkpoint)
     target = output_of(path, "pruned", output)
     network = session.open(path)
@@ -79,24 +84,28 @@ def prune(
     if _asks_for_rates(network, data):
         val = Val(session, network, remembered(data), loading)
     with at_threshold(network, threshold):
-        rates = None if val is None else val.score(network, "measuring rates on val").rates
-    result = pruning.prune(
-        network,
-        threshold=threshold,
-        rates=rates,
-        collapse=collapse,
-        static=static,
-        round_to=round_to,
-    )
+        before = None if val is None else val.score(network, "measuring rates on val")
+    rates = None if before is None else before.rates
+    how = pruning.How(threshold=threshold, collapse=collapse, static=static)
+    measured = None
+    if deciding.decide == "measured":
+        images = None if val is None else val.first(network)
+        asked = Asked(how=how, rates=rates, round_to=round_to, images=images)
+        measured = deciding.measured(session, network, asked)
+        result = measured.pruned
+    else:
+        result = pruning.prune_by(network, how, rates=rates, round_to=round_to)
     scores = None
-    if val is not None and result.kept_dynamic:
+    if val is not None and (result.kept_dynamic or measured is not None):
         scores = val.score(result.network, "measuring what is left on val")
         result = pruning.with_scores(result, scores)
     write(result.network, target, reload=True)
     _report(session, network, result, path, target)
+    if measured is not None:
+        say_measured(session, measured, before, scores)
     session.written(target)
     session.say("next: gatecli profile")
-    return _json(result, scores, path, target)
+    return {**_json(result, scores, path, target), **facts(measured, before)}
 
 
 def _json(result: Any, scores: Scores | None, path: Path, target: Path) -> dict[str, Any]:
@@ -146,6 +155,13 @@ class Val:
         size, workers = self.loading.batch_size, self.loading.workers
         images = batches(self.split, input=network.input, batch_size=size, workers=workers)
         return score(network, images, Reporter(self.session), label, steps(self.split, size))
+
+    def first(self, network: Network) -> Tensor:
+        """The first images of the split, (N, C, H, W)."""
+        from gatecli.data import batches
+
+        size = min(self.loading.batch_size, len(self.split))
+        return next(iter(batches(self.split, input=network.input, batch_size=size)))[0]
 
 
 def _report(session: Session, network: Network, result: Any, path: Path, target: Path) -> None:

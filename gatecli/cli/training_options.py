@@ -81,6 +81,19 @@ class Training:
             )
         ),
     ] = None
+    max_ms: Annotated[
+        Optional[float],
+        typer.Option(
+            help=(
+                "The same for milliseconds, by the table that gatecli price has put into the"
+                " checkpoint."
+            )
+        ),
+    ] = None
+    any_machine: Annotated[
+        bool,
+        typer.Option("--any-machine", help="Take that table wherever it was measured."),
+    ] = False
     cache_features: Annotated[
         bool,
         typer.Option(

@@ -30,6 +30,7 @@ from gatecli.traced.traced import Traced
 __all__ = [
     "CostMeter",
     "Rates",
+    "closed_at",
     "expected_macs",
     "exits_before",
     "gate_macs",
@@ -106,24 +107,31 @@ def expected_macs(network: Network, rates: Rates, busy: Mapping[str, float] | No
         busy: Site -> how often any of its units ran; where it is not known, the units are taken to
             be independent of each other.
     """
-    net = network.traced
 
     def closed(site: str, saving: Saving) -> float:
-        if site not in rates:
-            return 0.0
-        here = reach(network, site, rates)
-        if here <= 0:
-            return 0.0 if saving.when_taken else 1.0
-        units = [min(1.0, rate / here) for rate in rates[site]]
-        if saving.when_taken:
-            return units[0]
-        if saving.per_unit:
-            return 1 - sum(units) / len(units)
-        if busy is not None and site in busy:
-            return 1 - min(1.0, busy[site] / here)
-        return math.prod(1 - rate for rate in units)
+        return closed_at(network, rates, busy or {}, (site, saving))
 
-    return float(total(parts_of(net), closed))
+    return float(total(parts_of(network.traced), closed))
+
+
+def closed_at(
+    network: Network, rates: Rates, busy: Mapping[str, float], part: tuple[str, Saving]
+) -> float:
+    """How much of what a site may save, `part`, it does save at rates as for `expected_macs`."""
+    site, saving = part
+    if site not in rates:
+        return 0.0
+    here = reach(network, site, rates)
+    if here <= 0:
+        return 0.0 if saving.when_taken else 1.0
+    units = [min(1.0, rate / here) for rate in rates[site]]
+    if saving.when_taken:
+        return units[0]
+    if saving.per_unit:
+        return 1 - sum(units) / len(units)
+    if site in busy:
+        return 1 - min(1.0, busy[site] / here)
+    return math.prod(1 - rate for rate in units)
 
 
 def exits_before(net: Traced, site: str) -> list[str]:

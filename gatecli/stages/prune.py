@@ -25,8 +25,10 @@ from gatecli.traced.recipe import Step
 from gatecli.traced.site import SiteDecision
 
 __all__ = [
+    "How",
     "Pruned",
     "prune",
+    "prune_by",
     "with_scores",
 ]
 
@@ -91,8 +93,23 @@ def prune(
             it cannot have.
         GatecliError: Nothing is gated.
     """
-    _check(network, threshold, collapse, static, round_to)
     how = How(threshold=threshold, collapse=collapse, static=static)
+    return prune_by(network, how, rates=rates, round_to=round_to)
+
+
+def prune_by(
+    network: Network, how: How, *, rates: Rates | None = None, round_to: int = 1
+) -> Pruned:
+    """A pruned copy of `network`, see `prune`.
+
+    Args:
+        network: As there.
+        how: What is decided by, and which sites stay dynamic in any case.
+        rates: As there.
+        round_to: As there.
+    """
+    _check(network, how, round_to)
+    threshold = how.threshold
     decisions = make_plan(network, rates or {}, how)
     stuck = {site: each for site, each in decisions.items() if each.stuck_because}
     able = {site: each for site, each in decisions.items() if not each.stuck_because}
@@ -108,8 +125,8 @@ def prune(
     result = _result(network, smaller, decisions, left, change)
     settings = {
         "threshold": threshold,
-        "collapse": collapse,
-        "static": static,
+        "collapse": how.collapse,
+        "static": how.static,
         "round_to": round_to,
         "plan": {site: list(each.keep) for site, each in able.items()},
         "dynamic": {site: list(each.dynamic) for site, each in able.items() if each.dynamic},
@@ -218,21 +235,19 @@ def with_scores(pruned: Pruned, scores: Scores) -> Pruned:
     return replace(pruned, rates=scores.rates, macs_expected=macs)
 
 
-def _check(
-    network: Network, threshold: float | None, collapse: float, static: float | None, round_to: int
-) -> None:
+def _check(network: Network, how: How, round_to: int) -> None:
     if not network.gated_by:
         raise SettingError(
             "there are no gates to prune by: attach a method first (gatecli attach CHECKPOINT"
             " --method NAME)"
         )
-    for name, value, high in (("--collapse", collapse, 0.5), ("--static", static, 1.0)):
+    for name, value, high in (("--collapse", how.collapse, 0.5), ("--static", how.static, 1.0)):
         if value is not None and not 0 <= value <= high:
             raise SettingError(f"expected {name} to be between 0 and {high}, but got {value}")
     if not 1 <= round_to <= 65536:
         raise SettingError(f"expected --round-to to be between 1 and 65536, but got {round_to}")
-    if threshold is not None and not math.isfinite(threshold):
-        raise SettingError(f"expected --threshold to be a finite number, but got {threshold}")
+    if how.threshold is not None and not math.isfinite(how.threshold):
+        raise SettingError(f"expected --threshold to be a finite number, but got {how.threshold}")
 
 
 def _set_threshold(network: Network, threshold: float, but: Collection[str]) -> None:

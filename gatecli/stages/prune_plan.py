@@ -20,11 +20,17 @@ __all__ = ["How", "is_removed", "make_plan"]
 
 @dataclass(frozen=True, kw_only=True)
 class How:
-    """By what is decided, see gatecli.stages.prune.prune."""
+    """By what is decided, see gatecli.stages.prune.prune.
 
-    threshold: float | None
-    collapse: float
-    static: float | None
+    Attributes:
+        threshold: As there, and `collapse` and `static` too.
+        stay: Sites of which what is undecided stays dynamic, whatever `static` says.
+    """
+
+    threshold: float | None = None
+    collapse: float = 0.01
+    static: float | None = None
+    stay: frozenset[str] = frozenset()
 
 
 def make_plan(network: Network, rates: Rates, how: How) -> dict[str, SiteDecision]:
@@ -49,7 +55,8 @@ def _units(network: Network, site: str, rates: Rates, how: How) -> SiteDecision 
     method = methods.get(network.gated_by[site])
     runs: Sequence[bool | None] | None = method.decided(network, site, how.threshold)
     if runs is None:
-        runs = _by_rate(site, rates, how.collapse, how.static)
+        static = None if site in how.stay else how.static
+        runs = _by_rate(site, rates, how.collapse, static)
     undecided = [unit for unit, run in enumerate(runs) if run is None]
     one_by_one = registry.of(network.sites[site]).one_by_one
     if undecided and (not one_by_one or len(undecided) == len(runs)):

@@ -43,6 +43,8 @@ def interleaved(
 ) -> list[list[float]]:
     """Time networks in turn, after three rounds to warm up.
 
+    In a round all get the same images, and decisions drawn from the same numbers.
+
     Args:
         everyone: what is timed.
         size: the images of a batch.
@@ -55,10 +57,12 @@ def interleaved(
     draw = torch.Generator().manual_seed(0)
     times: list[list[float]] = [[] for _ in everyone]
     for repeat in range(-WARM_UP, repeats):
+        chance = _Chance(draw)
+        picked = chance("", size)
         for index, timed in enumerate(everyone):
-            chosen = torch.randint(len(timed.images), (size,), generator=draw)
+            chosen = (picked * len(timed.images)).long()
             feed = timed.prepared.feed(timed.images[chosen])
-            with _drawn(timed, size, draw), torch.inference_mode():
+            with _drawn(timed, size, chance), torch.inference_mode():
                 elapsed = milliseconds(timed.prepared.call, feed)
             if repeat >= 0:
                 times[index].append(elapsed)
@@ -67,16 +71,28 @@ def interleaved(
     return times
 
 
-def _drawn(timed: Timed, size: int, draw: torch.Generator) -> AbstractContextManager[Any]:
+class _Chance:
+    """Random numbers of a round: the same for all networks that ask for the same."""
+
+    def __init__(self, draw: torch.Generator) -> None:
+        self._draw = draw
+        self._drawn: dict[tuple[object, ...], Tensor] = {}
+
+    def __call__(self, name: str, *shape: int) -> Tensor:
+        key = (name, *shape)
+        if key not in self._drawn:
+            self._drawn[key] = torch.rand(shape, generator=self._draw)
+        return self._drawn[key]
+
+
+def _drawn(timed: Timed, size: int, chance: _Chance) -> AbstractContextManager[Any]:
     """Decisions for one call drawn from the rates, where no real images decide."""
     if timed.forced is None:
         return nullcontext()
-    return force(timed.forced, _decisions(timed.forced, timed.rates, size, draw))
+    return force(timed.forced, _decisions(timed.forced, timed.rates, size, chance))
 
 
-def _decisions(
-    network: Network, rates: Rates, size: int, draw: torch.Generator
-) -> Mapping[str, Tensor]:
+def _decisions(network: Network, rates: Rates, size: int, chance: _Chance) -> Mapping[str, Tensor]:
     """Rates are shares of all samples.
 
     A gate decides for those that come to it, so it is drawn from the share of these.
@@ -84,6 +100,6 @@ def _decisions(
     drawn = {}
     for site, units in rates.items():
         come = max(reach(network, site, rates), 1e-9)
-        runs = torch.rand(size, len(units), generator=draw) < torch.tensor(units) / come
+        runs = chance(site, size, len(units)) < torch.tensor(units) / come
         drawn[site] = runs.float()
     return drawn

@@ -66,10 +66,12 @@ class ExitLoop(Course):
         return None if given is None else Teacher(given)
 
     def _make_goal(self) -> TargetRate:
-        if self.options.max_drop is not None or self.options.max_gmacs is not None:
+        options = self.options
+        limits = (options.max_drop, options.max_gmacs, options.max_ms)
+        if any(limit is not None for limit in limits):
             raise SettingError(
-                "--max-drop and --max-gmacs are for layer gates: exits are set to an accuracy or a"
-                " cost with gatecli calibrate"
+                "--max-drop, --max-gmacs and --max-ms are for layer gates: exits are set to an"
+                " accuracy or a cost with gatecli calibrate"
             )
         if self.options.cache_features and self.options.augment not in (None, "none"):
             raise SettingError(

@@ -1,7 +1,7 @@
 """What a training aims at: a target rate, or a price from which the target rate follows.
 
-Prices are in accuracy or MACs. A goal gives the gates' targets for each epoch, says which epoch's
-state is the best, and keeps what it has learnt in plain numbers.
+Prices are in accuracy, MACs or milliseconds. A goal gives the gates' targets for each epoch, says
+which epoch's state is the best, and keeps what it has learnt in plain numbers.
 """
 
 from __future__ import annotations
@@ -12,6 +12,10 @@ from typing import Any
 from gatecli.errors import SettingError
 from gatecli.methods.losses import mean_target
 from gatecli.network import Network
+from gatecli.network.price import Macs, Milliseconds
+from gatecli.network.price import Price as Cost
+from gatecli.stages.predict import Scores
+from gatecli.stages.price import known_table
 from gatecli.training.options import TrainOptions
 from gatecli.training.trained import Trained
 
@@ -38,6 +42,10 @@ class TargetRate:
 
     def begin(self, baseline: float) -> None:
         """Take notice of the training's beginning; `baseline`: val top-1 with all gates open."""
+
+    def figures(self, scores: Scores) -> dict[str, float]:
+        """What it looks at in an epoch besides what every goal does."""
+        return {}
 
     def targets(self, epoch: int) -> dict[str, float]:
         """The rate that each gate aims at when `epoch` (from 0) begins."""
@@ -116,11 +124,13 @@ class NoRate(TargetRate):
 
 
 class Price(TargetRate):
-    """At most `max_drop` points of val top-1 below the baseline, at most `max_gmacs` GMACs.
+    """At most `max_drop` points of val top-1 below the baseline, at most a budget.
+
+    The budget is one of MACs (`max_gmacs`) or of milliseconds (`max_ms`).
 
     The target rate follows from what val says: it is lowered, from 1 on, as long as the accuracy
     holds; where it does not, the target goes up again by half of the step, which stays halved. With
-    a budget of MACs alone it is lowered until the budget is met, and stays there.
+    a budget alone it is lowered until the budget is met, and stays there.
     """
 
     def __init__(self, network: Network, trained: Sequence[Trained], options: TrainOptions) -> None:
@@ -128,20 +138,32 @@ class Price(TargetRate):
         traits = trained[0].objective.traits
         if len(trained) > 1 or traits.at_least or not traits.aims:
             raise SettingError(
-                "--max-drop and --max-gmacs find the rate of layer gates alone, but"
+                "--max-drop, --max-gmacs and --max-ms find the rate of layer gates alone, but"
                 f" {', '.join(each.name for each in trained)} are trained"
             )
-        self.limit = None if options.max_gmacs is None else options.max_gmacs * 1e9
-        self.fixed = network.macs_dense - sum(network.sites[site].macs for site in self.units)
+        self.cost = _cost(network, options)
+        budget = options.max_gmacs if options.max_ms is None else options.max_ms
+        self.limit = None if budget is None else budget * self.cost.scale
+        self.fixed = self._fixed()
         if self.limit is not None and self.limit < self.fixed:
             raise SettingError(
-                f"--max-gmacs {options.max_gmacs:g} is out of reach: with all {len(self.units)}"
-                f" gated branches off, {self.fixed / 1e9:.4g} GMACs are left"
+                f"{self.cost.option} {budget:g} is out of reach: with all {len(self.units)}"
+                f" gated branches off, {self.cost.said(self.fixed)} are left"
             )
         # in half of the epochs it can come down to .2
         step = min(0.25, max(0.02, 1.6 / options.epochs))
         self.floor: float | None = None  # known when the training begins
         self.state = {"target": 1 - step, "step": step}
+
+    def _fixed(self) -> float:
+        """The cost with all gated branches off."""
+        if isinstance(self.cost, Milliseconds):
+            return self.cost.least(self.network)
+        sites = self.network.sites
+        return self.network.macs_dense - sum(sites[site].macs for site in self.units)
+
+    def figures(self, scores: Scores) -> dict[str, float]:
+        return {self.cost.key: self.cost.of(self.network, scores.rates, scores.busy)}
 
     def begin(self, baseline: float) -> None:
         self.floor = None if self.options.max_drop is None else baseline - self.options.max_drop
@@ -160,7 +182,7 @@ class Price(TargetRate):
         return self._accurate(row) and self._cheap(row)
 
     def _cheap(self, row: Row) -> bool:
-        return self.limit is None or bool(row["macs_expected"] <= self.limit)
+        return self.limit is None or bool(row[self.cost.key] <= self.limit)
 
     def _accurate(self, row: Row) -> bool:
         return self.floor is None or bool(row["val_top1"] >= self.floor)
@@ -168,10 +190,10 @@ class Price(TargetRate):
     def rank(self, row: Row) -> tuple[float, ...]:
         """Those that meet the price first, else the nearest to it.
 
-        Of those that meet it the cheapest is best, or for a budget of MACs alone the most accurate.
+        Of those that meet it the cheapest is best, or for a budget alone the most accurate.
         """
         accuracy = row["val_top1"]
-        thrift = -row["macs_expected"]
+        thrift = -row[self.cost.key]
         if self.meets(row):
             return (1, accuracy, thrift) if self.floor is None else (1, thrift, accuracy)
         return (0.5, thrift, accuracy) if self._accurate(row) else (0, accuracy, thrift)
@@ -186,11 +208,11 @@ class Price(TargetRate):
             self.state["target"] = max(0.0, self._needed(row), lower)
 
     def _needed(self, row: Row) -> float:
-        """The rate that would meet a budget of MACs alone, if cost went with rate as it does now.
+        """The rate that would meet a budget alone, if cost went with rate as it does now.
 
         There is no need to go lower.
         """
-        spent = row["macs_expected"] - self.fixed
+        spent = row[self.cost.key] - self.fixed
         if self.limit is None or self.floor is not None or spent <= 0:
             return 0.0
         share: float = (self.limit - self.fixed) / spent
@@ -202,13 +224,32 @@ class Price(TargetRate):
         limits = []
         if self.options.max_drop is not None:
             limits.append(f"at most {self.options.max_drop:g} points below the baseline")
-        if self.options.max_gmacs is not None:
-            limits.append(f"at most {self.options.max_gmacs:g} GMACs")
+        if self.limit is not None:
+            limits.append(f"at most {self.limit / self.cost.scale:g} {self.cost.unit}")
         what = " and ".join(limits)
         if not self.meets(best):
             return f"nearest: epoch {best['epoch']}; no epoch was {what}"
         merit = "most accurate" if self.floor is None else "cheapest"
         return f"best: epoch {best['epoch']}, the {merit} that was {what}"
+
+
+def _cost(network: Network, options: TrainOptions) -> Cost:
+    """What is held down: MACs, or milliseconds where these are limited.
+
+    Raises:
+        SettingError: Both are limited, or there is no table that says milliseconds here.
+    """
+    if options.max_ms is None:
+        return Macs()
+    if options.max_gmacs is not None:
+        raise SettingError("expected one of --max-gmacs and --max-ms, but got both")
+    table = known_table(network, any_machine=options.any_machine)
+    if table is None:
+        raise SettingError(
+            "--max-ms needs a latency table of this very network: measure one first (gatecli"
+            " price CHECKPOINT --runtime NAME)"
+        )
+    return Milliseconds(table)
 
 
 def goal_of(network: Network, trained: Sequence[Trained], options: TrainOptions) -> TargetRate:
@@ -217,7 +258,8 @@ def goal_of(network: Network, trained: Sequence[Trained], options: TrainOptions)
     Raises:
         SettingError: It is out of reach.
     """
-    if options.max_drop is not None or options.max_gmacs is not None:
+    limits = (options.max_drop, options.max_gmacs, options.max_ms)
+    if any(limit is not None for limit in limits):
         return Price(network, trained, options)
     if any(each.objective.traits.aims for each in trained):
         return TargetRate(network, trained, options)

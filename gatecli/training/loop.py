@@ -214,7 +214,7 @@ class Loop(Course):
         return (
             f"epoch {row['epoch']}/{self.options.epochs}: loss {row['train_loss']:.3f}, val top-1"
             f" {row['val_top1']:.2f}, rate {row['achieved_rate']:.3f}{asked(row['target_rate'])},"
-            f" {row['macs_expected'] / 1e9:.4g} GMACs"
+            f" {row['macs_expected'] / 1e9:.4g} GMACs{_in_ms(row)}"
         )
 
     def figures(self, scores: Scores) -> dict[str, Any]:
@@ -227,6 +227,7 @@ class Loop(Course):
             "achieved_rate": achieved[self.trained[0].name],
             "achieved": achieved,
             "macs_expected": expected_macs(self.network, scores.rates, scores.busy),
+            **self.goal.figures(scores),
         }
 
     def finish(self) -> tuple[dict[str, Any], Scores]:
@@ -257,6 +258,11 @@ class Loop(Course):
         whole = len(self.data.splits["train"]) // size
         reestimate(self.network, images, min(self.options.bn_batches, whole), self.progress)
         self.network.eval()
+
+
+def _in_ms(row: Row) -> str:
+    """An epoch's milliseconds, where these are looked at."""
+    return f", {row['ms_expected']:.4g} ms" if "ms_expected" in row else ""
 
 
 def asked(rate: float | None) -> str:

@@ -28,6 +28,7 @@ RANGES = {
     "save_every": (0, math.inf),
     "max_drop": (0, 100),
     "max_gmacs": (0, math.inf),
+    "max_ms": (0, math.inf),
     "distill": (0, 1e30),
     "temperature": (0.01, 1e6),
 }
@@ -69,6 +70,8 @@ class TrainOptions:
         max_drop: Points of val top-1 below the baseline; takes the target rate's place, see
             gatecli.training.goals.
         max_gmacs: GMACs of an image; likewise.
+        max_ms: Milliseconds of an image, by the table that the network keeps; likewise.
+        any_machine: Take that table wherever it was measured.
         cache_features: Compute what exits see once, rather than in every epoch.
         train: The methods to train, with commas between; None: the latest attached.
         distill: Weight of the distillation loss, see gatecli.training.distill.
@@ -97,6 +100,8 @@ class TrainOptions:
     save_every: float = 60.0
     max_drop: float | None = None
     max_gmacs: float | None = None
+    max_ms: float | None = None
+    any_machine: bool = False
     cache_features: bool = False
     train: str | None = None
     distill: float = 0.0

@@ -1,16 +1,18 @@
-"""Choose the thresholds that reach an asked accuracy on val at the fewest expected MACs."""
+"""Choose thresholds: an asked accuracy on val at the least cost, or the best for an asked cost."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
+from gatecli.calibration.gates.goal import Asked, Budget, Goal, Target
 from gatecli.calibration.gates.per_gate import descend
 from gatecli.calibration.gates.points import (
+    Loading,
     Measure,
     Point,
     Thresholds,
-    choose,
     pareto,
     set_thresholds,
     site_values,
@@ -21,10 +23,13 @@ from gatecli.errors import SettingError, TrainingError
 from gatecli.gates.observe import strategy
 from gatecli.network import Network
 from gatecli.network.costs import site_rates
+from gatecli.network.price import Macs, Milliseconds, Price
 from gatecli.progress import Progress, silent
+from gatecli.stages.price import known_table
+from gatecli.traced.latency import LatencyTable
 from gatecli.traced.recipe import Step
 
-__all__ = ["Calibrated", "calibrate", "check_target"]
+__all__ = ["Calibrated", "calibrate"]
 
 CANDIDATES = 17  # passes over val
 REFINE = 12  # passes more
@@ -39,8 +44,9 @@ class Calibrated:
         thresholds: Of each unit, by site.
         top1: Percent.
         baseline_top1: Percent, with all gates open.
-        target_top1: Percent asked for.
+        target_top1: Percent asked for; None where a cost was limited.
         macs_expected: Mean MACs of an image.
+        ms_expected: Mean milliseconds of one by the table, where that was the price; else None.
         rates: Each unit's rate, by site.
         frontier: The points measured that no other one beats, the cheapest first; the chosen one
             is among them.
@@ -52,8 +58,9 @@ class Calibrated:
     thresholds: Thresholds
     top1: float
     baseline_top1: float
-    target_top1: float
+    target_top1: float | None
     macs_expected: float
+    ms_expected: float | None
     rates: dict[str, list[float]]
     frontier: list[Point]
     single: Point
@@ -66,6 +73,9 @@ def calibrate(  # noqa: PLR0913 - its command's options, by keyword
     *,
     target_acc: float | None = None,
     max_drop: float | None = None,
+    max_gmacs: float | None = None,
+    max_ms: float | None = None,
+    table: LatencyTable | None = None,
     per_gate: bool = False,
     candidates: int = CANDIDATES,
     refine: int = REFINE,
@@ -81,7 +91,11 @@ def calibrate(  # noqa: PLR0913 - its command's options, by keyword
         network: A gated network without exits.
         data: Chosen on its val split.
         target_acc: Val top-1 to reach, in percent.
-        max_drop: The same, in points below all gates open. One of the two is given.
+        max_drop: The same, in points below all gates open.
+        max_gmacs: The highest val top-1 for at most so many GMACs an image.
+        max_ms: For at most so many milliseconds. One of the four is given.
+        table: What milliseconds are counted by, and what the price is in place of MACs; with
+            `max_ms` and none, the one that the network keeps (gatecli.stages.price).
         per_gate: Go on with a threshold a site, by coordinate descent: a heuristic.
         candidates: Thresholds measured at first, a pass each, where a gate depends on the image;
             elsewhere all that differ are.
@@ -96,41 +110,70 @@ def calibrate(  # noqa: PLR0913 - its command's options, by keyword
         DataError: The data does not serve.
         Interrupted: The user stopped it.
     """
-    check_target(target_acc, max_drop)
+    asked = Asked(target_acc=target_acc, max_drop=max_drop, max_gmacs=max_gmacs, max_ms=max_ms)
+    asked.check()
     if candidates < 1 or refine < 0:
         raise SettingError(
             f"expected `candidates` to be at least 1 and `refine` at least 0, but got {candidates}"
             f" and {refine}"
         )
     _check_gates(network)
+    price = _price(network, asked, table)
+    if asked.budget is not None:
+        Budget(price, asked.budget).check(network)
     copy = network.copy()
     with strategy(copy, "threshold"):
-        measure = Measure(copy, data.splits["val"], batch_size, workers, progress)
+        loading = Loading(batch_size=batch_size, workers=workers)
+        measure = Measure(copy, data.splits["val"], loading, price, progress)
         search = UniformSearch(measure)
-        if target_acc is not None:
-            target = target_acc
-        else:
-            target = max(0.0, search.opened.top1 - (max_drop or 0.0))
-        search.run(target, candidates, refine)
-        single = choose(measure.points, target)
+        goal = _goal(price, asked, search.opened.top1)
+        search.run(goal, candidates, refine)
+        single = goal.choose(measure.points)
         if single is None:
-            raise SettingError(_out_of_reach(measure, target))
-        chosen = descend(measure, single, target) if per_gate else single
+            raise SettingError(goal.out_of_reach(measure.points, network))
+        chosen = descend(measure, single, goal) if per_gate else single
     set_thresholds(copy, chosen.thresholds)
     result = Calibrated(
         network=copy,
         thresholds=chosen.thresholds,
         top1=chosen.top1,
         baseline_top1=search.opened.top1,
-        target_top1=target,
+        target_top1=goal.top1 if isinstance(goal, Target) else None,
         macs_expected=chosen.macs,
+        ms_expected=chosen.ms,
         rates=chosen.rates,
         frontier=pareto([chosen, *measure.points]),
         single=single,
         per_gate=per_gate,
     )
-    _record(result, data, candidates, refine)
+    _record(result, data, asked, {"candidates": candidates, "refine": refine})
     return result
+
+
+def _price(network: Network, asked: Asked, table: LatencyTable | None) -> Price:
+    """What is counted: milliseconds where there is a table, or they are limited.
+
+    Raises:
+        SettingError: There is no table for these, or GMACs are limited beside one.
+    """
+    if asked.max_gmacs is not None and table is not None:
+        raise SettingError("--max-gmacs is no budget for milliseconds: expected --max-ms")
+    if table is None and asked.max_ms is not None:
+        table = known_table(network)
+        if table is None:
+            raise SettingError(
+                "--max-ms needs a latency table of this very network: gatecli price measures one"
+            )
+    return Macs() if table is None else Milliseconds(table)
+
+
+def _goal(price: Price, asked: Asked, opened: float) -> Goal:
+    """What is asked for, where all gates open give a top-1 of `opened`."""
+    if asked.budget is not None:
+        return Budget(price, asked.budget)
+    if asked.target_acc is not None:
+        return Target(price, asked.target_acc)
+    return Target(price, max(0.0, opened - (asked.max_drop or 0.0)))
 
 
 def _check_gates(network: Network) -> None:
@@ -146,60 +189,14 @@ def _check_gates(network: Network) -> None:
         )
 
 
-def check_target(target_acc: float | None, max_drop: float | None = None) -> None:
-    """Check that exactly one is given, in range.
-
-    Args:
-        target_acc: A percentage.
-        max_drop: Points of one.
-
-    Raises:
-        SettingError: It is not so.
-    """
-    if (target_acc is None) == (max_drop is None):
-        raise SettingError(
-            "expected one of --target-acc and --max-drop, but got"
-            f" {'neither' if target_acc is None else 'both'}"
-        )
-    if max_drop is not None and not 0 <= max_drop <= 100:
-        raise SettingError(
-            f"expected --max-drop to be between 0 and 100 points, but got {max_drop}"
-        )
-    if target_acc is None:
-        return
-    if not 0 <= target_acc <= 100:
-        raise SettingError(
-            "expected --target-acc to be a top-1 accuracy between 0 and 100 percent, but got"
-            f" {target_acc}"
-        )
-    if 0 < target_acc < 1:
-        raise SettingError(
-            f"expected --target-acc in percent, but got {target_acc:g}: was {100 * target_acc:g}"
-            " meant?"
-        )
-
-
-def _out_of_reach(measure: Measure, target: float) -> str:
-    highest = max(measure.points, key=lambda point: (point.top1, -point.macs))
-    reachable = math.floor(highest.top1 * 100) / 100  # rounded up, it would be out of reach again
-    return (
-        f"no threshold measured reaches --target-acc {target:g} on val: the highest top-1 is"
-        f" {reachable:.2f}, at {highest.macs / 1e9:.4g} GMACs of"
-        f" {measure.network.macs_dense / 1e9:.4g}; ask for at most that, or train on with gatecli"
-        " finetune"
-    )
-
-
-def _record(result: Calibrated, data: DataSet, candidates: int, refine: int) -> None:
+def _record(result: Calibrated, data: DataSet, asked: Asked, searched: Mapping[str, int]) -> None:
     network = result.network
-    settings = {
-        "target_acc": result.target_top1,
-        "per_gate": result.per_gate,
-        "candidates": candidates,
-        "refine": refine,
-        "data": data.spec,
-    }
-    measured = {
+    settings: dict[str, Any] = {"target_acc": result.target_top1, "per_gate": result.per_gate}
+    settings.update(searched)
+    settings["data"] = data.spec
+    limits = {"max_gmacs": asked.max_gmacs, "max_ms": asked.max_ms}
+    settings.update({name: value for name, value in limits.items() if value is not None})
+    measured: dict[str, Any] = {
         "top1": result.top1,
         "baseline_top1": result.baseline_top1,
         "split": "val",
@@ -208,6 +205,8 @@ def _record(result: Calibrated, data: DataSet, candidates: int, refine: int) -> 
         "rates": site_rates(result.rates),
         "unit_rates": result.rates,
     }
+    if result.ms_expected is not None:
+        measured["ms_expected"] = result.ms_expected
     recipe = network.recipe.with_step(Step("calibrate", settings, measured))
     if recipe.baseline is None and recipe.last("prune") is None:
         # gates open and nothing trained or removed: the source's own accuracy

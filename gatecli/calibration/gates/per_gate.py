@@ -3,8 +3,9 @@
 A heuristic: it may stop short of the best.
 
 A round proposes for each site to let all of its samples run and a few higher thresholds, in the
-order of the MACs that these would save if nothing else changed; each is measured, and kept if the
-target still holds and the MACs fall. A site's units share one threshold.
+order of what these would save if nothing else changed; each is measured, and kept if it serves the
+goal better: for a target, if that still holds and the cost falls. A site's units share one
+threshold.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gatecli.calibration.gates.points import Measure, Point, choose
+from gatecli.calibration.gates.goal import Goal
+from gatecli.calibration.gates.points import Measure, Point
 from gatecli.calibration.gates.uniform import cuts, thin
 from gatecli.network.costs import mean_rate
 
@@ -31,7 +33,7 @@ class Move:
     Attributes:
         site: Which one.
         tau: The threshold.
-        saving: MACs of one image, by what the last pass saw.
+        saving: Of the cost of one image, by what the last pass saw.
     """
 
     site: str
@@ -39,7 +41,7 @@ class Move:
     saving: float
 
 
-def descend(measure: Measure, best: Point, target: float, rounds: int = ROUNDS) -> Point:
+def descend(measure: Measure, best: Point, goal: Goal, rounds: int = ROUNDS) -> Point:
     """The best point found from `best` on, by changing one site's threshold at a time."""
     for number in range(rounds):
         before = best
@@ -47,13 +49,13 @@ def descend(measure: Measure, best: Point, target: float, rounds: int = ROUNDS) 
             odds = measure.observe(best.thresholds)[1]
         moves = _moves(measure, best, odds)
         with measure.passes(f"gate by gate, round {number + 1}", len(moves)):
-            best = _try(measure, moves, best, target)
+            best = _try(measure, moves, best, goal)
         if best is before:
             break
     return best
 
 
-def _try(measure: Measure, moves: list[Move], best: Point, target: float) -> Point:
+def _try(measure: Measure, moves: list[Move], best: Point, goal: Goal) -> Point:
     """Measure the moves in turn and keep those that save, one a site at most."""
     moved: set[str] = set()
     for move in moves:
@@ -61,7 +63,7 @@ def _try(measure: Measure, moves: list[Move], best: Point, target: float) -> Poi
             continue
         units = len(best.thresholds[move.site])
         trial = measure({**best.thresholds, move.site: [move.tau] * units})
-        if choose([best, trial], target) is trial:
+        if goal.choose([best, trial]) is trial:
             best = trial
             moved.add(move.site)
     return best
@@ -77,8 +79,8 @@ def _moves(measure: Measure, best: Point, odds: dict[str, Tensor]) -> list[Move]
     for site, gate in network.site_gates.items():
         seen = odds.get(site, torch.empty(0)).flatten()
         for tau in (0.0, *thin(cuts(seen), WIDTH)):
-            fewer = mean_rate(best.rates[site]) - _rate_above(seen, tau)
-            saving = network.sites[site].macs * fewer
+            before = mean_rate(best.rates[site])
+            saving = measure.price.saving(network, site, before, _rate_above(seen, tau))
             if saving > 0 or (saving < 0 and gate.data_dependent):
                 moves.append(Move(site=site, tau=tau, saving=saving))
     return sorted(moves, key=lambda move: -move.saving)

@@ -18,12 +18,14 @@ from gatecli.data import Split, batches, steps
 from gatecli.gates.decider import Decider
 from gatecli.gates.observe import RateMeter
 from gatecli.network import Network
-from gatecli.network.costs import expected_macs
+from gatecli.network.costs import Rates, expected_macs
+from gatecli.network.price import Macs, Price
 from gatecli.progress import Progress, Task
 from gatecli.stages.predict import predict
 from gatecli.traced.recipe import finite
 
 __all__ = [
+    "Loading",
     "Measure",
     "OddsMeter",
     "Point",
@@ -49,12 +51,19 @@ class Point:
         top1: Percent.
         macs: Mean of one image.
         rates: Of each unit, by site.
+        ms: Mean of one image by a latency table, where that is the price; else None.
     """
 
     thresholds: Thresholds
     top1: float
     macs: float
     rates: dict[str, list[float]]
+    ms: float | None = None
+
+    @property
+    def cost(self) -> float:
+        """What the search holds down."""
+        return self.macs if self.ms is None else self.ms
 
 
 def reaches(point: Point, target: float) -> bool:
@@ -63,7 +72,7 @@ def reaches(point: Point, target: float) -> bool:
 
 
 def choose(points: Iterable[Point], target: float) -> Point | None:
-    """The point with the fewest MACs whose top-1 is at least `target` percent.
+    """The cheapest point whose top-1 is at least `target` percent.
 
     Of equals the more accurate one; None where none reaches the target.
     """
@@ -84,7 +93,7 @@ def pareto(points: Iterable[Point]) -> list[Point]:
 
 
 def _order(point: Point) -> tuple[float, float]:
-    return point.macs, -point.top1
+    return point.cost, -point.top1
 
 
 def site_values(
@@ -126,21 +135,36 @@ class OddsMeter(RateMeter):
             self.odds.setdefault(gate.site, []).append(odds.detach().float().cpu())
 
 
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    """How images are read: so many at a time, by so many processes."""
+
+    batch_size: int = 256
+    workers: int = 0
+
+
 class Measure:
     """Measures settings of `network`'s thresholds on a split, each by a pass and only once.
 
     Passes are what a search costs. A pass is the only way to know: what a gate decides changes what
     the gates behind it see. The network's thresholds are left at the setting measured last, so it
     must be a copy of the user's.
+
+    Args:
+        network: The copy.
+        split: Whose images are looked at.
+        loading: How they are read.
+        price: What thresholds shall hold down.
+        progress: Is told how far the passes are.
     """
 
     def __init__(
-        self, network: Network, split: Split, batch_size: int, workers: int, progress: Progress
+        self, network: Network, split: Split, loading: Loading, price: Price, progress: Progress
     ) -> None:
         self.network = network
         self.split = split
-        self.batch_size = batch_size
-        self.workers = workers
+        self.loading = loading
+        self.price = price
         self.progress = progress
         self._known: dict[tuple[object, ...], Point] = {}
         self._within: Progress = progress
@@ -154,7 +178,7 @@ class Measure:
     def passes(self, label: str, count: int) -> Iterator[None]:
         """Report the at most `count` passes made inside as one piece of work."""
         label = f"{label} (at most {count} passes over val)"
-        total = count * steps(self.split, self.batch_size)
+        total = count * steps(self.split, self.loading.batch_size)
         with self.progress.task(label, total) as task:
             self._within = _Within(self.progress, task)
             try:
@@ -182,7 +206,10 @@ class Measure:
         key = self._key(thresholds)
         meter = OddsMeter()
         images = batches(
-            self.split, input=self.network.input, batch_size=self.batch_size, workers=self.workers
+            self.split,
+            input=self.network.input,
+            batch_size=self.loading.batch_size,
+            workers=self.loading.workers,
         )
         seen = predict(self.network, images, self._within, meter=meter)
         point = Point(
@@ -190,9 +217,13 @@ class Measure:
             top1=seen.top(1),
             macs=expected_macs(self.network, seen.rates, seen.busy),
             rates=seen.rates,
+            ms=self._ms(seen.rates, seen.busy),
         )
         self._known.setdefault(key, point)
         return point, {site: torch.cat(odds) for site, odds in meter.odds.items()}
+
+    def _ms(self, rates: Rates, busy: Mapping[str, float]) -> float | None:
+        return None if isinstance(self.price, Macs) else self.price.of(self.network, rates, busy)
 
     def _key(self, thresholds: Thresholds) -> tuple[object, ...]:
         """What the decisions depend on; sets the thresholds."""

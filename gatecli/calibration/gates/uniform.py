@@ -16,15 +16,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gatecli.calibration.gates.points import Measure, Point, Thresholds, choose, get_thresholds
+from gatecli.calibration.gates.goal import Goal
+from gatecli.calibration.gates.points import Measure, Point, Thresholds, get_thresholds
 from gatecli.network import Network
 
 __all__ = ["Gap", "UniformSearch", "alike", "between", "cuts", "pooled", "thin"]
 
 # log-odds closer than this are one value: a pass in other batches may round them otherwise
 NOISE = 1e-5
-
-WORTH = 0.002  # of the MACs: gaps that can save less come last
 
 
 def cuts(odds: Tensor) -> Tensor:
@@ -136,17 +135,17 @@ class UniformSearch:
         with measure.passes("all gates open", 1):
             self.opened, self._seen = self._at(0.0)
 
-    def run(self, target: float, candidates: int, refine: int) -> None:
+    def run(self, goal: Goal, candidates: int, refine: int) -> None:
         """Measure the present thresholds and others.
 
         Args:
-            target: The top-1 near which it looks closer, in percent.
+            goal: Near which it looks closer.
             candidates: How many others at most; all, where no gate depends on the image.
-            refine: How many more at most, near the target.
+            refine: How many more at most, near the goal.
         """
         gaps = self._spread(self.opened, self._seen, candidates)
         if any(gate.data_dependent for gate in self.network.site_gates.values()):
-            self._refine(gaps, target, refine)
+            self._refine(gaps, goal, refine)
 
     def _at(self, tau: float) -> tuple[Point, Tensor]:
         """What one threshold gives, and all log-odds that its pass saw, (n,)."""
@@ -179,29 +178,28 @@ class UniformSearch:
             self.measure(self.present)
         return gaps
 
-    def _refine(self, gaps: list[Gap], target: float, passes: int) -> None:
+    def _refine(self, gaps: list[Gap], goal: Goal, passes: int) -> None:
         """Halve the most promising gap, again and again; changes `gaps`."""
         with self.measure.passes("refining", passes):
             for _ in range(passes):
-                found = self._promising(gaps, target)
+                found = self._promising(gaps, goal)
                 if found is None:
                     return
                 gap, tau = found
                 gaps.remove(gap)
                 gaps += gap.split(tau, *self._at(tau))
 
-    def _promising(self, gaps: list[Gap], target: float) -> tuple[Gap, float] | None:
-        """The most accurate open gap that may hold something cheaper than the best so far.
+    def _promising(self, gaps: list[Gap], goal: Goal) -> tuple[Gap, float] | None:
+        """The most accurate open gap that may hold something better than the best so far.
 
         Returns:
             The gap and the threshold that halves it; None where all are closed.
         """
-        best = choose(self.measure.points, target)
-        hopeful = [gap for gap in gaps if best is None or gap.right.macs < best.macs]
+        best = goal.choose(self.measure.points)
+        hopeful = [gap for gap in gaps if goal.is_hopeful(gap.left, gap.right, best)]
 
         def rank(gap: Gap) -> tuple[bool, float]:
-            little = best is not None and gap.right.macs > (1 - WORTH) * best.macs
-            return little, -max(gap.left.top1, gap.right.top1)
+            return goal.is_little(gap.right, best), -max(gap.left.top1, gap.right.top1)
 
         for gap in sorted(hopeful, key=rank):
             tau = gap.middle()

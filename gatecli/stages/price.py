@@ -1,0 +1,219 @@
+"""What `gatecli price` measures: the milliseconds that each gated site takes in a runtime.
+
+For each site, in one interleaved run, networks that differ in this site alone: with it and without
+it, whole and in part, and with and without its gate. A variant computes the same for every image,
+so its calls differ only by what else the machine does, which only adds to them: the fastest calls
+are compared. At the end every second site is closed, and the table's word for that compared with
+the clock's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+
+import torch
+
+from gatecli.errors import SettingError
+from gatecli.network import Network
+from gatecli.network.price import Milliseconds
+from gatecli.progress import Progress, silent
+from gatecli.runtimes import registry
+from gatecli.runtimes.base import Order
+from gatecli.runtimes.machine import describe
+from gatecli.runtimes.rates import varied_images
+from gatecli.stages.timing import Timed, interleaved
+from gatecli.stages.variants import Variants, counts_of
+from gatecli.traced.latency import OP, Curve, LatencyTable, SiteTimes, recorded_table
+from gatecli.traced.recipe import Step
+
+__all__ = ["How", "known_table", "measure_table", "price"]
+
+IMAGES = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """Where and how often is measured.
+
+    Attributes:
+        runtime: A runtime's name.
+        precision: One that it has.
+        repeats: Timed calls of each variant.
+    """
+
+    runtime: str = "native"
+    precision: str = "fp32"
+    repeats: int = 30
+
+    def check(self) -> None:
+        """Make sure that it can be done here.
+
+        Raises:
+            SettingError: It cannot.
+        """
+        registry.get(self.runtime).require(self.precision)
+        if self.repeats < 3:
+            raise SettingError(f"expected --repeats of at least 3, but got {self.repeats}")
+
+
+def price(
+    network: Network, how: How = How(), *, progress: Progress = silent
+) -> tuple[Network, LatencyTable]:
+    """A copy of a network that keeps a table of what its gated units take, and the table.
+
+    Args:
+        network: With gates.
+        how: Where and how often is measured.
+        progress: Is told of each round.
+
+    Raises:
+        SettingError: There is nothing to measure, or a runtime is missing.
+        ExportError: The runtime cannot take a variant.
+    """
+    table = measure_table(network, how, progress)
+    copy = network.copy()
+    copy.recipe = network.recipe.with_step(Step(OP, asdict(how), table.facts()))
+    return copy, table
+
+
+def known_table(
+    network: Network,
+    *,
+    runtime: str | None = None,
+    precision: str | None = None,
+    any_machine: bool = False,
+) -> LatencyTable | None:
+    """The table that a network keeps; None where it has none, or has changed since.
+
+    Args:
+        network: The network.
+        runtime: The one asked for; None: whichever it is.
+        precision: Likewise.
+        any_machine: Take it wherever and however it was measured.
+
+    Raises:
+        SettingError: It is of another machine, runtime or precision.
+        CheckpointError: It is damaged.
+    """
+    table = recorded_table(network.recipe)
+    if table is None or any_machine:
+        return table
+    wanted = replace(
+        table,
+        machine=describe(),
+        threads=torch.get_num_threads(),
+        runtime=runtime or table.runtime,
+        precision=precision or table.precision,
+    )
+    if wanted.where != table.where:
+        raise SettingError(
+            f"expected a latency table of {wanted.where}, but got one of {table.where}: measure one"
+            " here (gatecli price), or take it as it is with --any-machine"
+        )
+    return table
+
+
+def measure_table(network: Network, how: How, progress: Progress = silent) -> LatencyTable:
+    """Measure what the gated units of a network take; see `price`."""
+    how.check()
+    variants = Variants(network)
+    if not variants.sites:
+        raise SettingError(
+            "expected gates whose units can be timed one by one, but got none: attach a method"
+            " first (gatecli attach CHECKPOINT --method NAME)"
+        )
+    rounds = how.repeats * (len(variants.sites) + 1)
+    with progress.task(f"timing {len(variants.sites)} sites", rounds) as task:
+        return _Bench(variants, how, task.advance).table()
+
+
+class _Bench:
+    """Times the variants of a network."""
+
+    def __init__(self, variants: Variants, how: How, tick: Callable[[], None]) -> None:
+        self.variants = variants
+        self.how = how
+        self.tick = tick
+        self.images = varied_images(variants.network, IMAGES)
+        whole = variants.static({})
+        assert whole is not None  # nothing was removed
+        self.static = self._timed(whole)
+        self.dynamic = self._timed(variants.dynamic({}))
+        self.statics: list[float] = []  # the fastest call of each run
+        self.dynamics: list[float] = []
+
+    def table(self) -> LatencyTable:
+        sites = {site: self._site(site) for site in self.variants.sites}
+        gates = sum(times.dynamic[-1][1] for times in sites.values() if times.dynamic)
+        all_on = min(self.statics)
+        table = LatencyTable(
+            machine=describe(),
+            runtime=self.how.runtime,
+            precision=self.how.precision,
+            threads=torch.get_num_threads(),
+            all_on_ms=all_on,
+            shared_ms=min(self.dynamics) - all_on - gates,
+            sites=sites,
+        )
+        return self._checked(table)
+
+    def _timed(self, network: Network) -> Timed:
+        order = Order(model=network, recipe=network.recipe, precision=self.how.precision)
+        prepared = registry.get(self.how.runtime).prepare(order)
+        return Timed(prepared=prepared, images=self.images, rates={})
+
+    def _fastest(self, others: Sequence[Network]) -> list[float]:
+        """The fastest calls of the whole static network, the whole dynamic one, and others."""
+        everyone = [self.static, self.dynamic, *(self._timed(each) for each in others)]
+        times = interleaved(everyone, 1, self.how.repeats, self.tick)
+        fastest = [min(each) for each in times]
+        self.statics.append(fastest[0])
+        self.dynamics.append(fastest[1])
+        return fastest
+
+    def _site(self, site: str) -> SiteTimes:
+        counts = counts_of(self.variants.network, site)
+        units = self.variants.network.sites[site].units
+        made = {count: self.variants.static({site: count}) for count in counts}
+        removable = {count: each for count, each in made.items() if each is not None}
+        dynamics: list[Network] = []
+        if site in self.variants.dependent:
+            dynamics = [self.variants.dynamic({}, but=[site])]
+            dynamics += [self.variants.dynamic({site: count}) for count in counts]
+        whole, gated, *rest = self._fastest([*removable.values(), *dynamics])
+        static: Curve = []
+        for count, ms in zip(removable, rest, strict=False):
+            static.append([count / units, ms - whole])
+        static.append([1.0, 0.0])
+        if not dynamics:
+            return SiteTimes(static=static, dynamic=[])
+        without, *closed = rest[len(removable) :]
+        dynamic: Curve = []
+        for count, ms in zip(counts, closed, strict=True):
+            dynamic.append([count / units, ms - without])
+        return SiteTimes(static=static, dynamic=[*dynamic, [1.0, gated - without]])
+
+    def _checked(self, table: LatencyTable) -> LatencyTable:
+        """The table with what it says of every second site closed, and what the clock says."""
+        closed, network = self._half_closed()
+        rates = {}
+        for site in self.variants.sites:
+            units = self.variants.network.sites[site].units
+            rates[site] = [0.0 if site in closed else 1.0] * units
+        measured = self._fastest([network])[2]
+        estimated = Milliseconds(table).of(self.variants.network, rates)
+        return replace(table, estimated_ms=estimated, measured_ms=measured)
+
+    def _half_closed(self) -> tuple[list[str], Network]:
+        """Every second site closed, at run time where any gate decides there."""
+        if self.variants.dependent:
+            closed = self.variants.dependent[::2]
+            return closed, self.variants.dynamic(dict.fromkeys(closed, 0))
+        closed = self.variants.sites[::2]
+        network = self.variants.static(dict.fromkeys(closed, 0))
+        if network is not None:
+            return closed, network
+        whole = self.variants.static({})
+        assert whole is not None  # nothing was removed
+        return [], whole
