@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 
 from gatecli import exporting
 from gatecli.cli.images import open_data, show_images
+from gatecli.cli.int8 import Asked, EightBit, tell_int8, write_int8
 from gatecli.cli.options import Checkpoint, Data, Output, reads_checkpoints
 from gatecli.cli.parsing import check_between, remembered
 from gatecli.cli.session import Session
@@ -19,6 +21,7 @@ from gatecli.errors import DataError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from gatecli.data import DataSet
     from gatecli.exporting.export import Exported
     from gatecli.network import Network
 
@@ -71,6 +74,7 @@ def export(
     images: Annotated[
         int, typer.Option(help="Images of val to compare the file with the network on.")
     ] = 8,
+    eight_bit: EightBit = EightBit(),
     output: Output = Output(),
 ) -> dict[str, Any]:
     """Write the network for machines without gatecli, and check what was written.
@@ -80,14 +84,15 @@ def export(
     from gatecli.exporting.export import export as write
 
     check_between("images", images, 1, MOST_IMAGES)
+    eight_bit.check(exporting.get(format))
     path = session.checkpoint(checkpoint)
-    target = _target(path, exporting.get(format), output)
+    target = _target(path, exporting.get(format), output, eight_bit.suffix)
     network = session.open(path)
     given = _given(session, network, remembered(data), images)
-    result = write(
+    make = partial(
+        write,
         network,
-        target,
-        format,
+        format=format,
         images=given.images,
         opset=opset,
         all_computed=all_computed,
@@ -95,23 +100,32 @@ def export(
         uncalibrated=output.force,
         classes=given.classes,
     )
-    _tell(session, result, real=given.real)
+    eight = None
+    if eight_bit.int8:
+        asked = Asked(write=make, data=given.data, input=network.input, force=output.force)
+        result, eight = write_int8(session, eight_bit, asked, target)
+        tell_int8(session, target, eight)
+    else:
+        result = make(target)
+        _tell_agreement(session, result, real=given.real)
+    _tell(session, result)
     return {
         "checkpoint": str(path),
         "out": str(target),
         "arch": network.recipe.source.arch,
         "format": format,
         **_facts(result),
+        "int8": eight,
         "real_images": given.real,
     }
 
 
-def _target(path: Path, format: exporting.Format, output: Output) -> Path:
-    """Where to write the first file; refuses here what may not be written."""
+def _target(path: Path, format: exporting.Format, output: Output, what: str) -> Path:
+    """Where to write the first file, `what` in its name; refuses what may not be written."""
     from gatecli.checkpoint import check_output
 
     stem = str(default_out(path, "_")).removesuffix("._.safetensors")
-    target = output.out or Path(stem + format.suffix)
+    target = output.out or Path(f"{stem}{what}{format.suffix}")
     for file in format.files(target):
         check_output(file, force=output.force, inputs=[path])
     return target
@@ -130,8 +144,8 @@ def _facts(result: Exported) -> dict[str, Any]:
     }
 
 
-def _tell(session: Session, result: Exported, *, real: bool) -> None:
-    """Say what was written; `real`: it was compared on images of val."""
+def _tell_agreement(session: Session, result: Exported, *, real: bool) -> None:
+    """Say how near the file is to the network; `real`: compared on images of val."""
     files = ", ".join(str(file) for file in result.files)
     images = "images of val" if real else "random images"
     session.say(
@@ -143,6 +157,10 @@ def _tell(session: Session, result: Exported, *, real: bool) -> None:
             f"note: {result.undecided} more images were left out: a gate is so near to its"
             " threshold there that rounding decides"
         )
+
+
+def _tell(session: Session, result: Exported) -> None:
+    """Say what the file takes, and what it does not save."""
     if result.dynamic:
         session.say(
             "it takes one image at a time, and computes only what runs (--all-computed: any batch,"
@@ -163,10 +181,12 @@ class _Given:
 
     Attributes:
         images: of val, normalised, (N, C, H, W); None: random ones are to be taken.
+        data: of which they are.
         classes: their names; none: not known.
     """
 
     images: Tensor | None = None
+    data: DataSet | None = None
     classes: tuple[str, ...] = ()
 
     @property
@@ -194,4 +214,4 @@ def _given(session: Session, network: Network, data: str | None, count: int) -> 
         session.say(f"note: comparing on random images, as the data set cannot be read ({error})")
         return _Given()
     first, _ = next(iter(batches(dataset.splits["val"], input=network.input, batch_size=count)))
-    return _Given(images=first, classes=dataset.classes)
+    return _Given(images=first, data=dataset, classes=dataset.classes)

@@ -5,7 +5,7 @@ Nothing here needs torch, so that help texts can be made from it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -76,6 +76,9 @@ class Format:
         can_opset: `--opset` means something to it.
         open: makes a file ready for `gatecli run`; None: it cannot be run there. Raises
             ExportError.
+        logits: gives the function that computes a written file's logits. Raises ExportError.
+        quantise: writes an eight-bit copy of a static file, (file, copy, batches of images to
+            measure ranges on); needs `logits`. None: it cannot. Raises ExportError.
     """
 
     name: str
@@ -88,6 +91,8 @@ class Format:
     can_decisions: bool = False
     can_opset: bool = False
     open: Callable[[Path], Runner] | None = None
+    logits: Callable[[Path], Logits] | None = None
+    quantise: Callable[[Path, Path, Iterable[Tensor]], None] | None = None
 
     @property
     def title(self) -> str:

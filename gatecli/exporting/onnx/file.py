@@ -16,7 +16,7 @@ from gatecli.exporting.onnx.exits import leave_early
 from gatecli.exporting.onnx.if_branches import Surgeon
 from gatecli.exporting.onnx.layout import skip_branches
 from gatecli.exporting.onnx.packages import onnx_package
-from gatecli.exporting.onnx.run import session_of
+from gatecli.exporting.onnx.run import logits_of
 from gatecli.exporting.quiet import quiet, reason
 from gatecli.exporting.registry import Logits, Task
 
@@ -55,8 +55,7 @@ def write_onnx(task: Task) -> Logits:
         raise ExportError(
             f"the ONNX file that came out is not valid: {first_line(error)}"
         ) from error
-    session = session_of(path)
-    return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+    return logits_of(path)
 
 
 def _converted(parts: Opened, image: Tensor, opset: int) -> ModelProto:

@@ -14,9 +14,10 @@ from gatecli.errors import ExportError, first_line
 from gatecli.exporting.facts import KEY, Facts
 from gatecli.exporting.onnx.one_file import refuse_other_files
 from gatecli.exporting.onnx.packages import runtime_package
+from gatecli.exporting.registry import Logits
 from gatecli.exporting.runner import Answer, Runner
 
-__all__ = ["open_onnx", "session_of"]
+__all__ = ["logits_of", "open_onnx", "session_of"]
 
 
 def open_onnx(path: Path) -> Runner:
@@ -62,6 +63,12 @@ def session_of(path: Path) -> Any:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime has exceptions of its own for each kind of damage
         raise ExportError(f"ONNX Runtime cannot read {path}: {first_line(error)}") from error
+
+
+def logits_of(path: Path) -> Logits:
+    """A function that gives a file's logits. Raises ExportError as `session_of`."""
+    session = session_of(path)
+    return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
 
 
 def _facts(session: Any, path: Path) -> Facts:
