@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gatecli import exporting
+from gatecli.cli.for_processor import Processor, tell_processor, write_for_processor
 from gatecli.cli.images import open_data, show_images
 from gatecli.cli.int8 import Asked, EightBit, tell_int8, write_int8
 from gatecli.cli.options import Checkpoint, Data, Output, reads_checkpoints
@@ -75,6 +76,7 @@ def export(
         int, typer.Option(help="Images of val to compare the file with the network on.")
     ] = 8,
     eight_bit: EightBit = EightBit(),
+    processor: Processor = Processor(),
     output: Output = Output(),
 ) -> dict[str, Any]:
     """Write the network for machines without gatecli, and check what was written.
@@ -82,11 +84,13 @@ def export(
     --force also exports exits that are not calibrated.
     """
     from gatecli.exporting.export import export as write
+    from gatecli.network.compare import random_images
 
     check_between("images", images, 1, MOST_IMAGES)
     eight_bit.check(exporting.get(format))
+    processor.check(exporting.get(format), int8=eight_bit.int8)
     path = session.checkpoint(checkpoint)
-    target = _target(path, exporting.get(format), output, eight_bit.suffix)
+    target = _target(path, exporting.get(format), output, eight_bit.suffix + processor.suffix)
     network = session.open(path)
     given = _given(session, network, remembered(data), images)
     make = partial(
@@ -101,10 +105,16 @@ def export(
         classes=given.classes,
     )
     eight = None
+    laid_out = None
     if eight_bit.int8:
         asked = Asked(write=make, data=given.data, input=network.input, force=output.force)
         result, eight = write_int8(session, eight_bit, asked, target)
         tell_int8(session, target, eight)
+    elif processor.for_this_processor:
+        shown = random_images(network, 4).cpu() if given.images is None else given.images
+        result, laid_out = write_for_processor(session, make, target, shown)
+        _tell_agreement(session, result, real=given.real)
+        tell_processor(session, laid_out)
     else:
         result = make(target)
         _tell_agreement(session, result, real=given.real)
@@ -116,6 +126,7 @@ def export(
         "format": format,
         **_facts(result),
         "int8": eight,
+        "for_processor": laid_out,
         "real_images": given.real,
     }
 

@@ -43,6 +43,7 @@ class Facts:
         class_order: likewise.
         origin: where these come from, by the names in `InputSpec`.
         precision: of what the file computes: fp32 or int8.
+        processor: the kind that the file was laid out for; empty: any.
     """
 
     arch: str
@@ -63,6 +64,7 @@ class Facts:
     class_order: str | None = None
     origin: dict[str, str] = field(default_factory=dict)
     precision: str = "fp32"
+    processor: str = ""
 
     def input(self) -> InputSpec:
         """How the network wants its images.

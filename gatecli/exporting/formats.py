@@ -46,6 +46,12 @@ def _quantise_onnx(source: Path, out: Path, images: Iterable[Tensor]) -> None:
     quantise(source, out, ({"images": batch.numpy()} for batch in images))
 
 
+def _lay_out_onnx(source: Path, out: Path) -> None:
+    from gatecli.exporting.onnx.processor import lay_out
+
+    lay_out(source, out)
+
+
 def _write_pt2(task: Task) -> Logits:
     from gatecli.exporting.pt2 import write_pt2
 
@@ -81,6 +87,7 @@ register(
         open=_open_onnx,
         logits=_onnx_logits,
         quantise=_quantise_onnx,
+        lay_out=_lay_out_onnx,
     )
 )
 register(

@@ -79,6 +79,8 @@ class Format:
         logits: gives the function that computes a written file's logits. Raises ExportError.
         quantise: writes an eight-bit copy of a static file, (file, copy, batches of images to
             measure ranges on); needs `logits`. None: it cannot. Raises ExportError.
+        lay_out: writes a copy of a file that skips for this machine's processor, (file, copy);
+            needs `logits`. None: it cannot. Raises ExportError.
     """
 
     name: str
@@ -93,6 +95,7 @@ class Format:
     open: Callable[[Path], Runner] | None = None
     logits: Callable[[Path], Logits] | None = None
     quantise: Callable[[Path, Path, Iterable[Tensor]], None] | None = None
+    lay_out: Callable[[Path, Path], None] | None = None
 
     @property
     def title(self) -> str:

@@ -7,14 +7,13 @@ weights are two to three times faster than float32, and signed ones beside them 
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from gatecli.errors import ExportError, GatecliError
-from gatecli.exporting.facts import KEY
+from gatecli.exporting.onnx.metadata import take_facts
 from gatecli.exporting.onnx.packages import onnx_package
 from gatecli.exporting.quiet import reason, unlogged
 
@@ -60,7 +59,9 @@ def quantise(source: Path, out: Path, feeds: Iterable[Feed]) -> None:
         raise
     except Exception as error:  # onnx's own, and whatever its quantiser comes to
         raise ExportError(f"ONNX Runtime cannot quantise the network: {reason(error)}") from error
-    _say_so(onnx, model, out)
+    copy = onnx.load(out)
+    take_facts(copy, model, precision="int8")
+    out.write_bytes(copy.SerializeToString())
 
 
 def _quantise(source: Path, folded: Path, out: Path, feeds: Iterable[Feed]) -> None:
@@ -77,15 +78,3 @@ def _quantise(source: Path, folded: Path, out: Path, feeds: Iterable[Feed]) -> N
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
     )
-
-
-def _say_so(onnx: Any, model: Any, out: Path) -> None:
-    """Give the copy the metadata of its source, with what it computes in."""
-    copy = onnx.load(out)
-    del copy.metadata_props[:]
-    for entry in model.metadata_props:
-        value = entry.value
-        if entry.key == KEY:
-            value = json.dumps({**json.loads(value), "precision": "int8"})
-        copy.metadata_props.add(key=entry.key, value=value)
-    out.write_bytes(copy.SerializeToString())

@@ -14,6 +14,7 @@ from gatecli.errors import ExportError, first_line
 from gatecli.exporting.facts import KEY, Facts
 from gatecli.exporting.onnx.one_file import refuse_other_files
 from gatecli.exporting.onnx.packages import runtime_package
+from gatecli.exporting.onnx.processor import refuse_other_processor
 from gatecli.exporting.registry import Logits
 from gatecli.exporting.runner import Answer, Runner
 
@@ -24,9 +25,11 @@ def open_onnx(path: Path) -> Runner:
     """Make an ONNX file that export wrote ready to run.
 
     Raises:
-        ExportError: it is no such file, or a package is missing.
+        ExportError: it is no such file, was laid out for another processor, or a package is
+            missing.
     """
     refuse_other_files(path)
+    refuse_other_processor(path)
     session = session_of(path)
     facts = _facts(session, path)
     names = [output.name for output in session.get_outputs()]
