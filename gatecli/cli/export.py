@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gatecli import exporting
+from gatecli.cli.for_processor import Processor, tell_processor, write_for_processor
 from gatecli.cli.images import open_data, show_images
+from gatecli.cli.int8 import Asked, EightBit, tell_int8, write_int8
 from gatecli.cli.options import Checkpoint, Data, Output, reads_checkpoints
 from gatecli.cli.parsing import check_between, remembered
 from gatecli.cli.session import Session
 from gatecli.cli.workspace import default_out
-from gatecli.errors import DataError
+from gatecli.errors import DataError, SettingError
 from gatecli.exporting.split.names import SUFFIX, split_files
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from gatecli.data import DataSet
     from gatecli.exporting.export import Exported
     from gatecli.network import Network
 
@@ -83,6 +87,8 @@ def export(
     images: Annotated[
         int, typer.Option(help="Images of val to compare the file with the network on.")
     ] = 8,
+    eight_bit: EightBit = EightBit(),
+    processor: Processor = Processor(),
     output: Output = Output(),
 ) -> dict[str, Any]:
     """Write the network for machines without gatecli, and check what was written.
@@ -90,19 +96,27 @@ def export(
     --force also exports exits that are not calibrated.
     """
     from gatecli.exporting.export import export as write
+    from gatecli.network.compare import random_images
 
     check_between("images", images, 1, MOST_IMAGES)
+    eight_bit.check(exporting.get(format))
+    processor.check(exporting.get(format), int8=eight_bit.int8)
+    if split and (eight_bit.int8 or processor.for_this_processor):
+        raise SettingError(
+            "expected --split alone: --int8 and --for-this-processor are for networks in one file"
+        )
     path = session.checkpoint(checkpoint)
     kind = exporting.get(format)
-    target = _target(path, kind, output, split=split)
+    name = eight_bit.suffix + processor.suffix + (SUFFIX if split else kind.suffix)
+    target = _target(path, kind, output, name, split=split)
     network = session.open(path)
     if split:  # only now is it known how many files there may be
         _check_files(split_files(target, kind, len(network.site_exits)), path, output)
     given = _given(session, network, remembered(data), images)
-    result = write(
+    make = partial(
+        write,
         network,
-        target,
-        format,
+        format=format,
         images=given.images,
         opset=opset,
         all_computed=all_computed,
@@ -111,21 +125,39 @@ def export(
         uncalibrated=output.force,
         classes=given.classes,
     )
-    _tell(session, result, real=given.real)
+    eight = None
+    laid_out = None
+    if eight_bit.int8:
+        asked = Asked(write=make, data=given.data, input=network.input, force=output.force)
+        result, eight = write_int8(session, eight_bit, asked, target)
+        tell_int8(session, target, eight)
+    elif processor.for_this_processor:
+        shown = random_images(network, 4).cpu() if given.images is None else given.images
+        result, laid_out = write_for_processor(session, make, target, shown)
+        _tell_agreement(session, result, real=given.real)
+        tell_processor(session, laid_out)
+    else:
+        result = make(target)
+        _tell_agreement(session, result, real=given.real)
+    _tell(session, result)
     return {
         "checkpoint": str(path),
         "out": str(target),
         "arch": network.recipe.source.arch,
         "format": format,
         **_facts(result),
+        "int8": eight,
+        "for_processor": laid_out,
         "real_images": given.real,
     }
 
 
-def _target(path: Path, format: exporting.Format, output: Output, *, split: bool) -> Path:
-    """Where to write the first file; refuses here what may not be written."""
+def _target(
+    path: Path, format: exporting.Format, output: Output, name: str, *, split: bool
+) -> Path:
+    """Where to write the first file, `name` at its end; refuses here what may not be written."""
     stem = str(default_out(path, "_")).removesuffix("._.safetensors")
-    target = output.out or Path(stem + (SUFFIX if split else format.suffix))
+    target = output.out or Path(stem + name)
     _check_files([target] if split else format.files(target), path, output)
     return target
 
@@ -152,8 +184,8 @@ def _facts(result: Exported) -> dict[str, Any]:
     }
 
 
-def _tell(session: Session, result: Exported, *, real: bool) -> None:
-    """Say what was written; `real`: it was compared on images of val."""
+def _tell_agreement(session: Session, result: Exported, *, real: bool) -> None:
+    """Say how near the file is to the network; `real`: compared on images of val."""
     files = ", ".join(str(file) for file in result.files)
     images = "images of val" if real else "random images"
     session.say(
@@ -165,6 +197,10 @@ def _tell(session: Session, result: Exported, *, real: bool) -> None:
             f"note: {result.undecided} more images were left out: a gate is so near to its"
             " threshold there that rounding decides"
         )
+
+
+def _tell(session: Session, result: Exported) -> None:
+    """Say what the file takes, and what it does not save."""
     if result.stages is not None:
         session.say(
             f"{result.stages} stages: they take batches of any size, and who leaves at an exit"
@@ -190,10 +226,12 @@ class _Given:
 
     Attributes:
         images: of val, normalised, (N, C, H, W); None: random ones are to be taken.
+        data: of which they are.
         classes: their names; none: not known.
     """
 
     images: Tensor | None = None
+    data: DataSet | None = None
     classes: tuple[str, ...] = ()
 
     @property
@@ -221,4 +259,4 @@ def _given(session: Session, network: Network, data: str | None, count: int) -> 
         session.say(f"note: comparing on random images, as the data set cannot be read ({error})")
         return _Given()
     first, _ = next(iter(batches(dataset.splits["val"], input=network.input, batch_size=count)))
-    return _Given(images=first, classes=dataset.classes)
+    return _Given(images=first, data=dataset, classes=dataset.classes)

@@ -68,6 +68,7 @@ def run(
         "arch": runner.facts.arch,
         "exits": runner.facts.exits,
         "gates": runner.facts.gates,
+        "precision": precision if opener is None else runner.facts.precision,
         "predictions": [asdict(one) for one in found],
     }
 

@@ -42,6 +42,8 @@ class Facts:
         interpolation: likewise.
         class_order: likewise.
         origin: where these come from, by the names in `InputSpec`.
+        precision: of what the file computes: fp32 or int8.
+        processor: the kind that the file was laid out for; empty: any.
     """
 
     arch: str
@@ -61,6 +63,8 @@ class Facts:
     interpolation: str = "bilinear"
     class_order: str | None = None
     origin: dict[str, str] = field(default_factory=dict)
+    precision: str = "fp32"
+    processor: str = ""
 
     def input(self) -> InputSpec:
         """How the network wants its images.

@@ -5,12 +5,15 @@ Their files are imported when they are used, as they need torch.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gatecli.exporting.registry import Format, Logits, Pieces, Task, module_name, register
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from gatecli.exporting.runner import Runner
 
 __all__ = ["DEFAULT"]
@@ -28,6 +31,24 @@ def _open_onnx(path: Path) -> Runner:
     from gatecli.exporting.onnx.run import open_onnx
 
     return open_onnx(path)
+
+
+def _onnx_logits(path: Path) -> Logits:
+    from gatecli.exporting.onnx.run import logits_of
+
+    return logits_of(path)
+
+
+def _quantise_onnx(source: Path, out: Path, images: Iterable[Tensor]) -> None:
+    from gatecli.exporting.onnx.int8 import quantise
+
+    quantise(source, out, ({"images": batch.numpy()} for batch in images))
+
+
+def _lay_out_onnx(source: Path, out: Path) -> None:
+    from gatecli.exporting.onnx.processor import lay_out
+
+    lay_out(source, out)
 
 
 def _write_pt2(task: Task) -> Logits:
@@ -93,6 +114,9 @@ register(
         can_opset=True,
         open=_open_onnx,
         pieces=_onnx_pieces,
+        logits=_onnx_logits,
+        quantise=_quantise_onnx,
+        lay_out=_lay_out_onnx,
     )
 )
 register(

@@ -9,19 +9,26 @@ from collections.abc import Iterator
 
 from gatecli.errors import first_line
 
-__all__ = ["quiet", "reason"]
+__all__ = ["quiet", "reason", "unlogged"]
+
+
+@contextlib.contextmanager
+def unlogged() -> Iterator[None]:
+    """Inside, nothing is logged."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Inside, nothing is printed or logged."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.disable(before)
+    out, err = io.StringIO(), io.StringIO()
+    with unlogged(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        yield
 
 
 def reason(error: BaseException) -> str:

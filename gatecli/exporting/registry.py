@@ -6,7 +6,7 @@ Nothing here needs torch, so that help texts can be made from it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -127,6 +127,11 @@ class Format:
         open: makes a file ready for `gatecli run`; None: it cannot be run there. Raises
             ExportError.
         pieces: how it takes networks with exits in pieces; None: it does not.
+        logits: gives the function that computes a written file's logits. Raises ExportError.
+        quantise: writes an eight-bit copy of a static file, (file, copy, batches of images to
+            measure ranges on); needs `logits`. None: it cannot. Raises ExportError.
+        lay_out: writes a copy of a file that skips for this machine's processor, (file, copy);
+            needs `logits`. None: it cannot. Raises ExportError.
     """
 
     name: str
@@ -140,6 +145,9 @@ class Format:
     can_opset: bool = False
     open: Callable[[Path], Runner] | None = None
     pieces: Callable[[], Pieces] | None = None
+    logits: Callable[[Path], Logits] | None = None
+    quantise: Callable[[Path, Path, Iterable[Tensor]], None] | None = None
+    lay_out: Callable[[Path, Path], None] | None = None
 
     @property
     def title(self) -> str:

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["describe", "slow_precision"]
+__all__ = ["describe", "kind", "slow_precision"]
 
 CPUINFO = Path("/proc/cpuinfo")
 FAST_BF16 = ("amx_bf16", "avx512_bf16", "bf16")  # flags of Intel and AMD, and of Arm
+
+VECTORS = ("avx512f", "avx2", "avx", "asimd")  # flags, those of the widest registers first
 
 
 def describe(device: torch.device | None = None) -> str:
@@ -30,6 +32,13 @@ def describe(device: torch.device | None = None) -> str:
         if name.strip() in ("model name", "Model"):
             return " ".join(value.split())
     return platform.processor() or platform.machine()
+
+
+def kind() -> str:
+    """The processor's name with its widest registers: virtual ones have few names."""
+    flags = _flags()
+    widest = next((each for each in VECTORS if each in flags), "")
+    return f"{describe()} ({widest})" if widest else describe()
 
 
 def slow_precision(precision: str, device: str = "cpu") -> str:

@@ -35,6 +35,7 @@ __all__ = [
     "SiteRow",
     "Subject",
     "is_theoretical",
+    "latency_of",
     "profile",
     "real_share",
     "site_rows",
@@ -256,7 +257,7 @@ def _rows(
             file_bytes=subject.file_bytes,
             macs_dense=subject.macs_dense,
             macs_expected=subject.macs_expected,
-            latency_ms={size: _latency(each[index]) for size, each in times.items()},
+            latency_ms={size: latency_of(each[index]) for size, each in times.items()},
             speedup=first,
             ideal_speedup=ideal,
             realised=first / ideal,
@@ -269,7 +270,8 @@ def _rows(
     return rows
 
 
-def _latency(times: Sequence[float]) -> Latency:
+def latency_of(times: Sequence[float]) -> Latency:
+    """What single calls took, of their milliseconds."""
     return Latency(
         median=statistics.median(times),
         p95=statistics.quantiles(times, n=20, method="inclusive")[-1],

@@ -19,7 +19,7 @@ from gatecli.exporting.onnx.exits import leave_early
 from gatecli.exporting.onnx.if_branches import Surgeon
 from gatecli.exporting.onnx.layout import skip_branches
 from gatecli.exporting.onnx.packages import onnx_package
-from gatecli.exporting.onnx.run import session_of
+from gatecli.exporting.onnx.run import logits_of
 from gatecli.exporting.quiet import quiet, reason
 from gatecli.exporting.registry import Logits, Task
 
@@ -47,8 +47,7 @@ def write_onnx(task: Task) -> Logits:
         model.metadata_props.add(key=key, value=value)
     path = task.files[0]
     path.write_bytes(valid_bytes(model))
-    session = session_of(path)
-    return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+    return logits_of(path)
 
 
 def model_of(task: Task) -> ModelProto:

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from gatecli.exporting.onnx.nodes import P, constant, copied, names_read, renamed
+from gatecli.exporting.onnx.nodes import constant, copied, names_read, refill, renamed
 
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto
@@ -196,10 +196,10 @@ class Surgeon:
         used = set(outputs)
         for node in self.nodes:
             used.update(names_read(node))
-        _refill(self.graph.node, self.nodes)
-        _refill(self.graph.initializer, [self.constants[n] for n in self.constants if n in used])
-        _refill(self.graph.output, [self.types[name] for name in outputs])
-        _refill(self.graph.value_info, [])
+        refill(self.graph.node, self.nodes)
+        refill(self.graph.initializer, [self.constants[n] for n in self.constants if n in used])
+        refill(self.graph.output, [self.types[name] for name in outputs])
+        refill(self.graph.value_info, [])
 
     def _weights(self, nodes: Sequence[NodeProto], outside: Collection[str]) -> list[TensorProto]:
         """The constants that these nodes read, and nobody outside."""
@@ -266,10 +266,3 @@ class Surgeon:
         """
         others = {*self.outputs, *keep} - set(results)
         return self._ancestors(results) - self._ancestors(others, stop=set(results))
-
-
-def _refill(part: Any, values: Sequence[P]) -> None:
-    """Put other values in the place of those of a repeated field."""
-    copies = [copied(each) for each in values]  # as some of them belong to the field
-    del part[:]
-    part.extend(copies)

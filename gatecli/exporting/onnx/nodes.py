@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from onnx import NodeProto, TensorProto, ValueInfoProto
 
-__all__ = ["P", "constant", "copied", "names_read", "renamed"]
+__all__ = ["P", "branches", "constant", "copied", "names_read", "refill", "renamed"]
 
 P = TypeVar("P", bound="NodeProto | TensorProto | ValueInfoProto")
 
@@ -31,7 +31,7 @@ def constant(name: str, value: Tensor) -> NodeProto:
 def names_read(node: NodeProto) -> list[str]:
     """The names that a node reads, with those that its branches take from outside."""
     names = [name for name in node.input if name]
-    for graph in _branches(node):
+    for graph in branches(node):
         own = {each.name for each in graph.initializer}
         for inner in graph.node:
             own.update(inner.output)
@@ -51,10 +51,18 @@ def _rename(node: NodeProto, names: Mapping[str, str]) -> None:
     for part in (node.input, node.output):
         for index, name in enumerate(part):
             part[index] = names.get(name, name)
-    for graph in _branches(node):
+    for graph in branches(node):
         for inner in graph.node:
             _rename(inner, names)
 
 
-def _branches(node: NodeProto) -> list[Any]:
+def branches(node: NodeProto) -> list[Any]:
+    """The graphs inside a node."""
     return [attribute.g for attribute in node.attribute if attribute.HasField("g")]
+
+
+def refill(part: Any, values: Sequence[P]) -> None:
+    """Put other values in the place of those of a repeated field."""
+    copies = [copied(each) for each in values]  # as some of them belong to the field
+    del part[:]
+    part.extend(copies)

@@ -12,19 +12,23 @@ from gatecli.errors import ExportError, first_line
 from gatecli.exporting.facts import KEY
 from gatecli.exporting.onnx.one_file import refuse_other_files
 from gatecli.exporting.onnx.packages import runtime_package
+from gatecli.exporting.onnx.processor import refuse_other_processor
 from gatecli.exporting.outputs import facts_in, runner_of
+from gatecli.exporting.registry import Logits
 from gatecli.exporting.runner import Runner
 
-__all__ = ["open_onnx", "session_of"]
+__all__ = ["logits_of", "open_onnx", "session_of"]
 
 
 def open_onnx(path: Path) -> Runner:
     """Make an ONNX file that export wrote ready to run.
 
     Raises:
-        ExportError: it is no such file, or a package is missing.
+        ExportError: it is no such file, was laid out for another processor, or a package is
+            missing.
     """
     refuse_other_files(path)
+    refuse_other_processor(path)
     session = session_of(path)
     facts = facts_in(session.get_modelmeta().custom_metadata_map.get(KEY), path)
     names = [output.name for output in session.get_outputs()]
@@ -53,3 +57,9 @@ def session_of(path: Path) -> Any:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime has exceptions of its own for each kind of damage
         raise ExportError(f"ONNX Runtime cannot read {path}: {first_line(error)}") from error
+
+
+def logits_of(path: Path) -> Logits:
+    """A function that gives a file's logits. Raises ExportError as `session_of`."""
+    session = session_of(path)
+    return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
