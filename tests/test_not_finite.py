@@ -13,11 +13,12 @@ import torch
 from commandline import SIDE, call, refused, save_npz, save_source
 from networks import CASES, infer
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 import gatecli
 from gatecli import methods
-from gatecli.errors import ArchitectureError
+from gatecli.checkpoint import Reading, read
+from gatecli.errors import ArchitectureError, CheckpointError
 from gatecli.network.compare import relative_change
 
 SIZE = ["--input-size", SIDE]
@@ -121,3 +122,34 @@ def test_one_infinite_pixel_closes_no_gate() -> None:
     before, after = infer(source, images), infer(network, images)
     assert torch.equal(before.isfinite(), after.isfinite())
     assert relative_change(before[1:], after[1:]) <= 1e-5
+
+
+class Clipped(nn.Module):
+    """Values clipped at bounds that are single numbers, infinite until somebody sets them."""
+
+    def __init__(self, low: float = -torch.inf, scale: float = 1.0) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3), nn.Linear(4, 3)
+        self.register_buffer("low", torch.tensor(low))
+        self.register_buffer("scale", torch.full((4,), scale))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.maximum(self.conv(x), self.low).mean((2, 3)) * self.scale
+        out: Tensor = self.fc(x)
+        return out
+
+
+def test_bounds_may_be_infinite_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "clippednets.py").write_text("from test_not_finite import Clipped\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    how = Reading(arch="clippednets:Clipped", input_size=(8, 8))
+    model = Clipped().eval()
+    torch.save(model.state_dict(), tmp_path / "x.pt")
+    images = torch.randn(2, 3, 8, 8)
+    assert torch.allclose(infer(read(tmp_path / "x.pt", how)[0], images), infer(model, images))
+    for low, scale, name in ((torch.nan, 1.0, "low"), (0.0, torch.inf, "scale")):
+        torch.save(Clipped(low, scale).state_dict(), tmp_path / "x.pt")
+        with pytest.raises(CheckpointError, match=f"`{name}` holds values that are not finite"):
+            read(tmp_path / "x.pt", how)

@@ -121,12 +121,17 @@ def first_line(error: BaseException) -> str:
 
 
 def smallest(family: str) -> str:
-    """The network of a family with the fewest parameters that can be built without memory."""
+    """The network of a family with the fewest parameters that can be built without memory.
+
+    timm's networks for its own tests are left out: nobody deploys them.
+    """
     import timm
     import torch
 
     counts = {}
     for name in timm.list_models(module=family):
+        if name.startswith("test_"):
+            continue
         try:
             with torch.device("meta"):
                 model = timm.create_model(name)

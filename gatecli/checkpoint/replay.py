@@ -129,12 +129,21 @@ def fill(network: Network, tensors: Mapping[str, Tensor], path: Path, *, strict:
         )
     parameters = {name for name, _ in network.named_parameters()}
     for name, tensor in network.state_dict().items():
-        may_be_infinite = name not in parameters and name.startswith(THRESHOLDS)
-        if not may_be_infinite and not bool(tensor.isfinite().all()):
+        if not _is_sound(name, tensor, trained=name in parameters):
             raise CheckpointError(
                 f"{path.name} is of no use: its tensor `{name}` holds values that are not finite (a"
                 " training that diverged?)"
             )
+
+
+def _is_sound(name: str, tensor: Tensor, *, trained: bool) -> bool:
+    """Whether a tensor's values are of use: finite, or a bound that nothing reaches.
+
+    Thresholds are such bounds, and single numbers that a network clips its values at.
+    """
+    if trained or not (name.startswith(THRESHOLDS) or tensor.numel() == 1):
+        return bool(tensor.isfinite().all())
+    return name.startswith(THRESHOLDS) or not bool(tensor.isnan().any())
 
 
 def _picked(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
