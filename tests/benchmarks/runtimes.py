@@ -154,15 +154,17 @@ def _missing(case: str, variant: str, why: str) -> timing.Row:
     return timing.Row(case, variant, None, None, note=f"not measured: {why}")
 
 
-def _why_not(group: Group, runtime: Runtime, precision: str, quick: bool) -> str:
+def _why_not(group: Group, runtime: Runtime, precision: str, asked: argparse.Namespace) -> str:
     """Why a group is not measured in a runtime; empty: it is."""
+    if runtime.name in asked.without.split(","):
+        return "left out by --without"
     try:
         runtime.require(precision)
     except GatecliError as error:
         return first_line(error)
     if runtime.name != COMPILED:
         return ""
-    if quick:
+    if asked.quick:
         return "--quick, and compiling takes minutes"
     if group.staged is not None:
         return "each way out compiles anew, and each exit breaks the graph"
@@ -178,7 +180,7 @@ def rows(asked: argparse.Namespace) -> list[timing.Row]:
     for group in groups(asked.quick):
         for runtime in map(registry.get, registry.names()):
             for precision in runtime.precisions:
-                why = _why_not(group, runtime, precision, asked.quick)
+                why = _why_not(group, runtime, precision, asked)
                 print(f"{group.name}, {runtime.name}, {precision} {why}", flush=True)
                 if why:
                     found.append(_missing(f"{group.name}, {runtime.name}, {precision}", "all", why))
@@ -188,11 +190,17 @@ def rows(asked: argparse.Namespace) -> list[timing.Row]:
     return found
 
 
+def main() -> None:
+    """Measure what is asked for, and write the table."""
+    parser = timing.parser(__doc__)
+    parser.add_argument("--without", default="", help="runtimes to leave out, commas between")
+    asked = parser.parse_args()
+    timing.one_thread()
+    versions = timing.versions("onnxruntime", "openvino", "timm")
+    known = {**timing.facts(), "clock": "process CPU time", **versions}
+    title = "In the runtimes that people deploy with: one image, one thread"
+    timing.report(title, rows(asked), known, asked)
+
+
 if __name__ == "__main__":
-    timing.main(
-        __doc__,
-        "In the runtimes that people deploy with: one image, one thread",
-        rows,
-        clock="process CPU time",
-        **timing.versions("onnxruntime", "openvino", "timm"),
-    )
+    main()
