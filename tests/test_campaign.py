@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import subprocess
 import sys
@@ -11,9 +12,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
 from campaigns import campaign, files, kills, odd, outcome, shelf, splits, worker
-from campaigns.outcome import FAILED, OTHER, REFUSED, RIGHT
+from campaigns.outcome import FAILED, OTHER, REFUSED, RIGHT, Outcome
 
 CASES = 24  # at least: which verdicts these bring depends on where in a file a damage falls
 MOST = 96
@@ -73,8 +73,14 @@ def test_cases_that_die_or_raise_are_failures_and_the_next_one_runs() -> None:
 def test_memory_that_a_case_takes_is_a_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def filling() -> Outcome:
+        with mmap.mmap(-1, 2**26) as memory:  # past malloc, which may hold what others have freed
+            for place in range(0, 2**26, mmap.PAGESIZE):
+                memory[place] = 1
+        return replace(odd.label(0), verdict=RIGHT, detail="filled")
+
     def case(number: int, folder: Path) -> worker.Trial:
-        return lambda: replace(odd.label(0), verdict=RIGHT, detail=str(torch.ones(2**24).sum()))
+        return filling
 
     assert worker.limited(case, 0, tmp_path).verdict == RIGHT
     monkeypatch.setattr(worker, "MEMORY", 2**20)

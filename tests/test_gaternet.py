@@ -507,7 +507,7 @@ def _has_no_ghosts(network: Network, gone: str) -> None:
 
 def test_exits_behind_gated_filters() -> None:
     case = CASES["cifar-projection"]
-    network = gatecli.attach(gated("cifar-projection"), "dgate").network
+    network = gatecli.attach(gated("cifar-projection"), "dgate", pool=1).network
     x = case.images(6)
     torch.manual_seed(0)
     for exit_ in network.site_exits.values():

@@ -22,7 +22,7 @@ from gatecli.gates.observe import strategy
 from gatecli.methods.gaternet import FilterGate, GaterNetSettings
 from gatecli.methods.gaternet.gater import OPENING, Gater
 from gatecli.network import Network
-from gatecli.training import Run
+from gatecli.training import Run, TrainOptions
 from gatecli.training.loop import Loop
 from gatecli.training.trained import trained_methods
 
@@ -127,7 +127,7 @@ def test_a_file_of_an_earlier_version_goes_on_from_zeros() -> None:
 def test_an_older_file_may_be_told_to_draw() -> None:
     network = facts.load(facts.HERE / "gaternet.attached.safetensors")
     for changes, start in (({}, "zeros"), ({"start": "drawn"}, "drawn")):
-        (each,) = trained_methods(network.recipe, changes)
+        (each,) = trained_methods(network.recipe, changes, TrainOptions())
         copy = network.copy()
         each.objective.begin(copy, each.sites(copy), each.settings)
         assert gater_of(copy).neutral == (start == "zeros")

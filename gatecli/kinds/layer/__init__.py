@@ -87,7 +87,7 @@ def _lower(low: Lowering, masked: fx.Node, site: Site) -> None:
 
 def _executor(low: Lowering, site: Site, found: Skippable) -> nn.Module | None:
     """What skips a layer; None where there is nothing for such a one."""
-    width = low.net.channels(found.value.name)
+    width = low.net.channels(site.value)  # the value itself may be another executor by now
     if site.units == 1:
         return SkipLayer(low.root, found.branch, width)
     tail = tail_of(low.root, found.value)
