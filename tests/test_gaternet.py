@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -556,6 +557,13 @@ PRUNED = (
 )
 
 
+def told(network: Network) -> dict[str, str]:
+    """The sites, without the numbers that a graph gives to nodes that prune has put in."""
+    return {
+        name: re.sub(r"spread_\d+", "spread", str(site)) for name, site in network.sites.items()
+    }
+
+
 @settings(
     max_examples=8, deadline=None, phases=[Phase.explicit, Phase.generate]
 )  # to shrink takes minutes
@@ -601,10 +609,9 @@ def test_prune_keeps_what_was_decided_unit_by_unit(
         assert close(run_with(network, whole, x), run_with(smaller, decided, x))
         assert close(masked_with(smaller, decided, x), run_with(smaller, decided, x))
         network = reloaded(smaller, case.arch)
-        assert (
-            close(run_with(smaller, decided, x), run_with(network, decided, x))
-            and network.sites == smaller.sites
-        )
+        assert close(run_with(smaller, decided, x), run_with(network, decided, x)) and told(
+            network
+        ) == told(smaller)
         if not network.gated_by:
             return
 
