@@ -19,6 +19,7 @@ from gatecli.cli.parsing import check_between, remembered
 from gatecli.cli.session import Session
 from gatecli.cli.workspace import default_out
 from gatecli.errors import DataError, SettingError
+from gatecli.exporting import titles
 from gatecli.exporting.split.names import SUFFIX, split_files
 
 if TYPE_CHECKING:
@@ -39,11 +40,6 @@ def _formats() -> str:
     for each in exporting.registered():
         told.append(f"{each.name} ({each.about})" if each.about else each.name)
     return f"{', '.join(told[:-1])} or {told[-1]}."
-
-
-def _titles(option: str) -> str:
-    """The formats that have an option, for the help."""
-    return ", ".join(each.title for each in exporting.registered() if getattr(each, option))
 
 
 @reads_checkpoints
@@ -67,7 +63,7 @@ def export(
         typer.Option(
             "--decisions",
             help=(
-                f"{_titles('can_decisions')}: the gates' decisions and the exit taken as further"
+                f"{titles('can_decisions')}: the gates' decisions and the exit taken as further"
                 " outputs."
             ),
         ),
@@ -77,12 +73,12 @@ def export(
         typer.Option(
             "--split",
             help=(
-                f"{_titles('pieces')}: cut at the exits, one file a stage, and a runner beside them"
+                f"{titles('pieces')}: cut at the exits, one file a stage, and a runner beside them"
                 " that needs their runtime alone: who leaves, leaves the batch."
             ),
         ),
     ] = False,
-    opset: Annotated[int, typer.Option(help=f"Of {_titles('can_opset')}.")] = 20,
+    opset: Annotated[int, typer.Option(help=f"Of {titles('can_opset')}.")] = 20,
     data: Data = None,
     images: Annotated[
         int, typer.Option(help="Images of val to compare the file with the network on.")

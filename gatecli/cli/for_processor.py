@@ -22,10 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Processor", "tell_processor", "write_for_processor"]
 
-
-def _able() -> str:
-    """The formats that have files for one kind of processor."""
-    return ", ".join(each.title for each in exporting.registered() if each.lay_out is not None)
+ABLE = exporting.titles("lay_out")  # the formats that have such files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +34,7 @@ class Processor:
         typer.Option(
             "--for-this-processor",
             help=(
-                f"{_able()}, dynamic networks: laid out for this machine's processor, and wrong on"
+                f"{ABLE}, dynamic networks: laid out for this machine's processor, and wrong on"
                 " others; written where it measures no slower."
             ),
         ),
@@ -51,8 +48,7 @@ class Processor:
         """
         if self.for_this_processor and format.lay_out is None:
             raise ExportError(
-                f"--for-this-processor is for {_able()} files: {format.name} has portable ones"
-                " alone"
+                f"--for-this-processor is for {ABLE} files: {format.name} has portable ones alone"
             )
         if self.for_this_processor and int8:
             raise ExportError(

@@ -24,12 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Asked", "EightBit", "tell_int8", "write_int8"]
 
+ABLE = exporting.titles("quantise")  # the formats that have such files
+
 MOST_IMAGES = 1_000_000
-
-
-def _able() -> str:
-    """The formats that have eight-bit files."""
-    return ", ".join(each.title for each in exporting.registered() if each.quantise is not None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +38,7 @@ class EightBit:
         typer.Option(
             "--int8",
             help=(
-                f"{_able()}: compute with eight-bit integers; says what that costs in accuracy on"
+                f"{ABLE}: compute with eight-bit integers; says what that costs in accuracy on"
                 " val. Needs a data set."
             ),
         ),
@@ -64,7 +61,7 @@ class EightBit:
         check_between("val-images", self.val_images, 1, MOST_IMAGES)
         if self.int8 and format.quantise is None:
             raise ExportError(
-                f"--int8 is for {_able()} files: {format.name} computes in float32 alone"
+                f"--int8 is for {ABLE} files: {format.name} computes in float32 alone"
             )
 
     @property

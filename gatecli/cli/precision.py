@@ -13,7 +13,7 @@ from gatecli.runtimes.machine import slow_precision
 if TYPE_CHECKING:
     from gatecli.network import Network
 
-__all__ = ["Precision", "run_in"]
+__all__ = ["Precision", "run_in", "say_if_slow"]
 
 Precision = Annotated[
     str,
@@ -32,6 +32,11 @@ def run_in(session: Session, network: Network, precision: str) -> None:
     from gatecli.network.precision import in_precision
 
     in_precision(network, precision)
-    slow = slow_precision(precision, network.device.type)
+    say_if_slow(session, precision, network.device.type)
+
+
+def say_if_slow(session: Session, precision: str, device: str = "cpu") -> None:
+    """Say that this machine is slow at a precision, before it is used, where it is so."""
+    slow = slow_precision(precision, device)
     if slow:
         session.say(f"note: {slow}")

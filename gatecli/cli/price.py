@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from gatecli.cli.options import Checkpoint, Output, reads_checkpoints
+from gatecli.cli.precision import say_if_slow
 from gatecli.cli.progress import Reporter
 from gatecli.cli.render import table as print_table
 from gatecli.cli.session import Session
 from gatecli.cli.workspace import output_of
 from gatecli.errors import SettingError
 from gatecli.runtimes import registry
-from gatecli.runtimes.machine import slow_precision
 
 if TYPE_CHECKING:
     from gatecli.network import Network
@@ -73,9 +73,7 @@ def how_of(session: Session, where: Where, repeats: int = REPEATS) -> How:
         runtime=where.runtime or "native", precision=where.precision or "fp32", repeats=repeats
     )
     how.check()
-    slow = slow_precision(how.precision)
-    if slow:
-        session.say(f"note: {slow}")
+    say_if_slow(session, how.precision)
     return how
 
 

@@ -13,12 +13,12 @@ import typer
 from gatecli.cli.images import open_data
 from gatecli.cli.options import Data, reads_checkpoints
 from gatecli.cli.parsing import remembered
+from gatecli.cli.precision import say_if_slow
 from gatecli.cli.profile_tables import print_profile
 from gatecli.cli.progress import Reporter
 from gatecli.cli.session import Session
 from gatecli.errors import SettingError
 from gatecli.runtimes import registry
-from gatecli.runtimes.machine import slow_precision
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -128,9 +128,7 @@ def _chosen(session: Session, runtimes: str, precision: str) -> list[str]:
     chosen = [name.strip() for name in runtimes.split(",")]
     for name in chosen:
         registry.get(name).require(precision)
-    slow = slow_precision(precision)
-    if slow:
-        session.say(f"note: {slow}")
+    say_if_slow(session, precision)
     return chosen
 
 

@@ -8,6 +8,16 @@ name in its parent when it is first imported, which would hide the function from
 
 from gatecli.exporting.formats import DEFAULT
 from gatecli.exporting.opening import opener
-from gatecli.exporting.registry import Format, Logits, Task, get, register, registered
+from gatecli.exporting.registry import Format, Logits, Task, get, register, registered, titles
 
-__all__ = ["DEFAULT", "Format", "Logits", "Task", "get", "opener", "register", "registered"]
+__all__ = [
+    "DEFAULT",
+    "Format",
+    "Logits",
+    "Task",
+    "get",
+    "opener",
+    "register",
+    "registered",
+    "titles",
+]

@@ -16,7 +16,7 @@ from gatecli.errors import ExportError
 from gatecli.exporting.facts import facts_of
 from gatecli.exporting.formats import DEFAULT
 from gatecli.exporting.marks import Branch, Opened, decided, opened
-from gatecli.exporting.registry import Format, Logits, Task, get, registered
+from gatecli.exporting.registry import Format, Logits, Task, get, titles
 from gatecli.exporting.split.names import split_files
 from gatecli.exporting.split.write import check_split, write_split
 from gatecli.gates.exit import Exit
@@ -167,7 +167,7 @@ def _in_pieces(network: Network, format: Format, out: Path) -> _Way:
 def _check(network: Network, format: Format, *, decisions: bool, uncalibrated: bool) -> None:
     """Raise ExportError where a format lacks an option, or nobody would leave by any exit."""
     if decisions and not format.can_decisions:
-        able = ", ".join(f"{each.title} files" for each in registered() if each.can_decisions)
+        able = titles("can_decisions", " files")
         raise ExportError(f"--decisions is for {able}: {format.name} has the logits alone")
     exits = network.site_exits.values()
     if exits and not uncalibrated and not any(map(_lets_go, exits)):

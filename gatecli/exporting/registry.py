@@ -31,6 +31,7 @@ __all__ = [
     "module_name",
     "register",
     "registered",
+    "titles",
 ]
 
 Logits: TypeAlias = "Callable[[Tensor], Tensor]"  # images (N, C, H, W) -> logits (N, K)
@@ -169,6 +170,11 @@ def register(format: Format) -> None:
 def registered() -> list[Format]:
     """All formats, in the order in which they were registered."""
     return list(_REGISTRY.values())
+
+
+def titles(trait: str, noun: str = "") -> str:
+    """The titles of the formats that have a trait, a field of `Format`, each with a noun."""
+    return ", ".join(each.title + noun for each in registered() if getattr(each, trait))
 
 
 def get(name: str) -> Format:

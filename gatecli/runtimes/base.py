@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gatecli.errors import SettingError
@@ -67,6 +68,7 @@ class Runtime(ABC):
         name: As `--runtime` takes it.
         about: What it is, for the help.
         extra: The extra of gatecli that brings it; empty: none is needed.
+        packages: Those that it needs beside gatecli's own.
         precisions: Those that it has, of PRECISIONS.
         obeys: Whether decisions can be forced on it from outside while it runs.
     """
@@ -74,12 +76,14 @@ class Runtime(ABC):
     name: ClassVar[str]
     about: ClassVar[str]
     extra: ClassVar[str] = ""
+    packages: ClassVar[tuple[str, ...]] = ()
     precisions: ClassVar[tuple[str, ...]] = ("fp32",)
     obeys: ClassVar[bool] = False
 
-    @abstractmethod
     def missing(self) -> str:
         """What it lacks on this machine, for people; empty: nothing."""
+        lacking = [name for name in self.packages if not find_spec(name)]
+        return f"{lacking[0]} is not installed" if lacking else ""
 
     def require(self, precision: str) -> None:
         """Make sure that it can run here, in this precision.

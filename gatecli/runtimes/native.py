@@ -18,9 +18,6 @@ class Native(Runtime):
     precisions: ClassVar[tuple[str, ...]] = PRECISIONS
     obeys: ClassVar[bool] = True
 
-    def missing(self) -> str:
-        return ""
-
     def prepare(self, order: Order) -> Prepared:
         import torch
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Any, ClassVar
 
 from gatecli.runtimes.base import Order, Prepared, Runtime
@@ -17,11 +16,7 @@ class OnnxRuntime(Runtime):
     name: ClassVar[str] = "onnxruntime"
     about: ClassVar[str] = "the exported ONNX file in ONNX Runtime"
     extra: ClassVar[str] = "onnx"
-
-    def missing(self) -> str:
-        packages = ("onnx", "onnxscript", "onnxruntime")
-        lacking = [name for name in packages if not find_spec(name)]
-        return f"{lacking[0]} is not installed" if lacking else ""
+    packages: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript", "onnxruntime")
 
     def prepare(self, order: Order) -> Prepared:
         import torch

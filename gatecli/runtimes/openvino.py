@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gatecli.errors import ExportError
@@ -24,12 +23,8 @@ class OpenVino(Runtime):
     name: ClassVar[str] = "openvino"
     about: ClassVar[str] = "the exported ONNX file in OpenVINO"
     extra: ClassVar[str] = "openvino"
+    packages: ClassVar[tuple[str, ...]] = ("onnx", "onnxscript", "onnxruntime", "openvino")
     precisions: ClassVar[tuple[str, ...]] = PRECISIONS
-
-    def missing(self) -> str:
-        packages = ("onnx", "onnxscript", "onnxruntime", "openvino")
-        lacking = [name for name in packages if not find_spec(name)]
-        return f"{lacking[0]} is not installed" if lacking else ""
 
     def prepare(self, order: Order) -> Prepared:
         import torch

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gatecli.errors import DataError, ExportError
 from gatecli.exporting.facts import KEY
-from gatecli.exporting.registry import Format, Logits, Piece, Pieces, Task, registered
+from gatecli.exporting.registry import Format, Logits, Piece, Pieces, Task, titles
 from gatecli.exporting.split import standalone
 from gatecli.exporting.split.cut import pieces
 from gatecli.exporting.split.names import piece_files, runner_file, split_files
@@ -42,7 +42,7 @@ if __name__ == "__main__":
 def check_split(format: Format, *, all_computed: bool, decisions: bool) -> None:
     """Raise ExportError where a format has no pieces, or an option says nothing about them."""
     if format.pieces is None:
-        able = ", ".join(f"{each.title} files" for each in registered() if each.pieces is not None)
+        able = titles("pieces", " files")
         raise ExportError(f"--split is for {able}: {format.name} has no pieces")
     for option, given in (("--all-computed", all_computed), ("--decisions", decisions)):
         if given:
