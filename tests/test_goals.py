@@ -18,16 +18,19 @@ import gatecli
 from gatecli import methods
 from gatecli.errors import SettingError
 from gatecli.training import TrainOptions
-from gatecli.training.goals import Price, goal_of
+from gatecli.training.goals import Price, TargetRate, goal_of
 from gatecli.training.trained import Trained
 
 
-def price(epochs: int = 20, **asked: float) -> Price:
+def goal_for(epochs: int = 20, **asked: Any) -> TargetRate:
     network = gatecli.attach(CASES["cifar-projection"].network(), "ind-perbatch").network
     method = methods.get("ind-perbatch")
-    goal = goal_of(
-        network, [Trained(method, method.about.settings())], TrainOptions(epochs=epochs, **asked)
-    )  # type: ignore[arg-type]
+    trained = [Trained(method, method.about.settings())]
+    return goal_of(network, trained, TrainOptions(epochs=epochs, **asked))
+
+
+def price(epochs: int = 20, **asked: float) -> Price:
+    goal = goal_for(epochs, **asked)
     assert isinstance(goal, Price)
     goal.begin(90.0)
     return goal
@@ -210,3 +213,26 @@ def test_bad_prices(here: Path) -> None:
     ):
         refused(f"finetune --data npz:data.npz {words}", expected)
     assert not Path("r20.ind-perbatch.tuned.safetensors").exists()
+
+
+def test_the_last_epoch_is_kept_where_asked_for() -> None:
+    goal = goal_for(keep="last")
+    row = {"epoch": 1, "val_top1": 90.0, "achieved": {"ind-perbatch": 0.0}}
+    assert goal.rank(row) is None
+    assert goal.chosen(None) == f"last: epoch {goal.options.epochs}, as asked"
+
+
+def test_a_much_better_last_epoch_is_said() -> None:
+    goal = goal_for()
+    best = {"val_top1": 12.0}
+    said = goal.passed_over(best, {"val_top1": 17.0, "achieved_rate": 0.37})
+    assert "17.00 % on val at rate 0.37" in said
+    assert goal.passed_over(best, {"val_top1": 16.9, "achieved_rate": 0.37}) == ""
+    assert goal.passed_over(None, {"val_top1": 90.0, "achieved_rate": 0.37}) == ""
+
+
+def test_the_last_epoch_does_not_go_with_a_price() -> None:
+    with pytest.raises(SettingError, match="--keep last"):
+        TrainOptions(keep="last", max_drop=1)
+    with pytest.raises(SettingError, match="--keep to be one of best, last"):
+        TrainOptions(keep="first")

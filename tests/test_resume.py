@@ -570,7 +570,7 @@ def test_equal_options_are_accepted(stopped: list[str], straight: Straight) -> N
 
 def test_options_that_came_later_are_what_they_were(stopped: list[str], straight: Straight) -> None:
     """A state of before has no word of them: it goes on as it did, and in no other way."""
-    later = ("bn_batch_size", "bn_gates")
+    later = ("bn_batch_size", "bn_gates", "keep")
     about(lambda said: [said["options"].pop(name) for name in later])
     refused("finetune --resume --bn-gates decided", "--bn-gates was sampled, not decided")
     refused("finetune --resume --bn-batch-size 9", "--bn-batch-size was None, not 9")

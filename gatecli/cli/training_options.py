@@ -62,6 +62,15 @@ class Training:
         str,
         typer.Option(help="Gates in these batches: sampled, or decided as evaluation does."),
     ] = "sampled"
+    keep: Annotated[
+        str,
+        typer.Option(
+            help=(
+                "Epoch to end with: the best on val among those that came down to the target rate,"
+                " or the last."
+            )
+        ),
+    ] = "best"
     save_every: Annotated[float, typer.Option(help="Seconds between saved states.")] = 60.0
     max_drop: Annotated[
         Optional[float],

@@ -119,7 +119,7 @@ def _finish(loop: Course, baseline: float) -> Finetuned:
         loop.run.save_last(last)
     best = position.best_row()
     network.load_state_dict(last if best is None else loop.best_tensors)
-    chosen = loop.goal.chosen(best)
+    chosen = loop.goal.chosen(best) + loop.goal.passed_over(best, position.history[-1])
     target = loop.goal.reported(best or position.history[-1])
     network.eval()
     batchnorm, scores = loop.finish()

@@ -22,6 +22,7 @@ from gatecli.training.trained import Trained
 __all__ = ["NoRate", "Price", "Row", "TargetRate", "goal_of"]
 
 RATE_SLACK = 0.02  # an epoch may be the best if its achieved rate is at most the target plus this
+MUCH = 5.0  # points of val top-1 that are worth a word
 SLACK_TEXT = f"{RATE_SLACK:.2f}".removeprefix("0")
 Row = Mapping[str, Any]  # an epoch's figures: val_top1, achieved_rate, macs_expected, target_rate
 
@@ -87,6 +88,8 @@ class TargetRate:
 
     def rank(self, row: Row) -> tuple[float, ...] | None:
         """What the best epoch has the highest of; None where an epoch cannot be the best."""
+        if self.options.keep == "last":
+            return None
         return (row["val_top1"],) if self.meets(row) else None
 
     def learn(self, row: Row) -> None:
@@ -94,11 +97,26 @@ class TargetRate:
 
     def chosen(self, best: Row | None) -> str:
         """Which epoch was taken, and why."""
+        if self.options.keep == "last":
+            return f"last: epoch {self.options.epochs}, as asked"
         if best is None:
             bounds = self._bounds("came up to", "came down to")
             return f"last: epoch {self.options.epochs}, as no epoch's rate {bounds}"
         bounds = self._bounds("is at least", "is at most")
         return f"best: epoch {best['epoch']}, the highest val top-1 among those whose rate {bounds}"
+
+    def passed_over(self, best: Row | None, last: Row) -> str:
+        """What to say where the last epoch is much more accurate than the one that is kept.
+
+        The first epochs can be within the target while nothing has been learnt yet.
+        """
+        if best is None or last["val_top1"] < best["val_top1"] + MUCH:
+            return ""
+        return (
+            f"; the last epoch has {last['val_top1']:.2f} % on val at rate"
+            f" {last['achieved_rate']:.2f}: --keep last takes it, and with a higher --set"
+            " loss_weight it comes nearer to the target"
+        )
 
     def _bounds(self, up: str, down: str) -> str:
         return " and ".join(self._bound(each, up, down) for each in self.aiming)
@@ -186,6 +204,9 @@ class Price(TargetRate):
 
     def _accurate(self, row: Row) -> bool:
         return self.floor is None or bool(row["val_top1"] >= self.floor)
+
+    def passed_over(self, best: Row | None, last: Row) -> str:
+        return ""  # the price says which epoch is the best
 
     def rank(self, row: Row) -> tuple[float, ...]:
         """Those that meet the price first, else the nearest to it.

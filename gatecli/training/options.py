@@ -33,11 +33,13 @@ RANGES = {
     "temperature": (0.01, 1e6),
 }
 BN_GATES = ("sampled", "decided")
+KEEPS = ("best", "last")
 CHOICES = {
     "schedule": LEARNING_RATES,
     "precision": PRECISIONS,
     "augment": AUGMENTS,
     "bn_gates": BN_GATES,
+    "keep": KEEPS,
 }
 
 
@@ -66,6 +68,8 @@ class TrainOptions:
         bn_batch_size: Images in each of these; None: as in training. The paper's are large.
         bn_gates: How gates decide then, one of BN_GATES: sampled, as in training (the paper's way),
             or as evaluation decides them.
+        keep: Which epoch's state to end with, one of KEEPS: the best on val of those that came down
+            to the rate that is aimed at, or the last whatever its rate.
         save_every: Seconds between saved states.
         max_drop: Points of val top-1 below the baseline; takes the target rate's place, see
             gatecli.training.goals.
@@ -97,6 +101,7 @@ class TrainOptions:
     bn_batches: int = 200
     bn_batch_size: int | None = None
     bn_gates: str = "sampled"
+    keep: str = "best"
     save_every: float = 60.0
     max_drop: float | None = None
     max_gmacs: float | None = None
@@ -141,6 +146,12 @@ class TrainOptions:
         if self.warmup > self.epochs:
             raise SettingError(
                 f"expected --warmup to be at most the {self.epochs} epochs, but got {self.warmup:g}"
+            )
+        limits = (self.max_drop, self.max_gmacs, self.max_ms)
+        if self.keep == "last" and any(limit is not None for limit in limits):
+            raise SettingError(
+                "expected --keep last to go with a target rate, but got a price to come down to,"
+                " which says itself which epoch is kept: leave one out"
             )
         if self.nesterov and self.momentum == 0:
             raise SettingError(

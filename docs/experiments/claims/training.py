@@ -6,8 +6,9 @@ training). What depends on a run's length by default is said. With nothing attac
 control: as many epochs of the same batches. With `start` (`epochs` and `train`) the
 network is trained so by itself before anything is attached, once for all runs of a seed; `gater`
 (`arch`, `epochs`, `train`) is the trained network that the first method attached starts from. The
-control keeps the epoch that is best on val, as finetune does where a rate is aimed at, or with
-`keep` ("last") the last one, as it does elsewhere.
+control keeps the epoch that is best on val, or the last one with the option `keep`, as finetune
+does. What is compared is the last epoch, as in the papers: an early one can have come down to the
+target rate before anything is learnt.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ OTHER = 100  # so much higher is the seed of a network that must not be the one 
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A network in the state of its best epoch on val, and how it learnt.
+    """A network in the state of the epoch that is kept, and how it learnt.
 
     Attributes:
         network: In evaluation mode.
@@ -96,7 +97,7 @@ class Run:
         network = self.attached()
         problem = problem or self.problem
         if not self.settings.get("attach"):
-            return plain(network, problem, options, keep=self.settings.get("keep", "best"))
+            return plain(network, problem, options)
         tuned = gatecli.finetune(network, problem.data, options)
         return Trained(network=tuned.network.eval(), history=tuned.history)
 
@@ -146,7 +147,7 @@ def in_epochs(how: Mapping[str, Any], epochs: int) -> dict[str, Any]:
     return {**how, "milestones": within or None}
 
 
-def plain(network: Network, problem: Problem, options: TrainOptions, keep: str) -> Trained:
+def plain(network: Network, problem: Problem, options: TrainOptions) -> Trained:
     """Train a network without gates, as finetune trains one with gates: the control."""
     examples = Examples(network, problem.data, options)
     optimizer = torch.optim.SGD(
@@ -160,7 +161,8 @@ def plain(network: Network, problem: Problem, options: TrainOptions, keep: str) 
     for epoch in range(options.epochs):
         right = _epoch(network, examples, optimizer, options, epoch)
         val = score(network, examples.in_order("val")).top1
-        if keep == "last" or not history or val > max(row["val_top1"] for row in history):
+        is_last = options.keep == "last"
+        if is_last or not history or val > max(row["val_top1"] for row in history):
             best = {name: each.clone() for name, each in network.state_dict().items()}
         history.append({"train_top1": right, "val_top1": val})
     network.load_state_dict(best)

@@ -57,7 +57,7 @@ VARIANTS = (
     Variant(
         name=PLAIN,
         epochs=EPOCHS,
-        settings={"arch": ARCH, "train": {**TRAIN, **STEPS}, "keep": "last"},
+        settings={"arch": ARCH, "train": {**TRAIN, **STEPS, "keep": "last"}},
     ),
     *(
         variant(f"{gate}, T = {target}", gate=gate, target=target)

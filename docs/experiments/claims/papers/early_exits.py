@@ -15,7 +15,14 @@ from gatecli.stages.evaluate import Evaluation
 __all__ = ["PAPER"]
 
 EPOCHS = 60
-TRAIN = {"lr": 0.1, "batch_size": 64, "weight_decay": 5e-4, "schedule": "step", "bn_batches": 46}
+TRAIN = {
+    "lr": 0.1,
+    "batch_size": 64,
+    "weight_decay": 5e-4,
+    "schedule": "step",
+    "bn_batches": 46,
+    "keep": "last",
+}
 EXITS = {
     "method": "early-exit",
     "width": 16,

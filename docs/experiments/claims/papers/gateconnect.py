@@ -45,7 +45,7 @@ VARIANTS = (
     Variant(
         name=PLAIN,
         epochs=EPOCHS,
-        settings={"arch": ARCH, "train": {**TRAIN, "milestones": [0.74, 0.87]}, "keep": "last"},
+        settings={"arch": ARCH, "train": {**TRAIN, "milestones": [0.74, 0.87], "keep": "last"}},
     ),
     variant("full, K = 8", 8),
     variant("learned, K = 4", 4),

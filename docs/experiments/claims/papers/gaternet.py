@@ -16,7 +16,7 @@ __all__ = ["PAPER"]
 EPOCHS = 60
 ALONE = {"lr": 0.1, "batch_size": 64, "weight_decay": 5e-4, "schedule": "step"}
 START = {"epochs": 60, "train": ALONE}
-TRAIN = {**ALONE, "lr": 0.05}
+TRAIN = {**ALONE, "lr": 0.05, "keep": "last"}
 # Statistics are those of the network that evaluation runs: gates on in training are drawn.
 JOINT = {**TRAIN, "bn_batches": 46, "bn_gates": "decided"}
 NETWORKS = {"ResNet-20": "cifar:resnet20", "ResNet-56": "cifar:resnet56"}
@@ -71,7 +71,6 @@ def control(network: str, kind: str) -> Variant:
         "arch": NETWORKS[network],
         "start": START,
         "train": TRAIN,
-        "keep": "last",
     }
     if kind in BASELINES:
         named = {"name": NETWORKS[network], "baseline": BASELINES[kind]}
