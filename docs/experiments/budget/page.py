@@ -6,16 +6,17 @@ import statistics
 from collections.abc import Iterable, Sequence
 
 from claims.claim import Paper, Results
+from claims.differences import numbers
 from claims.results import Line, figures_of, lines_of
 
 from budget.cost import GOALS, RUNTIME
-from budget.parts import CUT, LRS, PARTS, SHARES, SOURCE, TUNING, Way, ways_of
+from budget.parts import CUT, LRS, PARTS, SHARES, SOURCE, TUNING, Way, point_of, ways_of
 from budget.results import Outcome, compared, outcome
 
 __all__ = ["page"]
 
 SEEDS = 3
-SLACK = 0.01  # of the source's cost: what takes more than this above its budget has not met it
+SLACK = {"macs": 0.01, "ms": 0.05}  # of the source's cost: more above its budget does not meet it
 WORDS = {"shown": "ahead", "a tie": "a tie", "contradicted": "behind", "not shown": "not decided"}
 GOAL = {"macs": "MACs", "ms": "milliseconds"}
 FIGURES = {"macs": "macs_share", "ms": "ms_share"}
@@ -34,8 +35,7 @@ scratch has the source's epochs and these in one. Learning rates are {LRS[0]:g},
 {LRS[2]:g} for every way, in both phases; val chooses for each way and share, at the first seed. \
 Top-1 is on images that nothing was trained on and nothing chosen by.
 
-The problem: ten letters and digits that look alike ({{classes}}), {{size}}x{{size}} pixels, \
-{{train}} images to train on, {{test}} to report on.
+{{problem}}
 
 MACs are counted in a run of the finished network by `tests/counting.py`, milliseconds are those \
 of the fastest of a hundred calls with one image in {RUNTIME}, in turns with the source; both are \
@@ -45,9 +45,12 @@ The rule. Differences are known for each seed and for each of 20 parts of the te
 gives a standard error. A way is **ahead** where the mean difference is at least two standard \
 errors above 0 and no seed says the contrary, **behind** where the same holds of the opposite, \
 **a tie** where mean and two standard errors are within a point, and else it is **not decided**. A \
-way that takes more than a hundredth above its budget is not compared. Torch-Pruning and what is \
+way that takes more than its budget (by over .01 of the source's MACs, or .05 of its milliseconds, \
+which the clock does not tell apart) is not compared. Torch-Pruning and what is \
 ours stand for what val chooses among their rows.
 """
+PROBLEM = """The problem: ten letters and digits that look alike ({classes}), {size}x{size} \
+pixels, {train} images to train on, {test} to report on."""
 
 
 def page(
@@ -60,26 +63,26 @@ def page(
         chosen: The networks to show.
         epochs: Of all runs, where it is a try.
     """
-    about = lines[-1]["problem"] if lines else dict.fromkeys(("classes", "size", "train", "test"))
-    sections = [HEAD.format(**about)]
+    problem = PROBLEM.format(**lines[-1]["problem"]) if lines else "Nothing has been run yet."
+    sections = [HEAD.format(problem=problem)]
     for part in chosen:
         results = figures_of(lines_of(part, lines, epochs))
         sections.append(f"## {part.title}\n")
         for goal in GOALS:
             ways = [way for way in ways_of(part.name) if way.goal == goal]
             sections.append(f"### A share of the {GOAL[goal]}\n")
-            sections.append(_table(ways, results, goal))
-            sections.append(_verdicts(ways, results, goal))
+            sections.append(_table(ways, results))
+            sections.append(_verdicts(ways, results))
     return "\n".join(sections)
 
 
-def _table(ways: Sequence[Way], results: Results, goal: str) -> str:
+def _table(ways: Sequence[Way], results: Results) -> str:
     heads = ["", "seeds"]
     for share in SHARES:
         heads += [f"top-1 at {share:g}", "lr", "MACs", "ms"]
     rows = [heads, ["---"] * len(heads), _source_row(results)]
     for way in ways:
-        found = [outcome(results, f"{way.label}, {share:g} of {goal}") for share in SHARES]
+        found = [outcome(results, point_of(way, share)) for share in SHARES]
         seeds = min(len(each.runs) for each in found)
         cells = [way.label, f"{seeds} of {SEEDS}" if seeds < SEEDS else str(seeds)]
         for each in found:
@@ -107,7 +110,7 @@ def _cells(found: Outcome) -> list[str]:
     return [text, rate, *(f"{found.mean(name):.3f}" for name in FIGURES.values())]
 
 
-def _verdicts(ways: Sequence[Way], results: Results, goal: str) -> str:
+def _verdicts(ways: Sequence[Way], results: Results) -> str:
     """A sentence for each share and rival: ahead, a tie, behind."""
     said = []
     rivals = {"Torch-Pruning": "torch-pruning", "a narrower network from scratch": "scratch"}
@@ -126,14 +129,15 @@ def _best(ways: Sequence[Way], results: Results, share: float) -> Named | None:
     """The way that val chooses, at the first seed that it has, of those within the budget."""
     found = []
     for way in ways:
-        each = outcome(results, f"{way.label}, {share:g} of {way.goal}")
-        if each.runs and each.mean(FIGURES[way.goal]) <= share + SLACK:
+        each = outcome(results, point_of(way, share))
+        if each.runs and each.mean(FIGURES[way.goal]) <= share + SLACK[way.goal]:
             found.append((way.label, each))
     return max(found, key=_on_val) if found else None
 
 
 def _on_val(named: Named) -> float:
-    return named[1].of("val_top1")[0]
+    runs = named[1].runs
+    return numbers(runs[min(runs)], "val_top1")[0]
 
 
 def _sentence(ours: Named | None, theirs: Named | None) -> str:

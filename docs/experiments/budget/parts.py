@@ -11,7 +11,7 @@ from claims.claim import Paper, Variant
 from budget.ways import make
 from gatecli.errors import SettingError
 
-__all__ = ["LRS", "PARTS", "SHARES", "SOURCE", "Way", "name_of", "parts", "ways_of"]
+__all__ = ["LRS", "PARTS", "SHARES", "SOURCE", "Way", "parts", "point_of", "ways_of"]
 
 SHARES = (0.5, 0.35)
 LRS = (0.1, 0.03, 0.01)  # the same for every way; val says which
@@ -140,9 +140,9 @@ def ways_of(part: str) -> Sequence[Way]:
     return SUBJECTS[part].ways
 
 
-def name_of(way: Way, share: float, lr: float) -> str:
-    """A run's name, but for its seed."""
-    return f"{way.label}, {share:g} of {way.goal}, lr {lr:g}"
+def point_of(way: Way, share: float) -> str:
+    """What a way's runs at a share are called, but for the learning rate."""
+    return f"{way.label}, {share:g} of {way.goal}"
 
 
 def _settings(subject: Subject, lr: float, **more: Any) -> dict[str, Any]:
@@ -162,7 +162,7 @@ def _part(name: str, subject: Subject) -> Paper:
             for lr in LRS:
                 own = {**way.settings, "goal": way.goal, "share": share}
                 settings = _settings(subject, lr, **own)
-                named = name_of(way, share, lr)
+                named = f"{point_of(way, share)}, lr {lr:g}"
                 variants.append(Variant(name=named, epochs=epochs, settings=settings))
     return Paper(name=name, title=subject.title, variants=variants, claims=(), make=make)
 
