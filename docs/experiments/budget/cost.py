@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from counting import counted
@@ -40,10 +41,19 @@ class Budget:
     def share_of(self, model: nn.Module) -> float:
         """What a network costs, as a share of the source."""
         if self.goal == "macs":
-            size = self.source.input.size
-            return macs_of(model, size) / macs_of(self.source, size)
-        timed = milliseconds_of([self.source, network_like(self.source, model)])
-        return timed[1] / timed[0]
+            return macs_of(model, self.source.input.size) / self.whole_macs
+        whole, part = fastest([self.whole, ready(network_like(self.source, model))])
+        return part / whole
+
+    @cached_property
+    def whole_macs(self) -> int:
+        """The source's multiply-accumulates."""
+        return macs_of(self.source, self.source.input.size)
+
+    @cached_property
+    def whole(self) -> Timed:
+        """The source, ready to be timed."""
+        return ready(self.source)
 
 
 def macs_of(model: nn.Module, size: tuple[int, int]) -> int:
@@ -57,12 +67,18 @@ def macs_of(model: nn.Module, size: tuple[int, int]) -> int:
 
 def milliseconds_of(networks: Sequence[Network]) -> list[float]:
     """The fastest call of each with one image, in RUNTIME; they take turns."""
-    images = random_images(networks[0], IMAGES)
-    everyone = []
-    for network in networks:
-        order = Order(model=network.copy().eval(), recipe=network.recipe)
-        prepared = registry.get(RUNTIME).prepare(order)
-        everyone.append(Timed(prepared=prepared, images=images, rates={}))
+    return fastest([ready(network) for network in networks])
+
+
+def ready(network: Network) -> Timed:
+    """A network in RUNTIME."""
+    order = Order(model=network.copy().eval(), recipe=network.recipe)
+    prepared = registry.get(RUNTIME).prepare(order)
+    return Timed(prepared=prepared, images=random_images(network, IMAGES), rates={})
+
+
+def fastest(everyone: Sequence[Timed]) -> list[float]:
+    """Milliseconds of the fastest call of each."""
     return [min(each) for each in interleaved(everyone, 1, REPEATS, lambda: None)]
 
 

@@ -30,6 +30,7 @@ __all__ = ["IMPORTANCES", "is_installed", "pruned_outside"]
 
 IMPORTANCES = ("magnitude", "taylor")
 STEPS = 200  # from all channels to none; a cut of half takes some 60 of them
+AT_ONCE = {"macs": 1, "ms": 8}  # before the cost is looked at again: an export takes seconds
 MOST = 0.9  # of a layer's channels that may go
 BATCHES = 4  # whose gradients Taylor's importance looks at, at each step
 
@@ -47,10 +48,11 @@ def pruned_outside(run: Run, budget: Budget, options: TrainOptions) -> Network:
     for epoch in range(options.epochs):
         limit = 1 - (1 - budget.share) * (epoch + 1) / options.epochs
         while budget.share_of(model) > limit and pruner.current_step < STEPS:
-            if run.settings["importance"] == "taylor":
-                _gradients(model, examples, epoch)
-            pruner.step()
-            _tell(model)
+            for _ in range(AT_ONCE[budget.goal]):
+                if run.settings["importance"] == "taylor":
+                    _gradients(model, examples, epoch)
+                pruner.step()
+                _tell(model)
         model.zero_grad()
         one_epoch(model, examples, _optimizer(model, options), options, epoch)
     return network_like(budget.source, model)

@@ -33,13 +33,12 @@ def make(run: Run) -> dict[str, Any]:
     source = run.source()
     budget = Budget(goal=run.settings["goal"], share=run.settings["share"], source=source)
     trained = WAYS[run.settings["way"]](run, budget)
-    size = source.input.size
-    macs = macs_of(trained.network, size)
+    macs = macs_of(trained.network, source.input.size)
     whole_ms, ms = milliseconds_of([source, trained.network])
     return {
         **simple(trained, run.problem),
         "macs": macs,
-        "macs_share": macs / macs_of(source, size),
+        "macs_share": macs / budget.whole_macs,
         "ms": ms,
         "ms_share": ms / whole_ms,
     }
@@ -84,7 +83,7 @@ def by_gates(run: Run, budget: Budget) -> Trained:
     cut, rest = _phases(run)
     network = run.attached()
     if budget.goal == "macs":
-        limit = {"max_gmacs": budget.share * macs_of(budget.source, network.input.size) / 1e9}
+        limit = {"max_gmacs": budget.share * budget.whole_macs / 1e9}
     else:
         network, table = price(network, How(runtime=RUNTIME))
         limit = {"max_ms": budget.share * table.all_on_ms}
