@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 FLOOR := .venv-floor
 PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test test-floor check bench gpu campaign claims
+.PHONY: demo test test-floor check bench gpu campaign claims budget
 
 demo: $(VENV)/.demo
 	$(BIN)/gatecli demo
@@ -57,3 +57,7 @@ DATA ?= glyphs36.npz
 SEEDS ?= 0 1 2
 claims: $(VENV)/.test
 	PYTHONPATH=docs/experiments $(BIN)/python -m claims --data $(DATA) --paper $(PAPER) --seeds $(SEEDS) $(MORE)
+
+# One budget met in several ways, and docs/budget.md: make budget DATA=glyphs36.npz PART=resnet20 SEEDS="0 1 2" MORE=--quick, as above
+budget: $(VENV)/.bench
+	PYTHONPATH=docs/experiments:tests $(BIN)/python -m budget --data $(DATA) --part $(PART) --seeds $(SEEDS) $(MORE)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 import gatecli
@@ -32,7 +33,7 @@ from gatecli.stages.predict import score
 from gatecli.training.examples import Examples
 from gatecli.training.options import TrainOptions
 
-__all__ = ["Run", "Trained", "in_epochs", "plain"]
+__all__ = ["Run", "Trained", "in_epochs", "one_epoch", "plain"]
 
 OTHER = 100  # so much higher is the seed of a network that must not be the one that it helps
 
@@ -159,7 +160,7 @@ def plain(network: Network, problem: Problem, options: TrainOptions) -> Trained:
     history: list[dict[str, float]] = []
     best: dict[str, Any] = {}
     for epoch in range(options.epochs):
-        right = _epoch(network, examples, optimizer, options, epoch)
+        right = one_epoch(network, examples, optimizer, options, epoch)
         val = score(network, examples.in_order("val")).top1
         is_last = options.keep == "last"
         if is_last or not history or val > max(row["val_top1"] for row in history):
@@ -169,8 +170,8 @@ def plain(network: Network, problem: Problem, options: TrainOptions) -> Trained:
     return Trained(network=network.eval(), history=history)
 
 
-def _epoch(
-    network: Network,
+def one_epoch(
+    network: nn.Module,
     examples: Examples,
     optimizer: torch.optim.Optimizer,
     options: TrainOptions,

@@ -1,0 +1,80 @@
+"""The three networks at any width: `--arch budget.networks:NAME --arch-arg width=0.7`.
+
+At width 1 `resnet20` is cifar:resnet20. The others are the papers' networks for images of 16x16:
+fewer strides, fewer and narrower layers.
+"""
+
+from __future__ import annotations
+
+from baselines import WIDTHS, ResNet
+from torch import Tensor, nn
+from torchvision.models import VisionTransformer
+from torchvision.models.mobilenetv2 import InvertedResidual
+from torchvision.ops import Conv2dNormActivation
+
+__all__ = ["mobilenet", "resnet20", "vit"]
+
+STEM = 16
+HEAD = 192
+# expansion, channels, blocks and the first one's stride, as in MobileNetV2's table 2
+INVERTED = ((1, 16, 1, 1), (4, 24, 2, 2), (4, 32, 3, 2), (4, 64, 3, 1))
+PATCH, HEADS, LAYERS = 4, 4, 6
+DIM, HIDDEN = 64, 192
+
+
+def resnet20(width: float = 1.0, num_classes: int = 10) -> nn.Module:
+    """A CIFAR ResNet-20 with every layer narrower by the same share."""
+    return ResNet(20, [scaled(each, width) for each in WIDTHS], num_classes, se=False)
+
+
+def mobilenet(width: float = 1.0, num_classes: int = 10) -> nn.Module:
+    """A MobileNetV2 of nine inverted residuals that halves its maps twice."""
+    return MobileNet(width, num_classes)
+
+
+def vit(width: float = 1.0, num_classes: int = 10) -> VisionTransformer:
+    """torchvision's vision transformer: six layers of four heads, 16 patches of 4x4 pixels."""
+    return VisionTransformer(
+        image_size=16,
+        patch_size=PATCH,
+        num_layers=LAYERS,
+        num_heads=HEADS,
+        hidden_dim=HEADS * scaled(DIM // HEADS, width),
+        mlp_dim=scaled(HIDDEN, width),
+        num_classes=num_classes,
+    )
+
+
+def scaled(count: int, width: float) -> int:
+    """So many units at a width."""
+    return max(1, round(count * width))
+
+
+class MobileNet(nn.Module):
+    """MobileNetV2 from torchvision's own blocks, which its class builds for 224x224 alone.
+
+    Shape: (N, 3, H, W) -> (N, num_classes).
+    """
+
+    def __init__(self, width: float, num_classes: int) -> None:
+        super().__init__()
+        channels = scaled(STEM, width)
+        layers: list[nn.Module] = [_convolution(3, channels, 3)]
+        for expansion, count, blocks, stride in INVERTED:
+            for number in range(blocks):
+                first = stride if number == 0 else 1
+                layers.append(InvertedResidual(channels, scaled(count, width), first, expansion))
+                channels = scaled(count, width)
+        layers.append(_convolution(channels, scaled(HEAD, width), 1))
+        self.features = nn.Sequential(*layers)
+        self.classifier = nn.Linear(scaled(HEAD, width), num_classes)
+        for part in self.modules():
+            if isinstance(part, nn.Conv2d):
+                nn.init.kaiming_normal_(part.weight, mode="fan_out")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.features(x).mean((2, 3)))
+
+
+def _convolution(channels: int, out: int, kernel: int) -> nn.Module:
+    return Conv2dNormActivation(channels, out, kernel, activation_layer=nn.ReLU6)

@@ -1,0 +1,123 @@
+"""The ways of meeting a budget: each makes a small network, with the same epochs on the same data.
+
+A run's settings say `way`, one of WAYS; the source (`arch`, `arch_args`, `start`); what is left of
+its cost (`goal`, `share`); `train`; and `cut_epochs`, in which the network is cut while it learns:
+gates close, or channels go. The rest of the epochs trains what is left, alike for all. A network
+from scratch has the source's epochs and these in one, which are the run's `epochs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
+from typing import Any
+
+from claims.measures import simple
+from claims.training import Run, Trained, plain
+
+import gatecli
+from budget.cost import RUNTIME, Budget, macs_of, milliseconds_of
+from budget.outside import is_installed, pruned_outside
+from gatecli import methods
+from gatecli.architectures.build import build
+from gatecli.kinds import registry as kinds
+from gatecli.runtimes import registry as runtimes
+from gatecli.stages.price import How, price
+from gatecli.training.options import TrainOptions
+
+__all__ = ["WAYS", "lacking", "make"]
+
+
+def make(run: Run) -> dict[str, Any]:
+    """Make a small network in the run's way, and measure it."""
+    source = run.source()
+    budget = Budget(goal=run.settings["goal"], share=run.settings["share"], source=source)
+    trained = WAYS[run.settings["way"]](run, budget)
+    macs = macs_of(trained.network, source.input.size)
+    whole_ms, ms = milliseconds_of([source, trained.network])
+    return {
+        **simple(trained, run.problem),
+        "macs": macs,
+        "macs_share": macs / budget.whole_macs,
+        "ms": ms,
+        "ms_share": ms / whole_ms,
+    }
+
+
+def lacking(settings: Mapping[str, Any]) -> str:
+    """What a run needs that is not there, for people; empty: nothing."""
+    if settings["way"] == "torch-pruning" and not is_installed():
+        return "needs torch-pruning (pip install 'torch-pruning>=1.6')"
+    for each in settings.get("attach", []):
+        for kind in each["kinds"]:
+            if kind not in kinds.names():
+                return f"needs sites of kind `{kind}`"
+        known = {field.name for field in fields(methods.get(each["method"]).about.settings)}
+        for name in each.keys() - known - {"method", "kinds"}:
+            return f"needs a setting `{name}` of {each['method']}"
+    missing = runtimes.get(RUNTIME).missing()
+    return f"needs {RUNTIME}: {missing}" if missing else ""
+
+
+def as_it_is(run: Run, budget: Budget) -> Trained:
+    """The source itself, trained for as many epochs more as the others."""
+    return plain(budget.source, run.problem, _options(run, sum(_phases(run))), keep="best")
+
+
+def from_scratch(run: Run, budget: Budget) -> Trained:
+    """A narrower network of the same price, from random weights, for all epochs in one."""
+    args = {"width": _widest(run, budget)}
+    network = run.problem.network(run.settings["narrow"], run.seed, args)
+    return plain(network, run.problem, _options(run, run.epochs), keep="best")
+
+
+def by_channels(run: Run, budget: Budget) -> Trained:
+    """The source with channels removed by Torch-Pruning."""
+    cut, rest = _phases(run)
+    network = pruned_outside(run, budget, _options(run, cut))
+    return plain(network, run.problem, _options(run, rest), keep="best")
+
+
+def by_gates(run: Run, budget: Budget) -> Trained:
+    """The source with gates that learn which of its units to close, and those units removed."""
+    cut, rest = _phases(run)
+    network = run.attached()
+    if budget.goal == "macs":
+        limit = {"max_gmacs": budget.share * budget.whole_macs / 1e9}
+    else:
+        network, table = price(network, How(runtime=RUNTIME))
+        limit = {"max_ms": budget.share * table.all_on_ms}
+    tuned = gatecli.finetune(network, run.problem.data, replace(_options(run, cut), **limit))
+    pruned = gatecli.prune(tuned.network).network
+    return plain(pruned, run.problem, _options(run, rest), keep="best")
+
+
+WAYS: dict[str, Callable[[Run, Budget], Trained]] = {
+    "source": as_it_is,
+    "scratch": from_scratch,
+    "torch-pruning": by_channels,
+    "gates": by_gates,
+}
+
+
+def _widest(run: Run, budget: Budget) -> float:
+    """The widest network within the budget, in hundredths of the source's width."""
+    args = {"num_classes": budget.source.num_classes}
+    low, high = 1, 100
+    while high - low > 1:
+        middle = (low + high) // 2
+        narrow = build(run.settings["narrow"], {**args, "width": middle / 100})
+        fits = budget.share_of(narrow) <= budget.share
+        low, high = (middle, high) if fits else (low, middle)
+    return low / 100
+
+
+def _phases(run: Run) -> tuple[int, int]:
+    """Epochs in which the source is cut, and those after it."""
+    tuning = max(2, run.epochs - run.settings["start"]["epochs"])
+    cut = min(run.settings["cut_epochs"], tuning - 1)
+    return cut, tuning - cut
+
+
+def _options(run: Run, epochs: int) -> TrainOptions:
+    return TrainOptions(epochs=epochs, seed=run.seed, **run.settings["train"])
