@@ -283,8 +283,10 @@ def test_a_branch_stays_in_its_layout(tmp_path: Path) -> None:
             and len(branch.output) == 2
             and any(node.op_type == "GlobalAveragePool" for node in run.node)
         )
-    reduced = [node for node in model.graph.node if node.op_type.startswith("Reduce")]
+    everything = [node for graph in walk(model.graph) for node in graph.node]
+    reduced = [node for node in everything if node.op_type.startswith("Reduce")]
     assert len(reduced) == 1  # of what comes before the first gate
+    assert not any(node.op_type == "Mul" for node in everything)  # the gates' products do that
 
 
 def test_a_closed_branch_is_not_run(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from gatecli.exporting.onnx.run import logits_of
 from gatecli.network import Network
 from gatecli.runtimes import machine
 from gatecli.stages import for_processor as stage
+from gatecli.stages import pairs
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -131,7 +132,7 @@ def timed(portable: float, own: float) -> Callable[..., float]:
 
 
 def test_the_file_says_what_it_is_for(here: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "milliseconds", timed(3.0, 2.0))
+    monkeypatch.setattr(pairs, "milliseconds", timed(3.0, 2.0))
     done = call("export", here, "--for-this-processor")
     found = done["for_processor"]
     assert found["speedup"] == 1.5 and found["processor"] == machine.kind() and done["dynamic"]
@@ -146,7 +147,7 @@ def test_the_file_says_what_it_is_for(here: str, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_slower_file_is_not_written(here: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "milliseconds", timed(2.0, 3.0))
+    monkeypatch.setattr(pairs, "milliseconds", timed(2.0, 3.0))
     refused(["export", here, "--for-this-processor"], "takes 1.500 times as long", "not written")
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from commandline import call, refused, run, save_source
+from commandline import call, refused, run, save_npz, save_source
 from environment import environment
 from networks import CASES
 from PIL import Image
@@ -19,13 +20,17 @@ from test_export import close, gated, undecided
 from torch import Tensor
 
 import gatecli
+from gatecli import exporting
+from gatecli.data import batches, load_data
 from gatecli.errors import ExportError
 from gatecli.exporting.export import export
 from gatecli.exporting.split import write
 from gatecli.exporting.split.cut import pieces
+from gatecli.exporting.split.int8 import quantise_pieces
 from gatecli.exporting.split.run import open_split
 from gatecli.exporting.split.standalone import Pieces
 from gatecli.network import Network
+from gatecli.stages.fit import fit
 
 needs_openvino = pytest.mark.skipif(
     not importlib.util.find_spec("openvino"), reason="needs openvino"
@@ -136,8 +141,9 @@ def test_what_later_stages_need_goes_along(tmp_path: Path) -> None:
     assert done.max_difference <= 1e-4 and done.images > 0
 
 
-def test_the_runner_is_short_and_plain(tmp_path: Path) -> None:
-    export(gated("own", "dgate"), tmp_path / "net.split.json", images=images(4), split=True)
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_runner_is_short_and_plain(format: str, tmp_path: Path) -> None:
+    export(gated("own", "dgate"), tmp_path / "net.split.json", format, images=images(4), split=True)
     text = (tmp_path / "net_split.py").read_text(encoding="utf-8")
     assert len(text.splitlines()) < 100 and max(map(len, text.splitlines())) <= 100
     assert "torch" not in text and "import gatecli" not in text
@@ -277,3 +283,78 @@ def test_a_missing_package_is_named(here: Path, monkeypatch: pytest.MonkeyPatch)
     refused(asked, "pip install 'gatecli[openvino]'")
     (here / "a.xml").write_text("<net/>", encoding="utf-8")
     refused(["run", "a.xml", "one.png"], "pip install 'gatecli[openvino]'")
+
+
+# --- in eight bits ---
+
+
+def eight_bits(*more: object) -> dict[str, Any]:
+    command = ["export", "e.safetensors", "--split", "--int8", "--data", "npz:d.npz", *more]
+    return call(*command, "--val-images", 30)
+
+
+def test_stages_in_eight_bits(here: Path) -> None:
+    exits_file("e.safetensors")
+    save_npz(here / "d.npz")
+    done = eight_bits("--calibration-images", 64)
+    assert done["out"] == "e.int8.split.json" and done["stages"] == 3
+    assert all((here / file).is_file() for file in done["files"]) and len(done["files"]) == 5
+    call("export", "e.safetensors", "--split", "--data", "npz:d.npz")
+    both = [opened_as(name) for name in ("e_split", "e_int8_split")]
+    network = gatecli.load("e.safetensors")
+    data = fit(network, load_data("npz:d.npz"))
+    rows = torch.randperm(40, generator=torch.Generator().manual_seed(0))[:30].sort().values
+    walk = batches(data.splits["val"].take(rows), input=network.input, batch_size=30)
+    given, labels = next(iter(walk))
+    (full, left), (small, leaves) = (each(given.numpy()) for each in both)
+    found = done["int8"]
+    for side, logits in (("before", full), ("after", small)):
+        right = np.mean(logits.argmax(1) == labels.numpy())
+        assert found[side]["top1"] == pytest.approx(100 * right)
+    assert found["same_exit"] == pytest.approx(100 * np.mean(left == leaves))
+    assert found["kept"] == pytest.approx(100 * np.mean(full.argmax(1) == small.argmax(1)))
+    assert found["after"]["file_bytes"] < 0.6 * found["before"]["file_bytes"]
+    assert len(set(left.tolist())) > 1
+    alike = left == leaves
+    assert 0 < np.abs(full[alike] - small[alike]).max() < 0.2 * np.abs(full).max()
+    shown = call("run", "e.int8.split.json", "one.png", "--repeats", 1)
+    assert shown["precision"] == "int8" and shown["predictions"][0]["exit"] is not None
+
+
+def opened_as(name: str) -> Pieces:
+    """A runner in this folder, by its name."""
+    space: dict[str, Any] = {"__file__": str(Path(f"{name}.py").resolve()), "__name__": name}
+    exec(Path(f"{name}.py").read_text(encoding="utf-8"), space)
+    found: Pieces = space["load"](threads=1)
+    return found
+
+
+def test_ranges_are_measured_on_what_comes_to_a_stage(tmp_path: Path) -> None:
+    network, given = two_exits(), CASES["cifar-projection"].images(24, seed=7)
+    export(network, tmp_path / "net.split.json", images=given, split=True)
+    _, taken = whole(network, given)
+    seen: list[int] = []
+
+    def counted(source: Path, out: Path, feeds: Any) -> None:
+        seen.append(sum(len(values[0]) for values in feeds))
+        out.write_bytes(source.read_bytes())
+
+    format = exporting.get("onnx")
+    assert format.pieces is not None
+    way = replace(format.pieces(), quantise=counted)
+    format = replace(format, pieces=lambda: way)
+    copy = tmp_path / "copy" / "net.split.json"
+    copy.parent.mkdir()
+    quantise_pieces(tmp_path / "net.split.json", copy, format, lambda: given.split(5))
+    assert seen == [int((taken >= stage).sum()) for stage in range(3)]
+    leavers = given[taken == 0]
+    with pytest.raises(ExportError, match=r"none of \d+ images of train comes to stage 1"):
+        quantise_pieces(tmp_path / "net.split.json", copy, format, lambda: [leavers])
+
+
+def test_bad_requests_for_eight_bits(here: Path) -> None:
+    exits_file("e.safetensors")
+    command = ["export", "e.safetensors", "--split"]
+    refused([*command, "--int8", "--format", "openvino"], "--int8 is for ONNX files: openvino")
+    refused([*command, "--int8"], "expected a data set with --int8", "--data")
+    refused([*command, "--for-this-processor"], "networks in one file", "--split out")

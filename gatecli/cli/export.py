@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from gatecli.cli.options import Checkpoint, Data, Output, reads_checkpoints
 from gatecli.cli.parsing import check_between, remembered
 from gatecli.cli.session import Session
 from gatecli.cli.workspace import default_out
-from gatecli.errors import DataError, SettingError
+from gatecli.errors import DataError
 from gatecli.exporting import titles
 from gatecli.exporting.split.names import SUFFIX, split_files
 
@@ -92,17 +92,12 @@ def export(
     --force also exports exits that are not calibrated.
     """
     from gatecli.exporting.export import export as write
-    from gatecli.network.compare import random_images
 
-    check_between("images", images, 1, MOST_IMAGES)
-    eight_bit.check(exporting.get(format))
-    processor.check(exporting.get(format), int8=eight_bit.int8)
-    if split and (eight_bit.int8 or processor.for_this_processor):
-        raise SettingError(
-            "expected --split alone: --int8 and --for-this-processor are for networks in one file"
-        )
-    path = session.checkpoint(checkpoint)
     kind = exporting.get(format)
+    check_between("images", images, 1, MOST_IMAGES)
+    eight_bit.check(kind)
+    processor.check(kind, int8=eight_bit.int8, split=split)
+    path = session.checkpoint(checkpoint)
     name = eight_bit.suffix + processor.suffix + (SUFFIX if split else kind.suffix)
     target = _target(path, kind, output, name, split=split)
     network = session.open(path)
@@ -121,31 +116,70 @@ def export(
         uncalibrated=output.force,
         classes=given.classes,
     )
-    eight = None
-    laid_out = None
-    if eight_bit.int8:
-        asked = Asked(write=make, data=given.data, input=network.input, force=output.force)
-        result, eight = write_int8(session, eight_bit, asked, target)
-        tell_int8(session, target, eight)
-    elif processor.for_this_processor:
-        shown = random_images(network, 4).cpu() if given.images is None else given.images
-        result, laid_out = write_for_processor(session, make, target, shown)
-        _tell_agreement(session, result, real=given.real)
-        tell_processor(session, laid_out)
-    else:
-        result = make(target)
-        _tell_agreement(session, result, real=given.real)
-    _tell(session, result)
+    order = _Order(network=network, given=given, make=make, target=target, force=output.force)
+    written = _written(session, order, eight_bit, processor)
+    _tell(session, written.result)
     return {
         "checkpoint": str(path),
         "out": str(target),
         "arch": network.recipe.source.arch,
         "format": format,
-        **_facts(result),
-        "int8": eight,
-        "for_processor": laid_out,
+        **_facts(written.result),
+        "int8": written.int8,
+        "for_processor": written.for_processor,
         "real_images": given.real,
     }
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Order:
+    """What is to be written.
+
+    Attributes:
+        network: Of what.
+        given: What to compare on.
+        make: Writes the file as it is, in float32 and for any machine.
+        target: The first file.
+        force: Write it also where it is useless.
+    """
+
+    network: Network
+    given: _Given
+    make: Callable[[Path], Exported]
+    target: Path
+    force: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Written:
+    """What was written, and what it gains or costs against the file as it would be else."""
+
+    result: Exported
+    int8: dict[str, Any] | None = None
+    for_processor: dict[str, Any] | None = None
+
+
+def _written(
+    session: Session, order: _Order, eight_bit: EightBit, processor: Processor
+) -> _Written:
+    """Write the file in the form asked for, and say how good it is."""
+    from gatecli.network.compare import random_images
+
+    given, network, target = order.given, order.network, order.target
+    if eight_bit.int8:
+        asked = Asked(write=order.make, data=given.data, input=network.input, force=order.force)
+        result, facts = write_int8(session, eight_bit, asked, target)
+        tell_int8(session, result, facts)
+        return _Written(result=result, int8=facts)
+    if processor.for_this_processor:
+        shown = random_images(network, 4).cpu() if given.images is None else given.images
+        result, facts = write_for_processor(session, order.make, target, shown)
+        _tell_agreement(session, result, real=given.real)
+        tell_processor(session, facts)
+        return _Written(result=result, for_processor=facts)
+    result = order.make(target)
+    _tell_agreement(session, result, real=given.real)
+    return _Written(result=result)
 
 
 def _target(

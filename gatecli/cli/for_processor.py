@@ -40,11 +40,11 @@ class Processor:
         ),
     ] = False
 
-    def check(self, format: exporting.Format, *, int8: bool) -> None:
+    def check(self, format: exporting.Format, *, int8: bool, split: bool) -> None:
         """Check the option.
 
         Raises:
-            ExportError: The format has no such files, or --int8 is given too.
+            ExportError: The format has no such files, or --int8 or --split is given too.
         """
         if self.for_this_processor and format.lay_out is None:
             raise ExportError(
@@ -54,6 +54,10 @@ class Processor:
             raise ExportError(
                 "--int8 is for networks that decide nothing at run time, --for-this-processor for"
                 " those that do: leave one of them out"
+            )
+        if self.for_this_processor and split:
+            raise ExportError(
+                "--for-this-processor is for networks in one file: leave it or --split out"
             )
 
     @property

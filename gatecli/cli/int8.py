@@ -99,6 +99,7 @@ def write_int8(
         ExportError: There is no data set, the network decides at run time, or the file is useless.
     """
     from gatecli.stages.int8 import Samples, to_int8
+    from gatecli.stages.int8_split import pieces_to_int8
 
     if asked.data is None:
         raise ExportError(
@@ -114,16 +115,19 @@ def write_int8(
     )
     with tempfile.TemporaryDirectory() as folder:
         full = asked.write(Path(folder, target.name))
-        found = to_int8(
-            full, target, samples, accept_useless=asked.force, progress=Reporter(session)
-        )
+        make = to_int8 if full.stages is None else pieces_to_int8
+        found = make(full, target, samples, accept_useless=asked.force, progress=Reporter(session))
     written = replace(
-        full, out=target, files=[target], max_difference=found.max_difference, images=found.images
+        full,
+        out=target,
+        files=[target.with_name(file.name) for file in full.files],
+        max_difference=found.max_difference,
+        images=found.images,
     )
     return written, {**asdict(found), "speedup": found.speedup}
 
 
-def tell_int8(session: Session, target: Path, facts: dict[str, Any]) -> None:
+def tell_int8(session: Session, written: Exported, facts: dict[str, Any]) -> None:
     """Say what was written, and what it costs."""
     if not session.json_:
         rows = []
@@ -135,9 +139,12 @@ def tell_int8(session: Session, target: Path, facts: dict[str, Any]) -> None:
         columns = ("<file", "val top-1", "ms", "MB")
         table(session, "", columns, rows, f"{facts['images']} images of val; a call of one image")
     kept = facts["images"] * facts["kept"] / 100
+    files = ", ".join(map(str, written.files))
     session.say(
-        f"wrote {target}: {kept:.0f} of {facts['images']} images of val keep their class"
+        f"wrote {files}: {kept:.0f} of {facts['images']} images of val keep their class"
         f" ({percent(facts['kept'])}); ranges measured on {facts['calibration_images']} of train"
     )
+    if facts["same_exit"] is not None:
+        session.say(f"{percent(facts['same_exit'])} leave by the same exit as before")
     if facts["speedup"] < 1:
         session.say("note: it is no faster here than the float32 file")

@@ -59,9 +59,11 @@ def _write_pt2(task: Task) -> Logits:
 
 def _onnx_pieces() -> Pieces:
     from gatecli.exporting.onnx.one_file import refuse_other_files
-    from gatecli.exporting.onnx.pieces import open_piece, write_piece
+    from gatecli.exporting.onnx.pieces import open_piece, quantise_piece, write_piece
 
-    return Pieces(write=write_piece, open=open_piece, check=refuse_other_files)
+    return Pieces(
+        write=write_piece, open=open_piece, check=refuse_other_files, quantise=quantise_piece
+    )
 
 
 def _write_openvino(task: Task) -> Logits:

@@ -96,11 +96,14 @@ class Pieces:
             runtime alone.
         check: looks at a file before gatecli opens it. Raises ExportError where its package is
             missing, or it is none that gatecli writes.
+        quantise: writes an eight-bit copy of one stage, (file, copy, its values in batches); None:
+            it cannot. Raises ExportError.
     """
 
     write: Callable[[Piece, int, Sequence[Path]], None]
     open: Callable[[str, int], Any]
     check: Callable[[Path], None]
+    quantise: Callable[[Path, Path, Iterable[Sequence[Any]]], None] | None = None
 
 
 def _itself(out: Path) -> list[Path]:

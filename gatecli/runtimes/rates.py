@@ -16,7 +16,7 @@ from gatecli.gates.observe import record_gates
 from gatecli.network import Network
 from gatecli.network.costs import Rates, reach
 
-__all__ = ["at_rates", "varied_images"]
+__all__ = ["among_comers", "at_rates", "varied_images"]
 
 COARSE = 4  # cells a side of what varies most in an image
 
@@ -51,10 +51,14 @@ def at_rates(network: Network, rates: Rates, images: Tensor) -> Network:
         scores = _scores(twin, site, images)
         if scores is None or site not in rates:
             continue
-        here = max(reach(network, site, rates), 1e-9)
-        shares = [min(1.0, rate / here) for rate in rates[site]]
-        _part(gate, scores, shares)
+        _part(gate, scores, among_comers(network, site, rates))
     return twin
+
+
+def among_comers(network: Network, site: str, rates: Rates) -> list[float]:
+    """How often a site's units run for the images that come to it: rates are shares of all."""
+    come = max(reach(network, site, rates), 1e-9)
+    return [min(1.0, rate / come) for rate in rates[site]]
 
 
 def _scores(network: Network, site: str, images: Tensor) -> Tensor | None:

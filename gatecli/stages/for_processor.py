@@ -17,12 +17,11 @@ from gatecli.exporting.registry import Logits, get
 from gatecli.network.compare import relative_change
 from gatecli.progress import Progress, silent
 from gatecli.runtimes.machine import kind
-from gatecli.stages.clock import milliseconds
+from gatecli.stages.pairs import timed_pairs
 from gatecli.stages.profile import Latency, latency_of
 
 __all__ = ["ForProcessor", "for_processor"]
 
-WARM_UP = 3  # rounds
 REPEATS = 40  # timed rounds
 
 
@@ -71,7 +70,7 @@ def for_processor(
         format.lay_out(full.out, copy)
         runs = (format.logits(full.out), format.logits(copy))
         _check_same(runs, singles)
-        times = _timed(runs, singles, progress)
+        times = timed_pairs(runs, images, REPEATS, progress)
         speedup = statistics.median(before / after for before, after in times)
         if speedup < 1:
             raise ExportError(
@@ -91,19 +90,3 @@ def _check_same(runs: tuple[Logits, Logits], singles: Sequence[Tensor]) -> None:
             f"the logits of the file for this processor differ by {change:.1e} of the largest from"
             " the portable one's: nothing was written; export without --for-this-processor"
         )
-
-
-def _timed(
-    runs: tuple[Logits, Logits], singles: Sequence[Tensor], progress: Progress
-) -> list[tuple[float, float]]:
-    """Milliseconds of both files for the same image, one right after the other, by turns."""
-    found = []
-    with progress.task("timing", REPEATS) as task:
-        for repeat in range(-WARM_UP, REPEATS):
-            image = singles[repeat % len(singles)]
-            order = (0, 1) if repeat % 2 else (1, 0)
-            times = {which: milliseconds(runs[which], image) for which in order}
-            if repeat >= 0:
-                found.append((times[0], times[1]))
-                task.advance()
-    return found

@@ -18,16 +18,15 @@ from gatecli.checkpoint.atomic import replacing
 from gatecli.data import DataSet, Split, batches
 from gatecli.errors import ExportError
 from gatecli.exporting.export import Exported
-from gatecli.exporting.registry import Format, Logits, get
+from gatecli.exporting.registry import Logits, get
 from gatecli.network.compare import require_finite
 from gatecli.progress import Progress, silent
-from gatecli.runtimes.base import Prepared
 from gatecli.stages.chance import at_chance
+from gatecli.stages.pairs import timed_pairs
 from gatecli.stages.profile import Latency, latency_of
-from gatecli.stages.timing import Timed, interleaved
 from gatecli.traced.images import InputSpec
 
-__all__ = ["Int8", "Samples", "Side", "to_int8"]
+__all__ = ["Both", "Int8", "Samples", "Side", "judged", "to_int8"]
 
 BATCH = 32  # images at a time
 REPEATS = 30  # timed calls of each file
@@ -58,6 +57,14 @@ class Samples:
         rows = torch.randperm(len(split), generator=chance)[:count]
         return split.take(rows.sort().values)
 
+    def shown(self, progress: Progress) -> Iterator[Tensor]:
+        """The images of train in batches, each told to `progress`."""
+        split = self.drawn("train", self.calibration)
+        with progress.task("measuring ranges", -(-len(split) // BATCH)) as task:
+            for images, _ in batches(split, input=self.input, batch_size=BATCH):
+                yield images
+                task.advance()
+
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
@@ -79,6 +86,7 @@ class Int8:
         images: Of val, that accuracy was measured on.
         calibration_images: Of train, that ranges were measured on.
         max_difference: Between logits, relative to the largest.
+        same_exit: Percent of the images that leave by the same exit in both; None: in one piece.
     """
 
     before: Side
@@ -87,6 +95,7 @@ class Int8:
     images: int
     calibration_images: int
     max_difference: float
+    same_exit: float | None = None
 
     @property
     def speedup(self) -> float:
@@ -126,27 +135,60 @@ def to_int8(
     """
     format = get(full.format)
     check_static(full)
-    calibration = samples.drawn("train", samples.calibration)
-    val = samples.drawn("val", samples.val)
+    if format.quantise is None or format.logits is None:
+        raise ExportError(f"{format.name} has no eight-bit files")
     with replacing(out) as copy:
-        _quantised(format, full.out, copy, _shown(calibration, samples.input, progress))
-        assert format.logits is not None
-        runs = (format.logits(full.out), format.logits(copy))
-        walk = batches(val, input=samples.input, batch_size=BATCH)
-        answers = _asked(runs, walk, progress, len(val))
-        if not accept_useless:
-            _check_of_use(answers, len(val), len(samples.data.classes))
-        times = _timed(runs, samples.input, progress)
-        sizes = (full.out.stat().st_size, copy.stat().st_size)
+        format.quantise(full.out, copy, samples.shown(progress))
+        both = Both(
+            runs=(format.logits(full.out), format.logits(copy)),
+            sizes=(full.out.stat().st_size, copy.stat().st_size),
+            images=_random(samples.input),
+        )
+        return judged(both, samples, accept_useless=accept_useless, progress=progress)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Both:
+    """The full-precision file and its copy, ready to run.
+
+    Attributes:
+        runs: Give their logits.
+        sizes: In bytes.
+        images: (n, C, H, W), to time them with.
+    """
+
+    runs: tuple[Logits, Logits]
+    sizes: tuple[int, int]
+    images: Tensor
+
+
+def judged(both: Both, samples: Samples, *, accept_useless: bool, progress: Progress) -> Int8:
+    """Measure both files.
+
+    Args:
+        both: The files.
+        samples: What the copy was made with, and is judged with.
+        accept_useless: Do not mind a copy that does no better than guessing.
+        progress: Is told of each batch.
+
+    Raises:
+        ExportError: The copy is useless.
+    """
+    val = samples.drawn("val", samples.val)
+    walk = batches(val, input=samples.input, batch_size=BATCH)
+    answers = _asked(both.runs, walk, progress, len(val))
+    if not accept_useless:
+        _check_of_use(answers, len(val), len(samples.data.classes))
+    times = zip(*timed_pairs(both.runs, both.images, REPEATS, progress), strict=True)
     sides = []
-    for top1, size, latency in zip(answers.top1, sizes, times, strict=True):
-        sides.append(Side(top1=top1, file_bytes=size, latency_ms=latency))
+    for top1, size, each in zip(answers.top1, both.sizes, times, strict=True):
+        sides.append(Side(top1=top1, file_bytes=size, latency_ms=latency_of(each)))
     return Int8(
         before=sides[0],
         after=sides[1],
         kept=answers.kept,
         images=len(val),
-        calibration_images=len(calibration),
+        calibration_images=len(samples.drawn("train", samples.calibration)),
         max_difference=answers.max_difference,
     )
 
@@ -161,19 +203,9 @@ def check_static(full: Exported) -> None:
         )
 
 
-def _quantised(format: Format, source: Path, out: Path, images: Iterable[Tensor]) -> None:
-    if format.quantise is None:
-        raise ExportError(f"{format.name} has no eight-bit files")
-    format.quantise(source, out, images)
-
-
-def _shown(split: Split, input: InputSpec, progress: Progress) -> Iterator[Tensor]:
-    """A split's images in batches, each told to `progress`."""
-    walk = batches(split, input=input, batch_size=BATCH)
-    with progress.task("measuring ranges", -(-len(split) // BATCH)) as task:
-        for images, _ in walk:
-            yield images
-            task.advance()
+def _random(input: InputSpec) -> Tensor:
+    draw = torch.Generator().manual_seed(0)
+    return torch.randn(4, input.channels, *input.size, generator=draw)
 
 
 def _asked(
@@ -212,15 +244,3 @@ def _check_of_use(answers: _Answers, images: int, classes: int) -> None:
             f" than guessing, where the full one is for {before:.2f} %: export without --int8, or"
             " write it nevertheless with --force"
         )
-
-
-def _timed(runs: tuple[Logits, Logits], input: InputSpec, progress: Progress) -> list[Latency]:
-    """Milliseconds of single images, both files in turn."""
-    draw = torch.Generator().manual_seed(0)
-    images = torch.randn(4, input.channels, *input.size, generator=draw)
-    everyone = []
-    for run in runs:
-        prepared = Prepared(feed=lambda images: images, call=run, logits=lambda found: found)
-        everyone.append(Timed(prepared=prepared, images=images, rates={}))
-    with progress.task("timing", REPEATS) as task:
-        return [latency_of(times) for times in interleaved(everyone, 1, REPEATS, task.advance)]

@@ -144,13 +144,13 @@ def profile(  # noqa: PLR0913 - its command's options, by keyword
         # milliseconds of a network that computes nothing of use would mislead
         logits(network, random_images(network, 1))
     everyone = [source, *subjects]
-    cells = cells_of(everyone, runtimes, precision)
+    cells = cells_of(everyone, runtimes, precision, images)
     recipe = networks[-1].recipe
     times: dict[str, list[list[float]]] = {}
     masked: dict[str, list[bool]] = {}
     with progress.task("timing", len(batch_sizes) * repeats) as task:
         for size in batch_sizes:
-            timed = ready(cells, size, recipe, images)
+            timed = ready(cells, size, recipe)
             masked[str(size)] = [each.prepared.masked for each in timed]
             times[str(size)] = interleaved(timed, size, repeats, task.advance)
     return Profile(

@@ -149,9 +149,9 @@ def _timed(
     would spoil a mean, hit it once.
     """
     subjects = [subject_of(name, each.network, 0, each.rates) for name, each in made.items()]
-    cells = cells_of(subjects, [where.runtime], where.precision)
+    cells = cells_of(subjects, [where.runtime], where.precision, images)
     with progress.task("timing what is left", PASSES * where.repeats) as task:
-        timed = ready(cells, 1, made[DYNAMIC].network.recipe, images)
+        timed = ready(cells, 1, made[DYNAMIC].network.recipe)
         passes = [interleaved(timed, 1, where.repeats, task.advance) for _ in range(PASSES)]
     found = {}
     for index, name in enumerate(made):

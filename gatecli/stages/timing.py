@@ -12,8 +12,9 @@ from torch import Tensor
 
 from gatecli.gates.observe import force
 from gatecli.network import Network
-from gatecli.network.costs import Rates, reach
+from gatecli.network.costs import Rates
 from gatecli.runtimes.base import Prepared
+from gatecli.runtimes.rates import among_comers
 from gatecli.stages.clock import milliseconds
 
 __all__ = ["Timed", "interleaved"]
@@ -93,13 +94,9 @@ def _drawn(timed: Timed, size: int, chance: _Chance) -> AbstractContextManager[A
 
 
 def _decisions(network: Network, rates: Rates, size: int, chance: _Chance) -> Mapping[str, Tensor]:
-    """Rates are shares of all samples.
-
-    A gate decides for those that come to it, so it is drawn from the share of these.
-    """
+    """A gate decides for those that come to it, so it is drawn from the share of these."""
     drawn = {}
     for site, units in rates.items():
-        come = max(reach(network, site, rates), 1e-9)
-        runs = chance(site, size, len(units)) < torch.tensor(units) / come
-        drawn[site] = runs.float()
+        shares = torch.tensor(among_comers(network, site, rates))
+        drawn[site] = (chance(site, size, len(units)) < shares).float()
     return drawn

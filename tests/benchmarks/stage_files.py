@@ -75,7 +75,9 @@ def _in_openvino(data: bytes, precision: str) -> Stage:
         "PERFORMANCE_HINT": "LATENCY",
     }
     core = openvino.Core()
-    request = core.compile_model(core.read_model(data), "CPU", how).create_infer_request()
+    model = core.read_model(data)
+    model.reshape({each: [1, *list(each.partial_shape)[1:]] for each in model.inputs})
+    request = core.compile_model(model, "CPU", how).create_infer_request()
     count = len(request.output_tensors)
 
     def run(values: Sequence[Any]) -> list[Any]:

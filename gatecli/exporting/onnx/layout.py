@@ -14,13 +14,14 @@ from its entry to its end:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from gatecli.exporting.marks import Branch
 from gatecli.exporting.onnx.if_branches import Otherwise, Surgeon
-from gatecli.exporting.onnx.nodes import copied
+from gatecli.exporting.onnx.nodes import copied, names_read
 
 if TYPE_CHECKING:
     from onnx import NodeProto
@@ -69,8 +70,13 @@ def _skip_to_shortcut(surgeon: Surgeon, branch: Branch, shortcut: str, means: Me
     outputs = [end]
     for signature, node in _means_of(surgeon, result).items():
         name = node.output[0]
-        nodes.append(_same_mean(node, f"{name}/skip", end, known.get((shortcut, signature))))
-        _blocked_mean(surgeon, node, result)
+        mean = _Mean.of(surgeon, node, result)
+        same = known.get((shortcut, signature))
+        if same is None:
+            nodes += mean.steps(end, f"{name}/skip")
+        else:
+            nodes.append(_identity(same, f"{name}/skip"))
+        surgeon.move_behind(result, node, mean.steps(result, name))
         means[result, signature] = name
         results.append(name)
         outputs.append(f"{name}/skip")
@@ -135,7 +141,8 @@ def _means_of(surgeon: Surgeon, value: str) -> dict[str, NodeProto]:
         if node.op_type not in MEANS or node.input[0] != value or len(node.input) != 2:
             continue
         if surgeon.integers(node.input[1]) in HEIGHT_AND_WIDTH:
-            found.setdefault(f"{node.op_type}{_keeps_dimensions(node)}", node)
+            is_mean = not MEANS[node.op_type] or bool(_only_products(surgeon, node))
+            found.setdefault(f"{node.op_type}{_keeps_dimensions(node)}{is_mean}", node)
     return found
 
 
@@ -143,31 +150,70 @@ def _keeps_dimensions(node: NodeProto) -> bool:
     return bool(next((each.i for each in node.attribute if each.name == "keepdims"), 1))
 
 
-def _same_mean(node: NodeProto, name: str, value: str, known: str | None) -> NodeProto:
-    """The mean of what stands for the branch's result: that of the shortcut, where it is known."""
+def _identity(value: str, name: str) -> NodeProto:
     from onnx import helper
 
-    if known is not None:
-        return helper.make_node("Identity", [known], [name])
-    again = copied(node)
-    again.input[0] = value
-    again.output[0] = name
-    return again
+    return helper.make_node("Identity", [value], [name])
 
 
-def _blocked_mean(surgeon: Surgeon, node: NodeProto, value: str) -> None:
-    """Put a pooling, which ONNX Runtime can do in its own layout, in the place of a reduction."""
-    from onnx import helper
+@dataclass(frozen=True, kw_only=True)
+class _Mean:
+    """A mean or sum over positions as a pooling, which ONNX Runtime can do in its own layout.
 
+    Attributes:
+        keeps: whether height and width stay, as 1.
+        count: the name of what the mean is to be multiplied with; empty: nothing.
+    """
+
+    keeps: bool
+    count: str
+
+    @classmethod
+    def of(cls, surgeon: Surgeon, node: NodeProto, value: str) -> _Mean:
+        """In the place of a reduction of that value.
+
+        Who multiplies matrices multiplies with the count on the way.
+        """
+        keeps, count = _keeps_dimensions(node), ""
+        height, width = surgeon.shape_of(value)[2:]
+        products = _only_products(surgeon, node)
+        for product in products:
+            _multiply(product, height * width)
+        if MEANS[node.op_type] and not products:
+            count = f"{node.output[0]}/count"
+            surgeon.add_constant(count, torch.tensor(float(height * width)))
+        return cls(keeps=keeps, count=count)
+
+    def steps(self, value: str, name: str) -> list[NodeProto]:
+        """The nodes that give it of a value, under this name."""
+        from onnx import helper
+
+        found = f"{name}/mean"
+        steps = [helper.make_node("GlobalAveragePool", [value], [found])]
+        if self.count:
+            steps.append(helper.make_node("Mul", [found, self.count], [f"{name}/sum"]))
+            found = f"{name}/sum"
+        last = "Identity" if self.keeps else "Flatten"
+        steps.append(helper.make_node(last, [found], [name]))
+        return steps
+
+
+def _only_products(surgeon: Surgeon, node: NodeProto) -> list[NodeProto]:
+    """The products of matrices that a sum goes into, where it goes nowhere else."""
     name = node.output[0]
-    height, width = surgeon.shape_of(value)[2:]
-    found = f"{name}/mean"
-    steps = [helper.make_node("GlobalAveragePool", [value], [found])]
-    if MEANS[node.op_type]:
-        count = f"{name}/count"
-        surgeon.add_constant(count, torch.tensor(float(height * width)))
-        steps.append(helper.make_node("Mul", [found, count], [f"{name}/sum"]))
-        found = f"{name}/sum"
-    last = "Identity" if _keeps_dimensions(node) else "Flatten"
-    steps.append(helper.make_node(last, [found], [name]))
-    surgeon.move_behind(value, node, steps)
+    if not MEANS[node.op_type] or name in surgeon.outputs:
+        return []
+    readers = [each for each in surgeon.nodes if name in names_read(each)]
+    able = all(each.op_type == "Gemm" and each.input[0] == name for each in readers)
+    return readers if able else []
+
+
+def _multiply(product: NodeProto, factor: int) -> None:
+    """Multiply what a `Gemm` gives, but for what it adds."""
+    from onnx import helper
+
+    before = next((each for each in product.attribute if each.name == "alpha"), None)
+    if before is None:
+        product.attribute.append(helper.make_attribute("alpha", float(factor)))
+    else:
+        before.f *= factor

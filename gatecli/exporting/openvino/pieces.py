@@ -24,8 +24,10 @@ def open_piece(path: str, threads: int) -> Any:
     """One piece in OpenVINO, on so many threads (0: all): arrays in order -> arrays."""
     import openvino
 
-    wanted = {"INFERENCE_PRECISION_HINT": "f32"}  # else some processors compute in bfloat16
-    if threads:
-        wanted["INFERENCE_NUM_THREADS"] = str(threads)
-    network = openvino.Core().compile_model(path, "CPU", wanted)
-    return lambda values: list(network(values).to_tuple())
+    # in float32, as some processors compute in bfloat16 else; a single image has a plan of its own
+    wanted = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
+    core = openvino.Core()
+    model, single = core.read_model(path), core.read_model(path)
+    single.reshape({each: [1, *list(each.partial_shape)[1:]] for each in single.inputs})
+    networks = [core.compile_model(each, "CPU", wanted) for each in (model, single)]
+    return lambda values: list(networks[len(values[0]) == 1](values).to_tuple())

@@ -24,7 +24,7 @@ from gatecli.exporting.split.names import piece_files, runner_file, split_files
 from gatecli.network import Network
 from gatecli.stages.fit import with_usual
 
-__all__ = ["check_split", "write_split"]
+__all__ = ["check_split", "digest", "runner_source", "write_split"]
 
 RUNNER = """
 
@@ -73,7 +73,7 @@ def write_split(task: Task, format: Format) -> Logits:
         for number, part in enumerate(parts):
             way.write(part, task.opset, piece_files(out, format, number))
         _describe(task, format, parts, out)
-        runner_file(out).write_text(_runner(way, out), encoding="utf-8")
+        runner_file(out).write_text(runner_source(way, out), encoding="utf-8")
         network = standalone.Pieces(out, way.open, torch.get_num_threads())
         files = split_files(out, format, len(parts) - 1)
         for source, target in zip(files, task.files, strict=True):
@@ -89,7 +89,7 @@ def _describe(task: Task, format: Format, parts: Sequence[Piece], out: Path) -> 
         exit_ = part.exit
         stages.append(
             {
-                "files": {file.name: _digest(file) for file in files},
+                "files": {file.name: digest(file) for file in files},
                 "exit": None if exit_ is None else exit_.site,
                 "threshold": None if exit_ is None else float(exit_.limit()),
             }
@@ -98,7 +98,8 @@ def _describe(task: Task, format: Format, parts: Sequence[Piece], out: Path) -> 
     out.write_text(json.dumps(about, indent=1), encoding="utf-8")
 
 
-def _digest(file: Path) -> str:
+def digest(file: Path) -> str:
+    """What a description says of a file: its SHA-256."""
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
@@ -112,7 +113,7 @@ def _facts(task: Task) -> dict[str, Any]:
     return {**facts, "mean": spec.mean, "std": spec.std, "origin": dict(spec.origin)}
 
 
-def _runner(way: Pieces, out: Path) -> str:
+def runner_source(way: Pieces, out: Path) -> str:
     """The source of the runner, which is what gatecli itself runs pieces with."""
     own = RUNNER.format(open_piece=inspect.getsource(way.open), name=json.dumps(out.name))
     source = re.sub(r"(from __future__|__all__) .*\n\n", "", inspect.getsource(standalone))
