@@ -27,6 +27,7 @@ from gatecli.cli import (
     profile,
     prune,
     run,
+    slim,
     state,
 )
 from gatecli.cli.commands import command
@@ -102,6 +103,7 @@ COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {
     "methods": methods.methods,
     "log": state.log,
     "use": state.use,
+    "slim": slim.slim,
     "demo": demo.demo,
 }
 for name, body in COMMANDS.items():
