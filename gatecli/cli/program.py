@@ -26,6 +26,7 @@ from gatecli.cli import (
     price,
     profile,
     prune,
+    replay,
     run,
     slim,
     state,
@@ -104,6 +105,7 @@ COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {
     "log": state.log,
     "use": state.use,
     "slim": slim.slim,
+    "replay": replay.replay,
     "demo": demo.demo,
 }
 for name, body in COMMANDS.items():

@@ -75,12 +75,10 @@ class Slimmed:
     """What the commands have made.
 
     Attributes:
-        last: The JSON of the command that wrote the result.
-        tuned: That of the training with gates.
+        tuned: The JSON of the training with gates.
         dynamic: Whether gates were put in that look at images.
     """
 
-    last: Mapping[str, Any]
     tuned: Mapping[str, Any]
     dynamic: bool
 
@@ -110,8 +108,11 @@ class Slimming:
             gated = _out(self._make("price", gated, PRICED, *self.asked.where))
         tuned = self._finetune(gated)
         dynamic = self._asks_images(gated)
-        last = self._dynamic(tuned) if dynamic else self._static(tuned)
-        return Slimmed(last=last, tuned=tuned, dynamic=dynamic)
+        if dynamic:
+            self._dynamic(tuned)
+        else:
+            self._static(tuned)
+        return Slimmed(tuned=tuned, dynamic=dynamic)
 
     def _check_unmet(self, unit: str, now: float, *, goal: str) -> None:
         """Raises SettingError where the source itself is all that is asked for."""
@@ -183,7 +184,7 @@ class Slimming:
     def _finetune(self, gated: Path) -> dict[str, Any]:
         how = self.asked.how
         words = self._training(how.epochs, how.lr)
-        return self._made("finetune", gated, TUNED, *words, *self.asked.goal_words)
+        return self._make("finetune", gated, TUNED, *words, *self.asked.goal_words)
 
     def _finish(self, pruned: Path, *, last: bool = True) -> dict[str, Any]:
         """Train what prune has left."""
@@ -191,11 +192,12 @@ class Slimming:
         words = self._training(how.finish_epochs, how.finish_lr)
         return self._make("finetune", pruned, TUNED, "--train", "weights", *words, last=last)
 
-    def _static(self, tuned: Mapping[str, Any]) -> dict[str, Any]:
+    def _static(self, tuned: Mapping[str, Any]) -> None:
         """What comes after the training where gates decide alike for all images."""
         last = self.asked.how.finish_epochs == 0
         pruned = self._make("prune", _out(tuned), PRUNED, last=last)
-        return pruned if last else self._finish(_out(pruned))
+        if not last:
+            self._finish(_out(pruned))
 
     def _asks_images(self, gated: Path) -> bool:
         """Whether the gates that were put in look at images, so that they have thresholds."""
@@ -205,7 +207,7 @@ class Slimming:
         network = checkpoint.load(gated, code.get("--arch"))
         return any(gate.data_dependent for gate in network.site_gates.values())
 
-    def _dynamic(self, tuned: Mapping[str, Any]) -> dict[str, Any]:
+    def _dynamic(self, tuned: Mapping[str, Any]) -> None:
         """What comes after the training where gates look at images.
 
         Thresholds are chosen before prune, by which it decides, and again behind the last training,
@@ -214,38 +216,38 @@ class Slimming:
         data = ("--data", self.asked.data)
         goal = self._threshold_goal(tuned)
         done = tuned
-        if goal is not None:
+        if goal:
             done = self._make("calibrate", _out(tuned), CALIBRATED, *data, *goal)
         last = self.asked.how.finish_epochs == 0
         deciding = ("--decide", "measured", *self.asked.where) if self._by_time else ()
         pruned = self._make("prune", _out(done), PRUNED, *data, *deciding, last=last)
         if last:
-            return pruned
-        if goal is None or not pruned["kept_dynamic"]:
-            return self._finish(_out(pruned))
-        finished = self._finish(_out(pruned), last=False)
-        return self._make("calibrate", _out(finished), CALIBRATED, *data, *goal, last=True)
+            return
+        again = bool(goal) and bool(pruned["kept_dynamic"])
+        finished = self._finish(_out(pruned), last=not again)
+        if again:
+            self._make("calibrate", _out(finished), CALIBRATED, *data, *goal, last=True)
 
     @property
     def _by_time(self) -> bool:
         return self.asked.goal == "max_ms"
 
-    def _threshold_goal(self, tuned: Mapping[str, Any]) -> tuple[object, ...] | None:
-        """What thresholds shall reach; None where the training has fallen short of it.
+    def _threshold_goal(self, tuned: Mapping[str, Any]) -> tuple[object, ...]:
+        """What thresholds shall reach; nothing where the training has fallen short of it.
 
         The accuracy is the source's, less the drop: with all gates open the trained network may
         have another one.
         """
         if self.asked.goal != "max_drop":
             return (*self.asked.goal_words, *(self.asked.where if self._by_time else ()))
-        target = tuned["baseline_top1"] - self.asked.limit
+        target = max(0.0, tuned["baseline_top1"] - self.asked.limit)
         if tuned["top1"] >= target:
             return ("--target-acc", target)
         self.session.say(
             f"note: the training came to {tuned['top1']:.2f} of {target:.2f} asked on val, so no"
             " thresholds can be chosen for it: train for more --epochs"
         )
-        return None
+        return ()
 
 
 def _out(result: Mapping[str, Any]) -> Path:
