@@ -51,7 +51,7 @@ def here(tmp_path: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("source", ["other", "seven"])
+@pytest.mark.parametrize("source", [pytest.param("other", marks=pytest.mark.slow), "seven"])
 def test_structure_alone(here: Path, source: str) -> None:
     """The other source with the same blocks left out; its number of classes is its own."""
     given = call("replay", "done.safetensors", "--on", f"{source}.pt")

@@ -10,49 +10,22 @@ from typing import Any
 import typer
 
 from gatecli.cli.parsing import is_function
+from gatecli.cli.resuming import named
 from gatecli.cli.trust import option_of
 from gatecli.errors import SettingError
 
-__all__ = ["told_by"]
+__all__ = ["read_recipe_file", "spelled_name", "told_by"]
 
 LARGEST = 1 << 20  # bytes
 SCALARS = (str, int, float)
 
 
-def told_by(path: Path, context: typer.Context, leave: Collection[str]) -> dict[str, Any]:
-    """Return what a file says of a command's options, by the parameter's name.
-
-    Args:
-        path: The file: a mapping whose keys are options without their dashes, as `max-drop: 1`.
-        context: The command line, which knows the options.
-        leave: Parameters that only the command line may say.
+def read_recipe_file(path: Path) -> Mapping[Any, Any]:
+    """Return the mapping that a YAML file holds.
 
     Raises:
-        SettingError: The file cannot be read, names an option that there is not, says a value that
-            is none, or names code, which a file's word is not enough for.
+        SettingError: The file cannot be read, or holds something else.
     """
-    known = {}
-    for parameter in context.command.params:
-        if parameter.name and parameter.name not in leave:
-            known[option_of(parameter.name).removeprefix("--")] = parameter
-    told = {}
-    for key, value in _read(path).items():
-        name = str(key).replace("_", "-")
-        if name not in known:
-            raise SettingError(_unknown(path, str(key), known))
-        parameter = known[name]
-        words = _words(path, name, value, parameter)
-        try:
-            told[str(parameter.name)] = parameter.process_value(context, words)
-        except Exception as error:  # typer's own, whose class it does not show
-            said = " ".join(str(getattr(error, "message", error)).split())
-            raise SettingError(f"{path}: `{key}`: {said}") from error
-    _check_code(path, told)
-    return told
-
-
-def _read(path: Path) -> Mapping[Any, Any]:
-    """The mapping that a YAML file holds."""
     import yaml
 
     try:
@@ -70,6 +43,51 @@ def _read(path: Path) -> Mapping[Any, Any]:
             f" {type(held).__name__}"
         )
     return held
+
+
+def told_by(
+    held: Mapping[Any, Any], path: Path, context: typer.Context, leave: Collection[str]
+) -> dict[str, Any]:
+    """Return what a file says of a command's options, by the parameter's name.
+
+    What the user has typed is left out: it comes first.
+
+    Args:
+        held: What the file holds: options without their dashes, and their values.
+        path: The file, for errors.
+        context: The command line, which knows the options.
+        leave: Parameters that only the command line may say.
+
+    Raises:
+        SettingError: It names an option that there is not, says a value that is none, or names
+            code, which a file's word is not enough for.
+    """
+    known = {}
+    for parameter in context.command.params:
+        if parameter.name and parameter.name not in leave:
+            known[spelled_name(parameter.name)] = parameter
+    typed = named(context)
+    told = {}
+    for key, value in held.items():
+        name = str(key).replace("_", "-")
+        if name not in known:
+            raise SettingError(_unknown(path, str(key), known))
+        parameter = known[name]
+        words = _words(path, name, value, parameter)
+        try:
+            found = parameter.process_value(context, words)
+        except Exception as error:  # typer's own, whose class it does not show
+            said = " ".join(str(getattr(error, "message", error)).split())
+            raise SettingError(f"{path}: `{key}`: {said}") from error
+        if parameter.name not in typed:
+            told[str(parameter.name)] = found
+    _check_code(path, told)
+    return told
+
+
+def spelled_name(parameter: str) -> str:
+    """A parameter's name as a file has it: `max_drop` is `max-drop`."""
+    return option_of(parameter).removeprefix("--")
 
 
 def _unknown(path: Path, key: str, known: Collection[str]) -> str:

@@ -145,11 +145,12 @@ class Road:
                 before.about = self.state.about
                 self.state = before
 
-    def check_free(self, outs: Iterable[Path], *, force: bool) -> None:
+    def check_free(self, outs: Iterable[Path], *, source: Path, force: bool) -> None:
         """Refuse files that are there already, and that this row has not written.
 
         Args:
             outs: What the row is going to write.
+            source: What it begins with, never replaced.
             force: Whether such files may be replaced.
 
         Raises:
@@ -159,7 +160,7 @@ class Road:
 
         own = {self.state.out, *(each.out for each in self.state.done)}
         for out in outs:
-            check_output(out, force=force or str(out) in own)
+            check_output(out, force=force or str(out) in own, inputs=[source])
 
     def take(
         self, line: str, *, reads: Iterable[Path], out: Path | None = None, force: bool = False
@@ -228,6 +229,8 @@ class Road:
 
     def stopped(self) -> Interrupted:
         """What to say where a signal has stopped a command."""
+        if not self.path.is_file():
+            return Interrupted("interrupted; nothing was written")
         at = f" at: gatecli {self.state.begun}" if self.state.begun else ""
         return Interrupted(f"stopped{at}; go on with: gatecli slim --resume")
 

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Optional
 import typer
 
 from gatecli.cli.options import READING, Checkpoint, Data, Output, reads_checkpoints
-from gatecli.cli.parsing import is_function, parse_pairs
-from gatecli.cli.recipe_file import told_by
+from gatecli.cli.parsing import parse_pairs
+from gatecli.cli.recipe_file import read_recipe_file, spelled_name, told_by
 from gatecli.cli.resuming import named
 from gatecli.cli.road import Road, State, latest
 from gatecli.cli.session import Session
@@ -56,19 +56,16 @@ def slim(
     """
     import torch
 
-    state = None
     params = dict(context.params)
     if recipe is not None:
-        params |= _untyped(context, told_by(recipe, context, TYPED))
+        params |= told_by(read_recipe_file(recipe), recipe, context, TYPED)
     if resume:
-        state = latest()[1]
-        params |= _resumed(context, params, state)
+        params |= _resumed(context, params, *latest())
     _set_common(session, params)
     asked = _asked(params)
-    about = {name: _kept(value) for name, value in params.items() if name not in TYPED}
     _check(asked)
-    road = Road(session, asked.out, about, session.threads or torch.get_num_threads())
-    road.check_free(asked.outs, force=asked.force)
+    road = Road(session, asked.out, _about(params), session.threads or torch.get_num_threads())
+    road.check_free(asked.outs, source=asked.source, force=asked.force)
     torch.set_num_threads(road.state.threads)
     work = Slimming(session, road, asked)
     try:
@@ -79,6 +76,11 @@ def slim(
     road.finish()
     goal = goal_facts(asked, rows)
     _report(session, asked, rows, goal)
+    if not slimmed.dynamic and rows[-1]["val_top1"] < slimmed.tuned["top1"]:
+        session.say(
+            f"note: val top-1 was {slimmed.tuned['top1']:.2f} before the last epochs, and is"
+            f" {rows[-1]['val_top1']:.2f} now: a lower --last-lr, or --last-epochs 0"
+        )
     steps = []
     for each in road.steps:
         line = f"gatecli {each.line}"
@@ -99,44 +101,39 @@ def slim(
     }
 
 
-def _untyped(context: typer.Context, told: Mapping[str, Any]) -> dict[str, Any]:
-    """Of what a file says, that which the user has not typed."""
-    given = named(context)
-    return {name: value for name, value in told.items() if name not in given}
-
-
-def _resumed(context: typer.Context, params: Mapping[str, Any], state: State) -> dict[str, Any]:
+def _resumed(
+    context: typer.Context, params: Mapping[str, Any], path: Path, state: State
+) -> dict[str, Any]:
     """The options of a row that was stopped.
 
     Raises:
         SettingError: What is typed says otherwise, or the options name what a file's word is not
             enough for.
     """
-    kept = {name: value for name, value in state.about.items() if name in params}
-    for name in named(context) - {"recipe", "resume", "force"}:
-        if name in kept and _kept(params[name]) != kept[name]:
+    told = told_by(state.about, path, context, TYPED)
+    for name in named(context):
+        was = state.about.get(spelled_name(name))
+        if was is not None and _kept(params[name]) != was:
             raise SettingError(
-                f"--resume goes on with the options of the run: {option_of(name)} was"
-                f" {kept[name]}, not {params[name]}; leave it out, or begin again without --resume"
+                f"--resume goes on with the options of the run: {option_of(name)} was {was}, not"
+                f" {params[name]}; leave it out, or begin again without --resume"
             )
-    for name in ("data", "arch", "out"):
-        if name not in named(context) and _needs_saying(name, kept.get(name)):
-            raise SettingError(
-                f"the run that was stopped names {kept[name]}, which a state's word is not enough"
-                f" for: say it again with {option_of(name)} {kept[name]}"
-            )
+    out = told.get("out")
+    if out is not None and not Path(out).resolve().is_relative_to(Path.cwd().resolve()):
+        raise SettingError(
+            f"{path} names {out}, which a state's word is not enough for: if that is right, say it"
+            f" again with --out {out}"
+        )
+    return told
+
+
+def _about(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The options as a state keeps them, and a recipe would have them."""
+    kept = {}
+    for name, value in params.items():
+        if name not in TYPED and value not in (None, (), []):
+            kept[spelled_name(name)] = _kept(value)
     return kept
-
-
-def _needs_saying(name: str, value: Any) -> bool:
-    """Whether an option would run code, or write outside the working folder."""
-    from gatecli.architectures.arguments import is_callable_name
-
-    if value is None:
-        return False
-    if name == "out":
-        return not Path(value).resolve().is_relative_to(Path.cwd().resolve())
-    return is_function(value) if name == "data" else is_callable_name(value)
 
 
 def _kept(value: Any) -> Any:
@@ -232,7 +229,7 @@ def _check(asked: Asked) -> None:
         for name in kind.split(","):
             kinds.get(name.strip())
     runtimes.get(how.runtime).require(how.precision)
-    goal = {asked.goal: asked.limit}
+    goal: dict[str, Any] = {asked.goal: asked.limit}
     TrainOptions(epochs=how.epochs, lr=how.lr, batch_size=how.batch_size, **goal)
     TrainOptions(epochs=max(1, how.finish_epochs), lr=how.finish_lr, workers=how.workers)
     if not asked.source.exists() and ":" not in str(asked.source):

@@ -66,10 +66,12 @@ def _differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str | None
 
 
 def _has_exits(recipe: Recipe) -> bool:
-    attached = [step.settings["method"] for step in recipe.steps if step.op == "attach"]
-    return any(methods.get(name).objective.traits.at_least for name in attached) or any(
-        methods.get(name).objective.traits.trains == "exits" for name in attached
-    )
+    for step in recipe.steps:
+        if step.op == "attach":
+            traits = methods.get(step.settings["method"]).objective.traits
+            if traits.at_least or traits.trains == "exits":
+                return True
+    return False
 
 
 def replay_attach(network: Network, step: Step) -> Network:
@@ -115,7 +117,7 @@ def replay_prune(network: Network, step: Step) -> Network:
             gate.threshold.fill_(1.0)  # it never ran, but cannot be taken out
     wide, round_to = settings.get("wide", []), settings.get("round_to", 1)
     methods.apply_decisions(smaller, decisions, wide=wide, round_to=round_to)
-    results = {
+    results: dict[str, Any] = {
         "params": smaller.params,
         "macs_dense": smaller.macs_dense,
         "max_logit_change": verify_logits(network, smaller, decisions),
