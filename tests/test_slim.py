@@ -14,11 +14,14 @@ import pytest
 import torch
 from commandline import SIDE, call, contents, current, refused, run, same, save_npz, save_source
 
+import gatecli
 from gatecli import checkpoint
 from gatecli.cli.road import Road
 from gatecli.cli.slim_steps import Slimming
+from gatecli.errors import TrainingError
 from gatecli.training import Run
 from gatecli.training.loop import Loop
+from gatecli.training.weights import check_no_exits
 
 HOW = ["--epochs", 2, "--batch-size", 32, "--lr", 0.02, "--input-size", SIDE]
 # so few steps close gates only where their learning rate is high
@@ -35,7 +38,7 @@ class Crash(BaseException):
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shelf")
-    save_npz(folder / "data.npz", train=96)
+    save_npz(folder / "data.npz", train=64)
     save_source(folder / "r20.pt")
     return folder
 
@@ -145,8 +148,8 @@ def test_killed_again_and_again(
 
     watch(monkeypatch, told)
     resumed = 0
-    for _ in range(6):
-        left[0] = chance.randint(1, events // 3)
+    for _ in range(4):
+        left[0] = chance.randint(2, events // 3)
         can_resume = any(Path(".gatecli/slim").glob("*.json"))
         resumed += can_resume
         line = ["slim", "--resume"] if can_resume and chance.random() < 0.5 else LINE
@@ -156,16 +159,12 @@ def test_killed_again_and_again(
             continue
         break
     left[0] = 0
-    if not Path("r20.slim.json").exists() and not is_finished():
+    if '"finished": true' not in Path(".gatecli/slim/r20.slim.json").read_text():
         assert call("slim", "--resume")["out"] == given["out"]
-    assert resumed >= 3
+    assert resumed >= 2
     for name in NAMES:
         assert same(f"{name}.safetensors", folder / f"{name}.safetensors")
     assert current() == "r20.slim.safetensors"
-
-
-def is_finished() -> bool:
-    return '"finished": true' in Path(".gatecli/slim/r20.slim.json").read_text()
 
 
 def test_sigterm_says_how_to_go_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,6 +180,14 @@ def test_sigterm_says_how_to_go_on(here: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "gatecli finetune r20.ind-perbatch.safetensors" in done.last
     assert done.last.endswith("go on with: gatecli slim --resume")
     refused("slim --resume --max-gmacs 0.001", "--max-gmacs was 0.002, not 0.001")
+
+
+def test_sigterm_where_nothing_can_wait(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "write", lambda *args: signal.raise_signal(signal.SIGTERM))
+    done = run(*LINE)
+    assert (done.code, done.err.count("error: ")) == (130, 1)
+    assert "stopped at: gatecli attach r20.pt" in done.last
+    assert done.last.endswith("go on with: gatecli slim --resume")
 
 
 @pytest.mark.slow
@@ -397,7 +404,6 @@ def test_weights_alone_bad_input(here: Path) -> None:
     refused(f"{line} --set target_rate=.5", "--train weights has no settings")
     refused(f"{line} --max-drop 1", "find the rate of layer gates alone, but weights are trained")
     refused(f"{line},dgate", "expected one of them, but got `weights,dgate`")
-    call("attach", "r20.pt", "--method", "dgate", "--input-size", SIDE)
-    line = "finetune r20.dgate.safetensors --data npz:data.npz --train weights"
-    refused(line, "--train weights is for networks without exits, but this one has exit1")
-    shutil.rmtree(".gatecli")
+    source = gatecli.load("r20.pt", input_size=(SIDE, SIDE))
+    with pytest.raises(TrainingError, match="for networks without exits, but this one has exit1"):
+        check_no_exits(gatecli.attach(source, "dgate").network)

@@ -11,7 +11,7 @@ from typing import Any
 import typer
 
 from gatecli.cli.session import Session
-from gatecli.errors import GatecliError
+from gatecli.errors import GatecliError, Interrupted
 
 __all__ = ["as_typed", "typed"]
 
@@ -44,6 +44,8 @@ def typed(session: Session, line: str, *hidden: str) -> dict[str, Any]:
             code = app(words, standalone_mode=False)  # --debug: errors come here as they are
     except typer.Abort as error:
         raise KeyboardInterrupt from error
+    if code == Interrupted.exit_code:  # what newer typer makes of a KeyboardInterrupt
+        raise KeyboardInterrupt
     if code:
         raise GatecliError(f"stopped at: gatecli {line}")
     result: dict[str, Any] = json.loads(captured.getvalue())
