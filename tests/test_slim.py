@@ -117,7 +117,7 @@ def test_keys_are_those_of_the_document(straight: tuple[Path, dict[str, Any], in
         "slim"
     }
     common = {"checkpoint", "out", "arch", "params", "macs_dense", "macs_expected", "seconds"}
-    assert set(straight[1]) == named - {"profile"} | common
+    assert set(straight[1]) == named | common
 
 
 @pytest.mark.slow

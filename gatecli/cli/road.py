@@ -178,12 +178,9 @@ class Road:
         """
         inputs = {str(path): _sha256(path) for path in reads if path.is_file()}
         said = as_typed(self.session, line)
-        for each in self.state.done:
-            if each.line == said and each.inputs == inputs and _is_there(each):
-                self.session.say("")
-                self.session.say(f"$ gatecli {said}   (done before)")
-                self.steps.append(each)
-                return each.result
+        before = self._recalled(said, inputs)
+        if before is not None:
+            return before.result
         if force and out is not None:
             line = f"{line} --force"
         hidden = self._begin(said, out, force=force)
@@ -203,6 +200,16 @@ class Road:
             self._save()
         self.steps.append(done)
         return result
+
+    def _recalled(self, line: str, inputs: Mapping[str, str]) -> Done | None:
+        """The command, if it has been run on these very inputs and its file is as it left it."""
+        for each in self.state.done:
+            if each.line == line and each.inputs == inputs and _is_there(each):
+                self.session.say("")
+                self.session.say(f"$ gatecli {line}   (done before)")
+                self.steps.append(each)
+                return each
+        return None
 
     def _begin(self, line: str, out: Path | None, *, force: bool) -> list[str]:
         """Note that a command begins; returns the options with which it goes on, if it did."""
