@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from gatecli.network import Network
 from gatecli.traced.recipe import Recipe, Source, Step
 from gatecli.traced.site import SiteDecision
 
-__all__ = ["fill", "replayed", "skeleton_with_weights"]
+__all__ = ["fill", "recorded_decisions", "replayed", "skeleton_with_weights"]
 
 THRESHOLDS = ("gates.", "exits.")  # whose buffers say infinity where no exit is taken
 
@@ -56,18 +57,16 @@ def _prune(network: Network, step: Step) -> None:
     """Replay one prune; what an older file does not say is as it was then."""
     settings = step.settings
     if settings["plan"]:
-        dynamic = settings.get("dynamic", {})
-        decisions = _decisions(network, settings["plan"], dynamic)
+        decisions = recorded_decisions(network, settings)
         wide, round_to = settings.get("wide", []), settings.get("round_to", 1)
         methods.apply_decisions(network, decisions, wide=wide, round_to=round_to)
 
 
-def _decisions(
-    network: Network, plan: Mapping[str, list[int]], dynamic: Mapping[str, list[int]]
-) -> dict[str, SiteDecision]:
-    """What a prune step records: kept units by site, and those still dynamic."""
+def recorded_decisions(network: Network, settings: Mapping[str, Any]) -> dict[str, SiteDecision]:
+    """What a prune step's settings record: kept units by site, and those still dynamic."""
     decisions = {}
-    for site, kept in plan.items():
+    dynamic = settings.get("dynamic", {})
+    for site, kept in settings["plan"].items():
         units = network.sites[site].units
         decisions[site] = SiteDecision.of(units, kept, dynamic.get(site, ()))
     return decisions

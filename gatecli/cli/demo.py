@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import json
 import os
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +13,7 @@ import typer
 from gatecli.cli.progress import Reporter
 from gatecli.cli.render import MACS_FOOT, gmacs, megabytes, millions, percent, table
 from gatecli.cli.session import Session
-from gatecli.errors import GatecliError
+from gatecli.cli.typed import typed
 
 __all__ = ["demo"]
 
@@ -50,13 +47,13 @@ def demo(
             f" in {folder}/"
         )
         train_source(Path(SOURCE), epochs, Reporter(session), session.seed)
-        attached = _call(session, ATTACH.format(SOURCE, SIZE))
-        tuned = _call(session, FINETUNE.format(epochs))
-        pruned = _call(session, PRUNE)
-        scores = [_call(session, f"{EVAL.format(SOURCE)} --input-size {SIZE}")]
+        attached = typed(session, ATTACH.format(SOURCE, SIZE))
+        tuned = typed(session, FINETUNE.format(epochs))
+        pruned = typed(session, PRUNE)
+        scores = [typed(session, f"{EVAL.format(SOURCE)} --input-size {SIZE}")]
         for file in (tuned["out"], pruned["out"]):
-            scores.append(_call(session, EVAL.format(file)))
-        profiled = _call(session, PROFILE.format(f"{tuned['out']} {pruned['out']}", REPEATS))
+            scores.append(typed(session, EVAL.format(file)))
+        profiled = typed(session, PROFILE.format(f"{tuned['out']} {pruned['out']}", REPEATS))
     rows = []
     for row, score in zip(profiled["rows"], scores, strict=True):
         rows.append({**row, "top1": score["top1"]})
@@ -74,28 +71,6 @@ def demo(
         "split": "test",
         "threads": profiled["threads"],
     }
-
-
-def _call(session: Session, line: str) -> dict[str, Any]:
-    """Run a command as a user would, after printing it, and return its JSON."""
-    from gatecli.cli.app import app
-
-    session.say("")
-    session.say(f"$ gatecli {line}")
-    common = ["--json", "--seed", str(session.seed), "--device", session.device]
-    if session.quiet:
-        common.append("--quiet")
-    if session.debug:
-        common.append("--debug")
-    if session.threads is not None:
-        common += ["--threads", str(session.threads)]
-    captured = io.StringIO()
-    with contextlib.redirect_stdout(captured):
-        code = app([*shlex.split(line), *common], standalone_mode=False)
-    if code:
-        raise GatecliError(f"the demo stopped at: gatecli {line}")
-    result: dict[str, Any] = json.loads(captured.getvalue())
-    return result
 
 
 @contextlib.contextmanager

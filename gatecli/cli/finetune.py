@@ -142,9 +142,11 @@ def _opened(session: Session, begun: Begun, *, trusted: bool) -> _Work:
     from gatecli.training import TrainOptions
     from gatecli.training.distill import check_teacher
     from gatecli.training.trained import trained_methods
+    from gatecli.training.weights import is_plain
 
     options = TrainOptions(**begun.options)
-    network = session.open_gated(Path(begun.checkpoint), "train")
+    path = Path(begun.checkpoint)
+    network = session.open(path) if is_plain(options) else session.open_gated(path, "train")
     trained_methods(network.recipe, begun.settings, options)
     dataset, samples = _data(session, network, begun, trusted=trusted)
     teacher = None if begun.teacher is None else session.open(Path(begun.teacher))
@@ -215,6 +217,8 @@ def _data(
 
 def _next(network: Network) -> str:
     """The command that comes next."""
+    if not network.gated_by:
+        return "profile"
     return "calibrate --max-drop 1" if network.site_exits else "prune"
 
 
@@ -244,7 +248,9 @@ def _rates(result: Finetuned) -> str:
     from gatecli import methods
 
     step = result.network.recipe.last("finetune")
-    if step is not None:
+    if not result.network.gated_by:
+        return "no gates"
+    if step is not None and step.settings["method"] in methods.names():
         objective = methods.get(step.settings["method"]).objective
         if objective.traits.trains == "exits":
             return "no exit taken until gatecli calibrate"

@@ -26,7 +26,9 @@ from gatecli.cli import (
     price,
     profile,
     prune,
+    replay,
     run,
+    slim,
     state,
 )
 from gatecli.cli.commands import command
@@ -102,6 +104,8 @@ COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {
     "methods": methods.methods,
     "log": state.log,
     "use": state.use,
+    "slim": slim.slim,
+    "replay": replay.replay,
     "demo": demo.demo,
 }
 for name, body in COMMANDS.items():

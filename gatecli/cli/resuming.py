@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from gatecli.training import Run
 
-__all__ = ["resumable", "unfinished"]
+__all__ = ["named", "resumable", "unfinished"]
 
 # where a log goes, and what is allowed, changes no training: these may differ in a resumed run
 MAY_DIFFER = {"resume", "force", "tensorboard", "trust_pickle"}
@@ -46,7 +46,7 @@ def unfinished(session: Session, context: typer.Context, *, force: bool) -> tupl
     run = Run.unfinished(RUNS)
     with intact(run.state):
         begun = believed(run.about)
-        lacking = must_be_named(begun, session, _given(context), force=force)
+        lacking = must_be_named(begun, session, named(context), force=force)
     _compare(begun, context)
     if lacking is not None:
         raise SettingError(f"the state in {run.folder} {lacking}")
@@ -58,7 +58,7 @@ def unfinished(session: Session, context: typer.Context, *, force: bool) -> tupl
     return run, begun
 
 
-def _given(context: typer.Context) -> set[str]:
+def named(context: typer.Context) -> set[str]:
     """The parameters that the user named on the command line."""
     given = set()
     for name in context.params:
@@ -71,7 +71,7 @@ def _given(context: typer.Context) -> set[str]:
 def _compare(begun: Begun, context: typer.Context) -> None:
     """Refuse what the command line says otherwise than the run."""
     was = {**asdict(begun), **begun.options, **begun.reading, "set_": begun.settings}
-    for name in _given(context) - MAY_DIFFER:
+    for name in named(context) - MAY_DIFFER:
         if name not in was:
             continue
         given = _as_kept(name, context.params[name])

@@ -115,7 +115,8 @@ class Training:
         typer.Option(
             help=(
                 "Attached methods to train together, with commas between, as"
-                " early-exit,aig-perbatch; none: the latest. --set is for the first."
+                " early-exit,aig-perbatch; none: the latest. --set is for the first. weights: the"
+                " network alone, its gates, if any, deciding as they do."
             ),
             show_default=False,
         ),

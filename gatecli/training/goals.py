@@ -18,6 +18,7 @@ from gatecli.stages.predict import Scores
 from gatecli.stages.price import known_table
 from gatecli.training.options import TrainOptions
 from gatecli.training.trained import Trained
+from gatecli.training.weights import PLAIN
 
 __all__ = ["NoRate", "Price", "Row", "TargetRate", "goal_of"]
 
@@ -139,6 +140,14 @@ class NoRate(TargetRate):
             f"last: epoch {self.options.epochs}, as {self.trained[0].name} aims at no rate"
             " that would say which epoch is the best"
         )
+
+
+class BestAccuracy(TargetRate):
+    """For weights alone, which change no rate."""
+
+    def chosen(self, best: Row | None) -> str:
+        assert best is not None  # every epoch has a rank
+        return f"best: epoch {best['epoch']}, the highest val top-1"
 
 
 class Price(TargetRate):
@@ -284,4 +293,6 @@ def goal_of(network: Network, trained: Sequence[Trained], options: TrainOptions)
         return Price(network, trained, options)
     if any(each.objective.traits.aims for each in trained):
         return TargetRate(network, trained, options)
+    if trained[0].method is PLAIN:
+        return BestAccuracy(network, trained, options)
     return NoRate(network, trained, options)

@@ -23,6 +23,7 @@ from gatecli.training.goals import Row, TargetRate, goal_of
 from gatecli.training.norms import decide_in_training, reestimate
 from gatecli.training.run import LOG_EVERY
 from gatecli.training.trained import idle_modules, optimizer_groups
+from gatecli.training.weights import PLAIN, check_no_exits
 
 __all__ = ["Loop", "asked"]
 
@@ -45,6 +46,8 @@ class Loop(Course):
         return Teacher(given or self.network.copy())
 
     def _make_goal(self) -> TargetRate:
+        if self.trained[0].method is PLAIN:
+            check_no_exits(self.network)
         if self.options.cache_features:
             raise SettingError(
                 "--cache-features is for exits, which leave the network as it is;"
@@ -125,7 +128,7 @@ class Loop(Course):
                     "step": self.position.step,
                     "epoch": epoch + 1,
                     "loss": value,
-                    "rate": batch_rate(decisions).item(),
+                    "rate": batch_rate(decisions).item() if decisions else 1.0,
                     "lr": self.optimizer.param_groups[0]["lr"],
                 }
             )
@@ -167,8 +170,8 @@ class Loop(Course):
 
     def _add(self, loss: float, logits: Tensor, y: Tensor, decisions: Mapping[str, Tensor]) -> None:
         """Add a batch to the open epoch's sums, and let the targets follow it."""
-        means = torch.stack([z.detach().mean() for z in decisions.values()]).tolist()
-        rates = dict(zip(decisions, means, strict=True))
+        means = [z.detach().mean() for z in decisions.values()]
+        rates = dict(zip(decisions, torch.stack(means).tolist() if means else [], strict=True))
         right = (logits.argmax(1) == y).double().mean().item()
         figures = {"loss": loss, "top1": 100 * right}
         figures.update({RATE + site: rate for site, rate in rates.items()})

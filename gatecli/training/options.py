@@ -77,7 +77,8 @@ class TrainOptions:
         max_ms: Milliseconds of an image, by the table that the network keeps; likewise.
         any_machine: Take that table wherever it was measured.
         cache_features: Compute what exits see once, rather than in every epoch.
-        train: The methods to train, with commas between; None: the latest attached.
+        train: The methods to train, with commas between; None: the latest attached; `weights`: the
+            network's own weights alone.
         distill: Weight of the distillation loss, see gatecli.training.distill.
         temperature: Of distillation.
 

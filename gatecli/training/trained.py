@@ -16,6 +16,7 @@ from gatecli.network import Network
 from gatecli.network.costs import Rates
 from gatecli.traced.recipe import Recipe
 from gatecli.training.options import TrainOptions
+from gatecli.training.weights import PLAIN, check_alone, is_plain
 
 __all__ = ["Trained", "idle_modules", "optimizer_groups", "trained_methods"]
 
@@ -146,6 +147,9 @@ def trained_methods(
         TrainingError: A method is not attached, is named twice, or trains something that does not
             go with the others.
     """
+    if is_plain(options):
+        check_alone(options.methods, changes)
+        return [Trained(method=PLAIN, settings=PLAIN.about.settings())]
     attached = _attached(recipe)
     chosen = options.methods or [list(attached)[-1]]
     _check_names(chosen, attached)
@@ -171,7 +175,8 @@ def _attached(recipe: Recipe) -> dict[str, Any]:
     if step is None or (step.op == "prune" and not step.results.get("unit_rates")):
         raise TrainingError(
             f"{recipe.source.file or 'the network'} has no gates to train: attach a method first"
-            " (gatecli attach CHECKPOINT --method NAME)"
+            " (gatecli attach CHECKPOINT --method NAME), or train the weights alone with --train"
+            " weights"
         )
     steps = [each.settings for each in recipe.steps if each.op == "attach"]
     return {settings["method"]: settings["settings"] for settings in steps}
