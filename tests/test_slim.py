@@ -237,11 +237,8 @@ PLANS = {
 }
 
 
-@pytest.mark.parametrize("goal", PLANS)
-def test_commands_where_gates_look_at_images(
-    here: Path, monkeypatch: pytest.MonkeyPatch, goal: str
-) -> None:
-    """Thresholds are chosen before prune, and again behind the last training."""
+def commands(monkeypatch: pytest.MonkeyPatch, words: str, finished: float = 90.0) -> list[str]:
+    """The commands of a slim, none of which is run; the last training ends with this top-1."""
     taken: list[str] = []
 
     def take(self: Road, line: str, *, out: Path | None = None, **given: Any) -> dict[str, Any]:
@@ -249,16 +246,33 @@ def test_commands_where_gates_look_at_images(
             raise Crash
         taken.append(line)
         row = {"latency_ms": {"1": {"median": 9.0}}}
-        facts = {"macs_dense": 1e9, "sites": [], "baseline_top1": 90.0, "top1": 89.0}
+        top1 = finished if "--train weights" in line else 89.0
+        facts = {"macs_dense": 1e9, "sites": [], "baseline_top1": 90.0, "top1": top1}
         return {**facts, "kept_dynamic": ["x"], "out": str(out), "rows": [row, row]}
 
     monkeypatch.setattr(Road, "take", take)
-    monkeypatch.setattr(Slimming, "_asks_images", lambda self, path: True)
+    monkeypatch.setattr(Slimming, "_asks_images", lambda self, path: "aig" in words)
     save_source(Path("a.pt"))
-    line = f"slim a.pt --data D --method aig-perbatch {goal}"
     with pytest.raises(Crash):
-        run(*line.split())
-    assert taken == PLANS[goal]
+        run(*f"slim a.pt --data D {words}".split())
+    return taken
+
+
+@pytest.mark.parametrize("goal", PLANS)
+def test_commands_where_gates_look_at_images(
+    here: Path, monkeypatch: pytest.MonkeyPatch, goal: str
+) -> None:
+    """Thresholds are chosen before prune, and again behind the last training."""
+    assert commands(monkeypatch, f"--method aig-perbatch {goal}") == PLANS[goal]
+
+
+@pytest.mark.parametrize("finished", [88.9, 89.0])
+def test_a_last_training_that_harms_is_left_out(
+    here: Path, monkeypatch: pytest.MonkeyPatch, finished: float
+) -> None:
+    *_, last = commands(monkeypatch, "--max-gmacs .5", finished)
+    again = last.startswith("prune") and last.endswith("--out a.slim.safetensors --force")
+    assert again == (finished < 89)
 
 
 @pytest.mark.parametrize(

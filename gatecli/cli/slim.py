@@ -76,11 +76,6 @@ def slim(
     road.finish()
     goal = goal_facts(asked, rows)
     _report(session, asked, rows, goal)
-    if not slimmed.dynamic and rows[-1]["val_top1"] < slimmed.tuned["top1"]:
-        session.say(
-            f"note: val top-1 was {slimmed.tuned['top1']:.2f} before the last epochs, and is"
-            f" {rows[-1]['val_top1']:.2f} now: a lower --last-lr, or --last-epochs 0"
-        )
     steps = []
     for each in road.steps:
         line = f"gatecli {each.line}"

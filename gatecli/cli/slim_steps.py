@@ -129,7 +129,13 @@ class Slimming:
         return self.road.take(line, reads=[self.asked.source])
 
     def _make(
-        self, command: str, path: Path, done: str, *words: object, last: bool = False
+        self,
+        command: str,
+        path: Path,
+        done: str,
+        *words: object,
+        last: bool = False,
+        replace: bool = False,
     ) -> dict[str, Any]:
         """Run a command that writes a file, and return its JSON.
 
@@ -139,12 +145,15 @@ class Slimming:
             done: What the name of its output says.
             words: Its options.
             last: Whether it writes the result.
+            replace: Whether the result may have been written already.
         """
         asked = self.asked
         out = asked.out if last else default_out(path, done)
         named = ("--out", out) if last else ()
+        if replace:
+            named += ("--force",)
         line = spelled(command, path, *words, *named, *asked.code)
-        return self.road.take(line, reads=[path], out=out, force=asked.force)
+        return self.road.take(line, reads=[path], out=out, force=asked.force and not replace)
 
     def _attach(self, about: Mapping[str, Any]) -> Path:
         how = self.asked.how
@@ -196,8 +205,16 @@ class Slimming:
         """What comes after the training where gates decide alike for all images."""
         last = self.asked.how.finish_epochs == 0
         pruned = self._make("prune", _out(tuned), PRUNED, last=last)
-        if not last:
-            self._finish(_out(pruned))
+        if last:
+            return
+        finished = self._finish(_out(pruned))
+        if finished["top1"] < tuned["top1"]:
+            self.session.say(
+                f"note: the last epochs took val top-1 from {tuned['top1']:.2f} to"
+                f" {finished['top1']:.2f}, so the result is what prune had left;"
+                " a lower --last-lr may do better"
+            )
+            self._make("prune", _out(tuned), PRUNED, last=True, replace=True)
 
     def _asks_images(self, gated: Path) -> bool:
         """Whether the gates that were put in look at images, so that they have thresholds."""

@@ -107,10 +107,7 @@ class TargetRate:
         return f"best: epoch {best['epoch']}, the highest val top-1 among those whose rate {bounds}"
 
     def passed_over(self, best: Row | None, last: Row) -> str:
-        """What to say where the last epoch is much more accurate than the one that is kept.
-
-        The first epochs can be within the target while nothing has been learnt yet.
-        """
+        """What to say where the last epoch is much better: early ones may have learnt nothing."""
         if best is None or last["val_top1"] < best["val_top1"] + MUCH:
             return ""
         return (
@@ -146,8 +143,12 @@ class BestAccuracy(TargetRate):
     """For weights alone, which change no rate."""
 
     def chosen(self, best: Row | None) -> str:
-        assert best is not None  # every epoch has a rank
+        if best is None:
+            return super().chosen(best)  # --keep last
         return f"best: epoch {best['epoch']}, the highest val top-1"
+
+    def passed_over(self, best: Row | None, last: Row) -> str:
+        return ""
 
 
 class Price(TargetRate):
