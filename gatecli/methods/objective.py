@@ -15,8 +15,11 @@ from gatecli.methods.settings import S, Settings
 from gatecli.network import Network
 from gatecli.network.costs import Rates, overall_rate
 
-__all__ = ["Losses", "Objective", "Traits", "mean_of_units"]
+__all__ = ["COUNT", "MACS", "MS", "PRICES", "Losses", "Objective", "Traits", "mean_of_units"]
 
+# What a rate may be a share of: of the units, of the MACs, or of the milliseconds that these save.
+COUNT, MACS, MS = "count", "macs", "ms"
+PRICES = (COUNT, MACS, MS)
 
 Losses = Mapping[str, Tensor]  # each exit's own task loss on all images, a scalar, by site
 Achieved = Callable[[Network, Rates, Sequence[str], Any], float]
@@ -80,6 +83,17 @@ class Objective(Generic[S]):
 
         A scalar.
         """
+        raise NotImplementedError
+
+    def check(self, settings: S) -> None:
+        """Check that the settings go with the loss. Raises SettingError."""
+
+    def price(self, settings: S) -> str:
+        """What the rate that the loss holds is a share of, one of PRICES."""
+        return COUNT
+
+    def loss_of_rate(self, rate: Tensor, target: float, settings: S) -> Tensor:
+        """The weighted loss of a priced rate, a scalar: in place of `loss`, but for COUNT."""
         raise NotImplementedError
 
     def penalty(self, gates: Iterable[Decider], settings: S) -> Tensor | float:

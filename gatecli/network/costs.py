@@ -29,6 +29,7 @@ from gatecli.traced.traced import Traced
 
 __all__ = [
     "CostMeter",
+    "Part",
     "Rates",
     "closed_at",
     "expected_macs",
@@ -38,9 +39,11 @@ __all__ = [
     "leaving_costs",
     "mean_rate",
     "overall_rate",
+    "parts_of",
     "reach",
     "site_rates",
     "spread_of",
+    "total",
 ]
 
 Rates = Mapping[str, Sequence[float]]  # site -> the rate of each unit
@@ -51,7 +54,7 @@ Key = tuple[str, float, bool, bool]  # a site, and what it saves
 class Part:
     """MACs of nodes that the same sites save in the same way."""
 
-    macs: int
+    macs: float
     savings: tuple[tuple[str, Saving], ...]
 
 

@@ -10,17 +10,21 @@ straight-through Gumbel-softmax at temperature 1; the loss is
         batch, section 3.1)
     cross-entropy + loss_weight * mean over gates g of (t_g - mean of z_g over the batch)^2   (per
         gate, Veit & Belongie)
+With price=macs or ms the per-batch loss weighs what gates save, where the papers count them: in
+place of the mean of z stands the share that runs of all the cost that the gates can save, the mean
+over the images, see gatecli.network.priced.
 With granularity n the branch's output filters are n groups with a gate each (S2.3); so are the new
 channels of a layer of a dense block, and with --kind filter the channels of a convolution that has
 no shortcut, where the paper drops x_{l-1} from the right-hand side. A closed gate at a layer of a
 dense block puts zeros into its place of the concatenation (section 5). A gate whose own target is 1
 is left out: its branch always runs (AIG's code samples it and counts it as 1). In evaluation a
-branch runs where P(on) > threshold (1/2: the most probable decision).
+branch runs where P(on) > threshold (1/2: the most probable decision). A gate within another gated
+site (a filter in a block) looks at what that one looks at: all is decided before any of it runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -33,14 +37,14 @@ from gatecli.kinds.base import MASK, VALUE
 from gatecli.methods.base import About, Method
 from gatecli.methods.layer_gates.gates import DataDependentGate, DataIndependentGate
 from gatecli.methods.losses import FORMS as LOSS_FORMS
-from gatecli.methods.losses import per_batch, per_gate
-from gatecli.methods.objective import Objective
+from gatecli.methods.losses import distance, per_batch, per_gate
+from gatecli.methods.objective import COUNT, PRICES, Objective
 from gatecli.methods.registry import register
 from gatecli.methods.schedules import annealed_target, raised
 from gatecli.methods.settings import Length, Settings, setting
 from gatecli.methods.targets import FORMS, TARGETS, VARIABLE, follow, resolve
 from gatecli.methods.values import FrozenDict
-from gatecli.network import Network
+from gatecli.network import Network, surgery
 from gatecli.traced.site import Site
 
 __all__ = [
@@ -140,6 +144,20 @@ class LayerGateSettings(Settings):
     variable_momentum: float = setting(
         0.9, "of the exponential average, for each batch", low=0, high=1
     )
+    price: str = setting(
+        COUNT,
+        "what target_rate is a share of: count, of the gated units (the papers'); macs, of the MACs"
+        " that they can save; ms, of the milliseconds, by the table of gatecli price, which finetune"
+        " measures where there is none. What lies in something closed counts once",
+        choices=PRICES,
+    )
+
+    def check(self, epochs: int) -> None:
+        if self.price != COUNT and self.targets is not None:
+            raise SettingError(
+                f"expected price={COUNT} where gates have `targets` of their own, but got"
+                f" price={self.price}: it holds one rate for all of them; leave one out"
+            )
 
     def suited(self, length: Length) -> dict[str, float]:
         """What lets gates move in a short run, where it has not been set.
@@ -180,8 +198,20 @@ LossOf = Callable[..., Tensor]  # see gatecli.methods.losses
 class RateObjective(Objective[L]):
     """Holds the gates' rates by one of the two losses, `loss_of`."""
 
-    def __init__(self, loss_of: LossOf) -> None:
+    def __init__(self, loss_of: LossOf, *, priced: bool) -> None:
         self._loss_of = loss_of
+        self._priced = priced
+
+    def check(self, settings: L) -> None:
+        if settings.price != COUNT and not self._priced:
+            raise SettingError(
+                f"expected price={COUNT} where the loss holds each gate's own rate, but got"
+                f" price={settings.price}: what a gate saves weighs in the mean rate of them all,"
+                " which the methods `-perbatch` hold"
+            )
+
+    def price(self, settings: L) -> str:
+        return settings.price
 
     def targets(self, settings: L, sites: Iterable[str], epoch: int) -> dict[str, float]:
         # what is recorded goes by site: a list is one no longer once gates have been chosen
@@ -210,8 +240,14 @@ class RateObjective(Objective[L]):
         settings: L,
         targets: Mapping[str, float],
     ) -> Tensor:
-        weight = 1.0 if settings.loss_weight is None else settings.loss_weight
-        return weight * self._loss_of(decisions, targets, settings.loss_form)
+        return _weight(settings) * self._loss_of(decisions, targets, settings.loss_form)
+
+    def loss_of_rate(self, rate: Tensor, target: float, settings: L) -> Tensor:
+        return _weight(settings) * distance(rate, target, settings.loss_form)
+
+
+def _weight(settings: LayerGateSettings) -> float:
+    return 1.0 if settings.loss_weight is None else settings.loss_weight
 
 
 class LayerGates(Method[L]):
@@ -231,6 +267,25 @@ class LayerGates(Method[L]):
             )
         left = {site: rate for site, rate in own.items() if rate != 1}
         return gated, replace(settings, targets=FrozenDict(left) if left else None)
+
+    def attach(
+        self, network: Network, sites: Sequence[str], settings: L, gater: Network | None = None
+    ) -> None:
+        """Gate the sites; within another gated one, a gate looks at what that one looks at.
+
+        So all is decided before anything within is computed, and nothing is where it is closed.
+        """
+        for name in sites:
+            place = network.sites[name]
+            outer = surgery.around(network.traced, place)
+            seen, sees = place, ""
+            if outer is not None:
+                seen = replace(place, channels=outer.channels, positions=outer.positions)
+                sees = outer.entry
+            gate = self.gate(network, seen, settings)
+            surgery.insert_gate(network.traced, name, gate, self.about.name, sees)
+        network.recompile()
+        network.recount()
 
 
 class AigLayerGates(LayerGates[AigSettings]):
@@ -278,5 +333,5 @@ LOSSES: dict[str, tuple[LossOf, str]] = {
 for _form, (_loss, _held) in LOSSES.items():
     _aig = _about(f"aig-{_form}", AIG, AigSettings, frozenset({MASK, VALUE}), _held)
     _ind = _about(f"ind-{_form}", IND, LayerGateSettings, frozenset({MASK}), _held)
-    register(AigLayerGates(_aig, RateObjective(_loss)))
-    register(IndLayerGates(_ind, RateObjective(_loss)))
+    register(AigLayerGates(_aig, RateObjective(_loss, priced=_form == "perbatch")))
+    register(IndLayerGates(_ind, RateObjective(_loss, priced=_form == "perbatch")))
