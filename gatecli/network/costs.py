@@ -4,9 +4,8 @@
                                              1 - share_s closed_s]
 
 What a site saves of which nodes its kind has said (gatecli.traced.site.Saving); no kind is known
-here. `closed` is the share of a site's units that are closed, or where these save only together,
-whether all are; for an exit, whether it is taken. From decisions the formula is exact; from rates
-sites, and a site's units, are taken to be independent of each other.
+here. `closed` is a site's share of closed units, or where these save only together, whether all
+are; of an exit, whether it is taken. It is exact from decisions; rates are taken as independent.
 """
 
 from __future__ import annotations
