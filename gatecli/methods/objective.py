@@ -37,6 +37,11 @@ def unsupervised(losses: Losses, settings: Settings) -> Tensor | float:
     return 0.0
 
 
+def counted(settings: Any) -> str:
+    """A rate is a share of the gated units."""
+    return COUNT
+
+
 @dataclass(frozen=True, kw_only=True)
 class Traits:
     """How training has to treat a method.
@@ -53,6 +58,10 @@ class Traits:
             target.
         supervision: From the exits' losses and the method's settings to what is added to the loss
             for what exits answer, whoever leaves there.
+        price: From the settings to what the rate is a share of, one of PRICES. Raises SettingError
+            where the loss cannot hold such a rate.
+        loss_of_rate: From a rate, its target and the settings to the weighted loss, a scalar: it
+            takes the place of `loss` where the price is not COUNT.
     """
 
     trains: str = "network"
@@ -62,6 +71,8 @@ class Traits:
     gate_lr_factor: float = 1.0
     achieved: Achieved = mean_of_units
     supervision: Callable[[Losses, Any], Tensor | float] = unsupervised
+    price: Callable[[Any], str] = counted
+    loss_of_rate: Callable[[Tensor, float, Any], Tensor] | None = None
 
 
 class Objective(Generic[S]):
@@ -83,17 +94,6 @@ class Objective(Generic[S]):
 
         A scalar.
         """
-        raise NotImplementedError
-
-    def check(self, settings: S) -> None:
-        """Check that the settings go with the loss. Raises SettingError."""
-
-    def price(self, settings: S) -> str:
-        """What the rate that the loss holds is a share of, one of PRICES."""
-        return COUNT
-
-    def loss_of_rate(self, rate: Tensor, target: float, settings: S) -> Tensor:
-        """The weighted loss of a priced rate, a scalar: in place of `loss`, but for COUNT."""
         raise NotImplementedError
 
     def penalty(self, gates: Iterable[Decider], settings: S) -> Tensor | float:

@@ -45,7 +45,7 @@ def parse_settings(method: Method[S], given: Mapping[str, Any], base: S | None =
                 f" {name}={told(value)}"
             )
     result = replace(start, **values)
-    method.objective.check(result)
+    method.objective.traits.price(result)  # it may not go with the loss
     return result
 
 

@@ -65,15 +65,16 @@ class Trained:
     @property
     def price(self) -> str:
         """What the rate is a share of, see gatecli.methods.objective."""
-        return self.objective.price(self.settings)
+        return self.objective.traits.price(self.settings)
 
     def loss(self, decisions: Mapping[str, Tensor], targets: Mapping[str, float]) -> Tensor:
         """The loss that holds the gates' rate, of decisions (N, units), a scalar."""
-        if self.share is None:
+        loss_of_rate = self.objective.traits.loss_of_rate
+        if self.share is None or loss_of_rate is None:
             return self.objective.loss(decisions, self.settings, targets)
         target = sum(targets.values()) / len(targets)  # one for all of them
         rate = self.share.of_decisions(decisions)
-        return self.objective.loss_of_rate(rate, target, self.settings)
+        return loss_of_rate(rate, target, self.settings)
 
     def achieved(
         self, network: Network, rates: Rates, busy: Mapping[str, float] | None = None

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from torch import Tensor
 
@@ -38,7 +38,7 @@ from gatecli.methods.base import About, Method
 from gatecli.methods.layer_gates.gates import DataDependentGate, DataIndependentGate
 from gatecli.methods.layer_gates.settings import RESIDUAL, AigSettings, LayerGateSettings
 from gatecli.methods.losses import distance, per_batch, per_gate
-from gatecli.methods.objective import COUNT, Objective
+from gatecli.methods.objective import COUNT, Objective, Traits
 from gatecli.methods.registry import register
 from gatecli.methods.schedules import annealed_target
 from gatecli.methods.targets import follow, resolve
@@ -58,23 +58,35 @@ L = TypeVar("L", bound=LayerGateSettings)
 LossOf = Callable[..., Tensor]  # see gatecli.methods.losses
 
 
+def _weight(settings: LayerGateSettings) -> float:
+    return 1.0 if settings.loss_weight is None else settings.loss_weight
+
+
+def _price(settings: LayerGateSettings) -> str:
+    return settings.price
+
+
+def _no_price(settings: LayerGateSettings) -> str:
+    if settings.price != COUNT:
+        raise SettingError(
+            f"expected price={COUNT} where the loss holds each gate's own rate, but got"
+            f" price={settings.price}: what a gate saves weighs in the mean rate of them all,"
+            " which the methods `-perbatch` hold"
+        )
+    return COUNT
+
+
+def _loss_of_rate(rate: Tensor, target: float, settings: LayerGateSettings) -> Tensor:
+    return _weight(settings) * distance(rate, target, settings.loss_form)
+
+
 class RateObjective(Objective[L]):
     """Holds the gates' rates by one of the two losses, `loss_of`."""
 
-    def __init__(self, loss_of: LossOf, *, priced: bool) -> None:
+    traits: ClassVar[Traits] = Traits(price=_no_price)
+
+    def __init__(self, loss_of: LossOf) -> None:
         self._loss_of = loss_of
-        self._priced = priced
-
-    def check(self, settings: L) -> None:
-        if settings.price != COUNT and not self._priced:
-            raise SettingError(
-                f"expected price={COUNT} where the loss holds each gate's own rate, but got"
-                f" price={settings.price}: what a gate saves weighs in the mean rate of them all,"
-                " which the methods `-perbatch` hold"
-            )
-
-    def price(self, settings: L) -> str:
-        return settings.price
 
     def targets(self, settings: L, sites: Iterable[str], epoch: int) -> dict[str, float]:
         # what is recorded goes by site: a list is one no longer once gates have been chosen
@@ -105,12 +117,11 @@ class RateObjective(Objective[L]):
     ) -> Tensor:
         return _weight(settings) * self._loss_of(decisions, targets, settings.loss_form)
 
-    def loss_of_rate(self, rate: Tensor, target: float, settings: L) -> Tensor:
-        return _weight(settings) * distance(rate, target, settings.loss_form)
 
+class PricedObjective(RateObjective[L]):
+    """Holds one rate for all gates, which may be weighed by what they save."""
 
-def _weight(settings: LayerGateSettings) -> float:
-    return 1.0 if settings.loss_weight is None else settings.loss_weight
+    traits: ClassVar[Traits] = Traits(price=_price, loss_of_rate=_loss_of_rate)
 
 
 class LayerGates(Method[L]):
@@ -196,5 +207,6 @@ LOSSES: dict[str, tuple[LossOf, str]] = {
 for _form, (_loss, _held) in LOSSES.items():
     _aig = _about(f"aig-{_form}", AIG, AigSettings, frozenset({MASK, VALUE}), _held)
     _ind = _about(f"ind-{_form}", IND, LayerGateSettings, frozenset({MASK}), _held)
-    register(AigLayerGates(_aig, RateObjective(_loss, priced=_form == "perbatch")))
-    register(IndLayerGates(_ind, RateObjective(_loss, priced=_form == "perbatch")))
+    _held_by = PricedObjective if _loss is per_batch else RateObjective
+    register(AigLayerGates(_aig, _held_by(_loss)))
+    register(IndLayerGates(_ind, _held_by(_loss)))
