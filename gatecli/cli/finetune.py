@@ -246,6 +246,7 @@ def _report(session: Session, result: Finetuned, run: Run) -> None:
 def _rates(result: Finetuned) -> str:
     """What to say of the rate that was reached."""
     from gatecli import methods
+    from gatecli.training.pricing import WORDS
 
     step = result.network.recipe.last("finetune")
     if not result.network.gated_by:
@@ -255,7 +256,7 @@ def _rates(result: Finetuned) -> str:
         if objective.traits.trains == "exits":
             return "no exit taken until gatecli calibrate"
     asked = "" if result.target_rate is None else f" for {result.target_rate:.2f} asked"
-    return f"rate {result.achieved_rate:.3f}{asked}"
+    return f"rate {result.achieved_rate:.3f}{asked}{WORDS[result.price]}"
 
 
 def _json(result: Finetuned, path: Path, target: Path) -> dict[str, Any]:
@@ -276,6 +277,7 @@ def _json(result: Finetuned, path: Path, target: Path) -> dict[str, Any]:
         "rates": site_rates(result.rates),
         "target_rate": result.target_rate,
         "achieved_rate": result.achieved_rate,
+        "price": result.price,
         "chosen": result.chosen,
         "batchnorm": result.batchnorm,
         "suited": result.suited,

@@ -105,7 +105,8 @@ def insert_mask(
     """
     graph, path = net.graph, f"gates.{site.name}"
     place(net.root, path, gate)
-    entry, value = net.node(sees or site.entry), net.node(site.value)
+    # what is masked is read as it is masked, or all of it would have to be computed for the gate
+    entry, value = _last_mask(net.node(sees or site.entry)), net.node(site.value)
     with graph.inserting_after(value if sees else entry):
         decision = graph.call_module(path, (entry,))
     if outside:

@@ -152,7 +152,7 @@ def _lower(low: Lowering, masked: fx.Node, feeds: Mapping[fx.Node, fx.Node]) -> 
     last, places = _widened(masked)
     add = next(iter(last.users))
     filters = OpenFilters(tail_part(low.root, tail), low.net.channels(value.name))
-    if len(last.users) > 1 or not is_add(add):
+    if len(last.users) > 1 or not is_add(add) or _is_of_others(low, masked, add):
         low.replace(masked, FilterLayer(low.root, filters), (x, decision, *fed))
         return
     shortcut = next(arg for arg in add.args if arg is not last)
@@ -161,6 +161,13 @@ def _lower(low: Lowering, masked: fx.Node, feeds: Mapping[fx.Node, fx.Node]) -> 
     rectified = never_negative(low.root, shortcut)
     block = FilterBlock(low.root, filters, places, rectify=relu is not None, rectified=rectified)
     low.replace(relu or add, block, (x, shortcut, decision, *fed))
+
+
+def _is_of_others(low: Lowering, masked: fx.Node, add: fx.Node) -> bool:
+    """Whether an addition is another kind's to lower, as its mask is what is added."""
+    mine = low.site_of(masked)
+    sites = [low.site_of(each) for each in add.all_input_nodes]
+    return any(site is not None and mine is not None and site.kind != mine.kind for site in sites)
 
 
 def _widened(masked: fx.Node) -> tuple[fx.Node, list[int] | None]:
