@@ -24,7 +24,6 @@ __all__ = [
     "channels_of",
     "gone_channels",
     "narrow",
-    "narrow_gate",
     "split_tail",
     "widen_again",
 ]
@@ -114,17 +113,12 @@ def narrow(net: Traced, site: Site, decision: SiteDecision, round_to: int = 1) -
         site = replace(site, value=value.name, branch=(value.name,), tail=(value.name,))
     output = value
     if decision.dynamic:
-        output = _mask(net, site)
+        masks = edit.masks_of(net.graph, site.name)
+        output = masks[0]
         now = [places.index(channel) for channel in channels_of(site, width, decision.dynamic)]
-        site = narrow_gate(net, site, [output], decision.dynamic, now, len(places))
+        site = _narrow_gate(net, site, masks, decision.dynamic, now, len(places))
     gone = sorted(set(range(width)) - set(places))
     return Narrow(site=site, output=output, kept=places, gone=gone, width=width)
-
-
-def _mask(net: Traced, site: Site) -> fx.Node:
-    masked = edit.mask_of(net.graph, site.name)
-    assert masked is not None
-    return masked
 
 
 def _taken(graph: fx.Graph, value: fx.Node, channels: Sequence[int]) -> fx.Node:
@@ -139,7 +133,7 @@ def _taken(graph: fx.Graph, value: fx.Node, channels: Sequence[int]) -> fx.Node:
     return taken
 
 
-def narrow_gate(
+def _narrow_gate(
     net: Traced,
     site: Site,
     masks: Sequence[fx.Node],
@@ -147,11 +141,7 @@ def narrow_gate(
     places: list[int],
     width: int,
 ) -> Site:
-    """Let the gate decide the units `dynamic` alone, at `places` of the channels that are left.
-
-    Returns:
-        The site with these units.
-    """
+    """Let the gate decide the units `dynamic` alone, at `places` of the channels that are left."""
     decision = decided_by(masks[0])
     gate: Any = net.root.get_submodule(str(decision.target))
     gate.keep(dynamic)

@@ -60,10 +60,10 @@ class HiddenFinder:
 
     def run(self) -> list[Site]:
         """All sites, in the order of execution."""
-        found = []
-        for node in self.net.graph.nodes:
-            hidden = hidden_at(self.net, node) if _is_pointwise(self.net.root, node) else None
-            if hidden is not None and self._can_go(hidden):
+        found, net = [], self.net
+        for node in net.graph.nodes:
+            hidden = hidden_at(net, node) if _is_pointwise(net.root, node) else None
+            if hidden is not None and _is_widened(net, hidden) and self._can_go(hidden):
                 found.append(self._site(hidden))
         return found
 
@@ -112,8 +112,7 @@ def hidden_at(net: Traced, first: fx.Node, value: fx.Node | None = None) -> Hidd
         readers = list(between[-1].users) if between else []
     if len(readers) != 1 or not _is_pointwise(net.root, readers[0]):
         return None
-    found = Hidden(tail=tail, between=between, last=readers[0])
-    return found if _is_widened(net, found) else None
+    return Hidden(tail=tail, between=between, last=readers[0])
 
 
 def _tail(net: Traced, first: fx.Node) -> list[fx.Node]:
@@ -186,16 +185,16 @@ def _scaled(net: Traced, value: fx.Node, readers: Sequence[fx.Node]) -> list[fx.
     products = [user for user in readers if is_product(user)]
     if len(products) != 1:
         return []
-    inside, todo = {products[0]}, list(products[0].all_input_nodes)
-    while todo:
-        node = todo.pop()
-        if node is value or node in inside:
-            continue
-        if any(user not in inside for user in node.users) or node.op == "placeholder":
-            return []
-        inside.add(node)
-        todo += node.all_input_nodes
-    if any(user not in inside for user in readers):
+    inside = {products[0]}
+    for node in reversed(net.graph.nodes):
+        if node is value:
+            break
+        if node not in inside and node.users and all(user in inside for user in node.users):
+            inside.add(node)
+    sources = set[fx.Node]()
+    for node in inside:
+        sources.update(node.all_input_nodes)
+    if not sources - inside <= {value} or any(user not in inside for user in readers):
         return []
     return [node for node in net.graph.nodes if node in inside]
 
@@ -237,11 +236,11 @@ def refusals(net: Traced) -> dict[str, str]:
         if not is_product(node):
             continue
         firsts = [_first_of(net, factor) for factor in node.all_input_nodes]
-        for first in firsts:
-            if first is not None and len(firsts) > 1:
-                found[f"{first.target}{SUFFIX}"] = (
-                    "is one of two layers whose product is taken (a gated MLP): these are not gated"
-                )
+        for first in firsts if None not in firsts else ():
+            assert first is not None
+            found[f"{first.target}{SUFFIX}"] = (
+                "is one of two layers whose product is taken (a gated MLP): these are not gated"
+            )
     return found
 
 

@@ -30,7 +30,8 @@ from gatecli.errors import SettingError
 from gatecli.gates.gate import Gate
 from gatecli.kinds import registry
 from gatecli.kinds.base import MASK, VALUE
-from gatecli.methods.base import About, Method
+from gatecli.methods.base import About
+from gatecli.methods.layer_gates.coupling import CoupledFilters
 from gatecli.methods.layer_gates.gates import DataDependentGate, DataIndependentGate
 from gatecli.methods.losses import FORMS as LOSS_FORMS
 from gatecli.methods.losses import per_batch, per_gate
@@ -124,6 +125,12 @@ class LayerGateSettings(Settings):
         high=65536,
         structural=True,
     )
+    coupled: bool = setting(
+        default=False,
+        help="gate filters that share an addition (a ResNet's stage width) as one site, so that"
+        " prune takes their channels out of the whole stream; for --kind filter",
+        structural=True,
+    )
     granularity_of: str = setting(
         EVERY,
         "what granularity splits: every site, or residual branches alone",
@@ -214,7 +221,7 @@ class RateObjective(Objective[L]):
         return weight * self._loss_of(decisions, targets, settings.loss_form)
 
 
-class LayerGates(Method[L]):
+class LayerGates(CoupledFilters[L]):
     """Gates on residual branches; subclasses say which of the two."""
 
     def complete(
