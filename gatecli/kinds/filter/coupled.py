@@ -179,7 +179,8 @@ def insert_masks(net: Traced, site: Site, gate: nn.Module, sees: str) -> None:
     for value in values[1:]:
         with net.graph.inserting_after(value):
             masked = net.graph.call_function(mask, (value, decision))
-        value.replace_all_uses_with(masked, delete_user_cb=lambda user, own=masked: user is not own)
+        for user in [user for user in value.users if user is not masked]:
+            user.replace_input_with(value, masked)
 
 
 def refreshed(net: Traced, site: Site) -> Site | None:

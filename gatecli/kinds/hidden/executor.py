@@ -150,9 +150,10 @@ def _partial(layer: Any, how: str, x: Tensor, part: Tensor | None) -> Tensor:
     if part is None:
         result: Tensor = layer(x)
     elif isinstance(layer, nn.BatchNorm2d):
-        moments = take(layer.running_mean, part), take(layer.running_var, part)
+        statistics: Any = (layer.running_mean, layer.running_var)
+        mean, var = (take(tensor, part) for tensor in statistics)
         weight, bias = _some(layer.weight, part), _some(layer.bias, part)
-        result = F.batch_norm(x, *moments, weight, bias, eps=layer.eps)
+        result = F.batch_norm(x, mean, var, weight, bias, eps=layer.eps)
     elif how == COLUMNS:
         if isinstance(layer, nn.Linear):
             result = F.linear(x, layer.weight.index_select(1, part), layer.bias)

@@ -109,7 +109,7 @@ def hidden_at(net: Traced, first: fx.Node, value: fx.Node | None = None) -> Hidd
     between: list[fx.Node] = []
     if len(readers) > 1:
         between = _followed(net, _scaled(net, masked, readers))
-        readers = list(between[-1].users) if between else []
+        readers = _read_by(net, between[-1]) if between else []
     if len(readers) != 1 or not _is_pointwise(net.root, readers[0]):
         return None
     return Hidden(tail=tail, between=between, last=readers[0])
@@ -170,11 +170,16 @@ def _is_pointwise(root: nn.Module, node: fx.Node) -> bool:
 
 def _readers(net: Traced, value: fx.Node, *, gated: bool) -> tuple[list[fx.Node], fx.Node]:
     """Who reads a value, or its one mask; and which of the two they read."""
-    readers = [user for user in value.users if not is_decision(net.root, user)]
+    readers = _read_by(net, value)
     if gated and len(readers) == 1:
         value = readers[0]
-        readers = list(value.users)
+        readers = _read_by(net, value)
     return readers, value
+
+
+def _read_by(net: Traced, value: fx.Node) -> list[fx.Node]:
+    """Who reads a value, gates left out."""
+    return [user for user in value.users if not is_decision(net.root, user)]
 
 
 def _scaled(net: Traced, value: fx.Node, readers: Sequence[fx.Node]) -> list[fx.Node]:
@@ -201,8 +206,8 @@ def _scaled(net: Traced, value: fx.Node, readers: Sequence[fx.Node]) -> list[fx.
 
 def _followed(net: Traced, between: list[fx.Node]) -> list[fx.Node]:
     """The same with the activations behind it, which leave zeros as they are."""
-    while between and len(between[-1].users) == 1:
-        (node,) = between[-1].users
+    while between and len(_read_by(net, between[-1])) == 1:
+        (node,) = _read_by(net, between[-1])
         if not keeps_zero(net.root, node, between[-1]) or is_mask(node):
             break
         between = [*between, node]
