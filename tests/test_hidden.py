@@ -83,16 +83,16 @@ TIMM: dict[str, tuple[Callable[[], nn.Module], int]] = {
         ),
         3,
     ),
-    "timm-convnext": (functools.partial(timms, "convnext_atto", depths=(1, 1), dims=(8, 16)), 2),
+    "timm-convnext": (
+        functools.partial(timms, "convnext_atto", depths=(1, 1, 1, 1), dims=(8, 8, 12, 16)),
+        4,
+    ),
     "timm-convnext-linear": (
-        functools.partial(timms, "convnext_tiny", depths=(1, 1), dims=(8, 16)),
-        2,
+        functools.partial(timms, "convnext_tiny", depths=(1, 1, 1, 1), dims=(8, 8, 12, 16)),
+        4,
     ),
-    "timm-efficientnet": (functools.partial(timms, "efficientnet_b0", channel_multiplier=0.1), 15),
-    "timm-mobilenet_v3": (
-        functools.partial(timms, "mobilenetv3_small_050", channel_multiplier=0.2),
-        10,
-    ),
+    "timm-efficientnet": (functools.partial(timms, "efficientnet_b0"), 15),
+    "timm-mobilenet_v3": (functools.partial(timms, "mobilenetv3_small_050"), 11),
 }
 ALL = LIBRARIES | TIMM
 SIZE = (32, 32)
@@ -125,7 +125,8 @@ def drawn(network: Network, count: int, seed: int) -> dict[str, Tensor]:
     found = {}
     for site, gate in network.site_gates.items():
         z = torch.randint(0, 2, (count, gate.units), generator=generator).float()
-        z[:, :2] = torch.tensor([1.0, 0.0])
+        if gate.units > 1:
+            z[:, :2] = torch.tensor([1.0, 0.0])
         found[site] = z
     return found
 

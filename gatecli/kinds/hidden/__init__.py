@@ -64,6 +64,9 @@ class HiddenKind(MaskedKind):
 
     def insert(self, net: Traced, site: str, gate: nn.Module, sees: str = "") -> None:
         place = net.sites[site]
+        entry = output_of(net, replace(place, value=place.entry))
+        if not sees and entry.name != place.entry:
+            sees = entry.name  # what is masked is not computed in full for the gate to look at
         axis = net.channel_axis(place.value)
         edit.insert_mask(net, place, gate, sees=sees, outside=False, axis=axis)
 
@@ -155,25 +158,22 @@ def _lower(low: Lowering, masked: fx.Node, site: Site) -> None:
         nodes = [*hidden.tail, *hidden.between, hidden.last]
         last, executor = own[hidden.last.name], HiddenLayers
     copies = [own[node.name] for node in nodes]
-    hows = _hows(low.root, hidden, own)
-    steps = steps_of(low.root, copies, hows, value)
+    hows = _hows(low.root, hidden)
+    steps = steps_of(low.root, copies, [hows.get(node) for node in nodes], value)
     (x,) = copies[0].all_input_nodes
     low.replace(last, executor(low.root, steps, low.net.channel_axis(site.value)), (x, decision))
 
 
-def _hows(root: nn.Module, hidden: Hidden, own: dict[str, fx.Node]) -> dict[fx.Node, str]:
+def _hows(root: nn.Module, hidden: Hidden) -> dict[fx.Node, str]:
     """Which weights of each layer belong to a unit."""
-    hows = {own[hidden.tail[0].name]: ROWS}
+    hows = {hidden.tail[0]: ROWS, hidden.last: COLUMNS}
     for node in hidden.tail[1:]:
-        is_norm = isinstance(module_of(root, node), nn.BatchNorm2d)
-        if is_norm or is_depthwise(root, node):
-            hows[own[node.name]] = APART
+        if isinstance(module_of(root, node), nn.BatchNorm2d) or is_depthwise(root, node):
+            hows[node] = APART
     layers = [node for node in hidden.between if isinstance(module_of(root, node), nn.Conv2d)]
-    if layers and hidden.last.name in own:
-        hows[own[layers[0].name]] = COLUMNS
-        hows[own[layers[-1].name]] = ROWS
-    if hidden.last.name in own:
-        hows[own[hidden.last.name]] = COLUMNS
+    if layers:
+        hows[layers[0]] = COLUMNS
+        hows[layers[-1]] = ROWS
     return hows
 
 

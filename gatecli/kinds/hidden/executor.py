@@ -5,7 +5,7 @@ For one image those that are open, in a batch those that are open for any of its
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,14 +46,14 @@ class Step:
 
 
 def steps_of(
-    root: nn.Module, nodes: Sequence[fx.Node], hows: Mapping[fx.Node, str], value: fx.Node
+    root: nn.Module, nodes: Sequence[fx.Node], hows: Sequence[str | None], value: fx.Node
 ) -> list[Step]:
-    """The nodes as steps; `hows` of those that are layers."""
+    """The nodes as steps, `hows` one each; None: plain."""
     masked = {user: value for user in value.users if user.target is mask}
     steps = []
-    for node in nodes:
+    for node, known in zip(nodes, hows, strict=True):
         inputs = [masked.get(source, source).name for source in node.all_input_nodes]
-        how = hows.get(node, PLAIN)
+        how = known or PLAIN
         run = function_of(node) if how == PLAIN else None
         path = str(node.target) if module_of(root, node) is not None else ""
         step = Step(

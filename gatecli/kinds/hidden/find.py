@@ -190,18 +190,23 @@ def _scaled(net: Traced, value: fx.Node, readers: Sequence[fx.Node]) -> list[fx.
     products = [user for user in readers if is_product(user)]
     if len(products) != 1:
         return []
-    inside = {products[0]}
-    for node in reversed(net.graph.nodes):
-        if node is value:
-            break
-        if node not in inside and node.users and all(user in inside for user in node.users):
-            inside.add(node)
+    inside = _only_for(products[0], value)
     sources = set[fx.Node]()
     for node in inside:
         sources.update(node.all_input_nodes)
-    if not sources - inside <= {value} or any(user not in inside for user in readers):
-        return []
-    return [node for node in net.graph.nodes if node in inside]
+    closed = sources - inside <= {value} and inside.issuperset(readers)
+    return [node for node in net.graph.nodes if node in inside] if closed else []
+
+
+def _only_for(last: fx.Node, first: fx.Node) -> set[fx.Node]:
+    """A node, and those behind another one that nothing else needs."""
+    inside = {last}
+    for node in reversed(last.graph.nodes):
+        if node is first:
+            break
+        if node.users and inside.issuperset(node.users):
+            inside.add(node)
+    return inside
 
 
 def _followed(net: Traced, between: list[fx.Node]) -> list[fx.Node]:
