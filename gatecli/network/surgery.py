@@ -89,7 +89,10 @@ def _check_not_nested(net: Traced, site: Site) -> None:
 def _is_told(inner: Site, outer: Site) -> bool:
     """Whether the inner site's kind may stand within a gated site of the outer's."""
     within, around = registry.of(inner), registry.of(outer)
-    return inner.kind != outer.kind and bool(within.lies_in & around.offers)
+    is_same = bool(inner.tail) and inner.tail[:1] == outer.tail[:1]
+    if inner.kind == outer.kind or (is_same and within.one_by_one and around.one_by_one):
+        return False  # the same layer's channels would be decided twice
+    return bool(within.lies_in & around.offers)
 
 
 def around(net: Traced, site: Site) -> Site | None:

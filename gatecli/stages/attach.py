@@ -175,7 +175,14 @@ def _check_kinds(network: Network, method: Method[Any], asked: Sequence[str]) ->
             raise SettingError(
                 f"expected --kind to name sites that the network has ({have} of what"
                 f" {method.about.name} can gate), but it has none of kind `{kind}`"
+                f"{_first_refused(network, kind)}"
             )
+
+
+def _first_refused(network: Network, kind: str) -> str:
+    """Why what a user may take for a site of this kind is none, where there is such."""
+    refused = registry.get(kind).refused(network.traced)
+    return next((f"; `{name}` {why}" for name, why in refused.items()), "")
 
 
 def _free(network: Network, method: Method[Any], candidates: Sequence[Site]) -> list[Site]:

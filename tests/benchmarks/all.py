@@ -30,6 +30,7 @@ BENCHMARKS = (
     "runtimes",
     "peers",
     "growth",
+    "hidden",
 )
 HERE = Path(__file__).parent
 

@@ -34,7 +34,8 @@ from gatecli.errors import SettingError
 from gatecli.gates.gate import Gate
 from gatecli.kinds import registry
 from gatecli.kinds.base import MASK, VALUE
-from gatecli.methods.base import About, Method
+from gatecli.methods.base import About
+from gatecli.methods.layer_gates.coupling import CoupledFilters
 from gatecli.methods.layer_gates.gates import DataDependentGate, DataIndependentGate
 from gatecli.methods.layer_gates.settings import RESIDUAL, AigSettings, LayerGateSettings
 from gatecli.methods.losses import distance, per_batch, per_gate
@@ -124,7 +125,7 @@ class PricedObjective(RateObjective[L]):
     traits: ClassVar[Traits] = Traits(price=_price, loss_of_rate=_loss_of_rate)
 
 
-class LayerGates(Method[L]):
+class LayerGates(CoupledFilters[L]):
     """Gates on residual branches; subclasses say which of the two."""
 
     def complete(

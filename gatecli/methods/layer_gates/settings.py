@@ -87,6 +87,12 @@ class LayerGateSettings(Settings):
         high=65536,
         structural=True,
     )
+    coupled: bool = setting(
+        default=False,
+        help="gate filters that share an addition (a ResNet's stage width) as one site, so that"
+        " prune takes their channels out of the whole stream; for --kind filter",
+        structural=True,
+    )
     granularity_of: str = setting(
         EVERY,
         "what granularity splits: every site, or residual branches alone",
