@@ -867,6 +867,7 @@ PLACES: dict[str, tuple[str, ...]] = {
     "filter": ("own", "dense"),
     "exit": ("own-gray-oblong", "bottleneck"),
     "conv": ("preactivation", "own"),
+    "head": ("tokens",),
 }
 # Settings besides the default ones that a method is tried with.
 MORE_SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {

@@ -19,7 +19,15 @@ from gatecli.graph.trace import remove_dead
 from gatecli.traced.site import Site, SiteDecision
 from gatecli.traced.traced import Traced
 
-__all__ = ["Narrow", "channels_of", "gone_channels", "narrow", "split_tail", "widen_again"]
+__all__ = [
+    "Narrow",
+    "channels_of",
+    "gone_channels",
+    "narrow",
+    "narrow_gate",
+    "split_tail",
+    "widen_again",
+]
 
 
 def split_tail(net: Traced, site: Site, units: int) -> Site:
@@ -107,7 +115,7 @@ def narrow(net: Traced, site: Site, decision: SiteDecision, round_to: int = 1) -
     if decision.dynamic:
         output = _mask(net, site)
         now = [places.index(channel) for channel in channels_of(site, width, decision.dynamic)]
-        site = _narrow_gate(net, site, output, decision.dynamic, now, len(places))
+        site = narrow_gate(net, site, output, decision.dynamic, now, len(places))
     gone = sorted(set(range(width)) - set(places))
     return Narrow(site=site, output=output, kept=places, gone=gone, width=width)
 
@@ -130,7 +138,7 @@ def _taken(graph: fx.Graph, value: fx.Node, channels: Sequence[int]) -> fx.Node:
     return taken
 
 
-def _narrow_gate(
+def narrow_gate(
     net: Traced,
     site: Site,
     masked: fx.Node,
