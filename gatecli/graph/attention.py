@@ -18,6 +18,7 @@ from torch import fx, nn
 from torch.fx import _symbolic_trace
 from torch.nn import functional as F
 
+from gatecli.graph import edit
 from gatecli.graph.normalize import (
     TRAINING,
     dropout_follows_mode,
@@ -25,6 +26,7 @@ from gatecli.graph.normalize import (
     without_writes,
 )
 from gatecli.graph.ops import module_of
+from gatecli.graph.patterns import calls
 from gatecli.graph.remnants import as_before
 from gatecli.graph.shapes import Values, evaluate
 from gatecli.graph.sized import SizedTracer
@@ -52,7 +54,10 @@ def unfold_attention(root: nn.Module, graph: fx.Graph, image: Shape) -> None:
         graph: A trace, whose layers are torch's.
         image: (channels, height, width).
     """
-    whole = [node for node in graph.nodes if _may_attend(module_of(root, node))]
+    whole = []
+    for node in graph.nodes:
+        if _may_attend(module_of(root, node)) and calls(graph, node) == 1:
+            whole.append(node)
     if not whole:
         return
     values = evaluate(root, graph, image)
@@ -104,6 +109,18 @@ def _unfold_torchs(root: nn.Module, node: fx.Node, values: Values) -> None:
         result = graph.call_module(f"{path}.out_proj", (value,))
     for user in list(node.users):
         user.replace_all_uses_with(result)
+    shell = nn.Module()
+    for held in given[1:]:
+        name = str(held.target).removeprefix(f"{path}.")
+        edit.place_tensor(shell, name, attention)
+    shell.add_module("out_proj", attention.out_proj)
+    _put(root, path, shell)
+
+
+def _put(root: nn.Module, path: str, shell: nn.Module) -> None:
+    """Let a plain module hold what an unfolded one held; the source's own stays as it is."""
+    holder, _, name = path.rpartition(".")
+    root.get_submodule(holder)._modules[name] = shell
 
 
 def _looks_at_one(node: fx.Node, attention: Any, values: Values) -> bool:
@@ -141,7 +158,7 @@ def _unfold_traced(root: nn.Module, node: fx.Node, values: Values) -> None:
     if shape is None or len(shape) < TOKENS or _varies_beyond(values, first):
         return
     inner = _traced(module, shape[1:])
-    if inner is None or not any(map(is_product, inner.nodes)):
+    if inner is None or not any(map(is_product, inner.nodes)) or not _holds_all(inner):
         return
     output = next(each for each in inner.nodes if each.op == "output")
     returned: Any = output.args[0]
@@ -150,6 +167,9 @@ def _unfold_traced(root: nn.Module, node: fx.Node, values: Values) -> None:
     without_writes(_OfOne(module), inner)
     dropout_follows_mode(inner)
     copies = _copied_before(node, inner, first)
+    shell = nn.Module()
+    edit.adopt(shell, _OfOne(module), inner)
+    _put(root, str(node.target), shell.get_submodule("module"))
     if isinstance(returned, fx.Node):
         node.replace_all_uses_with(copies[returned])
         return
@@ -204,6 +224,16 @@ def _without_wraps() -> Iterator[None]:
         yield
     finally:
         wrapped.update(before)
+
+
+def _holds_all(inner: fx.Graph) -> bool:
+    """Whether all that a graph reaches is the module's, and no constant of its trace."""
+    for node in inner.nodes:
+        path = str(node.target)
+        reaches = node.op in ("call_module", "get_attr") and path != TRAINING
+        if reaches and not path.startswith("module."):
+            return False
+    return True
 
 
 def _reads_by_number(node: fx.Node, returned: Any) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from gatecli.graph.flow import reads_size
+from gatecli.graph.flow import constants, reads_size
 from gatecli.graph.heads import for_parts
 from gatecli.graph.ops import is_decision, is_mask, module_of, spread
 from gatecli.graph.patterns import calls, is_plain
@@ -122,6 +122,7 @@ def _followed(net: Traced, value: fx.Node, heads: int) -> dict[fx.Node, Place]:
     """All that a product is made of, back to projections and tables, and where heads lie in it."""
     shape = net.shape(value)
     found: dict[fx.Node, Place] = {}
+    fixed = constants(value.graph)
     todo = [Spot(value, shape[0], shape[2] * shape[3])]
     while todo:
         spot = todo.pop()
@@ -130,6 +131,8 @@ def _followed(net: Traced, value: fx.Node, heads: int) -> dict[fx.Node, Place]:
             raise NotPartedError(f"`{spot.node.name}` is read in two ways")
         if spot.node in found:
             continue
+        if place.dim == 0 and spot.node not in fixed:
+            raise NotPartedError("its heads lie in the batch")
         found[spot.node] = place
         if spot.node.op != "get_attr" and not _is_end(net, spot.node, place):
             todo += sources(net, spot, heads)
@@ -143,8 +146,6 @@ def _placed(net: Traced, spot: Spot, heads: int) -> Place:
             f"`{spot.node.name}` holds its {heads} heads in several dimensions, as where heads"
             " share keys and values (grouped-query attention), which is not supported"
         )
-    if place.dim == 0 and spot.node.op != "get_attr":
-        raise NotPartedError("its heads lie in the batch")
     return place
 
 
@@ -227,7 +228,7 @@ def _check_closed(root: nn.Module, heads: Iterable[fx.Node], region: set[fx.Node
 def _images(net: Traced, tokens: fx.Node, parts: int) -> fx.Node:
     """The value that tokens are cut from, one entry an image; tokens themselves where uncut."""
     node = tokens
-    while not net.holds_images(node):
+    while not net.holds_images(node) or len(net.shape(node)) > MAPS:
         if node.op in ("placeholder", "get_attr") or not node.all_input_nodes:
             raise NotPartedError("it does not attend to parts of images")
         node = node.all_input_nodes[0]
