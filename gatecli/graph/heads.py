@@ -21,7 +21,8 @@ def mask_where(value: Tensor, z: Tensor | None) -> Tensor:
 
 def some_heads(tensor: Tensor, dim: int, before: int, after: int, heads: Tensor) -> Tensor:
     """The entries of some heads (k,) in dimension `dim`, which is `before` x all x `after`."""
-    parted = tensor.unflatten(dim, (before, -1, after))
+    size = tensor.shape
+    parted = tensor.reshape(*size[:dim], before, -1, after, *size[dim + 1 :])
     return parted.index_select(dim + 1, heads).flatten(dim, dim + 2)
 
 

@@ -196,9 +196,9 @@ def _without(step: _Step, source: fx.Node, dim: int) -> Spot:
 def _part(step: _Step, parts: fx.Node) -> Spot:
     """The source of one of several parts."""
     source: Any = parts.args[0]
-    given = parts.args[1] if len(parts.args) > 1 else parts.kwargs.get("dim", 0)
+    given: Any = parts.args[1] if len(parts.args) > 1 else parts.kwargs.get("dim", 0)
     if name_of(parts) == "unbind":
-        return _without(step, source, int(given) % len(step.shape(source)))  # type: ignore[call-overload]
+        return _without(step, source, int(given) % len(step.shape(source)))
     shape, part = step.shape(source), step.shape(step.node)
     dims = [dim for dim, size in enumerate(part) if size != shape[dim]]
     here = place_of(part, step.spot.outer, step.spot.inner, step.heads)
@@ -255,7 +255,10 @@ def _multiplied(step: _Step) -> list[Spot]:
         raise NotPartedError(f"`{step.node.name}` sums over its heads")
     found = []
     for number, source in enumerate(step.node.all_input_nodes):
-        shape = step.shape(source)
+        cost = step.net.costs.get(source.name)
+        if cost is None or cost.shape is None:
+            continue  # the share of dropout
+        shape = cost.shape
         dim = axis - count + len(shape)
         if dim >= 0 and shape[dim] == step.heads:
             found.append(step.at(source, dim))
