@@ -868,6 +868,7 @@ PLACES: dict[str, tuple[str, ...]] = {
     "exit": ("own-gray-oblong", "bottleneck"),
     "conv": ("preactivation", "own"),
     "hidden": ("tokens", "expansions"),
+    "head": ("tokens",),
 }
 # Settings besides the default ones that a method is tried with.
 MORE_SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {

@@ -201,5 +201,6 @@ def _container(module: nn.Module) -> nn.Module:
     for name, parameter in module._parameters.items():
         plain.register_parameter(name, parameter)
     for name, buffer in module._buffers.items():
-        plain.register_buffer(name, buffer)
+        is_saved = name not in module._non_persistent_buffers_set
+        plain.register_buffer(name, buffer, persistent=is_saved)
     return plain

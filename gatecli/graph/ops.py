@@ -285,7 +285,9 @@ def decided_by(mask_: fx.Node) -> fx.Node:
     """The gate that a mask obeys."""
     decision = mask_.args[1]
     assert isinstance(decision, fx.Node)
-    return decision.all_input_nodes[0] if decision.target is spread else decision
+    while decision.op == "call_function":  # what lays decisions out anew, as `spread`
+        decision = decision.all_input_nodes[0]
+    return decision
 
 
 def never_negative(root: nn.Module, node: fx.Node) -> bool:

@@ -24,6 +24,7 @@ __all__ = [
     "channels_of",
     "gone_channels",
     "narrow",
+    "narrow_gate",
     "split_tail",
     "widen_again",
 ]
@@ -116,7 +117,7 @@ def narrow(net: Traced, site: Site, decision: SiteDecision, round_to: int = 1) -
         masks = edit.masks_of(net.graph, site.name)
         output = masks[0]
         now = [places.index(channel) for channel in channels_of(site, width, decision.dynamic)]
-        site = _narrow_gate(net, site, masks, decision.dynamic, now, len(places))
+        site = narrow_gate(net, site, masks, decision.dynamic, now, len(places))
     gone = sorted(set(range(width)) - set(places))
     return Narrow(site=site, output=output, kept=places, gone=gone, width=width)
 
@@ -133,7 +134,7 @@ def _taken(graph: fx.Graph, value: fx.Node, channels: Sequence[int]) -> fx.Node:
     return taken
 
 
-def _narrow_gate(
+def narrow_gate(
     net: Traced,
     site: Site,
     masks: Sequence[fx.Node],

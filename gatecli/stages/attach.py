@@ -146,7 +146,9 @@ def choose_sites(network: Network, method: Method[S], choice: Choice, settings: 
     free = _free(network, method, candidates)
     for pattern in [*choice.include, *choice.exclude]:
         if not any(fnmatchcase(site.name, pattern) for site in candidates):
-            raise SettingError(_unmatched(_refused(network, method), pattern, candidates))
+            raise SettingError(
+                _unmatched(_refused(network, method, choice.kinds), pattern, candidates)
+            )
     chosen = [site.name for site in free if _is_chosen(network, method, choice, site)]
     if chosen:
         return chosen
@@ -175,14 +177,15 @@ def _check_kinds(network: Network, method: Method[Any], asked: Sequence[str]) ->
             raise SettingError(
                 f"expected --kind to name sites that the network has ({have} of what"
                 f" {method.about.name} can gate), but it has none of kind `{kind}`"
-                f"{_first_refused(network, kind)}"
+                f"{_why_refused(network, kind)}"
             )
 
 
-def _first_refused(network: Network, kind: str) -> str:
-    """Why what a user may take for a site of this kind is none, where there is such."""
-    refused = registry.get(kind).refused(network.traced)
-    return next((f"; `{name}` {why}" for name, why in refused.items()), "")
+def _why_refused(network: Network, kind: str) -> str:
+    """Why the first of what could be taken for a site of a kind is none; empty: there is none."""
+    for name, why in registry.get(kind).refused(network.traced).items():
+        return f"; `{name}` {why}"
+    return ""
 
 
 def _free(network: Network, method: Method[Any], candidates: Sequence[Site]) -> list[Site]:
@@ -210,10 +213,10 @@ def _is_chosen(network: Network, method: Method[Any], choice: Choice, site: Site
     return method.by_default(network, site)
 
 
-def _refused(network: Network, method: Method[Any]) -> dict[str, str]:
+def _refused(network: Network, method: Method[Any], kinds: Sequence[str]) -> dict[str, str]:
     """What a user may take for a site, but is none: name -> why, as `is depthwise`."""
     found: dict[str, str] = {}
-    for kind in method.about.default_kinds:
+    for kind in dict.fromkeys([*method.about.default_kinds, *kinds]):
         found |= registry.get(kind).refused(network.traced)
     return found
 

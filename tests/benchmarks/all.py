@@ -26,6 +26,7 @@ BENCHMARKS = (
     "filters",
     "branches",
     "channels",
+    "heads",
     "export",
     "runtimes",
     "peers",
