@@ -274,8 +274,12 @@ def test_beside_filters_and_within_blocks() -> None:
 
 
 def test_the_same_channels_are_not_decided_twice() -> None:
+    """Of two kinds that are one layer's channels the one that saves more is gated."""
+    gated = expansions(kinds=["filter", "hidden"]).gated_by
+    assert "first.expand.hidden" in gated and "first.project.filters" in gated
+    assert "first.expand.filters" not in gated
     with pytest.raises(SettingError, match=r"first.expand.filters.*--exclude") as error:
-        expansions(kinds=["hidden", "filter"])
+        gatecli.attach(expansions(), "ind-perbatch", kinds=["filter"])
     assert "\n" not in str(error.value)
 
 

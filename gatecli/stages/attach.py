@@ -149,9 +149,9 @@ def choose_sites(network: Network, method: Method[S], choice: Choice, settings: 
             raise SettingError(
                 _unmatched(_refused(network, method, choice.kinds), pattern, candidates)
             )
-    chosen = [site.name for site in free if _is_chosen(network, method, choice, site)]
+    chosen = [site for site in free if _is_chosen(network, method, choice, site)]
     if chosen:
-        return chosen
+        return [site.name for site in _once(chosen)]
     if choice.include or choice.exclude:
         raise SettingError(
             f"--include and --exclude leave none of the {len(free)} sites that"
@@ -162,6 +162,24 @@ def choose_sites(network: Network, method: Method[S], choice: Choice, settings: 
         f" {network.recipe.source.arch or 'this network'} by itself: it needs"
         f" {method.about.needs}; there are: {_few(free)}"
     )
+
+
+def _once(sites: Sequence[Site]) -> list[Site]:
+    """The sites, but of those that decide about the same channels only the one that saves most.
+
+    An inverted residual's hidden units are its first convolution's filters.
+    """
+    best: dict[str, Site] = {}
+    for site in sites:
+        layer = _layer(site)
+        if layer not in best or site.macs > best[layer].macs:
+            best[layer] = site
+    return [site for site in sites if not _layer(site) or best[_layer(site)] is site]
+
+
+def _layer(site: Site) -> str:
+    """The node whose channels a site decides about one by one; empty: it decides otherwise."""
+    return site.tail[0] if site.tail and registry.of(site).one_by_one else ""
 
 
 def _check_kinds(network: Network, method: Method[Any], asked: Sequence[str]) -> None:
