@@ -62,14 +62,14 @@ def split_files(where: str, path: Path, ending: str) -> SplitFiles:
     others = by_split.pop(None, [])
     if not by_split:
         return SplitFiles(folder=path, files={"train": tuple(others)})
-    if "train" not in by_split:
-        there = ", ".join(str(name) for name in by_split)
+    found = {name: tuple(by_split[name]) for name in ALIASES if name in by_split}
+    if "train" not in found:
+        there = ", ".join(found)
         raise DataError(
             f"{where}: expected {ending} files of the train split in {path}, but got those of"
             f" {there} alone: say `train` in the files' names, or put them into a folder train"
         )
     notes = (_passed_over(path, others),) if others else ()
-    found = {name: tuple(by_split[name]) for name in ALIASES if name in by_split}
     return SplitFiles(folder=path, files=found, notes=notes)
 
 

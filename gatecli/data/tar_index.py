@@ -118,9 +118,10 @@ def index_of(where: str, shard: Path) -> ShardIndex:
 def _kept(kept: Path, stored: int) -> ShardIndex | None:
     """The index that is kept; None where there is none, or it is of no use."""
     try:
-        with np.load(kept, allow_pickle=False) as arrays:
+        with kept.open("rb") as stream:  # np.load leaves a damaged file open
+            arrays = np.load(stream, allow_pickle=False)
             found = ShardIndex(**{name: arrays[name] for name in FIELDS})
-            return found if found.fits(stored) else None
+        return found if found.fits(stored) else None
     except Exception:  # none there, or damaged: zip, zlib and numpy raise whatever they meet
         return None
 
