@@ -28,6 +28,7 @@ BENCHMARKS = (
     "channels",
     "export",
     "runtimes",
+    "reading",
     "peers",
     "growth",
 )
