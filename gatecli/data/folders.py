@@ -162,10 +162,13 @@ def random_crop(
     Returns:
         uint8 (C, height, width).
     """
-    with torch.random.fork_rng(devices=[]):  # get_params knows the global generator only
-        torch.default_generator.set_state(draw.get_state())
+    before = torch.get_rng_state()  # get_params knows the global generator only
+    torch.set_rng_state(draw.get_state())
+    try:
         top, left, height, width = RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3])
         mirrored = torch.rand(()).item() < 0.5
+    finally:
+        torch.set_rng_state(before)
     how = InterpolationMode(interpolation)
     image = TF.resized_crop(image, top, left, height, width, list(size), how)
     cropped: Tensor = TF.pil_to_tensor(TF.hflip(image) if mirrored else image)

@@ -21,7 +21,8 @@ def files_within(folder: Path, endings: tuple[str, ...]) -> list[str]:
         found.append((root, sorted(name for name in names if name.lower().endswith(endings))))
     files = []
     for root, names in sorted(found):
-        files += [os.path.join(root, name) for name in names]
+        prefix = os.path.join(root, "")
+        files += [prefix + name for name in names]
     return files
 
 
