@@ -29,6 +29,7 @@ BENCHMARKS = (
     "heads",
     "export",
     "runtimes",
+    "reading",
     "peers",
     "growth",
     "hidden",
