@@ -126,14 +126,18 @@ def _put(root: nn.Module, path: str, shell: nn.Module) -> None:
 def _looks_at_one(node: fx.Node, attention: Any, values: Values) -> bool:
     """Whether attention looks at one value (N, L, C), unmasked, and only its result is read."""
     x = node.args[0] if node.args else None
-    if list(node.args) != [x, x, x] or not isinstance(x, fx.Node):
+    if list(node.args) != [x, x, x] or not isinstance(x, fx.Node) or not _is_usual(attention):
         return False
     shape = _shape(values, x)
-    is_plain = attention.bias_k is None and not attention.add_zero_attn
     told = {name for name, value in node.kwargs.items() if value is not None}
     first = all(user.target is operator.getitem and user.args[1] == 0 for user in node.users)
-    whole = attention.in_proj_weight is not None and attention.batch_first and is_plain and first
-    return whole and shape is not None and len(shape) == TOKENS and told <= {"need_weights"}
+    return first and shape is not None and len(shape) == TOKENS and told <= {"need_weights"}
+
+
+def _is_usual(attention: Any) -> bool:
+    """Whether one tensor projects queries, keys and values, and nothing is added to these."""
+    adds = attention.bias_k is not None or attention.add_zero_attn
+    return bool(attention.in_proj_weight is not None and attention.batch_first and not adds)
 
 
 def _dropout(graph: fx.Graph, share: float) -> dict[str, Any]:
@@ -150,18 +154,12 @@ def _dropout(graph: fx.Graph, share: float) -> dict[str, Any]:
 def _unfold_traced(root: nn.Module, node: fx.Node, values: Values) -> None:
     """Trace a module by itself, and let its nodes take its place where they are attention."""
     module: Any = module_of(root, node)
-    first = node.args[0] if node.args else None
-    if node.all_input_nodes != [first] or any([*node.args[1:], *node.kwargs.values()]):
-        return
-    assert isinstance(first, fx.Node)
-    shape = _shape(values, first)
-    if shape is None or len(shape) < TOKENS or _varies_beyond(values, first):
-        return
-    inner = _traced(module, shape[1:])
+    size = _size_of_input(node, values)
+    inner = None if size is None else _traced(module, size)
     if inner is None or not any(map(is_product, inner.nodes)) or not _holds_all(inner):
         return
-    output = next(each for each in inner.nodes if each.op == "output")
-    returned: Any = output.args[0]
+    first: Any = node.args[0]
+    returned: Any = next(each for each in inner.nodes if each.op == "output").args[0]
     if not isinstance(returned, fx.Node) and not _reads_by_number(node, returned):
         return
     without_writes(_OfOne(module), inner)
@@ -177,10 +175,19 @@ def _unfold_traced(root: nn.Module, node: fx.Node, values: Values) -> None:
         user.replace_all_uses_with(copies[returned[user.args[1]]])
 
 
-def _varies_beyond(values: Values, node: fx.Node) -> bool:
-    """Whether a value has other than one entry an image."""
-    one, other = values.tensor(node) or (None, None)
-    return one is None or other is None or one.shape[1:] != other.shape[1:]
+def _size_of_input(node: fx.Node, values: Values) -> Shape | None:
+    """The size of the one value that a module is given, for one image; None where there are more.
+
+    None too where the value has parts of images in its batch in numbers that vary.
+    """
+    first = node.args[0] if node.args else None
+    if node.all_input_nodes != [first] or any([*node.args[1:], *node.kwargs.values()]):
+        return None
+    assert isinstance(first, fx.Node)
+    one, other = values.tensor(first) or (None, None)
+    if one is None or other is None or one.ndim < TOKENS or one.shape[1:] != other.shape[1:]:
+        return None
+    return tuple(one.shape[1:])
 
 
 class _OfOne(nn.Module):

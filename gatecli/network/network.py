@@ -62,14 +62,7 @@ class Network(nn.Module):
         names: dict[str, str] | None = None,
         leaves: Sequence[str] = (),
     ) -> None:
-        net = traced_source(
-            source,
-            names or {},
-            leaves,
-            images=recipe.input,
-            softmax=recipe.source.softmax,
-            rules=recipe.rules,
-        )
+        net = traced_source(source, names or {}, leaves, recipe)
         self.__dict__["_root"] = net.root
         super().__init__()
         self._share(net.root)

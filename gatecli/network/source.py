@@ -15,7 +15,7 @@ from gatecli.graph.sizes import read_sizes_at_hand
 from gatecli.graph.softmax import without_softmax
 from gatecli.graph.trace import trace
 from gatecli.lowering.context import LOWERED
-from gatecli.traced.recipe import RULES, InputSpec
+from gatecli.traced.recipe import Recipe
 from gatecli.traced.traced import Traced
 
 __all__ = ["input_channels", "traced_source"]
@@ -25,13 +25,7 @@ RULES_OF_ATTENTION = 3
 
 
 def traced_source(
-    source: nn.Module,
-    names: Mapping[str, str],
-    leaves: Sequence[str],
-    *,
-    images: InputSpec,
-    softmax: bool,
-    rules: int = RULES,
+    source: nn.Module, names: Mapping[str, str], leaves: Sequence[str], recipe: Recipe
 ) -> Traced:
     """Trace a classifier, and put its modules into a root of their own.
 
@@ -39,24 +33,24 @@ def traced_source(
         source: The classifier; its modules are shared, not copied.
         names: Parts of module paths to spell otherwise, see gatecli.graph.spelling.rename.
         leaves: Patterns of module paths that tracing keeps whole.
-        images: What it takes, as far as that is known: `channels` may be 0.
-        softmax: Whether one at its end is taken off.
-        rules: The version of the rules by which its sites are found; before the third, attention
-            that tracing keeps whole stayed so.
+        recipe: What images it takes, as far as that is known: their channels may be 0; whether a
+            softmax at its end is taken off; and the version of the rules by which its sites are
+            found: before the third, attention that tracing keeps whole stayed so.
 
     Raises:
         ArchitectureError: It cannot be traced, or calls a part by a name that gatecli needs.
     """
+    images = recipe.input
     image = (images.channels, *images.size)
     graph = trace(source, leaves, lambda: further_tracers(source, leaves, image))
     channels = images.channels or input_channels(source, graph)
     read_sizes_at_hand(source, graph, (channels, *images.size))
-    if softmax:
+    if recipe.source.softmax:
         without_softmax(source, graph)
     root = nn.Module()
     edit.adopt(root, source, graph)
     see_through(root, graph)
-    if rules >= RULES_OF_ATTENTION:
+    if recipe.rules >= RULES_OF_ATTENTION:
         unfold_attention(root, graph, (channels, *images.size))
         read_sizes_at_hand(root, graph, (channels, *images.size))
     spelling.rename(root, graph, names)

@@ -24,17 +24,12 @@ def resized(net: Traced, found: Attention, node: fx.Node, size: Any) -> tuple[An
         node: One of its nodes.
         size: (before, after) -> the number that a dimension of before x heads x after has now.
     """
-    parts = [user for user in node.users if name_of(user) == "getitem"]
-    place = found.sized.get(node)
-    if place is None and name_of(node) == "split" and parts:
-        place = found.sized.get(parts[0])
+    place = _place(found, node)
     if place is None:
         return None
     now = size(place.before, place.after)
     name, (first, *given) = name_of(node), node.args
     if name in ("reshape", "view", "expand"):
-        if len(given) == 1 and isinstance(given[0], (tuple, list)):
-            return (first, _told(given[0], place.dim, now))
         return (first, *_told(given, place.dim, now))
     if name == "unflatten":
         return (first, given[0], _unflattened(net.shape(node), place, given, now))
@@ -43,8 +38,18 @@ def resized(net: Traced, found: Attention, node: fx.Node, size: Any) -> tuple[An
     return None
 
 
+def _place(found: Attention, node: fx.Node) -> Place | None:
+    """Where heads lie in what a node returns, or in the first part where it returns several."""
+    parts = [user for user in node.users if name_of(user) == "getitem"]
+    if name_of(node) == "split" and parts:
+        return found.sized.get(parts[0])
+    return found.sized.get(node)
+
+
 def _told(sizes: Any, dim: int, now: Size) -> tuple[Any, ...]:
     """The sizes with that of one dimension anew, unless it follows from the others."""
+    if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
+        return (_told(sizes[0], dim, now),)
     numbers = list(sizes)
     if numbers[dim] != -1:
         numbers[dim] = now
