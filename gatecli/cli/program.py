@@ -26,6 +26,7 @@ from gatecli.cli import (
     price,
     profile,
     prune,
+    report,
     run,
     state,
 )
@@ -98,6 +99,7 @@ COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {
     "export": export.export,
     "run": run.run,
     "gates": gates.gates,
+    "report": report.report,
     "inspect": inspect.inspect,
     "methods": methods.methods,
     "log": state.log,
