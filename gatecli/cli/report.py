@@ -122,7 +122,7 @@ def _seen(
     """What images showed, or why there are none.
 
     Raises:
-        DataError: The data that the user names cannot be read.
+        DataError: The data that the user names cannot be read, or the data has no such split.
     """
     from gatecli.report.looking import look
 
@@ -131,9 +131,9 @@ def _seen(
         return None, f"No data set is recorded in {path.name}, and none was named."
     try:
         dataset = open_data(session, network, remembered(data))
-        return look(network, dataset, how, Reporter(session)), ""
     except (DataError, SettingError) as error:
         if data is not None:
             raise
         session.say(f"note: the page is made without images: {error}")
         return None, f"The data set of {path.name}, {known}, could not be used: {error}."
+    return look(network, dataset, how, Reporter(session)), ""

@@ -15,7 +15,8 @@ class Table:
 
     Attributes:
         caption: What it shows.
-        columns: Their names; those that begin with `<` are text, the others numbers.
+        columns: Their names; those that begin with `<` are text, with `<<` long text, the others
+            numbers.
         rows: A cell a column; the first one names the row.
         foot: What must be known to read it.
         closed: Whether it is shown only on request, as the numbers of a figure are.

@@ -74,7 +74,8 @@ def draw(
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure as Canvas
 
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": key}):
+    style: Any = {**STYLE, "svg.hashsalt": key}
+    with matplotlib.rc_context(style):
         figure = Canvas(figsize=size, layout="constrained")
         FigureCanvasSVG(figure)
         picture(figure.subplots())
@@ -100,10 +101,10 @@ def _element(text: str, key: str, told: tuple[str, str], *, width: float) -> str
     head, rest = text.split(">", 1)
     view = re.search(r'viewBox="[^"]*"', head)
     assert view is not None  # matplotlib always writes one
-    told = f'<title id="{key}-title">{title}</title><desc id="{key}-about">{about}</desc>'
+    spoken = f'<title id="{key}-title">{title}</title><desc id="{key}-about">{about}</desc>'
     return (
         f'<svg {view[0]} style="min-width: {4.2 * width:.0f}rem" role="img"'
-        f' aria-labelledby="{key}-title" aria-describedby="{key}-about">{told}{rest.strip()}'
+        f' aria-labelledby="{key}-title" aria-describedby="{key}-about">{spoken}{rest.strip()}'
     )
 
 

@@ -46,15 +46,22 @@ class Fate:
 
 
 def fates(subject: Subject) -> list[Fate]:
-    """Every site that a network has, or had when a method was attached to it, in order."""
+    """Every site that a network has, or had when a method was attached to it, in order.
+
+    Places where an exit could stand are none: nobody leaves there.
+    """
     network = subject.network
     if network is None:
         return []
-    rows = {row.name: row for row in site_rows(subject)}
+    rows = {row.name: row for row in site_rows(subject) if _stands(network, row.name)}
     units = _units_before(network.recipe)
     gone = [_gone(name, units.get(name, 0)) for name in _removed(network)]
     present = [_present(network, row, units) for row in rows.values()]
     return _in_order([*present, *gone], [list(rows), *_attached(network.recipe)])
+
+
+def _stands(network: Network, name: str) -> bool:
+    return name in network.gated_by or not registry.of(network.sites[name]).leaves
 
 
 def _present(network: Network, row: SiteRow, units: dict[str, int]) -> Fate:

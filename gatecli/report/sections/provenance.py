@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from gatecli import __version__
 from gatecli.data.description import in_words
+from gatecli.data.forms import is_cropped
 from gatecli.report.blocks import Panel, Table
 from gatecli.report.material import Material
 from gatecli.report.sections.base import Part
@@ -28,6 +29,7 @@ def _facts(material: Material) -> Table:
     recipe = material.network.recipe
     source = recipe.source
     data = recipe.data or {}
+    spec = str(data.get("spec", ""))
     facts = {
         "file": material.place,
         "SHA-256": material.sha256,
@@ -37,8 +39,8 @@ def _facts(material: Material) -> Table:
         "arguments": json.dumps(source.arch_args) if source.arch_args else "",
         "network in the source's file": ".".join(filter(None, (source.key, source.prefix))),
         "classes": str(source.num_classes or ""),
-        "images": in_words(recipe.input).removeprefix("images: "),
-        "data": str(data.get("spec", "")),
+        "images": in_words(recipe.input, cropped=not spec or is_cropped(spec))[len("images: ") :],
+        "data": spec,
         "val": _cut(data.get("val")),
         "assumed": "; ".join(f"{one['what']} ({one['option']})" for one in source.assumed),
     }
