@@ -45,6 +45,7 @@ FLOORS = (
     ("methods",),
     ("checkpoint",),
     ("training", "calibration", "stages", "exporting", "runtimes"),
+    ("report",),
     ("cli",),
 )
 

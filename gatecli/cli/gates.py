@@ -212,6 +212,7 @@ def _draw(
     """Write the pictures that there is something for; returns their files."""
     from gatecli.stages import plots as drawing
     from gatecli.stages.analyse import embedded
+    from gatecli.stages.connections import connections
 
     pictures = {"shares": drawing.shares(use), "per-image": drawing.per_image(use)}
     if sum(use.histogram):
@@ -222,22 +223,9 @@ def _draw(
             session.say(f"no t-SNE: {error}")
     if found is not None:
         pictures["classes"] = drawing.class_map(found.rates, found.names)
-    wired = _connections(network)
+    wired = connections(network)
     if wired:
         in_use = {site: int(read.any(0).sum()) for site, read in wired.items()}
         pictures["connections"] = drawing.connectivity(list(wired.items()))
         pictures["branches"] = drawing.active(in_use)
     return drawing.draw(folder, pictures, format)
-
-
-def _connections(network: Network) -> dict[str, Tensor]:
-    """Which branches each module reads, by the name of its site in pictures.
-
-    Of sites whose connections are gated alone; true or false, (readers, branches).
-    """
-    connections = {}
-    for site, gate in network.site_gates.items():
-        wired: Any = gate
-        if hasattr(wired, "connections"):
-            connections[site.removesuffix(".branches")] = wired.connections().cpu()
-    return connections

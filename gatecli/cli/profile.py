@@ -62,6 +62,7 @@ def profile(
     """
     from gatecli.network.costs import known_rates
     from gatecli.stages import profile as profiling
+    from gatecli.stages.subject import source_of
 
     sizes = _sizes(batch)
     runtimes = _chosen(session, runtime, precision)
@@ -78,7 +79,7 @@ def profile(
         size = path.stat().st_size if path.exists() else network.recipe.source.file_bytes
         subjects.append(profiling.subject_of(path.name, network, size, known))
     result = profiling.profile(
-        _source(networks[0]),
+        source_of(networks[0]),
         subjects,
         batch_sizes=sizes,
         repeats=repeats,
@@ -137,26 +138,6 @@ def _sizes(text: str) -> list[int]:
     if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
         raise SettingError(f"expected --batch to be batch sizes, as 1,32, but got `{text}`")
     return [int(part) for part in parts]
-
-
-def _source(network: Network) -> Subject:
-    """The source, built anew with random weights: its latency does not depend on them.
-
-    Its bytes and counts are those recorded.
-    """
-    from gatecli.checkpoint import skeleton_with_weights
-    from gatecli.stages.profile import Subject
-
-    source = network.recipe.source
-    return Subject(
-        name=source.file or source.arch,
-        module=skeleton_with_weights(source).to(network.device).eval(),
-        file_bytes=source.file_bytes,
-        params=source.params,
-        macs_dense=source.macs,
-        macs_expected=source.macs,
-        rates={},
-    )
 
 
 def _measured(

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from gatecli.cli.session import Session
-from gatecli.cli.text import printable
+from gatecli.words import gmacs, megabytes, millions, percent, printable
 
 if TYPE_CHECKING:
     from gatecli.stages.predict import ExitScore
@@ -73,26 +73,6 @@ def _grid(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Any:
     for row in rows:
         grid.add_row(*(printable(cell) for cell in row))
     return grid
-
-
-def gmacs(macs: float) -> str:
-    """Spell MACs in GMACs: 4.089, and small numbers with four digits."""
-    return f"{macs / 1e9:.4g}" if macs < 1e9 else f"{macs / 1e9:.3f}"
-
-
-def millions(count: int) -> str:
-    """Spell a count of parameters in millions."""
-    return f"{count / 1e6:.3f} M"
-
-
-def megabytes(count: int) -> str:
-    """Spell bytes in megabytes, of a million each."""
-    return f"{count / 1e6:.2f} MB"
-
-
-def percent(value: float | None) -> str:
-    """Spell a percentage with two decimals; nothing for None."""
-    return "" if value is None else f"{value:.2f}"
 
 
 def spread(macs: Mapping[str, float]) -> str:

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["log", "use"]
 
-LONG = ("settings", "plan", "sites")  # settings too long to tell
-
 
 def log(session: Session, checkpoint: Checkpoint = None) -> dict[str, Any]:
     """Print the steps that made a checkpoint.
@@ -61,18 +59,13 @@ def _rows(recipe: Recipe) -> list[tuple[str, ...]]:
 
 
 def _row(step: Step) -> tuple[str, ...]:
-    from gatecli.methods.values import told
+    from gatecli.stages.told_steps import settings_in_words
 
-    settings = {**step.settings, **step.settings.get("settings", {})}
-    said = []
-    for name, value in settings.items():
-        if name not in LONG and value is not None:
-            said.append(f"{name}={told(value)}")
     macs = step.results.get("macs_expected")
     return (
         step.op,
         step.at.replace("+00:00", "Z"),
-        ", ".join(said),
+        settings_in_words(step),
         percent(step.results.get("top1")),
         "" if macs is None else gmacs(macs),
     )

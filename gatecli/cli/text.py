@@ -8,25 +8,12 @@ from __future__ import annotations
 
 import sys
 
+from gatecli.words import printable
+
 __all__ = ["LONGEST", "one_line", "printable", "show", "tell"]
 
 LONGEST = 600  # characters of an error's line
 GAP = " ... "
-
-
-def printable(text: object) -> str:
-    """Return `text` with all that is no visible character escaped.
-
-    These are control characters, line ends, what turns the direction of writing, and bytes of a
-    name that is not UTF-8.
-    """
-    return "".join(_visible(each) for each in str(text))
-
-
-def _visible(character: str) -> str:
-    if character.isprintable():
-        return character
-    return character.encode("unicode_escape").decode("ascii")
 
 
 def one_line(text: str, longest: int = LONGEST) -> str:

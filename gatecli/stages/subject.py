@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from gatecli.checkpoint import skeleton_with_weights
 from gatecli.network import Network
 from gatecli.network.costs import Rates, expected_macs
 
-__all__ = ["Subject", "subject_of"]
+__all__ = ["Subject", "source_of", "subject_of"]
 
 
 @dataclass(frozen=True)
@@ -41,4 +42,21 @@ def subject_of(name: str, network: Network, file_bytes: int, rates: Rates) -> Su
         macs_expected=expected_macs(network, rates),
         rates=rates,
         network=network,
+    )
+
+
+def source_of(network: Network) -> Subject:
+    """The source as a subject, built anew with random weights: its latency does not depend on them.
+
+    Its bytes and counts are those recorded.
+    """
+    source = network.recipe.source
+    return Subject(
+        name=source.file or source.arch,
+        module=skeleton_with_weights(source).to(network.device).eval(),
+        file_bytes=source.file_bytes,
+        params=source.params,
+        macs_dense=source.macs,
+        macs_expected=source.macs,
+        rates={},
     )

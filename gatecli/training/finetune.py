@@ -15,6 +15,7 @@ from gatecli.progress import Progress, silent
 from gatecli.stages.predict import ExitScore
 from gatecli.traced.recipe import Step
 from gatecli.training.course import Course
+from gatecli.training.curves import curves
 from gatecli.training.exits import ExitLoop
 from gatecli.training.loop import Loop
 from gatecli.training.options import TrainOptions
@@ -169,5 +170,6 @@ def _step(loop: Course, result: Finetuned, top5: float) -> Step:
         "rates": site_rates(result.rates),
         "unit_rates": result.rates,
         "exits": {site: asdict(each) for site, each in result.exits.items()},
+        "curves": curves(result.history),
     }
     return Step("finetune", settings, measured)

@@ -204,6 +204,7 @@ def _record(result: Calibrated, data: DataSet, asked: Asked, searched: Mapping[s
         "thresholds": site_values(result.thresholds),
         "rates": site_rates(result.rates),
         "unit_rates": result.rates,
+        "frontier": [_prices(point) for point in result.frontier],
     }
     if result.ms_expected is not None:
         measured["ms_expected"] = result.ms_expected
@@ -218,3 +219,9 @@ def _record(result: Calibrated, data: DataSet, asked: Asked, searched: Mapping[s
         }
         recipe = replace(recipe, baseline=own)
     network.recipe = recipe
+
+
+def _prices(point: Point) -> dict[str, float]:
+    """A point of the frontier as the recipe keeps it: what it gives, not its thresholds."""
+    kept = {"top1": point.top1, "macs": point.macs}
+    return kept if point.ms is None else {**kept, "ms": point.ms}
