@@ -322,6 +322,58 @@ def plaindense() -> nn.Module:
     return PlainDense()
 
 
+class Expansion(nn.Module):
+    """An inverted residual, with squeeze-and-excitation or without, as MobileNetV3 has them."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int, squeezed: int, stride: int) -> None:
+        super().__init__()
+        self.expand, self.bn1 = nn.Conv2d(inputs, hidden, 1, bias=False), nn.BatchNorm2d(hidden)
+        self.depth = nn.Conv2d(hidden, hidden, 3, stride, 1, groups=hidden, bias=not squeezed)
+        self.bn2, self.act = nn.BatchNorm2d(hidden), nn.Hardswish(inplace=True)
+        self.squeeze = nn.Conv2d(hidden, squeezed, 1) if squeezed else None
+        self.excite = nn.Conv2d(squeezed, hidden, 1) if squeezed else None
+        self.project, self.bn3 = nn.Conv2d(hidden, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
+        self.shortcut = inputs == outputs and stride == 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.act(self.bn2(self.depth(self.act(self.bn1(self.expand(x))))))
+        if self.squeeze is not None and self.excite is not None:
+            scale = F.relu(self.squeeze(F.adaptive_avg_pool2d(y, 1)))
+            y = F.hardsigmoid(self.excite(scale)) * y
+        y = self.bn3(self.project(y))
+        return y + x if self.shortcut else y
+
+
+class Expansions(nn.Module):
+    """All forms of hidden units.
+
+    Inverted residuals, a perceptron on channels that come last (ConvNeXt), one of 1x1 convolutions,
+    and a classifier's.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, 1, 1)
+        self.first, self.second = Expansion(8, 24, 8, 4, 1), Expansion(8, 20, 12, 0, 2)
+        self.depth, self.norm = nn.Conv2d(12, 12, 3, 1, 1, groups=12), nn.LayerNorm(12)
+        self.wide, self.narrow = nn.Linear(12, 28), nn.Linear(28, 12)
+        self.mlp = nn.Sequential(nn.Conv2d(12, 16, 1), nn.GELU(), nn.Conv2d(16, 12, 1))
+        self.head = nn.Sequential(
+            nn.Linear(12, 18), nn.Hardswish(), nn.Dropout(0.2), nn.Linear(18, 4)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(self.first(self.stem(x)))
+        y = self.norm(self.depth(x).permute(0, 2, 3, 1))
+        x = x + self.narrow(F.gelu(self.wide(y))).permute(0, 3, 1, 2)
+        x = x + self.mlp(x)
+        return self.head(x.mean((2, 3)))
+
+
+def expansions() -> nn.Module:
+    return Expansions()
+
+
 @dataclass(frozen=True)
 class Case:
     """A network and its images: `size` (height, width), `channels`.
@@ -372,6 +424,9 @@ CASES = {
 
 # Several of the connections between modules; apart, as most tests gain nothing by it.
 RESNEXT = Case(resnext, 6, (16, 16))
+# All forms of hidden units; apart, as they are small residual branches to all that looks for such.
+EXPANSIONS = Case(expansions, 3, (10, 8))
+APART = {"resnext": RESNEXT, "expansions": EXPANSIONS}
 
 
 def infer(network: nn.Module, x: Tensor) -> Tensor:

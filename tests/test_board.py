@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 from commandline import SIDE, call, listing, refused, run, save_npz, save_source
 
-from gatecli.training import board, loop
+from gatecli.tracking import base
+from gatecli.tracking import scalars as names
+from gatecli.training import loop
 
 OPTIONS = ["--epochs", 2, "--batch-size", 32, "--lr", 0.05, "--bn-batches", 0]
 STEPS = 3  # of an epoch
@@ -63,7 +65,7 @@ def logged(path: Path) -> dict[str, list[tuple[int, float]]]:
     found = defaultdict(list)
     for line in path.read_text().splitlines():
         row: dict[str, Any] = json.loads(line)
-        for name, tag in board.SCALARS.items():
+        for name, tag in names.SCALARS.items():
             if name in row:
                 found[tag].append((row["step"], pytest.approx(row[name], rel=1e-6)))
         for site, rate in row.get("rates", {}).items():
@@ -88,7 +90,7 @@ def test_scalars_are_those_of_the_log(here: Path) -> None:
         step for step, _ in found["val/top1"]
     ] == [STEPS, 2 * STEPS]
     assert (
-        set(board.SCALARS.values()) < set(found)
+        set(names.SCALARS.values()) < set(found)
         and sum(tag.startswith("rate/") for tag in found) == 9
     )
 
@@ -127,7 +129,7 @@ def test_without_tensorboard(here: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     def missing(name: str) -> Any:
         raise ModuleNotFoundError("No module named 'tensorboard'")
 
-    monkeypatch.setattr(board, "import_module", missing)
+    monkeypatch.setattr(base, "import_module", missing)
     refused(
         ["finetune", "gated.safetensors", "--data", "npz:data.npz", "--tensorboard", "logs"],
         "tensorboard",
@@ -154,7 +156,7 @@ def test_a_folder_that_cannot_be(here: Path) -> None:
 
 
 def test_training_needs_no_tensorboard(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(board, "import_module", lambda name: pytest.fail(f"{name} was imported"))
+    monkeypatch.setattr(base, "import_module", lambda name: pytest.fail(f"{name} was imported"))
     call(
         "finetune",
         "gated.safetensors",

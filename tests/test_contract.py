@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from counting import counted
-from networks import CASES, RESNEXT, Case, infer, masked
+from networks import APART, CASES, Case, infer, masked
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -63,7 +63,7 @@ def source_of(name: str) -> nn.Module:
 
 
 def case_of(name: str) -> Case:
-    return RESNEXT if name == "resnext" else CASES[name]
+    return APART[name] if name in APART else CASES[name]
 
 
 @functools.cache
@@ -867,6 +867,8 @@ PLACES: dict[str, tuple[str, ...]] = {
     "filter": ("own", "dense"),
     "exit": ("own-gray-oblong", "bottleneck"),
     "conv": ("preactivation", "own"),
+    "hidden": ("tokens", "expansions"),
+    "head": ("tokens",),
 }
 # Settings besides the default ones that a method is tried with.
 MORE_SETTINGS: dict[str, tuple[dict[str, Any], ...]] = {

@@ -533,7 +533,8 @@ def test_centre_crop_covers_its_size(size: tuple[int, int], shape: tuple[int, in
 def test_unknown_spec(given: str) -> None:
     refused(
         given,
-        "digits, cifar10:DIR, cifar100:DIR, imagefolder:DIR, npz:FILE, package",
+        "digits, cifar10:DIR, cifar100:DIR, hf:NAME_OR_FOLDER, imagefolder:DIR, npz:FILE,"
+        " parquet:PATH, tar:FOLDER, package",
         repr(given),
         trusted=True,
     )
@@ -761,7 +762,10 @@ def test_a_new_form_is_read(added: None) -> None:
 
 
 def test_a_new_form_is_offered(added: None) -> None:
-    listing = "digits, cifar10:DIR, cifar100:DIR, flat:VALUE, imagefolder:DIR, npz:FILE"
+    listing = (
+        "digits, cifar10:DIR, cifar100:DIR, flat:VALUE, hf:NAME_OR_FOLDER, imagefolder:DIR,"
+        " npz:FILE, parquet:PATH, tar:FOLDER"
+    )
     refused("nothing", f"expected --data to be one of {listing}, package.module:callable")
     refused("flat", listing)
     with pytest.raises(ValueError, match="a form flat of --data already"):
@@ -773,10 +777,11 @@ def test_a_new_form_is_offered(added: None) -> None:
 
 def test_what_the_forms_say_of_themselves() -> None:
     assert forms.listed() == (
-        "digits, cifar10:DIR, cifar100:DIR, imagefolder:DIR, npz:FILE or package.module:callable"
+        "digits, cifar10:DIR, cifar100:DIR, hf:NAME_OR_FOLDER, imagefolder:DIR, npz:FILE,"
+        " parquet:PATH, tar:FOLDER or package.module:callable"
     )
     paths = [kind for kind in base._FORMS if forms.names_path(kind)]
-    assert sorted(paths) == ["cifar10", "cifar100", "imagefolder", "npz"]
+    assert sorted(paths) == ["cifar10", "cifar100", "hf", "imagefolder", "npz", "parquet", "tar"]
     assert not forms.names_path("package.module") and not forms.names_path("unheard")
     assert forms.may_be_code("my.module:make") and forms.may_be_code("package.module:callable")
     assert forms.may_be_code("digits:7") and not forms.may_be_code("digits")
@@ -788,8 +793,11 @@ def test_what_the_forms_say_of_themselves() -> None:
         "digits": "shift",
         "cifar10": "crop-flip",
         "cifar100": "crop-flip",
+        "hf": "imagenet",
         "imagefolder": "imagenet",
         "npz": "shift",
+        "parquet": "imagenet",
+        "tar": "imagenet",
         "package.module": "shift",
     }
 

@@ -161,7 +161,7 @@ def test_exits_stand_where_they_stood_when_the_file_was_written(
 ) -> None:
     plain = gatecli.attach(Shrinking(), "dgate", input_size=(8, 8)).network.recipe
     facts = json.loads(plain.to_json())
-    assert facts["rules"] == 2
+    assert facts["rules"] == 3
     facts["rules"] = rules
     if rules == 1:  # as the first release wrote it
         del facts["rules"]
@@ -173,10 +173,10 @@ def test_exits_stand_where_they_stood_when_the_file_was_written(
     assert again.rules == network.traced.rules == network.copy().traced.rules == rules
 
 
-@pytest.mark.parametrize("rules", [3, 0, "2", True])
+@pytest.mark.parametrize("rules", [4, 0, "2", True])
 def test_rules_that_are_not_known_are_refused(rules: Any) -> None:
     facts = json.loads(CASES["dense"].network().recipe.to_json()) | {"rules": rules}
-    expected = "rules version 3.*upgrade" if rules == 3 else "damaged"
+    expected = "rules version 4.*upgrade" if rules == 4 else "damaged"
     with pytest.raises(CheckpointError, match=expected):
         Recipe.from_json(json.dumps(facts), "net")
 

@@ -958,6 +958,7 @@ ODD: dict[str, Any] = {
     "reading": [None, {}, {"arch": None}],
     "teacher": [3, "x.safetensors"],
     "tensorboard": [3],
+    "track": [None, 3, "wandb", [3], ["unheard"]],
     "samples": [None, {"train": 3}],
     "sha256": [None, 3],
     "else": [1],

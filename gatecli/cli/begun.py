@@ -30,6 +30,7 @@ class Begun:
         reading: What the options for reading checkpoints say.
         teacher: The file that teaches, if any, and `teacher_sha256` its content's.
         tensorboard: The folder of a TensorBoard log, if any.
+        track: What --track says.
         samples: The data's fingerprint.
     """
 
@@ -45,6 +46,7 @@ class Begun:
     teacher: str | None = None
     teacher_sha256: str | None = None
     tensorboard: str | None = None
+    track: list[str] = field(default_factory=list)
     samples: dict[str, str] = field(default_factory=dict)
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from gatecli.checkpoint.atomic import check_name
 from gatecli.cli.begun import Begun
 from gatecli.cli.images import open_data
 from gatecli.cli.options import Checkpoint, Data, Output, Set, reads_checkpoints
@@ -18,6 +17,7 @@ from gatecli.cli.progress import Reporter
 from gatecli.cli.render import exit_facts, gmacs
 from gatecli.cli.resuming import resumable, unfinished
 from gatecli.cli.session import Session
+from gatecli.cli.tracking import Track, opened_trackers, shown
 from gatecli.cli.training_options import Training
 from gatecli.cli.workspace import RUNS, default_out
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from gatecli.data import DataSet
     from gatecli.network import Network
     from gatecli.training import Finetuned, Run, TrainOptions
-    from gatecli.training.board import Board
+    from gatecli.training.trackers import Shown
 
 __all__ = ["finetune"]
 
@@ -52,10 +52,11 @@ def finetune(
     tensorboard: Annotated[
         Optional[Path],
         typer.Option(
-            help="Folder for a TensorBoard log; needs pip install 'gatecli[report]'.",
+            help="The same as --track tensorboard:DIR; needs pip install 'gatecli[report]'.",
             show_default=False,
         ),
     ] = None,
+    track: Track = None,
     resume: Annotated[
         bool,
         typer.Option(
@@ -76,11 +77,11 @@ def finetune(
     path = Path(begun.checkpoint)
     target = Path(begun.out)
     check_output(target, force=output.force, inputs=[path])
-    # where a log goes changes no training: a resumed run may name another folder
-    board = _board(tensorboard or begun.tensorboard)
+    # where a log goes changes no training: a resumed run may name others
+    shows = opened_trackers(begun, track, tensorboard)
     # a state's word is not the user's
     work = _opened(session, begun, trusted=not resume or data is not None)
-    result, run = _trained(session, work, run, board)
+    result, run = _trained(session, work, run, shows)
     _report(session, result, run)
     for line in chance_notes(result.baseline_top1, work.dataset, "val"):
         session.say(f"note: before training, {line}")
@@ -117,6 +118,7 @@ def _begun(session: Session, params: Mapping[str, Any], training: Training) -> B
         teacher=None if teacher is None else str(teacher),
         teacher_sha256=None if teacher is None else file_sha256(teacher),
         tensorboard=None if tensorboard is None else str(tensorboard),
+        track=list(params["track"] or []),
     )
 
 
@@ -161,17 +163,18 @@ def _opened(session: Session, begun: Begun, *, trusted: bool) -> _Work:
 
 
 def _trained(
-    session: Session, work: _Work, run: Run | None, board: Board | None
+    session: Session, work: _Work, run: Run | None, shows: list[Shown]
 ) -> tuple[Finetuned, Run]:
     """Train, and write what came out; `run` is None for one that begins."""
     from gatecli.checkpoint import write
     from gatecli.training import Run, finetune
-    from gatecli.training.board import on_board
 
     target = Path(work.begun.out)
     folder = RUNS / target.name.removesuffix(".safetensors")
+    resumed = run is not None
     run = run or Run.begin(folder, asdict(work.begun))
-    with resumable(session, work.begun), on_board(run, board):
+    showing = shown(session, run, work.begun, shows, resumed=resumed)
+    with resumable(session, work.begun), showing:
         result = finetune(
             work.network,
             work.dataset,
@@ -184,16 +187,6 @@ def _trained(
         write(result.network, target)
         run.finish()
     return result, run
-
-
-def _board(folder: str | Path | None) -> Board | None:
-    """The TensorBoard log asked for, if any; its folder's name is checked before any work."""
-    from gatecli.training.board import Board
-
-    if folder is None:
-        return None
-    check_name(Path(folder))
-    return Board(Path(folder))
 
 
 def _data(
@@ -246,6 +239,7 @@ def _report(session: Session, result: Finetuned, run: Run) -> None:
 def _rates(result: Finetuned) -> str:
     """What to say of the rate that was reached."""
     from gatecli import methods
+    from gatecli.training.pricing import WORDS
 
     step = result.network.recipe.last("finetune")
     if not result.network.gated_by:
@@ -255,7 +249,7 @@ def _rates(result: Finetuned) -> str:
         if objective.traits.trains == "exits":
             return "no exit taken until gatecli calibrate"
     asked = "" if result.target_rate is None else f" for {result.target_rate:.2f} asked"
-    return f"rate {result.achieved_rate:.3f}{asked}"
+    return f"rate {result.achieved_rate:.3f}{asked}{WORDS[result.price]}"
 
 
 def _json(result: Finetuned, path: Path, target: Path) -> dict[str, Any]:
@@ -276,6 +270,7 @@ def _json(result: Finetuned, path: Path, target: Path) -> dict[str, Any]:
         "rates": site_rates(result.rates),
         "target_rate": result.target_rate,
         "achieved_rate": result.achieved_rate,
+        "price": result.price,
         "chosen": result.chosen,
         "batchnorm": result.batchnorm,
         "suited": result.suited,

@@ -30,8 +30,8 @@ def inspect(
         str,
         typer.Option(
             help=(
-                "Sites to list: those of one kind (block, layer, exit, branch, filter, conv), or"
-                " all; none named: those that lie in a row, exits, and what is gated."
+                "Sites to list: those of one kind (block, layer, exit, branch, filter, conv,"
+                " hidden), or all; none named: those that lie in a row, exits, and what is gated."
             )
         ),
     ] = "",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["named", "resumable", "unfinished"]
 
 # where a log goes, and what is allowed, changes no training: these may differ in a resumed run
-MAY_DIFFER = {"resume", "force", "tensorboard", "trust_pickle"}
+MAY_DIFFER = {"resume", "force", "tensorboard", "track", "trust_pickle"}
 
 
 def unfinished(session: Session, context: typer.Context, *, force: bool) -> tuple[Run, Begun]:

@@ -149,9 +149,8 @@ class Slimming:
         """
         asked = self.asked
         out = asked.out if last else default_out(path, done)
-        named = ("--out", out) if last else ()
-        if replace:
-            named += ("--force",)
+        named: list[object] = ["--out", out] if last else []
+        named += ["--force"] if replace else []
         line = spelled(command, path, *words, *named, *asked.code)
         return self.road.take(line, reads=[path], out=out, force=asked.force and not replace)
 

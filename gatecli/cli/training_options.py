@@ -103,6 +103,14 @@ class Training:
         bool,
         typer.Option("--any-machine", help="Take that table wherever it was measured."),
     ] = False
+    runtime: Annotated[
+        Optional[str],
+        typer.Option(
+            help="With --set price=ms: where milliseconds are measured; none: native, or where the"
+            " checkpoint's table was.",
+            show_default=False,
+        ),
+    ] = None
     cache_features: Annotated[
         bool,
         typer.Option(

@@ -15,6 +15,7 @@ from gatecli.cli.begun import Begun
 from gatecli.cli.parsing import is_function
 from gatecli.cli.session import Session
 from gatecli.errors import CheckpointError
+from gatecli.tracking import local_folder
 
 __all__ = ["must_be_named", "option_of", "to_say_again", "trusted_reading"]
 
@@ -44,7 +45,7 @@ def must_be_named(begun: Begun, session: Session, given: set[str], *, force: boo
     left = {name: value for name, value in needed.items() if name not in given}
     if not left:
         return None
-    values = ", ".join(str(value) for value in left.values())
+    values = ", ".join(_listed(value) for value in left.values())
     return (
         f"names {values}, which a state's word is not enough for: if that is right, say it again"
         f" with {_spell(left)}"
@@ -58,7 +59,15 @@ def _paths_outside(begun: Begun) -> dict[str, Any]:
         paths["out"] = begun.out
     if begun.tensorboard is not None and not _stays(Path(begun.tensorboard)):
         paths["tensorboard"] = begun.tensorboard
+    if any(_leaves(spec) for spec in begun.track):
+        paths["track"] = begun.track
     return paths
+
+
+def _leaves(spec: str) -> bool:
+    """Whether a tracker writes outside the working folder, on other machines perhaps."""
+    folder = local_folder(spec)
+    return folder is None or not _stays(Path(folder))
 
 
 def _inputs(begun: Begun) -> dict[str, str]:
@@ -128,6 +137,10 @@ def to_say_again(begun: Begun) -> str:
     if reading["trust_pickle"]:
         rest += " --trust-pickle"
     return rest + " --force" if Path(begun.out).exists() else rest
+
+
+def _listed(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _spell(named: Mapping[str, Any]) -> str:

@@ -1,8 +1,10 @@
-"""Splits of image files: read, cropped and augmented one by one."""
+"""Splits of encoded images, files or not: read, cropped and augmented one by one."""
 
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
+from typing import IO
 
 import numpy as np
 import torch
@@ -19,29 +21,36 @@ from gatecli.data.prepare import centre_crop, mode_for, pixels
 from gatecli.data.splits import Digest, Plan, Split
 from gatecli.errors import DataError, reason
 
-__all__ = ["FORMATS", "FolderSplit", "centre_crop", "opened", "random_crop"]
+__all__ = [
+    "FORMATS",
+    "FolderSplit",
+    "PictureSplit",
+    "centre_crop",
+    "decoded",
+    "opened",
+    "random_crop",
+]
 
 # Others may run programs: PIL gives PostScript to Ghostscript.
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
 
 
-class FolderSplit(Split):
-    """Image files.
+class PictureSplit(Split):
+    """Encoded images, each decoded when it is read: a subclass says where they are.
 
     Attributes:
-        files: their names, one array of bytes (N,): a list of strings would be copied into every
-            worker, count by count.
         labels: int64 (N,).
     """
 
     parallel = True
 
-    def __init__(self, files: NDArray[np.bytes_], labels: Tensor) -> None:
-        self.files = files
-        self.labels = labels
+    @abstractmethod
+    def picture(self, row: int, mode: str) -> Image.Image:
+        """One sample's image in a mode of PIL's.
 
-    def take(self, rows: Tensor) -> FolderSplit:
-        return FolderSplit(self.files[rows.numpy()], self.labels[rows])
+        Raises:
+            DataError: it cannot be read.
+        """
 
     def check(self, channels: int) -> None:
         if channels not in (1, 3):
@@ -53,15 +62,35 @@ class FolderSplit(Split):
     def read(self, rows: Tensor, number: int, plan: Plan) -> Tensor:
         return torch.stack([self._one(row, plan) for row in rows.tolist()])
 
-    def identify(self, digest: Digest, *, with_pixels: bool) -> None:
-        digest.update(b"\0".join(self.files.tolist()))
-
     def _one(self, row: int, plan: Plan) -> Tensor:
-        picture = opened(os.fsdecode(self.files[row]), mode_for(plan.input))
+        picture = self.picture(row, mode_for(plan.input))
         draw = generator(PIXELS, plan.seed, plan.epoch, row)
         if plan.augment == "imagenet":
             return random_crop(picture, plan.input.size, draw, plan.input.interpolation)
         return augmented(pixels(picture, plan.input, crop=True), plan.augment, draw)[0]
+
+
+class FolderSplit(PictureSplit):
+    """Image files.
+
+    Attributes:
+        files: their names, one array of bytes (N,): a list of strings would be copied into every
+            worker, count by count.
+        labels: int64 (N,).
+    """
+
+    def __init__(self, files: NDArray[np.bytes_], labels: Tensor) -> None:
+        self.files = files
+        self.labels = labels
+
+    def take(self, rows: Tensor) -> FolderSplit:
+        return FolderSplit(self.files[rows.numpy()], self.labels[rows])
+
+    def picture(self, row: int, mode: str) -> Image.Image:
+        return opened(os.fsdecode(self.files[row]), mode)
+
+    def identify(self, digest: Digest, *, with_pixels: bool) -> None:
+        digest.update(b"\0".join(self.files.tolist()))
 
 
 def opened(file: str, mode: str) -> Image.Image:
@@ -81,14 +110,28 @@ def opened(file: str, mode: str) -> Image.Image:
         )
     try:
         # an open file, as torchvision reads it: of a name PIL maps a TIFF, and does not turn it
-        with open(file, "rb") as stream, Image.open(stream, formats=FORMATS) as image:
-            _check_pixels(image)
-            return to_bytes(image).convert(mode)
+        with open(file, "rb") as stream:
+            return decoded(stream, mode)
     except Exception as error:  # PIL's decoders raise whatever they meet, SyntaxError too
         raise DataError(
             f"expected {file} to be a readable image, but reading it failed ({reason(error)}):"
             " repair or remove the file"
         ) from error
+
+
+def decoded(stream: IO[bytes], mode: str) -> Image.Image:
+    """Decode an image, once its header's claims are compared.
+
+    Args:
+        stream: its bytes.
+        mode: PIL's mode to convert it to.
+
+    Raises:
+        Exception: it is no image, is damaged, or claims too many pixels.
+    """
+    with Image.open(stream, formats=FORMATS) as image:
+        _check_pixels(image)
+        return to_bytes(image).convert(mode)
 
 
 def _check_pixels(image: Image.Image) -> None:
@@ -119,10 +162,13 @@ def random_crop(
     Returns:
         uint8 (C, height, width).
     """
-    with torch.random.fork_rng(devices=[]):  # get_params knows the global generator only
-        torch.default_generator.set_state(draw.get_state())
+    before = torch.get_rng_state()  # get_params knows the global generator only
+    torch.set_rng_state(draw.get_state())
+    try:
         top, left, height, width = RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3])
         mirrored = torch.rand(()).item() < 0.5
+    finally:
+        torch.set_rng_state(before)
     how = InterpolationMode(interpolation)
     image = TF.resized_crop(image, top, left, height, width, list(size), how)
     cropped: Tensor = TF.pil_to_tensor(TF.hflip(image) if mirrored else image)

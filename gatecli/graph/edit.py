@@ -23,6 +23,7 @@ __all__ = [
     "insert_reader",
     "insert_widen",
     "mask_of",
+    "masks_of",
     "place",
     "place_tensor",
     "remove_mask",
@@ -92,7 +93,7 @@ def _parent(root: nn.Module, path: str) -> tuple[nn.Module, str]:
 
 
 def insert_mask(
-    net: Traced, site: Site, gate: nn.Module, *, sees: str = "", outside: bool = True
+    net: Traced, site: Site, gate: nn.Module, *, sees: str = "", outside: bool = True, axis: int = 1
 ) -> None:
     """Multiply a site's value by what `gate`, which becomes `gates.SITE`, decides.
 
@@ -102,18 +103,25 @@ def insert_mask(
         gate: It sees the site's entry.
         sees: The node that it sees instead.
         outside: The mask comes after those that are there already.
+        axis: The dimension of the value that its channels are.
     """
     graph, path = net.graph, f"gates.{site.name}"
     place(net.root, path, gate)
-    entry, value = net.node(sees or site.entry), net.node(site.value)
+    # what is masked is read as it is masked, or all of it would have to be computed for the gate
+    entry, value = _last_mask(net.node(sees or site.entry)), net.node(site.value)
     with graph.inserting_after(value if sees else entry):
         decision = graph.call_module(path, (entry,))
     if outside:
         value = _last_mask(value)
     with graph.inserting_after(decision if sees or entry is value else value):
-        masked = graph.call_function(mask, (value, decision))
+        masked = graph.call_function(mask, (value, decision), _along(axis))
     own = (masked, decision)
     value.replace_all_uses_with(masked, delete_user_cb=lambda user: user not in own)
+
+
+def _along(axis: int) -> dict[str, Any]:
+    """The argument that says so, where the channels are not the second dimension."""
+    return {} if axis == 1 else {"axis": axis}
 
 
 def _last_mask(value: fx.Node) -> fx.Node:
@@ -128,28 +136,32 @@ def _last_mask(value: fx.Node) -> fx.Node:
 
 def mask_of(graph: fx.Graph, site: str) -> fx.Node | None:
     """The mask that the site's gate decides; None where it has none."""
-    node: fx.Node
-    for node in graph.nodes:
-        if is_mask(node) and decided_by(node).target == f"gates.{site}":
-            return node
-    return None
+    return next(iter(masks_of(graph, site)), None)
+
+
+def masks_of(graph: fx.Graph, site: str) -> list[fx.Node]:
+    """All masks that the site's gate decides, in order."""
+    masks = [node for node in graph.nodes if is_mask(node)]
+    return [node for node in masks if decided_by(node).target == f"gates.{site}"]
 
 
 def remove_mask(graph: fx.Graph, site: str) -> None:
-    """Take the site's gate out and let its branch always run."""
-    masked = mask_of(graph, site)
-    if masked is not None:
+    """Take the site's gate out, with all of its masks, and let its branch always run."""
+    for masked in masks_of(graph, site):
         masked.replace_all_uses_with(masked.args[0])  # type: ignore[arg-type]
     remove_dead(graph)
 
 
-def insert_widen(graph: fx.Graph, value: fx.Node, places: Sequence[int], width: int) -> fx.Node:
+def insert_widen(
+    graph: fx.Graph, value: fx.Node, places: Sequence[int], width: int, axis: int = 1
+) -> fx.Node:
     """Let a value that has lost channels take its old width again for those who read it.
 
     Its channels are at `places`; returns the wide one.
     """
     with graph.inserting_after(value):
-        wide = graph.call_function(widen, (value, tuple(runs_of(places)), width))
+        given = (value, tuple(runs_of(places)), width)
+        wide = graph.call_function(widen, given, _along(axis))
     value.replace_all_uses_with(wide, delete_user_cb=lambda user: user is not wide)
     return wide
 
@@ -189,5 +201,6 @@ def _container(module: nn.Module) -> nn.Module:
     for name, parameter in module._parameters.items():
         plain.register_parameter(name, parameter)
     for name, buffer in module._buffers.items():
-        plain.register_buffer(name, buffer)
+        is_saved = name not in module._non_persistent_buffers_set
+        plain.register_buffer(name, buffer, persistent=is_saved)
     return plain

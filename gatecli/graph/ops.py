@@ -64,17 +64,18 @@ def describe(
     traits.fresh, traits.makes_streams, traits.costs = fresh, makes_streams, costs
 
 
-def mask(value: Tensor, z: Tensor) -> Tensor:
+def mask(value: Tensor, z: Tensor, axis: int = 1) -> Tensor:
     """Multiply each unit's share of `value` by its decision.
 
     Args: z (N, 1) with value (N, ...): the whole sample is one unit; z (N, n) with value (N, C,
-    ...): each n-th part of the channels is one.
+    ...): each n-th part of the channels is one; axis -1: value (N, ..., C).
     Returns the shape of `value`.
     """
     z = z.to(value.dtype)
     if z.shape[1] > 1:
-        z = z.repeat_interleave(value.shape[1] // z.shape[1], 1)
-    return value * z.reshape(*z.shape, *[1] * (value.ndim - 2))
+        z = z.repeat_interleave(value.shape[axis] // z.shape[1], 1)
+    ones = [1] * (value.ndim - 2)
+    return value * (z.reshape(*z.shape, *ones) if axis == 1 else z.reshape(len(z), *ones, -1))
 
 
 Runs = tuple[tuple[int, int], ...]  # channels as (first, one past the last) pairs
@@ -90,11 +91,13 @@ def spread(z: Tensor, places: Sequence[int], width: int) -> Tensor:
     return whole.index_copy(1, torch.tensor(places, device=z.device), z)
 
 
-def widen(value: Tensor, runs: Runs, width: int) -> Tensor:
+def widen(value: Tensor, runs: Runs, width: int, axis: int = 1) -> Tensor:
     """`value` (N, k, ...) with its channels at `runs` of `width` ones: (N, width, ...).
 
-    Elsewhere there are zeros.
+    Elsewhere there are zeros. Axis -1: (N, ..., k) -> (N, ..., width).
     """
+    if axis != 1:
+        return widen(value.movedim(axis, 1), runs, width).movedim(1, axis)
     return add_at(
         value.new_zeros(value.shape[0], width, *value.shape[2:]), value, runs, in_place=True
     )
@@ -282,7 +285,9 @@ def decided_by(mask_: fx.Node) -> fx.Node:
     """The gate that a mask obeys."""
     decision = mask_.args[1]
     assert isinstance(decision, fx.Node)
-    return decision.all_input_nodes[0] if decision.target is spread else decision
+    while decision.op == "call_function":  # what lays decisions out anew, as `spread`
+        decision = decision.all_input_nodes[0]
+    return decision
 
 
 def never_negative(root: nn.Module, node: fx.Node) -> bool:

@@ -72,29 +72,33 @@ def as_function(root: nn.Module, node: fx.Node) -> Callable[[Tensor], Any] | Non
 
 
 def is_channelwise(
-    root: nn.Module, node: fx.Node, shape: Sequence[int] = (1, CHANNELS, SIDE, SIDE)
+    root: nn.Module,
+    node: fx.Node,
+    shape: Sequence[int] = (1, CHANNELS, SIDE, SIDE),
+    axis: int = 1,
 ) -> bool:
     """Whether the node, which has no weights, treats each channel of its one input apart.
 
-    Found out by trying it in evaluation mode, on images of this shape but for the channels.
+    Found out by trying it in evaluation mode, on images of this shape but for the channels, which
+    are dimension `axis`.
     """
     apply = as_function(root, node)
     if apply is None:
         return False
     draw = torch.Generator("cpu").manual_seed(0)  # the user's own draws stay as they are
-    x = torch.randn(1, CHANNELS, *shape[2:], device="cpu", generator=draw)
-    kept = [0, 2, 3]
+    size = [1, *shape[1:]]
+    size[axis] = CHANNELS
+    x = torch.randn(size, device="cpu", generator=draw)
+    kept = torch.tensor([0, 2, 3], device="cpu")
     try:
         with torch.no_grad():
-            whole, part = apply(x.clone()), apply(x[:, kept])
+            whole, part = apply(x.clone()), apply(x.index_select(axis, kept))
     except Exception:  # whatever an operation may say of an image that it was not made for
         return False
-    return (
-        isinstance(whole, Tensor)
-        and whole.shape[1] == CHANNELS
-        and part.shape == whole[:, kept].shape
-        and torch.allclose(whole[:, kept], part)
-    )
+    if not isinstance(whole, Tensor) or whole.ndim < 2 or whole.shape[axis] != CHANNELS:
+        return False
+    taken = whole.index_select(axis, kept)
+    return part.shape == taken.shape and torch.allclose(taken, part)
 
 
 def zero_stays_zero(

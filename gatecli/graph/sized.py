@@ -20,10 +20,18 @@ from gatecli.graph.shapes import Values
 from gatecli.graph.tracer import Assignable, SiteTracer
 from gatecli.traced.traced import Shape
 
-__all__ = ["SizedTracer"]
+__all__ = ["SizedTracer", "with_part"]
 
 # What a value of a network in evaluation is not.
 UNTRUE = {"requires_grad", "is_cuda", "is_meta", "is_sparse", "is_quantized", "is_nested"}
+MADE = {"new_zeros", "new_ones", "new_full"}
+
+
+def with_part(x: Tensor, index: Any, value: Any) -> Tensor:
+    """`x` with its part at `index` set to `value`, as `x[index] = value` leaves it."""
+    result = x.clone()
+    result[index] = value
+    return result
 
 
 class SizedTracer(SiteTracer):
@@ -244,6 +252,14 @@ class _Sized(Assignable):
 
     def __float__(self) -> float:
         return float(self.tracer.plain(self))
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        """`x[index] = value`, of a value just made that nothing else has read, nor can see."""
+        is_made = self.node.target is with_part or self.node.target in MADE
+        if not is_made or self.node.users:
+            raise fx.proxy.TraceError("an assignment to a part of a value that others may read")
+        made = self.tracer.create_proxy("call_function", with_part, (self, index, value), {})
+        self.node = made.node
 
     def __contains__(self, item: Any) -> bool:
         return item in self.tracer.plain(self)

@@ -63,6 +63,7 @@ class Kind(ABC):
         lies_in: Kinds within whose gated sites a gate of this kind may stand.
         shares_batch: Whether a batch computes what any of its images opens.
         roles: What `Site.role` may be.
+        couples: Whether units of several sites may have to go together, see `couple`.
     """
 
     name: ClassVar[str]
@@ -77,6 +78,7 @@ class Kind(ABC):
     lies_in: ClassVar[frozenset[str]] = frozenset()
     shares_batch: ClassVar[bool] = False
     roles: ClassVar[tuple[str, ...]] = ()
+    couples: ClassVar[bool] = False
 
     @abstractmethod
     def find(self, net: Traced) -> list[Site]:
@@ -89,6 +91,10 @@ class Kind(ABC):
             SettingError: It cannot be split so.
         """
         raise NotImplementedError
+
+    def couple(self, net: Traced) -> bool:
+        """Let sites that can lose a unit only all at once be one; whether there are such."""
+        return False
 
     def place(self, net: Traced, names: Sequence[str]) -> None:
         """Let the kind's sites be at the places of these names, in place of those found."""

@@ -53,7 +53,7 @@ class MaskedKind(Kind):
             return Cut()
         if not how.wide:
             return Cut(gone={result.output: result.gone})
-        wide = widen_again(net.graph, result)
+        wide = widen_again(net.graph, result, net.channel_axis(old.value))
         return Cut(names={old.value: wide.name}, more=[wide.name])
 
     def kept(self, net: Traced, site: Site, channels: int) -> Site:

@@ -9,6 +9,8 @@ from gatecli.kinds.branch import BRANCH
 from gatecli.kinds.conv import CONV
 from gatecli.kinds.exit import EXIT
 from gatecli.kinds.filter import FILTER
+from gatecli.kinds.head import HEAD
+from gatecli.kinds.hidden import HIDDEN
 from gatecli.kinds.layer import LAYER
 from gatecli.traced.site import Site
 
@@ -59,5 +61,5 @@ def of(site: Site) -> Kind:
     return get(site.kind)
 
 
-for _kind in (BLOCK, LAYER, BRANCH, FILTER, EXIT, CONV):
+for _kind in (BLOCK, LAYER, BRANCH, FILTER, EXIT, CONV, HIDDEN, HEAD):
     register(_kind)

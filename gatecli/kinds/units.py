@@ -19,7 +19,15 @@ from gatecli.graph.trace import remove_dead
 from gatecli.traced.site import Site, SiteDecision
 from gatecli.traced.traced import Traced
 
-__all__ = ["Narrow", "channels_of", "gone_channels", "narrow", "split_tail", "widen_again"]
+__all__ = [
+    "Narrow",
+    "channels_of",
+    "gone_channels",
+    "narrow",
+    "narrow_gate",
+    "split_tail",
+    "widen_again",
+]
 
 
 def split_tail(net: Traced, site: Site, units: int) -> Site:
@@ -93,7 +101,8 @@ def narrow(net: Traced, site: Site, decision: SiteDecision, round_to: int = 1) -
     tail = [net.node(name) for name in site.tail]
     out = gone_channels(site, width, decision.left)
     stays = sorted(set(range(width)) - set(out))
-    is_made = any(isinstance(module_of(net.root, node), nn.Conv2d) for node in tail)
+    made = (nn.Conv2d, nn.Linear)
+    is_made = any(isinstance(module_of(net.root, node), made) for node in tail)
     silent: list[int] = []
     if is_made and prune_channels.stays_zero(net.root, tail):
         silent = out[: -len(stays) % round_to]
@@ -105,17 +114,12 @@ def narrow(net: Traced, site: Site, decision: SiteDecision, round_to: int = 1) -
         site = replace(site, value=value.name, branch=(value.name,), tail=(value.name,))
     output = value
     if decision.dynamic:
-        output = _mask(net, site)
+        masks = edit.masks_of(net.graph, site.name)
+        output = masks[0]
         now = [places.index(channel) for channel in channels_of(site, width, decision.dynamic)]
-        site = _narrow_gate(net, site, output, decision.dynamic, now, len(places))
+        site = narrow_gate(net, site, masks, decision.dynamic, now, len(places))
     gone = sorted(set(range(width)) - set(places))
     return Narrow(site=site, output=output, kept=places, gone=gone, width=width)
-
-
-def _mask(net: Traced, site: Site) -> fx.Node:
-    masked = edit.mask_of(net.graph, site.name)
-    assert masked is not None
-    return masked
 
 
 def _taken(graph: fx.Graph, value: fx.Node, channels: Sequence[int]) -> fx.Node:
@@ -130,38 +134,38 @@ def _taken(graph: fx.Graph, value: fx.Node, channels: Sequence[int]) -> fx.Node:
     return taken
 
 
-def _narrow_gate(
+def narrow_gate(
     net: Traced,
     site: Site,
-    masked: fx.Node,
+    masks: Sequence[fx.Node],
     dynamic: Sequence[int],
     places: list[int],
     width: int,
 ) -> Site:
     """Let the gate decide the units `dynamic` alone, at `places` of the channels that are left."""
-    decision = decided_by(masked)
+    decision = decided_by(masks[0])
     gate: Any = net.root.get_submodule(str(decision.target))
     gate.keep(dynamic)
-    if len(places) == width:
-        masked.args = (masked.args[0], decision)
-        remove_dead(net.graph)
-        return replace(site, units=len(dynamic), places=())
-    with net.graph.inserting_before(masked):
-        whole = net.graph.call_function(spread, (decision, tuple(places), width))
-    masked.args = (masked.args[0], whole)
+    whole = decision
+    if len(places) < width:
+        with net.graph.inserting_before(masks[0]):
+            whole = net.graph.call_function(spread, (decision, tuple(places), width))
+    for masked in masks:
+        masked.args = (masked.args[0], whole)
     remove_dead(net.graph)
-    return replace(site, units=len(dynamic), places=tuple(places))
+    left = tuple(places) if len(places) < width else ()
+    return replace(site, units=len(dynamic), places=left)
 
 
-def widen_again(graph: fx.Graph, result: Narrow) -> fx.Node:
-    """Let who reads a value that has lost channels read zeros in their place.
+def widen_again(graph: fx.Graph, result: Narrow, axis: int = 1) -> fx.Node:
+    """Let who reads a value that has lost channels, dimension `axis`, read zeros in their place.
 
     Returns:
         The wide value.
     """
     users = list(result.output.users)
     if len(users) != 1 or users[0].target is not widen:
-        return edit.insert_widen(graph, result.output, result.kept, result.width)
+        return edit.insert_widen(graph, result.output, result.kept, result.width, axis)
     wide = users[0]  # it has lost some before
     args: Any = wide.args
     before: list[int] = []

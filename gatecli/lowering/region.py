@@ -15,9 +15,11 @@ from gatecli.graph.trace import compile_graph, remove_dead
 from gatecli.lowering.gather import take
 
 __all__ = [
+    "Function",
     "Skippable",
     "branch_of",
     "convolved",
+    "function_of",
     "needed",
     "piece",
     "skippable",
@@ -152,6 +154,16 @@ def branch_of(
         # what is added to it in place needs memory of its own
         result = graph.call_method("contiguous", (result,))
     graph.output(result)
+    remove_dead(graph)
+    return compile_graph(graph)
+
+
+def function_of(node: fx.Node) -> Function:
+    """One node as a function (root, its inputs' values)."""
+    inputs = node.all_input_nodes
+    fixed = constants(node.graph)
+    graph, copies = _part({node}, [each for each in inputs if each not in fixed])
+    graph.output(copies[node])
     remove_dead(graph)
     return compile_graph(graph)
 

@@ -15,8 +15,11 @@ from gatecli.methods.settings import S, Settings
 from gatecli.network import Network
 from gatecli.network.costs import Rates, overall_rate
 
-__all__ = ["Losses", "Objective", "Traits", "mean_of_units"]
+__all__ = ["COUNT", "MACS", "MS", "PRICES", "Losses", "Objective", "Traits", "mean_of_units"]
 
+# What a rate may be a share of: of the units, of the MACs, or of the milliseconds that these save.
+COUNT, MACS, MS = "count", "macs", "ms"
+PRICES = (COUNT, MACS, MS)
 
 Losses = Mapping[str, Tensor]  # each exit's own task loss on all images, a scalar, by site
 Achieved = Callable[[Network, Rates, Sequence[str], Any], float]
@@ -32,6 +35,11 @@ def mean_of_units(
 def unsupervised(losses: Losses, settings: Settings) -> Tensor | float:
     """Nothing: what exits answer is judged where it is the network's answer, and nowhere else."""
     return 0.0
+
+
+def counted(settings: Settings) -> str:
+    """A rate is a share of the gated units."""
+    return COUNT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +58,10 @@ class Traits:
             target.
         supervision: From the exits' losses and the method's settings to what is added to the loss
             for what exits answer, whoever leaves there.
+        price: From the settings to what the rate is a share of, one of PRICES. Raises SettingError
+            where the loss cannot hold such a rate.
+        loss_of_rate: From a rate, its target and the settings to the weighted loss, a scalar: it
+            takes the place of `loss` where the price is not COUNT.
     """
 
     trains: str = "network"
@@ -59,6 +71,8 @@ class Traits:
     gate_lr_factor: float = 1.0
     achieved: Achieved = mean_of_units
     supervision: Callable[[Losses, Any], Tensor | float] = unsupervised
+    price: Callable[[Any], str] = counted
+    loss_of_rate: Callable[[Tensor, float, Any], Tensor] | None = None
 
 
 class Objective(Generic[S]):

@@ -44,7 +44,9 @@ def parse_settings(method: Method[S], given: Mapping[str, Any], base: S | None =
                 f"`{name}` shapes the gates and cannot change after attach: attach again with --set"
                 f" {name}={told(value)}"
             )
-    return replace(start, **values)
+    result = replace(start, **values)
+    method.objective.traits.price(result)  # it may not go with the loss
+    return result
 
 
 def recorded_settings(method: Method[S], stored: Mapping[str, Any]) -> S:

@@ -4,9 +4,8 @@
                                              1 - share_s closed_s]
 
 What a site saves of which nodes its kind has said (gatecli.traced.site.Saving); no kind is known
-here. `closed` is the share of a site's units that are closed, or where these save only together,
-whether all are; for an exit, whether it is taken. From decisions the formula is exact; from rates
-sites, and a site's units, are taken to be independent of each other.
+here. `closed` is a site's share of closed units, or where these save only together, whether all
+are; of an exit, whether it is taken. It is exact from decisions; rates are taken as independent.
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ from gatecli.traced.traced import Traced
 
 __all__ = [
     "CostMeter",
+    "Part",
     "Rates",
     "closed_at",
     "expected_macs",
@@ -38,9 +38,11 @@ __all__ = [
     "leaving_costs",
     "mean_rate",
     "overall_rate",
+    "parts_of",
     "reach",
     "site_rates",
     "spread_of",
+    "total",
 ]
 
 Rates = Mapping[str, Sequence[float]]  # site -> the rate of each unit
@@ -51,7 +53,7 @@ Key = tuple[str, float, bool, bool]  # a site, and what it saves
 class Part:
     """MACs of nodes that the same sites save in the same way."""
 
-    macs: int
+    macs: float
     savings: tuple[tuple[str, Saving], ...]
 
 

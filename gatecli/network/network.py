@@ -63,7 +63,12 @@ class Network(nn.Module):
         leaves: Sequence[str] = (),
     ) -> None:
         net = traced_source(
-            source, names or {}, leaves, images=recipe.input, softmax=recipe.source.softmax
+            source,
+            names or {},
+            leaves,
+            images=recipe.input,
+            softmax=recipe.source.softmax,
+            rules=recipe.rules,
         )
         self.__dict__["_root"] = net.root
         super().__init__()

@@ -2,20 +2,24 @@
 
     ms = ms with all units running + shared + sum over sites of ms(share of units that run)
 
-where a site that is decided by the image pays for its gate too.
+where a site that is decided by the image pays for its gate too, and saves, of the nodes of sites
+that can save more, what these have left: what lies in something closed counts once.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import ClassVar
 
-from gatecli.network.costs import Rates, closed_at, expected_macs
+from gatecli.network.costs import Part, Rates, closed_at, expected_macs, total
 from gatecli.network.network import Network
 from gatecli.traced.latency import LatencyTable, SiteTimes, curve_at
+from gatecli.traced.site import Saving
+from gatecli.traced.traced import Traced
 
-__all__ = ["Macs", "Milliseconds", "Price", "running"]
+__all__ = ["Macs", "Milliseconds", "Price", "overlaps", "running", "times_of"]
 
 
 class Price(ABC):
@@ -80,20 +84,56 @@ class Milliseconds(Price):
         cost = self.table.all_on_ms
         if any(times.dynamic for times in self.table.sites.values()):
             cost += self.table.shared_ms
+        left = overlaps(network.traced, list(self.table.sites))
+
+        def closed(site: str, saving: Saving) -> float:
+            return closed_at(network, rates, busy or {}, (site, saving))
+
         for site, times in self.table.sites.items():
-            cost += curve_at(_curve(times), running(network, site, rates, busy))
+            curve = times_of(times)
+            whole = curve_at(curve, 1.0)
+            saved = whole - curve_at(curve, running(network, site, rates, busy))
+            cost += whole - saved * total(left.get(site, ()), closed)
         return cost
 
     def saving(self, network: Network, site: str, before: float, after: float) -> float:
         if site not in self.table.sites:
             return 0.0
-        curve = _curve(self.table.sites[site])
+        curve = times_of(self.table.sites[site])
         return curve_at(curve, before) - curve_at(curve, after)
 
 
-def _curve(times: SiteTimes) -> list[list[float]]:
-    """What the site's gate makes of it."""
+def times_of(times: SiteTimes) -> list[list[float]]:
+    """What the site's gate makes of it: dynamic times where it looks at images, else static."""
     return times.dynamic or times.static
+
+
+def overlaps(net: Traced, sites: Sequence[str]) -> dict[str, list[Part]]:
+    """What is left of each of some gated sites' nodes by those that can save more, as parts of 1.
+
+    A node weighs as many MACs as the site can save of it.
+    """
+    savable = {}
+    for site in sites:
+        if site in net.sites:
+            savable[site] = sum(_weight(net, saving) for saving in net.sites[site].savings)
+    found: dict[str, list[Part]] = {}
+    before: dict[str, list[tuple[str, Saving]]] = {}
+    for site in sorted(savable, key=lambda name: -savable[name]):
+        parts: dict[tuple[tuple[str, Saving], ...], float] = {}
+        for saving in net.sites[site].savings:
+            others = tuple((name, replace(s, node="")) for name, s in before.get(saving.node, ()))
+            share = _weight(net, saving) / savable[site] if savable[site] else 0.0
+            parts[others] = parts.get(others, 0.0) + share
+        found[site] = [Part(macs=share, savings=others) for others, share in parts.items()]
+        for saving in net.sites[site].savings:
+            before.setdefault(saving.node, []).append((site, saving))
+    return found
+
+
+def _weight(net: Traced, saving: Saving) -> float:
+    """How many MACs a site can save of a node."""
+    return net.costs[saving.node].macs * saving.share if saving.node in net.costs else 0.0
 
 
 def running(

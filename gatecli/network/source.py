@@ -8,18 +8,20 @@ from torch import fx, nn
 
 from gatecli.errors import ArchitectureError
 from gatecli.graph import edit, spelling
+from gatecli.graph.attention import unfold_attention
 from gatecli.graph.leaves import further_tracers
 from gatecli.graph.see_through import see_through
 from gatecli.graph.sizes import read_sizes_at_hand
 from gatecli.graph.softmax import without_softmax
 from gatecli.graph.trace import trace
 from gatecli.lowering.context import LOWERED
-from gatecli.traced.recipe import InputSpec
+from gatecli.traced.recipe import RULES, InputSpec
 from gatecli.traced.traced import Traced
 
 __all__ = ["input_channels", "traced_source"]
 
 RESERVED = ("gates", "exits", "gater", LOWERED)
+RULES_OF_ATTENTION = 3
 
 
 def traced_source(
@@ -29,6 +31,7 @@ def traced_source(
     *,
     images: InputSpec,
     softmax: bool,
+    rules: int = RULES,
 ) -> Traced:
     """Trace a classifier, and put its modules into a root of their own.
 
@@ -38,6 +41,8 @@ def traced_source(
         leaves: Patterns of module paths that tracing keeps whole.
         images: What it takes, as far as that is known: `channels` may be 0.
         softmax: Whether one at its end is taken off.
+        rules: The version of the rules by which its sites are found; before the third, attention
+            that tracing keeps whole stayed so.
 
     Raises:
         ArchitectureError: It cannot be traced, or calls a part by a name that gatecli needs.
@@ -51,6 +56,9 @@ def traced_source(
     root = nn.Module()
     edit.adopt(root, source, graph)
     see_through(root, graph)
+    if rules >= RULES_OF_ATTENTION:
+        unfold_attention(root, graph, (channels, *images.size))
+        read_sizes_at_hand(root, graph, (channels, *images.size))
     spelling.rename(root, graph, names)
     _check_names(graph)
     return Traced(root, graph)

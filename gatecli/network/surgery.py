@@ -20,7 +20,15 @@ from gatecli.network.network import Network
 from gatecli.traced.site import Site, SiteDecision, renamed
 from gatecli.traced.traced import Traced
 
-__all__ = ["Decisions", "decide", "insert_gate", "leave", "stays_wide", "why_not_removable"]
+__all__ = [
+    "Decisions",
+    "around",
+    "decide",
+    "insert_gate",
+    "leave",
+    "stays_wide",
+    "why_not_removable",
+]
 
 Decisions = Mapping[str, SiteDecision]  # by site
 Gone = dict[fx.Node, list[int]]
@@ -81,7 +89,23 @@ def _check_not_nested(net: Traced, site: Site) -> None:
 def _is_told(inner: Site, outer: Site) -> bool:
     """Whether the inner site's kind may stand within a gated site of the outer's."""
     within, around = registry.of(inner), registry.of(outer)
-    return inner.kind != outer.kind and bool(within.lies_in & around.offers)
+    is_same = bool(inner.tail) and inner.tail[:1] == outer.tail[:1]
+    if inner.kind == outer.kind or (is_same and within.one_by_one and around.one_by_one):
+        return False  # the same layer's channels would be decided twice
+    return bool(within.lies_in & around.offers)
+
+
+def around(net: Traced, site: Site) -> Site | None:
+    """The outermost gated site within which a site lies, and in which its entry is computed.
+
+    A gate that looked at that entry would have what is around it computed, running or not.
+    """
+    found = []
+    for name in net.gated_by:
+        other = net.sites[name]
+        if other.entry != site.entry and set(site.branch) < set(other.branch):
+            found.append(other)
+    return max(found, key=lambda other: len(other.branch), default=None)
 
 
 # --- deciding for good ---

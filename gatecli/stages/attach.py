@@ -146,10 +146,12 @@ def choose_sites(network: Network, method: Method[S], choice: Choice, settings: 
     free = _free(network, method, candidates)
     for pattern in [*choice.include, *choice.exclude]:
         if not any(fnmatchcase(site.name, pattern) for site in candidates):
-            raise SettingError(_unmatched(_refused(network, method), pattern, candidates))
-    chosen = [site.name for site in free if _is_chosen(network, method, choice, site)]
+            raise SettingError(
+                _unmatched(_refused(network, method, choice.kinds), pattern, candidates)
+            )
+    chosen = [site for site in free if _is_chosen(network, method, choice, site)]
     if chosen:
-        return chosen
+        return [site.name for site in _once(chosen)]
     if choice.include or choice.exclude:
         raise SettingError(
             f"--include and --exclude leave none of the {len(free)} sites that"
@@ -160,6 +162,24 @@ def choose_sites(network: Network, method: Method[S], choice: Choice, settings: 
         f" {network.recipe.source.arch or 'this network'} by itself: it needs"
         f" {method.about.needs}; there are: {_few(free)}"
     )
+
+
+def _once(sites: Sequence[Site]) -> list[Site]:
+    """The sites, but of those that decide about the same channels only the one that saves most.
+
+    An inverted residual's hidden units are its first convolution's filters.
+    """
+    best: dict[str, Site] = {}
+    for site in sites:
+        layer = _layer(site)
+        if layer not in best or site.macs > best[layer].macs:
+            best[layer] = site
+    return [site for site in sites if not _layer(site) or best[_layer(site)] is site]
+
+
+def _layer(site: Site) -> str:
+    """The node whose channels a site decides about one by one; empty: it decides otherwise."""
+    return site.tail[0] if site.tail and registry.of(site).one_by_one else ""
 
 
 def _check_kinds(network: Network, method: Method[Any], asked: Sequence[str]) -> None:
@@ -175,7 +195,15 @@ def _check_kinds(network: Network, method: Method[Any], asked: Sequence[str]) ->
             raise SettingError(
                 f"expected --kind to name sites that the network has ({have} of what"
                 f" {method.about.name} can gate), but it has none of kind `{kind}`"
+                f"{_why_refused(network, kind)}"
             )
+
+
+def _why_refused(network: Network, kind: str) -> str:
+    """Why the first of what could be taken for a site of a kind is none; empty: there is none."""
+    for name, why in registry.get(kind).refused(network.traced).items():
+        return f"; `{name}` {why}"
+    return ""
 
 
 def _free(network: Network, method: Method[Any], candidates: Sequence[Site]) -> list[Site]:
@@ -203,10 +231,10 @@ def _is_chosen(network: Network, method: Method[Any], choice: Choice, site: Site
     return method.by_default(network, site)
 
 
-def _refused(network: Network, method: Method[Any]) -> dict[str, str]:
+def _refused(network: Network, method: Method[Any], kinds: Sequence[str]) -> dict[str, str]:
     """What a user may take for a site, but is none: name -> why, as `is depthwise`."""
     found: dict[str, str] = {}
-    for kind in method.about.default_kinds:
+    for kind in dict.fromkeys([*method.about.default_kinds, *kinds]):
         found |= registry.get(kind).refused(network.traced)
     return found
 

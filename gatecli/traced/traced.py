@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from gatecli.errors import InternalError
 from gatecli.traced.recipe import RULES
 from gatecli.traced.site import Site
 
-__all__ = ["NodeCost", "Shape", "Traced"]
+__all__ = ["NodeCost", "Shape", "Traced", "has_channels_last"]
 
 Shape = tuple[int, ...]
 TOKENS = 3  # dimensions of (N, L, C)
@@ -108,8 +108,14 @@ class Traced:
         return shape is not None and len(shape) >= 2 and shape[0] == 1
 
     def channel_axis(self, node: fx.Node | str) -> int:
-        """The dimension of a value that its channels are: the second of maps, a token's last."""
-        return -1 if len(self.shape(node)) == TOKENS else 1
+        """The dimension of a value that its channels are: the second of maps, a token's last.
+
+        What a linear layer makes has them last, whatever its other dimensions are.
+        """
+        if len(self.shape(node)) == TOKENS:
+            return -1
+        value = self.node(node) if isinstance(node, str) else node
+        return -1 if has_channels_last(self.root, self.costs, value) else 1
 
     def channels(self, node: fx.Node | str) -> int:
         """How many channels a node's value has."""
@@ -122,3 +128,25 @@ class Traced:
     def module(self, node: fx.Node) -> nn.Module | None:
         """The module that a node calls; None where it calls none."""
         return self.root.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def has_channels_last(root: nn.Module, costs: Mapping[str, NodeCost], value: fx.Node) -> bool:
+    """Whether a value is a linear layer's, with nothing behind it that has weights or a shape."""
+    node: Any = value
+    while isinstance(node, fx.Node) and node.op.startswith("call_"):
+        module = root.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, nn.Linear):
+            return True
+        if module is not None and next(module.parameters(), None) is not None:
+            return False
+        before, node = node, node.args[0] if node.args else None
+        if isinstance(node, fx.Node) and not _same_shape(costs, before, node):
+            return False
+    return False
+
+
+def _same_shape(costs: Mapping[str, NodeCost], one: fx.Node, other: fx.Node) -> bool:
+    """Whether two values are of one shape, as far as both have been counted."""
+    if one.name not in costs or other.name not in costs:
+        return True
+    return costs[one.name].shape == costs[other.name].shape

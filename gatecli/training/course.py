@@ -22,6 +22,7 @@ from gatecli.training.distill import Teacher, check_teacher
 from gatecli.training.examples import Examples
 from gatecli.training.goals import Row, TargetRate
 from gatecli.training.options import TrainOptions
+from gatecli.training.pricing import priced
 from gatecli.training.resumable import Resumable
 from gatecli.training.trained import Trained
 
@@ -61,7 +62,8 @@ class Course(Resumable):
         self.options = options
         self.progress = progress
         self.examples = Examples(network, data, options)
-        self.trained = [each.suited_to(self._length()) for each in trained]
+        suited = [each.suited_to(self._length()) for each in trained]
+        self.trained = [priced(each, network, options) for each in suited]
         check_teacher(network, teacher, options)
         self.teacher = self._make_teacher(teacher)
         goal = self._make_goal()

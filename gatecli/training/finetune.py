@@ -18,6 +18,7 @@ from gatecli.training.course import Course
 from gatecli.training.exits import ExitLoop
 from gatecli.training.loop import Loop
 from gatecli.training.options import TrainOptions
+from gatecli.training.pricing import with_table
 from gatecli.training.run import Run
 from gatecli.training.trained import trained_methods
 
@@ -41,6 +42,7 @@ class Finetuned:
         history: A row an epoch.
         achieved_rate: What to compare with the target: the mean over the gates of the (first)
             method trained.
+        price: What both are shares of: count, macs or ms.
         exits: What exits that were trained with the network say.
         suited: The settings that nobody set and that follow from the run's length, by method.
     """
@@ -56,6 +58,7 @@ class Finetuned:
     batchnorm: dict[str, Any]
     history: list[dict[str, Any]]
     achieved_rate: float
+    price: str
     exits: dict[str, ExitScore]
     suited: dict[str, dict[str, float]]
 
@@ -92,6 +95,7 @@ def finetune(  # noqa: PLR0913 - its command's options, by keyword
         Interrupted: The user stopped it.
     """
     trained = trained_methods(network.recipe, changes or {}, options)
+    with_table(network, trained, options, run, progress)
     kind = ExitLoop if trained[0].objective.traits.trains == "exits" else Loop
     loop = kind(network, data, trained, options, progress, teacher)
     if run is not None:
@@ -134,7 +138,8 @@ def _finish(loop: Course, baseline: float) -> Finetuned:
         chosen=chosen,
         batchnorm=batchnorm,
         history=position.history,
-        achieved_rate=loop.trained[0].achieved(network, scores.rates),
+        achieved_rate=loop.trained[0].achieved(network, scores.rates, scores.busy),
+        price=loop.trained[0].price,
         exits=loop.exit_scores(),
         suited=loop.suited,
     )
@@ -157,6 +162,7 @@ def _step(loop: Course, result: Finetuned, top5: float) -> Step:
         "macs_expected": result.macs_expected,
         "achieved_rate": result.achieved_rate,
         "target_rate": result.target_rate,
+        "price": result.price,
         "chosen": result.chosen,
         "suited": result.suited,
         "batchnorm": result.batchnorm,

@@ -185,10 +185,7 @@ class Price(TargetRate):
 
     def _fixed(self) -> float:
         """The cost with all gated branches off."""
-        if isinstance(self.cost, Milliseconds):
-            return self.cost.least(self.network)
-        sites = self.network.sites
-        return self.network.macs_dense - sum(sites[site].macs for site in self.units)
+        return self.cost.of(self.network, {site: [0.0] * n for site, n in self.units.items()})
 
     def figures(self, scores: Scores) -> dict[str, float]:
         return {self.cost.key: self.cost.of(self.network, scores.rates, scores.busy)}

@@ -21,6 +21,7 @@ from gatecli.training.course import Course
 from gatecli.training.distill import Teacher, distillation
 from gatecli.training.goals import Row, TargetRate, goal_of
 from gatecli.training.norms import decide_in_training, reestimate
+from gatecli.training.pricing import WORDS
 from gatecli.training.run import LOG_EVERY
 from gatecli.training.trained import idle_modules, optimizer_groups
 from gatecli.training.weights import PLAIN, check_no_exits
@@ -29,6 +30,7 @@ __all__ = ["Loop", "asked"]
 
 V = TypeVar("V")
 RATE = "rate "  # the sums of a site's decisions are called so, with the site behind
+PRICED = "priced rate"  # and that of the first method's share, where its rate has a price
 
 
 class Loop(Course):
@@ -130,6 +132,7 @@ class Loop(Course):
                     "loss": value,
                     "rate": batch_rate(decisions).item() if decisions else 1.0,
                     "lr": self.optimizer.param_groups[0]["lr"],
+                    **self._priced(decisions),
                 }
             )
 
@@ -164,7 +167,7 @@ class Loop(Course):
         for each in self.trained:
             gates = self.gates[each.name]
             own = each.own(self.network, decisions)
-            loss = loss + each.objective.loss(own, each.settings, each.own(self.network, targets))
+            loss = loss + each.loss(own, each.own(self.network, targets))
             loss = loss + each.objective.penalty(gates, each.settings)
         return loss
 
@@ -175,14 +178,23 @@ class Loop(Course):
         right = (logits.argmax(1) == y).double().mean().item()
         figures = {"loss": loss, "top1": 100 * right}
         figures.update({RATE + site: rate for site, rate in rates.items()})
+        figures.update(self._priced(decisions))
         self.position.add(figures)
         count = int(self.position.sums["batches"])
         targets = dict(self.position.targets)
         for each in self.trained:
             own = each.own(self.network, targets)
             seen = each.own(self.network, rates)
+            if each.share is not None:  # one target for all of them follows one rate
+                seen = dict.fromkeys(seen, each.share.of_decisions(decisions).item())
             targets.update(each.objective.follow(each.settings, own, seen, count))
         self.position.targets = targets
+
+    @torch.no_grad()
+    def _priced(self, decisions: Mapping[str, Tensor]) -> dict[str, float]:
+        """The rate that the first method's loss holds, where that is no mean of decisions."""
+        share = self.trained[0].share
+        return {} if share is None else {PRICED: share.of_decisions(decisions).item()}
 
     def _shown(self) -> dict[str, str]:
         """What the progress shows behind a step: the open epoch's means."""
@@ -196,7 +208,7 @@ class Loop(Course):
         return {
             "loss": f"{means['loss']:.3f}",
             "top-1": f"{means['top1']:.1f}",
-            "rate": f"{overall_rate(rates):.2f}{asked(target)}",
+            "rate": f"{means.get(PRICED, overall_rate(rates)):.2f}{asked(target)}",
             "GMACs": f"{expected_macs(self.network, rates) / 1e9:.4g}",
         }
 
@@ -216,7 +228,8 @@ class Loop(Course):
     def _told(self, row: Row) -> str:
         return (
             f"epoch {row['epoch']}/{self.options.epochs}: loss {row['train_loss']:.3f}, val top-1"
-            f" {row['val_top1']:.2f}, rate {row['achieved_rate']:.3f}{asked(row['target_rate'])},"
+            f" {row['val_top1']:.2f}, rate {row['achieved_rate']:.3f}{asked(row['target_rate'])}"
+            f"{WORDS[self.trained[0].price]},"
             f" {row['macs_expected'] / 1e9:.4g} GMACs{_in_ms(row)}"
         )
 
@@ -224,7 +237,7 @@ class Loop(Course):
         """What a goal looks at."""
         achieved = {}
         for each in self.trained:
-            achieved[each.name] = each.achieved(self.network, scores.rates)
+            achieved[each.name] = each.achieved(self.network, scores.rates, scores.busy)
         return {
             "val_top1": scores.top1,
             "achieved_rate": achieved[self.trained[0].name],

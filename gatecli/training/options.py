@@ -76,6 +76,8 @@ class TrainOptions:
         max_gmacs: GMACs of an image; likewise.
         max_ms: Milliseconds of an image, by the table that the network keeps; likewise.
         any_machine: Take that table wherever it was measured.
+        runtime: Where milliseconds are measured, or were, for gates priced by them; None: native,
+            or where the table that the network keeps was measured.
         cache_features: Compute what exits see once, rather than in every epoch.
         train: The methods to train, with commas between; None: the latest attached; `weights`: the
             network's own weights alone.
@@ -108,6 +110,7 @@ class TrainOptions:
     max_gmacs: float | None = None
     max_ms: float | None = None
     any_machine: bool = False
+    runtime: str | None = None
     cache_features: bool = False
     train: str | None = None
     distill: float = 0.0

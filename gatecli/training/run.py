@@ -25,6 +25,7 @@ STATE = "state.safetensors"
 BEST = "best.safetensors"
 LAST = "last.safetensors"
 LOG = "log.jsonl"
+TABLE = "latency.json"
 LOG_EVERY = 20  # steps between lines of the log
 FORMAT = "3"  # of the state: another one whenever what it holds changes
 DAMAGE = (  # what reading a damaged file raises
@@ -63,7 +64,7 @@ class Run:
         """
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for name in (STATE, BEST, LAST, LOG):
+            for name in (STATE, BEST, LAST, LOG, TABLE):
                 (folder / name).unlink(missing_ok=True)
         except OSError as error:
             raise CheckpointError(
@@ -130,6 +131,27 @@ class Run:
     def save_last(self, tensors: Mapping[str, Tensor]) -> None:
         """Save the network's tensors after the last step."""
         save_tensors(tensors, self.folder / LAST, {})
+
+    def keep_table(self, facts: Mapping[str, Any]) -> None:
+        """Keep the latency table that the run goes by.
+
+        Raises:
+            CheckpointError: It cannot be written.
+        """
+        with replacing(self.folder / TABLE) as temporary:
+            temporary.write_text(json.dumps(facts), encoding="utf-8")
+
+    def table(self) -> dict[str, Any] | None:
+        """The latency table's facts, or None where the run keeps none.
+
+        Raises:
+            CheckpointError: They are damaged.
+        """
+        path = self.folder / TABLE
+        if not path.exists():
+            return None
+        with intact(path):
+            return dict(json.loads(path.read_text(encoding="utf-8"), parse_constant=finite_number))
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append one line to the log, and tell the listeners.

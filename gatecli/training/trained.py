@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from gatecli import methods
 from gatecli.errors import TrainingError
@@ -14,6 +14,7 @@ from gatecli.methods import Method, Objective
 from gatecli.methods.settings import Length, Settings
 from gatecli.network import Network
 from gatecli.network.costs import Rates
+from gatecli.network.priced import PricedRate
 from gatecli.traced.recipe import Recipe
 from gatecli.training.options import TrainOptions
 from gatecli.training.weights import PLAIN, check_alone, is_plain
@@ -31,11 +32,13 @@ class Trained:
         method: The method.
         settings: Those that it is trained with.
         suited: Those among them that follow from the training's length.
+        share: What its rate is a share of, where that is no count of units.
     """
 
     method: Method[Any]
     settings: Settings
     suited: Mapping[str, float] = field(default_factory=dict)
+    share: PricedRate | None = None
 
     def suited_to(self, length: Length) -> Trained:
         """The same, what nobody has set being as it suits a training of this length."""
@@ -60,8 +63,32 @@ class Trained:
         """The part of `by_site` that is of the method's sites."""
         return {site: by_site[site] for site in by_site if self._gates(network, site)}
 
-    def achieved(self, network: Network, rates: Rates) -> float:
-        """What the method's gates came to, where evaluation gave all gates these rates."""
+    @property
+    def price(self) -> str:
+        """What the rate is a share of, see gatecli.methods.objective."""
+        return self.objective.traits.price(self.settings)
+
+    def loss(self, decisions: Mapping[str, Tensor], targets: Mapping[str, float]) -> Tensor:
+        """The loss that holds the gates' rate, of decisions (N, units), a scalar."""
+        loss_of_rate = self.objective.traits.loss_of_rate
+        if self.share is None or loss_of_rate is None:
+            return self.objective.loss(decisions, self.settings, targets)
+        target = sum(targets.values()) / len(targets)  # one for all of them
+        rate = self.share.of_decisions(decisions)
+        return loss_of_rate(rate, target, self.settings)
+
+    def achieved(
+        self, network: Network, rates: Rates, busy: Mapping[str, float] | None = None
+    ) -> float:
+        """What the method's gates came to, where evaluation gave all gates these rates.
+
+        Args:
+            network: The network.
+            rates: Of all its gates, and `busy`, as `expected_macs` takes them.
+            busy: Likewise.
+        """
+        if self.share is not None:
+            return self.share.of_rates(network, rates, busy)
         achieved = self.objective.traits.achieved
         return achieved(network, rates, self.sites(network), self.settings)
 

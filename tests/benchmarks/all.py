@@ -26,10 +26,13 @@ BENCHMARKS = (
     "filters",
     "branches",
     "channels",
+    "heads",
     "export",
     "runtimes",
+    "reading",
     "peers",
     "growth",
+    "hidden",
 )
 HERE = Path(__file__).parent
 

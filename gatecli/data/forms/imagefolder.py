@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from gatecli.data.forms.base import Form, Found, Request, register
 from gatecli.data.layout import class_folders, layout_of
+from gatecli.data.walked import files_within
 from gatecli.errors import DataError
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def _split(where: str, folder: Path, classes: tuple[str, ...]) -> FolderSplit:
     for label, name in enumerate(classes):
         if not (folder / name).is_dir():
             continue
-        own = _images(folder / name, IMG_EXTENSIONS)
+        own = files_within(folder / name, IMG_EXTENSIONS)
         files += map(os.fsencode, own)
         labels += [label] * len(own)
         if not own:
@@ -77,38 +78,6 @@ def _split(where: str, folder: Path, classes: tuple[str, ...]) -> FolderSplit:
             f"{where}: class folder {empty[0]} has no images: expected some, or the folder removed"
         )
     return FolderSplit(np.array(files), torch.tensor(labels))
-
-
-def _images(folder: Path, endings: tuple[str, ...]) -> list[str]:
-    """The image files in a folder and its folders, sorted by folder, then by name.
-
-    A folder is entered once, however many links lead to it.
-    """
-    found = []
-    seen: set[tuple[int, int]] = set()
-    _seen(str(folder), seen)
-    for root, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in sorted(folders) if not _seen(os.path.join(root, name), seen)]
-        found.append((root, sorted(name for name in names if name.lower().endswith(endings))))
-    files = []
-    for root, names in sorted(found):
-        files += [os.path.join(root, name) for name in names]
-    return files
-
-
-def _seen(folder: str, seen: set[tuple[int, int]]) -> bool:
-    """Whether a folder was seen before, under whatever name; from now on it was.
-
-    One that is gone, or may not be looked at, counts as seen.
-    """
-    try:
-        status = os.stat(folder)
-    except OSError:
-        return True
-    key = (status.st_dev, status.st_ino)
-    known = key in seen
-    seen.add(key)
-    return known
 
 
 register(

@@ -24,13 +24,19 @@ class Cut:
     """Of a value's channels those that stay, those that go, and the constants of these.
 
     A constant is what the channel has had at every position; `zero`: all of them are 0, whatever
-    the weights.
+    the weights. `axis`: the dimension that the channels are.
     """
 
     kept: Tensor
     gone: Tensor
     constants: Tensor
     zero: bool = False
+    axis: int = 1
+
+    def is_like(self, other: Cut) -> bool:
+        """Whether the same channels have gone of two values, and both are zero there."""
+        zero = self.zero and other.zero and self.axis == other.axis
+        return zero and torch.equal(self.gone, other.gone)
 
 
 def concatenated(parts: Sequence[tuple[int, Cut | None]]) -> Cut:
@@ -90,12 +96,15 @@ def after_operation(root: nn.Module, node: fx.Node, cut: Cut, shape: Sequence[in
     """
     if node.target in DROPOUTS:
         return cut
-    if shape is None or not is_channelwise(root, node, shape):
+    if shape is None or not is_channelwise(root, node, shape, cut.axis):
         raise SettingError(f"{reader(node)} reads it")
     apply = as_function(root, node)
     assert apply is not None
-    if cut.zero and zero_stays_zero(apply, shape[2:]):
+    size = shape[2:] if cut.axis == 1 else (*shape[2:-1], 1)
+    if cut.zero and zero_stays_zero(apply, size):
         return cut
+    if cut.axis != 1:
+        raise SettingError(f"{reader(node)} reads it, and makes more of zero")
     if cut.constants.is_meta:  # a replay: the values come from the file
         return replace(cut, zero=False)
     flat = cut.constants.cpu().reshape(1, -1, *[1] * (len(shape) - 2))

@@ -21,7 +21,8 @@ from gatecli.graph.prune_channels.constants import (
 from gatecli.graph.prune_channels.entries import NORM, keep_entries
 from gatecli.graph.prune_channels.inputs import absorbs, check_reader, read_less
 from gatecli.graph.prune_channels.naming import is_own, reader
-from gatecli.traced.traced import NodeCost
+from gatecli.graph.prune_channels.together import is_product, sum_of, trim_factor
+from gatecli.traced.traced import NodeCost, has_channels_last
 
 __all__ = ["Gone", "fold", "foldable"]
 
@@ -91,13 +92,15 @@ class _Fold:
         self.starved: fx.Node | None = None
 
     def _zeros(self, node: fx.Node, gone: Sequence[int]) -> Cut:
-        left = sorted(set(range(self._width(node))) - set(gone))
+        axis = -1 if has_channels_last(self.root, self.costs, node) else 1
+        left = sorted(set(range(self._width(node, axis))) - set(gone))
         device = next(self.root.parameters()).device
         return Cut(
             kept=torch.tensor(left, dtype=torch.long),
             gone=torch.tensor(sorted(gone)),
             constants=torch.zeros(len(gone), device=device),
             zero=True,
+            axis=axis,
         )
 
     def run(self) -> None:
@@ -148,11 +151,15 @@ class _Fold:
         module: Any = module_of(self.root, node)
         source, *others = (each for each in node.all_input_nodes if each in self.cuts)
         if others:
-            raise SettingError(f"{reader(node)} reads it together with another")
+            self.cuts[node] = sum_of(node, [self.cuts[each] for each in (source, *others)])
+            return
         if module is not None and has_weights(module) and calls(self.graph, node) > 1:
             raise SettingError(f"{reader(node)} reads it, which is called more than once")
         cut, shape = self.cuts[source], self.costs[source.name].shape
-        if _normalises_apart(module):
+        if is_product(node):
+            trim_factor(self.root, node, cut, self.costs, dry=self.dry)
+            self.cuts[node] = cut
+        elif _normalises_apart(module):
             self.cuts[node] = after_norm(node, module, cut, shape)
             if not self.dry:
                 keep_entries(module, NORM, cut.kept)
@@ -164,10 +171,10 @@ class _Fold:
         else:
             self.cuts[node] = after_operation(self.root, node, cut, shape)
 
-    def _width(self, node: fx.Node) -> int:
+    def _width(self, node: fx.Node, axis: int = 1) -> int:
         shape = self.costs[node.name].shape
         assert shape is not None
-        return shape[1]
+        return shape[axis]
 
     def _concatenated(self, cat: fx.Node) -> Cut:
         parts: Any = cat.args[0]

@@ -29,6 +29,11 @@ def keep_outputs(
         if isinstance(module, nn.Conv2d):
             keep_entries(module, ("weight", "bias"), index, quiet)
             module.out_channels = len(kept)
+            if module.groups > 1:  # each channel of a depthwise one reads its own alone
+                module.in_channels = module.groups = len(kept)
+        elif isinstance(module, nn.Linear):
+            keep_entries(module, ("weight", "bias"), index, quiet)
+            module.out_features = len(kept)
         elif isinstance(module, nn.BatchNorm2d):
             keep_entries(module, ("weight", "bias"), index, quiet)
             keep_entries(module, ("running_mean", "running_var"), index)
@@ -39,7 +44,7 @@ def stays_zero(root: nn.Module, tail: Sequence[fx.Node]) -> bool:
     """Whether a channel whose weights are all zero leaves a tail as zero."""
     for node in tail:
         module = module_of(root, node)
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
             continue
         if isinstance(module, nn.BatchNorm2d):
             if not module.affine:

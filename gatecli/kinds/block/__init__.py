@@ -9,12 +9,12 @@ from typing import ClassVar
 from torch import fx, nn
 
 from gatecli.graph import additions
-from gatecli.graph.ops import is_add, never_negative, relu_after
+from gatecli.graph.ops import is_add, never_negative, relu_after, summands
 from gatecli.graph.patterns import tail_of
 from gatecli.kinds.base import MASK, VALUE
 from gatecli.kinds.block.executor import SkipBlock, SkipGroups
 from gatecli.kinds.block.find import find_blocks
-from gatecli.kinds.masked import MaskedKind
+from gatecli.kinds.masked import MaskedKind, output_of
 from gatecli.kinds.units import split_tail
 from gatecli.lowering.context import Lowering
 from gatecli.lowering.region import skippable, tail_part, trunk_of
@@ -53,11 +53,11 @@ class BlockKind(MaskedKind):
     def why_not_removable(
         self, net: Traced, site: Site, replaced: dict[fx.Node, fx.Node]
     ) -> str | None:
-        replaced[net.node(site.add)] = net.node(site.shortcut)
+        replaced[net.node(site.add)] = _beside(net, site)
         return None
 
     def remove(self, net: Traced, site: Site) -> dict[str, str]:
-        add, shortcut = net.node(site.add), net.node(site.shortcut)
+        add, shortcut = net.node(site.add), _beside(net, site)
         return additions.replace_addition(net.root, net.graph, add, shortcut)
 
     def why_wide(self, net: Traced, site: Site, kept: Sequence[int]) -> str | None:
@@ -69,6 +69,13 @@ class BlockKind(MaskedKind):
             return False
         _lower(low, node)
         return True
+
+
+def _beside(net: Traced, site: Site) -> fx.Node:
+    """What the branch is added to, as the addition reads it: masked where that is gated too."""
+    mine = output_of(net, site)
+    others = [each for each in summands(net.node(site.add)) if each is not mine]
+    return others[0] if len(others) == 1 else net.node(site.shortcut)
 
 
 def _lower(low: Lowering, masked: fx.Node) -> None:

@@ -5,11 +5,11 @@ A convolution that reads it does not look at it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from torch import fx
+from torch import fx, nn
 
 from gatecli.errors import SettingError
 from gatecli.graph import additions, prune_channels
@@ -17,14 +17,16 @@ from gatecli.graph.edit import mask_of
 from gatecli.graph.ops import is_add, never_negative, relu_after, widen
 from gatecli.graph.patterns import tail_of
 from gatecli.graph.trace import remove_dead
-from gatecli.kinds.base import MASK, VALUE, Gone
+from gatecli.kinds.base import MASK, VALUE, Cut, Gone, Keeping
+from gatecli.kinds.filter import coupled
 from gatecli.kinds.filter.executor import FilterBlock, FilterLayer, FilterReader, OpenFilters
 from gatecli.kinds.filter.find import ROLES, FilterFinder
 from gatecli.kinds.filter.readers import fed_by, readers_of
 from gatecli.kinds.masked import MaskedKind, nothing_of
+from gatecli.kinds.units import gone_channels
 from gatecli.lowering.context import Lowering
 from gatecli.lowering.region import tail_part
-from gatecli.traced.site import Saving, Site
+from gatecli.traced.site import Saving, Site, SiteDecision
 from gatecli.traced.traced import Traced
 
 __all__ = ["FILTER", "FilterKind"]
@@ -44,11 +46,23 @@ class FilterKind(MaskedKind):
     lies_in: ClassVar[frozenset[str]] = frozenset({MASK})
     masks_outside: ClassVar[bool] = False
     roles: ClassVar[tuple[str, ...]] = ROLES
+    couples: ClassVar[bool] = True
 
     def find(self, net: Traced) -> list[Site]:
         return FilterFinder(net, self.name).run()
 
+    def couple(self, net: Traced) -> bool:
+        return coupled.couple(net, self.name)
+
+    def insert(self, net: Traced, site: str, gate: nn.Module, sees: str = "") -> None:
+        if not coupled.is_coupled(net.sites[site]):
+            super().insert(net, site, gate, sees)
+        else:
+            coupled.insert_masks(net, net.sites[site], gate, sees)
+
     def refresh(self, net: Traced, site: Site) -> Site | None:
+        if coupled.is_coupled(site):
+            return coupled.refreshed(net, site)
         if not net.has(site.value, site.entry):
             return None
         if site.tail[-1] != site.value:
@@ -74,6 +88,17 @@ class FilterKind(MaskedKind):
             nodes += readers_of(net, site.name)
         return tuple(Saving(node=node, share=share, per_unit=True) for node in nodes)
 
+    def why_wide(self, net: Traced, site: Site, kept: Sequence[int]) -> str | None:
+        if not coupled.is_coupled(site):
+            return super().why_wide(net, site, kept)
+        gone = gone_channels(site, net.channels(site.value), kept)
+        return coupled.why_coupled_wide(net, site, gone)
+
+    def keep(self, net: Traced, site: str, decision: SiteDecision, how: Keeping) -> Cut:
+        if not coupled.is_coupled(net.sites[site]):
+            return super().keep(net, site, decision, how)
+        return coupled.keep_coupled(net, net.sites[site], decision, how)
+
     def whole(self, net: Traced, site: Site) -> Site:
         return replace(site, units=net.channels(site.value), places=())
 
@@ -83,6 +108,8 @@ class FilterKind(MaskedKind):
     def why_not_removable(
         self, net: Traced, site: Site, replaced: dict[fx.Node, fx.Node]
     ) -> str | None:
+        if coupled.is_coupled(site):
+            return "nothing would be left of the stream that it is"
         if not _is_summand(net, site):
             return prune_channels.foldable(net.root, net.graph, net.costs, nothing_of(net, site))
         added = additions.additions_of_zero(net.root, net.node(site.value), replaced)
@@ -152,7 +179,7 @@ def _lower(low: Lowering, masked: fx.Node, feeds: Mapping[fx.Node, fx.Node]) -> 
     last, places = _widened(masked)
     add = next(iter(last.users))
     filters = OpenFilters(tail_part(low.root, tail), low.net.channels(value.name))
-    if len(last.users) > 1 or not is_add(add):
+    if len(last.users) > 1 or not is_add(add) or _is_of_others(low, masked, add):
         low.replace(masked, FilterLayer(low.root, filters), (x, decision, *fed))
         return
     shortcut = next(arg for arg in add.args if arg is not last)
@@ -161,6 +188,13 @@ def _lower(low: Lowering, masked: fx.Node, feeds: Mapping[fx.Node, fx.Node]) -> 
     rectified = never_negative(low.root, shortcut)
     block = FilterBlock(low.root, filters, places, rectify=relu is not None, rectified=rectified)
     low.replace(relu or add, block, (x, shortcut, decision, *fed))
+
+
+def _is_of_others(low: Lowering, masked: fx.Node, add: fx.Node) -> bool:
+    """Whether an addition is another kind's to lower, as its mask is what is added."""
+    mine = low.site_of(masked)
+    sites = [low.site_of(each) for each in add.all_input_nodes]
+    return any(site is not None and mine is not None and site.kind != mine.kind for site in sites)
 
 
 def _widened(masked: fx.Node) -> tuple[fx.Node, list[int] | None]:

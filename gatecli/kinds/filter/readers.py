@@ -6,12 +6,12 @@ the two shares that are open.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from torch import fx, nn
 
-from gatecli.graph.edit import mask_of
-from gatecli.graph.ops import is_decision, module_of, widen
+from gatecli.graph.edit import mask_of, masks_of
+from gatecli.graph.ops import is_add, is_decision, module_of, widen
 from gatecli.graph.patterns import calls, is_plain, keeps_zero
 from gatecli.traced.traced import Traced
 
@@ -20,9 +20,8 @@ __all__ = ["fed_by", "readers_of"]
 
 def readers_of(net: Traced, site: str) -> list[str]:
     """The convolutions, by their nodes' names, that read nothing but a gated site's filters."""
-    masked = mask_of(net.graph, site)
-    found = [] if masked is None else list(_convolutions(net, masked))
-    inside = _insides(net)
+    found = list(_convolutions(net, masks_of(net.graph, site)))
+    inside = _insides(net, net.sites[site].kind)
     return [node.name for node in found if node.name not in inside]
 
 
@@ -35,16 +34,27 @@ def fed_by(net: Traced, kind: str) -> dict[str, str]:
     return fed
 
 
-def _convolutions(net: Traced, masked: fx.Node) -> Iterator[fx.Node]:
-    """The convolutions behind a masked value, with nothing between that makes more of zero."""
-    todo = [masked]
-    while todo:
-        value = todo.pop()
-        for user in value.users:
-            if _looks_at_all(net.root, user):
-                yield user
-            elif _is_same_width(net.root, user) and keeps_zero(net.root, user, value):
-                todo.append(user)
+def _convolutions(net: Traced, masks: Sequence[fx.Node]) -> Iterator[fx.Node]:
+    """The convolutions behind masked values, with nothing between that makes more of zero.
+
+    A sum is zero where all of its parts are.
+    """
+    zeros = set(masks)
+    for node in net.graph.nodes if masks else ():
+        found = [source for source in node.all_input_nodes if source in zeros]
+        if not found:
+            continue
+        if _looks_at_all(net.root, node):
+            yield node
+        elif _stays_zero(net.root, node, found):
+            zeros.add(node)
+
+
+def _stays_zero(root: nn.Module, node: fx.Node, found: Sequence[fx.Node]) -> bool:
+    """Whether a node's closed channels are zero as those of what it reads, `found`, are."""
+    if is_add(node):
+        return len(found) == len(node.all_input_nodes)
+    return _is_same_width(root, node) and keeps_zero(root, node, found[0])
 
 
 def _is_same_width(root: nn.Module, node: fx.Node) -> bool:
@@ -59,10 +69,17 @@ def _looks_at_all(root: nn.Module, node: fx.Node) -> bool:
     return whole and calls(node.graph, node) == 1
 
 
-def _insides(net: Traced) -> set[str]:
-    """The nodes that gates decide about without a mask: these are run in ways of their own."""
+def _insides(net: Traced, kind: str) -> set[str]:
+    """The nodes that are run in ways of their own.
+
+    Those that gates decide about without a mask, and the layers that another kind's units are made
+    of, one by one.
+    """
     inside = set[str]()
     for name in net.gated_by:
+        site = net.sites[name]
         if mask_of(net.graph, name) is None:
-            inside.update(net.sites[name].branch)
+            inside.update(site.branch)
+        elif site.kind != kind and site.units > 1:
+            inside.update(site.tail)
     return inside

@@ -10,19 +10,23 @@ straight-through Gumbel-softmax at temperature 1; the loss is
         batch, section 3.1)
     cross-entropy + loss_weight * mean over gates g of (t_g - mean of z_g over the batch)^2   (per
         gate, Veit & Belongie)
+With price=macs or ms the per-batch loss weighs what gates save, where the papers count them: in
+place of the mean of z stands the share that runs of all the cost that the gates can save, the mean
+over the images, see gatecli.network.priced.
 With granularity n the branch's output filters are n groups with a gate each (S2.3); so are the new
 channels of a layer of a dense block, and with --kind filter the channels of a convolution that has
 no shortcut, where the paper drops x_{l-1} from the right-hand side. A closed gate at a layer of a
 dense block puts zeros into its place of the concatenation (section 5). A gate whose own target is 1
 is left out: its branch always runs (AIG's code samples it and counts it as 1). In evaluation a
-branch runs where P(on) > threshold (1/2: the most probable decision).
+branch runs where P(on) > threshold (1/2: the most probable decision). A gate within another gated
+site (a filter in a block) looks at what that one looks at: all is decided before any of it runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import ClassVar, TypeVar
 
 from torch import Tensor
 
@@ -30,17 +34,17 @@ from gatecli.errors import SettingError
 from gatecli.gates.gate import Gate
 from gatecli.kinds import registry
 from gatecli.kinds.base import MASK, VALUE
-from gatecli.methods.base import About, Method
+from gatecli.methods.base import About
+from gatecli.methods.layer_gates.coupling import CoupledFilters
 from gatecli.methods.layer_gates.gates import DataDependentGate, DataIndependentGate
-from gatecli.methods.losses import FORMS as LOSS_FORMS
-from gatecli.methods.losses import per_batch, per_gate
-from gatecli.methods.objective import Objective
+from gatecli.methods.layer_gates.settings import RESIDUAL, AigSettings, LayerGateSettings
+from gatecli.methods.losses import distance, per_batch, per_gate
+from gatecli.methods.objective import COUNT, Objective, Traits
 from gatecli.methods.registry import register
-from gatecli.methods.schedules import annealed_target, raised
-from gatecli.methods.settings import Length, Settings, setting
-from gatecli.methods.targets import FORMS, TARGETS, VARIABLE, follow, resolve
+from gatecli.methods.schedules import annealed_target
+from gatecli.methods.targets import follow, resolve
 from gatecli.methods.values import FrozenDict
-from gatecli.network import Network
+from gatecli.network import Network, surgery
 from gatecli.traced.site import Site
 
 __all__ = [
@@ -51,134 +55,36 @@ __all__ = [
 ]
 
 
-EVERY, RESIDUAL = "every", "residual"
-
-TRAVEL = 500.0  # what the gates' learning rate comes to over a run's steps, at least
-FASTEST = 10.0  # ... and no rate is higher, however short the run
-HEAVIEST = 4.0  # weight of the loss in the shortest runs
-
-
-@dataclass(frozen=True)
-class LayerGateSettings(Settings):
-    """Settings of the layer gates; defaults are the paper's where it gives one.
-
-    Gates of two logits are not decayed: decay alone draws them together at the gates' own rate.
-    With a rate of 3 it takes P(on) from .98 to .72 in 938 steps, which looks like learning.
-    """
-
-    gate_lr: float | None = setting(
-        None,
-        "learning rate of the gates; none: that of the weights, more in a short_run",
-        low=0,
-        high=1e30,
-    )
-    gate_weight_decay: float | None = setting(
-        0.0,
-        "weight decay of the gates; none: that of the weights",
-        low=0,
-        high=1e30,
-        before=lambda stored: None,
-    )
-    target_rate: float = setting(
-        0.6, "share of branches to run, t in the paper (.4, .5, .6 there)", low=0, high=1
-    )
-    loss_weight: float | None = setting(
-        None,
-        "weight of the target loss beside the cross-entropy; none: 1 as in the paper, more in a"
-        " short_run",
-        low=0,
-        high=1e30,
-    )
-    short_run: int = setting(
-        5000,
-        "a run of fewer steps is short, too short for the paper's rates to move gates: gate_lr, if"
-        f" none, is then {TRAVEL:g} / steps (at most {FASTEST:g}), and loss_weight, if none,"
-        f" short_run / steps (at most {HEAVIEST:g}); 0: no run is short",
-        low=0,
-        before=lambda stored: 0,
-    )
-    loss_form: str = setting(
-        "quadratic",
-        "quadratic, or const-quad: no penalty at or below the target (S2.2)",
-        choices=LOSS_FORMS,
-    )
-    anneal_step: float = setting(
-        0.0,
-        "lower the target by this much from anneal_start on (S2.1; typical .05); 0: no annealing",
-        low=0,
-        high=1,
-    )
-    anneal_every: int = setting(5, "... every so many epochs", low=1)
-    anneal_start: float = setting(1.0, "the target that annealing starts from", low=0, high=1)
-    targets: Mapping[str, float] | tuple[float | None, ...] | None = setting(
-        None,
-        f"targets of their own: {FORMS}; 1 leaves a gate out",
-        structural=True,
-        value=TARGETS,
-    )
-    granularity: int = setting(
-        1,
-        "split the output filters of each branch, dense layer or convolution into so many groups,"
-        " a gate each (S2.3); 1: as the kind has them, a branch or layer as a whole, each filter",
-        low=1,
-        high=65536,
-        structural=True,
-    )
-    granularity_of: str = setting(
-        EVERY,
-        "what granularity splits: every site, or residual branches alone",
-        choices=(EVERY, RESIDUAL),
-        structural=True,
-        before=lambda stored: RESIDUAL,
-    )
-    variable: str = setting(
-        "none",
-        "let the target follow the network's rate within each epoch (S2.2): moving (the mean so"
-        " far) or exponential",
-        choices=VARIABLE,
-    )
-    variable_momentum: float = setting(
-        0.9, "of the exponential average, for each batch", low=0, high=1
-    )
-
-    def suited(self, length: Length) -> dict[str, float]:
-        """What lets gates move in a short run, where it has not been set.
-
-        The step that weight decay takes, rate times decay, stays that of the weights.
-        """
-        if length.steps >= self.short_run:
-            return {}
-        rate = raised(length.lr, TRAVEL, length.steps, FASTEST)
-        found = {}
-        if self.gate_lr is None and rate > length.lr:
-            found["gate_lr"] = rate
-            if self.gate_weight_decay is None:
-                found["gate_weight_decay"] = float(f"{length.weight_decay * length.lr / rate:.2g}")
-        if self.loss_weight is None:
-            found["loss_weight"] = raised(1.0, self.short_run, length.steps, HEAVIEST)
-        return found
-
-
-@dataclass(frozen=True)
-class AigSettings(LayerGateSettings):
-    """Settings of AIG: the layer gates' and its own."""
-
-    gate_weight_decay: float | None = setting(
-        None,
-        "weight decay of the gates; none: that of the weights, and in a short_run as little in a"
-        " step as at their rate",
-        low=0,
-        high=1e30,
-    )
-    hidden: int = setting(16, "width of the gate's hidden layer", low=1, high=4096, structural=True)
-
-
 L = TypeVar("L", bound=LayerGateSettings)
 LossOf = Callable[..., Tensor]  # see gatecli.methods.losses
 
 
+def _weight(settings: LayerGateSettings) -> float:
+    return 1.0 if settings.loss_weight is None else settings.loss_weight
+
+
+def _price(settings: LayerGateSettings) -> str:
+    return settings.price
+
+
+def _no_price(settings: LayerGateSettings) -> str:
+    if settings.price != COUNT:
+        raise SettingError(
+            f"expected price={COUNT} where the loss holds each gate's own rate, but got"
+            f" price={settings.price}: what a gate saves weighs in the mean rate of them all,"
+            " which the methods `-perbatch` hold"
+        )
+    return COUNT
+
+
+def _loss_of_rate(rate: Tensor, target: float, settings: LayerGateSettings) -> Tensor:
+    return _weight(settings) * distance(rate, target, settings.loss_form)
+
+
 class RateObjective(Objective[L]):
     """Holds the gates' rates by one of the two losses, `loss_of`."""
+
+    traits: ClassVar[Traits] = Traits(price=_no_price)
 
     def __init__(self, loss_of: LossOf) -> None:
         self._loss_of = loss_of
@@ -210,11 +116,16 @@ class RateObjective(Objective[L]):
         settings: L,
         targets: Mapping[str, float],
     ) -> Tensor:
-        weight = 1.0 if settings.loss_weight is None else settings.loss_weight
-        return weight * self._loss_of(decisions, targets, settings.loss_form)
+        return _weight(settings) * self._loss_of(decisions, targets, settings.loss_form)
 
 
-class LayerGates(Method[L]):
+class PricedObjective(RateObjective[L]):
+    """Holds one rate for all gates, which may be weighed by what they save."""
+
+    traits: ClassVar[Traits] = Traits(price=_price, loss_of_rate=_loss_of_rate)
+
+
+class LayerGates(CoupledFilters[L]):
     """Gates on residual branches; subclasses say which of the two."""
 
     def complete(
@@ -231,6 +142,25 @@ class LayerGates(Method[L]):
             )
         left = {site: rate for site, rate in own.items() if rate != 1}
         return gated, replace(settings, targets=FrozenDict(left) if left else None)
+
+    def attach(
+        self, network: Network, sites: Sequence[str], settings: L, gater: Network | None = None
+    ) -> None:
+        """Gate the sites; within another gated one, a gate looks at what that one looks at.
+
+        So all is decided before anything within is computed, and nothing is where it is closed.
+        """
+        for name in sites:
+            place = network.sites[name]
+            outer = surgery.around(network.traced, place)
+            seen, sees = place, ""
+            if outer is not None:
+                seen = replace(place, channels=outer.channels, positions=outer.positions)
+                sees = outer.entry
+            gate = self.gate(network, seen, settings)
+            surgery.insert_gate(network.traced, name, gate, self.about.name, sees)
+        network.recompile()
+        network.recount()
 
 
 class AigLayerGates(LayerGates[AigSettings]):
@@ -278,5 +208,6 @@ LOSSES: dict[str, tuple[LossOf, str]] = {
 for _form, (_loss, _held) in LOSSES.items():
     _aig = _about(f"aig-{_form}", AIG, AigSettings, frozenset({MASK, VALUE}), _held)
     _ind = _about(f"ind-{_form}", IND, LayerGateSettings, frozenset({MASK}), _held)
-    register(AigLayerGates(_aig, RateObjective(_loss)))
-    register(IndLayerGates(_ind, RateObjective(_loss)))
+    _held_by = PricedObjective if _loss is per_batch else RateObjective
+    register(AigLayerGates(_aig, _held_by(_loss)))
+    register(IndLayerGates(_ind, _held_by(_loss)))

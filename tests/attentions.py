@@ -1,0 +1,198 @@
+"""Small transformers, each with its own way of writing attention; `WAYS` can be told apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+WIDTH, HEADS, EACH = 12, 3, 4
+SIZE = (8, 8)
+
+
+class Base(nn.Module):
+    """Projections of one layer for all three, or of one each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
+        self.proj = nn.Linear(WIDTH, WIDTH)
+
+
+class Fused(Base):
+    """As timm writes it, with torch's function."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, length, width = x.shape
+        qkv = self.qkv(x).reshape(n, length, 3, HEADS, width // HEADS).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        x = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(x.transpose(1, 2).reshape(n, length, width))
+
+
+class Explicit(Base):
+    """The products written out, and a bias for each head and each two places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(HEADS, 16, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, length, _ = x.shape
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        q = q.view(n, length, HEADS, EACH).transpose(1, 2) * EACH**-0.5
+        k = k.view(n, length, HEADS, EACH).permute(0, 2, 3, 1)
+        v = v.view(n, length, HEADS, EACH).transpose(1, 2)
+        weights = (q @ k + self.table).softmax(dim=-1)
+        return self.proj((weights @ v).transpose(1, 2).flatten(2))
+
+
+class Split(Base):
+    """One projection, split by a number of channels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, length, _ = x.shape
+        parts = self.qkv(x).split(WIDTH, 2)
+        q, k, v = (parts[i].view(n, length, HEADS, EACH).transpose(1, 2) for i in range(3))
+        x = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return self.proj(x.contiguous().view(n, length, WIDTH))
+
+
+class Three(nn.Module):
+    """A projection each, queries and keys normalised, the output without a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.norm = nn.LayerNorm(EACH)
+        self.out = nn.Linear(WIDTH, WIDTH, bias=False)
+
+    def _parted(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (HEADS, EACH)).transpose(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k = self.norm(self._parted(self.q(x))), self._parted(self.k(x))
+        x = F.scaled_dot_product_attention(q, k, self._parted(self.v(x)))
+        return self.out(x.transpose(1, 2).flatten(2))
+
+
+class Torchs(nn.Module):
+    """torch's own, dropping weights in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(WIDTH, HEADS, dropout=0.5, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(x, x, x)[0]
+
+
+class Grouped(nn.Module):
+    """Four heads of queries share two of keys and values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.kv = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.proj = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, length, _ = x.shape
+        q = self.q(x).view(n, length, 4, 3).transpose(1, 2)
+        kv = self.kv(x).view(n, length, 2, 2, 3).permute(2, 0, 3, 1, 4)
+        k, v = (kv[i][:, :, None].expand(n, 2, 2, length, 3) for i in range(2))
+        k, v = k.reshape(n, 4, length, 3), v.reshape(n, 4, length, 3)
+        x = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(x.transpose(1, 2).flatten(2))
+
+
+class InBatch(Base):
+    """Heads lie in the batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, length, _ = x.shape
+        qkv = self.qkv(x).view(n, length, 3, HEADS, EACH).permute(2, 0, 3, 1, 4)
+        q, k, v = (qkv[i].reshape(n * HEADS, length, EACH) for i in range(3))
+        x = torch.bmm(torch.softmax(torch.bmm(q, k.transpose(1, 2)), dim=-1), v)
+        x = x.view(n, HEADS, length, EACH).transpose(1, 2)
+        return self.proj(x.reshape(n, length, WIDTH))
+
+
+class Normed(Fused):
+    """A normalisation over all heads stands before the output projection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, HEADS, EACH)).permute(2, 0, 3, 1, 4).unbind(0)
+        x = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return self.proj(self.norm(x))
+
+
+class SequenceFirst(nn.Module):
+    """torch's own, of places first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(WIDTH, HEADS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.transpose(0, 1)
+        return self.attention(x, x, x, need_weights=False)[0].transpose(0, 1)
+
+
+class Transformer(nn.Module):
+    """Patches, two residual attentions, and a classifier."""
+
+    def __init__(self, attention: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, WIDTH, 2, 2)
+        self.norms = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in range(2))
+        self.layers = nn.ModuleList(attention() for _ in range(2))
+        self.head = nn.Linear(WIDTH, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        for norm, layer in zip(self.norms, self.layers, strict=True):
+            x = x + layer(norm(x))
+        return self.head(x.mean(1))
+
+
+def windows() -> nn.Module:
+    """torchvision's Swin, small: 4 x 4 windows, every second layer's shifted."""
+    from torchvision.models.swin_transformer import SwinTransformer
+
+    return SwinTransformer([2, 2], 12, [2, 1], [3, 2], [2, 2], num_classes=5)
+
+
+WAYS: dict[str, Callable[[], nn.Module]] = {
+    **{each.__name__: each for each in (Fused, Explicit, Split, Three, Torchs)},
+}
+NOT_PARTED: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "Grouped": (Grouped, "grouped-query"),
+    "InBatch": (InBatch, "batch"),
+    "Normed": (Normed, "mixed by `layers_0_norm`"),
+    "SequenceFirst": (SequenceFirst, "batch_first"),
+}
+
+
+def made(make: Callable[[], nn.Module]) -> nn.Module:
+    """The network, its weights drawn, so large that heads matter."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = make()
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                nn.init.normal_(parameter, std=0.4)
+            else:
+                nn.init.uniform_(parameter, 0.5, 1)
+    return model.eval()
+
+
+def transformer(name: str) -> nn.Module:
+    """A network with attention of one of these ways."""
+    way = WAYS[name] if name in WAYS else NOT_PARTED[name][0]
+    return made(lambda: Transformer(way))

@@ -1,0 +1,163 @@
+"""Several kinds gated in one step: filters within gated blocks and layers.
+
+What is around decides first: where it is closed, nothing within is computed, nor counted.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from counting import counted
+from networks import CASES, Case, infer, masked
+from torch import Tensor, nn
+
+import gatecli
+from gatecli.gates.observe import observe
+from gatecli.network import Network
+from gatecli.network.costs import CostMeter
+
+Decided = dict[str, list[int]]
+METHODS = ["ind-perbatch", "aig-perbatch"]
+
+
+class Inverted(nn.Module):
+    """An inverted residual as MobileNetV2's: expand, depthwise, project."""
+
+    def __init__(self, width: int, inside: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(width, inside, 1, bias=False),
+            nn.BatchNorm2d(inside),
+            nn.ReLU6(inplace=True),
+            nn.Conv2d(inside, inside, 3, 1, 1, groups=inside, bias=False),
+            nn.BatchNorm2d(inside),
+            nn.ReLU6(inplace=True),
+            nn.Conv2d(inside, width, 1, bias=False),
+            nn.BatchNorm2d(width),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+def inverted() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, 2, 1),
+        Inverted(6, 12),
+        Inverted(6, 9),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(6, 5),
+    )
+
+
+PLACES = {
+    "own": (CASES["own"], ["block", "filter"]),
+    "cifar-projection": (CASES["cifar-projection"], ["block", "filter"]),
+    "dense": (CASES["dense"], ["layer", "filter"]),
+    "inverted": (Case(inverted, 2, (12, 12)), ["block", "filter"]),
+}
+
+
+@functools.cache
+def _gated(name: str, method: str) -> Network:
+    case, kinds = PLACES[name]
+    found = gatecli.attach(case.build(), method, kinds=kinds, input_size=case.size, arch="")
+    assert found.kinds == kinds
+    return found.network
+
+
+def gated(name: str, method: str) -> Network:
+    return _gated(name, method).copy().eval()
+
+
+def drawn(network: Network, seed: int) -> Decided:
+    """Decisions of which many close a site as a whole, or but for a few."""
+    draw = random.Random(seed)
+    found = {}
+    for site, gate in network.site_gates.items():
+        share = draw.choice([0.0, 0.3, 0.7, 1.0]) if gate.units > 1 else 0.5
+        found[site] = [int(draw.random() < share) for _ in range(gate.units)]
+    return found
+
+
+def settled(network: Network, decided: Decided) -> Network:
+    """A copy whose gates decide so by themselves, whatever they look at."""
+    copy = network.copy().eval()
+    for site, gate in copy.site_gates.items():
+        limits = [0.0 if runs else 1.0 for runs in decided[site]]
+        gate.threshold.copy_(torch.tensor(limits))
+    return copy
+
+
+def near(seen: Tensor, expected: Tensor) -> bool:
+    return bool((seen - expected).abs().max() <= 1e-5 * expected.abs().max())
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", PLACES)
+def test_skipping_is_masking_whatever_each_image_has_open(name: str, method: str) -> None:
+    network, images = gated(name, method), PLACES[name][0].images(3)
+    for seed in range(4):
+        each = [drawn(network, 10 * seed + number) for number in range(len(images))]
+        forced = {site: torch.tensor([one[site] for one in each]) for site in network.site_gates}
+        with gatecli.force(network, forced):
+            assert near(infer(network, images), masked(network, images))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", PLACES)
+def test_what_lies_in_something_closed_is_neither_computed_nor_counted(
+    name: str, method: str
+) -> None:
+    network, image = gated(name, method), PLACES[name][0].images(1)
+    for seed in range(5):
+        copy = settled(network, drawn(network, seed))
+        meter = CostMeter(copy)
+        with observe(copy, meter):
+            meter.total += 1
+            infer(copy, image)
+        with counted() as macs:
+            infer(copy, image)
+        assert macs.total == meter.costs().item()
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_pruned_is_forced_and_what_goes_takes_what_lies_within(name: str) -> None:
+    network, images = gated(name, "ind-perbatch"), PLACES[name][0].images(2)
+    for seed in range(4):
+        decided = drawn(network, seed)
+        result = gatecli.prune(settled(network, decided))
+        closed = {site for site, units in decided.items() if not any(units)}
+        assert closed == {*result.removed, *result.stuck}
+        with gatecli.force(network, decided):
+            assert near(infer(result.network, images), infer(network, images))
+        for site in result.removed:
+            own = network.sites[site]
+            gone = network.traced.node(own.branch[0]).target
+            assert not any(node.target == gone for node in result.network.graph.nodes)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_file_of_several_kinds_is_replayed_and_written_as_source(
+    method: str, tmp_path: Path
+) -> None:
+    network, images = gated("own", method), PLACES["own"][0].images(2)
+    network.recipe = gatecli.attach(
+        PLACES["own"][0].build(),
+        method,
+        kinds=["block", "filter"],
+        input_size=PLACES["own"][0].size,
+        arch=PLACES["own"][0].arch,
+    ).network.recipe
+    from gatecli.checkpoint import write
+
+    path = tmp_path / "gated.safetensors"
+    write(network, path)
+    loaded = gatecli.load(str(path), arch=PLACES["own"][0].arch)
+    assert dict(loaded.gated_by) == network.gated_by
+    assert torch.equal(infer(loaded, images), infer(network, images))
