@@ -76,7 +76,9 @@ def _no_gpu(cuda: str | None) -> str:
 
 
 def _runtime(state: RuntimeState) -> tuple[str, str, str]:
-    precisions = [f"{each} (slow here)" if each in state.slow else each for each in state.precisions]
+    precisions = [
+        f"{each} (slow here)" if each in state.slow else each for each in state.precisions
+    ]
     missing = state.missing or "nothing"
     if state.install:
         missing += f": {state.install}"

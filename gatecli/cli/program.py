@@ -41,10 +41,10 @@ MARKUP = getattr(typer.core, "HAS_RICH", True)  # whether typer reads help texts
 
 # What somebody is told who types `gatecli` alone.
 ROAD = (
-    "gatecli attach resnet50.pt --method NAME   put gates in; see gatecli methods",
-    "gatecli finetune --data imagefolder:DIR    train the gates, and the weights with them",
-    "gatecli prune && gatecli profile           remove what never runs; before and after",
-    "gatecli export --format onnx               a file that runs without gatecli",
+    "gatecli attach resnet50.pt --method NAME  put gates in; see gatecli methods",
+    "gatecli finetune --data imagefolder:DIR   train the gates and the weights",
+    "gatecli prune && gatecli profile          remove what never runs; compare costs",
+    "gatecli export --format onnx              a file that runs without gatecli",
     "All of it on real digits: gatecli demo. All commands: gatecli --help",
 )
 

@@ -17,7 +17,12 @@ PURPOSES = {
     "transformers": "folders of Hugging Face's image classifiers",
     "onnx": "export and run of ONNX files, --runtime onnxruntime",
     "openvino": "export of OpenVINO files, --runtime openvino",
-    "report": "gates --plot, finetune --tensorboard",
+    "report": "gates --plot, finetune --track tensorboard:DIR",
+    "hf": "--data hf:NAME",
+    "parquet": "--data parquet:PATH",
+    "wandb": "finetune --track wandb",
+    "mlflow": "finetune --track mlflow",
+    "trackio": "finetune --track trackio",
 }
 DEVELOPERS = ("test", "bench", "dev", "release")  # extras that serve no user
 
