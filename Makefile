@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 FLOOR := .venv-floor
 PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test test-floor check bench gpu campaign claims budget
+.PHONY: demo test test-floor check bench gpu campaign claims budget release
 
 demo: $(VENV)/.demo
 	$(BIN)/gatecli demo
@@ -35,6 +35,13 @@ gpu: $(VENV)/.test
 # Damaged files, killed commands, simulated splits: make campaign CAMPAIGN="--files 5000 --kills 60 --splits 2000 --seed 0"
 campaign: $(VENV)/.test
 	PYTHONPATH=tests $(BIN)/python -m campaigns $(CAMPAIGN)
+
+# The packages, checked, then installed and run in an environment of their own; upload them with twine.
+release: $(VENV)/.release
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python tests/release.py dist
 
 # One stamp for each set of extras; made anew when the dependencies change.
 $(VENV)/.%: pyproject.toml

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from gatecli.training import TrainOptions
     from gatecli.training.finetune import finetune
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "GatecliError",
     "Network",

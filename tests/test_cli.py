@@ -997,7 +997,7 @@ def test_methods(here: Path) -> None:
 
 def test_version_and_help(here: Path) -> None:
     assert run("--version").out.strip() == gatecli.__version__
-    assert run().code == 2 and "Commands" in run("-h").out
+    assert "Commands" in run("-h").out
     for command in COMMANDS:
         done = run(command, "--help")
         assert done.code == 0 and "--json" in done.out and len(done.out) > 300, command

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from gatecli.cli.completion import completed
 from gatecli.cli.options import COMMON, READING
 from gatecli.cli.session import Session
 
@@ -69,5 +70,8 @@ def _own_parameters(
 
 def _keyword(name: str, default: Any, annotation: Any) -> inspect.Parameter:
     return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default,
+        annotation=completed(name, annotation),
     )

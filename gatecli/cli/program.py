@@ -17,6 +17,7 @@ from gatecli.cli import (
     attach,
     calibrate,
     demo,
+    doctor,
     evaluate,
     export,
     finetune,
@@ -33,11 +34,20 @@ from gatecli.cli import (
     state,
 )
 from gatecli.cli.commands import command
-from gatecli.cli.text import printable, tell
+from gatecli.cli.text import printable, show, tell
 
 __all__ = ["COMMANDS", "PlainCommand", "PlainGroup", "app", "start"]
 
 MARKUP = getattr(typer.core, "HAS_RICH", True)  # whether typer reads help texts as rich's markup
+
+# What somebody is told who types `gatecli` alone.
+ROAD = (
+    "gatecli attach resnet50.pt --method NAME  put gates in; see gatecli methods",
+    "gatecli finetune --data imagefolder:DIR   train the gates and the weights",
+    "gatecli prune && gatecli profile          remove what never runs; compare costs",
+    "gatecli export --format onnx              a file that runs without gatecli",
+    "All of it on real digits: gatecli demo. All commands: gatecli --help",
+)
 
 
 class _Plain:
@@ -45,6 +55,13 @@ class _Plain:
 
     def format_help(self, context: Any, formatter: Any) -> None:
         super(_Plain, _escaped(self)).format_help(context, formatter)  # type: ignore[misc]
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        """Names of commands and options, with help texts that shells show as they are."""
+        found: list[Any] = super().shell_complete(ctx, incomplete)  # type: ignore[misc]
+        for each in found:
+            each.help = _escaped_text(each.help)
+        return found
 
     def parse_args(self, context: Any, args: list[str]) -> list[str]:
         try:
@@ -66,16 +83,20 @@ class PlainGroup(_Plain, typer.core.TyperGroup):
 
 def _escaped(shown: Any) -> Any:
     """A copy of a command, or of a parameter, whose help rich does not take for markup."""
-    from rich.markup import escape
-
     shown = copy.copy(shown)
-    if MARKUP and getattr(shown, "help", None):
-        shown.help = escape(shown.help)
+    if getattr(shown, "help", None):
+        shown.help = _escaped_text(shown.help)
     if hasattr(shown, "params"):
         shown.params = [_escaped(each) for each in shown.params]
     if hasattr(shown, "commands"):
         shown.commands = {name: _escaped(each) for name, each in shown.commands.items()}
     return shown
+
+
+def _escaped_text(help: str | None) -> str | None:
+    from rich.markup import escape
+
+    return escape(help) if MARKUP and help else help
 
 
 app = typer.Typer(
@@ -85,7 +106,7 @@ app = typer.Typer(
         "Put gates into a trained image classifier, train them, and remove what never runs:"
         " smaller, really faster, with an honest table."
     ),
-    no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -109,6 +130,7 @@ COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {
     "slim": slim.slim,
     "replay": replay.replay,
     "demo": demo.demo,
+    "doctor": doctor.doctor,
 }
 for name, body in COMMANDS.items():
     app.command(name, cls=PlainCommand)(command(body))
@@ -124,13 +146,16 @@ def _version(asked: bool) -> None:  # noqa: FBT001 - typer calls it
 
 @app.callback()
 def _main(
+    context: typer.Context,
     *,
     version: Annotated[
         bool,
         typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand is None:
+        for line in ROAD:
+            show(line)
 
 
 def start() -> None:
@@ -139,7 +164,7 @@ def start() -> None:
         if isinstance(stream, io.TextIOWrapper):  # what a terminal cannot show is no reason to stop
             stream.reconfigure(errors="backslashreplace")
     try:
-        sys.exit(app())
+        sys.exit(app(prog_name="gatecli"))  # however it was started: completion is by that name
     except Exception as error:  # with --debug
         text = "".join(traceback.format_exception(error))
         for line in text.splitlines():

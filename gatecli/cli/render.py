@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from gatecli.cli.grid import columns_of, grids
 from gatecli.cli.session import Session
 from gatecli.words import gmacs, megabytes, millions, percent, printable
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from gatecli.stages.predict import ExitScore
 
 __all__ = [
@@ -24,7 +28,7 @@ __all__ = [
 ]
 
 MACS_FOOT = "GMACs: convolutions and linear layers of one image; FLOPs = 2 x MACs"
-WIDTH = 160  # columns where no terminal says
+WIDTH = 160  # columns where neither a terminal nor COLUMNS says
 
 
 def table(
@@ -48,31 +52,25 @@ def table(
     from rich.console import Console
 
     console = Console(stderr=session.json_, markup=False, emoji=False, highlight=False)
-    if not console.is_terminal:
-        console.width = WIDTH
+    _say_width(console)
     with console.capture() as captured:
         if title.startswith("\n"):
             console.print()
         if title.removeprefix("\n"):
             console.print(printable(title.removeprefix("\n")), style="bold")
-        console.print(_grid(columns, rows))
+        for grid in grids(columns_of(columns, list(rows)), console.width):
+            console.print(grid)
+            if not grid.show_edge:  # else the edge is an empty line
+                console.print()
         if foot:
             console.print(printable(foot), style="italic")
     print("\n".join(line.rstrip() for line in captured.get().splitlines()), file=console.file)
 
 
-def _grid(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Any:
-    """The table itself, as rich draws it."""
-    from rich import box
-    from rich.table import Table
-
-    grid = Table(box=box.SIMPLE_HEAD)
-    for column in columns:
-        justify: Any = "left" if column.startswith("<") else "right"
-        grid.add_column(printable(column.removeprefix("<")), justify=justify, overflow="fold")
-    for row in rows:
-        grid.add_row(*(printable(cell) for cell in row))
-    return grid
+def _say_width(console: Console) -> None:
+    """Let tables be as wide as COLUMNS or the terminal says; files take wide ones."""
+    if not console.is_terminal and not os.environ.get("COLUMNS", "").isdecimal():
+        console.width = WIDTH
 
 
 def spread(macs: Mapping[str, float]) -> str:

@@ -56,6 +56,7 @@ class Session:
         busy: How many pieces of work that can stop by themselves are going on, one in another.
         assumed: What no tensor tells of the checkpoint that was read; None: none was.
         input: The record of the images that were seen, JSON's `input`; None: none were.
+        fail_after: The error that the command ends in once its result is printed; empty: none.
     """
 
     json_: bool
@@ -69,6 +70,7 @@ class Session:
     busy: int = 0
     assumed: list[dict[str, str]] | None = None
     input: dict[str, Any] | None = None
+    fail_after: str = ""
 
     def say(self, line: str) -> None:
         """Print a line for people, on stderr."""
@@ -92,6 +94,8 @@ class Session:
                 seen = {"assumed": self.assumed, "input": self.input}
                 facts = {name: value for name, value in seen.items() if value is not None}
                 print(json.dumps({**(result or {}), **facts, "seconds": seconds}, allow_nan=False))
+            if self.fail_after:
+                raise GatecliError(self.fail_after)
         except GatecliError as error:
             self._fail(str(error), error.exit_code)
         except KeyboardInterrupt:

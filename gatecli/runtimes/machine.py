@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import platform
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["describe", "kind", "slow_precision"]
+__all__ = ["allocator", "describe", "features", "kind", "slow_precision"]
 
 CPUINFO = Path("/proc/cpuinfo")
 FAST_BF16 = ("amx_bf16", "avx512_bf16", "bf16")  # flags of Intel and AMD, and of Arm
+
+MAPS = Path("/proc/self/maps")
+ALLOCATORS = ("tcmalloc", "jemalloc", "mimalloc")  # as their libraries' names have them
+
+# What makes networks fast, and the flags of which one says that it is there.
+FEATURES = {
+    "AVX2": ("avx2",),
+    "AVX-512": ("avx512f",),
+    "VNNI": ("avx512_vnni", "avx_vnni"),
+    "AMX": ("amx_tile",),
+    "NEON": ("asimd",),
+    "SVE": ("sve",),
+    "bf16": FAST_BF16,
+}
 
 VECTORS = ("avx512f", "avx2", "avx", "asimd")  # flags, those of the widest registers first
 
@@ -39,6 +54,32 @@ def kind() -> str:
     flags = _flags()
     widest = next((each for each in VECTORS if each in flags), "")
     return f"{describe()} ({widest})" if widest else describe()
+
+
+def features() -> dict[str, bool] | None:
+    """Which instructions the processor has, by their names; None: nothing here tells.
+
+    Those of another family of processors are left out.
+    """
+    flags = _flags()
+    if not flags:
+        return None
+    others = ("AVX2", "AVX-512", "VNNI", "AMX") if "asimd" in flags else ("NEON", "SVE")
+    return {
+        name: bool(flags & set(found)) for name, found in FEATURES.items() if name not in others
+    }
+
+
+def allocator() -> str:
+    """Who allocates memory: a library that was loaded for it, or the system's own."""
+    try:
+        loaded = MAPS.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        loaded = ""
+    for name in ALLOCATORS:
+        if f"lib{name}" in loaded:
+            return name
+    return " ".join(platform.libc_ver()).strip() or sys.platform
 
 
 def slow_precision(precision: str, device: str = "cpu") -> str:
