@@ -37,7 +37,7 @@ def unsupervised(losses: Losses, settings: Settings) -> Tensor | float:
     return 0.0
 
 
-def counted(settings: Any) -> str:
+def counted(settings: Settings) -> str:
     """A rate is a share of the gated units."""
     return COUNT
 
