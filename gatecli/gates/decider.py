@@ -6,10 +6,10 @@ Two things decide: a `Gate` (gatecli.gates.gate), which runs units by P(on), and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gatecli.gates.cache import Forgetful
 
@@ -35,6 +35,7 @@ class Decider(Forgetful):
         data_dependent: Whether decisions depend on the input.
         fresh_rate: The rate as attached.
         undecayed: Names of its parameters that weight decay leaves alone.
+        by_unit: Names of its parameters of which each unit has entries of its own.
         draws: Whether there is anything for the strategy `stochastic` to draw.
     """
 
@@ -42,6 +43,7 @@ class Decider(Forgetful):
     data_dependent = True
     fresh_rate = 1.0
     undecayed: tuple[str, ...] = ()
+    by_unit: tuple[str, ...] = ()
     draws = True
 
     def __init__(self, site: str, units: int, threshold: float = 0.5) -> None:
@@ -68,6 +70,25 @@ class Decider(Forgetful):
 
         Those `gone` have always had the values `constants`.
         """
+
+    def own_modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """The gate and what is in it, by path, but for other gates.
+
+        Those of sites within this one, as a convolution's in a block, have names within its name.
+        """
+        others: list[str] = []
+        for path, module in self.named_modules():
+            if any(path.startswith(other) for other in others):
+                continue
+            if path and isinstance(module, Decider):
+                others.append(f"{path}.")
+            else:
+                yield path, module
+
+    def own_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The parameters in `own_modules`, by name."""
+        for path, module in self.own_modules():
+            yield from module.named_parameters(path, recurse=False)
 
     def report(self, z: Tensor, scores: Tensor | None) -> None:
         """Tell the observer, if there is one, of decisions and scores, both (N, units)."""

@@ -59,12 +59,15 @@ class Length:
         steps: Batches in all of them.
         lr: The weights' learning rate at the start.
         weight_decay: The weights'.
+        alike: How many parts the mean in the gates' loss has, each with so much less of its
+            gradient: units, or gates.
     """
 
     epochs: int
     steps: int
     lr: float
     weight_decay: float
+    alike: float = 1.0
 
 
 @dataclass(frozen=True)

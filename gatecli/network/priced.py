@@ -74,6 +74,17 @@ class PricedRate(ABC):
         saved = torch.as_tensor(self._saved(closed))
         return 1 - saved.mean() / self._savable
 
+    def effects(self, units: Mapping[str, int]) -> dict[str, Tensor]:
+        """What each unit's decision adds to the rate while all others run, (units,) by site."""
+        ones = {site: torch.ones(1, count, requires_grad=True) for site, count in units.items()}
+        of_all = torch.autograd.grad(
+            self.of_decisions(ones), list(ones.values()), allow_unused=True
+        )
+        found = {}
+        for (site, z), effect in zip(ones.items(), of_all, strict=True):
+            found[site] = torch.zeros_like(z[0]) if effect is None else effect[0]
+        return found
+
     def of_rates(
         self, network: Network, rates: Rates, busy: Mapping[str, float] | None = None
     ) -> float:

@@ -62,8 +62,8 @@ class Course(Resumable):
         self.options = options
         self.progress = progress
         self.examples = Examples(network, data, options)
-        suited = [each.suited_to(self._length()) for each in trained]
-        self.trained = [priced(each, network, options) for each in suited]
+        shares = [priced(each, network, options) for each in trained]
+        self.trained = [each.suited_to(self._length(), network) for each in shares]
         check_teacher(network, teacher, options)
         self.teacher = self._make_teacher(teacher)
         goal = self._make_goal()
@@ -135,7 +135,7 @@ class Course(Resumable):
     @property
     def suited(self) -> dict[str, dict[str, float]]:
         """The settings that nobody set and that follow from the training's length, by method."""
-        return {each.name: dict(each.suited) for each in self.trained if each.suited}
+        return {each.name: each.told for each in self.trained if each.told}
 
     def _say_what_suits(self) -> None:
         for name, found in self.suited.items():

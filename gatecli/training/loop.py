@@ -111,7 +111,7 @@ class Loop(Course):
         """Training mode, but for what decides and is not trained: it decides as it does."""
         self.network.train()
         for module in idle_modules(self.network, self.trained):
-            module.eval()
+            module.training = False
 
     def _step(self, model: Network, record: Record, x: Tensor, y: Tensor, epoch: int) -> None:
         torch.manual_seed(self.options.seed * 1_000_003 + self.position.step)

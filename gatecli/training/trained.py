@@ -16,12 +16,14 @@ from gatecli.network import Network
 from gatecli.network.costs import Rates
 from gatecli.network.priced import PricedRate
 from gatecli.traced.recipe import Recipe
+from gatecli.training.crowds import Part, sharers
 from gatecli.training.options import TrainOptions
 from gatecli.training.weights import PLAIN, check_alone, is_plain
 
 __all__ = ["Trained", "idle_modules", "optimizer_groups", "trained_methods"]
 
 V = TypeVar("V")
+RATE = "gate_lr"
 
 
 @dataclass(frozen=True)
@@ -33,17 +35,33 @@ class Trained:
         settings: Those that it is trained with.
         suited: Those among them that follow from the training's length.
         share: What its rate is a share of, where that is no count of units.
+        crowded: Those of parameters that share the loss with more than such settings are for.
     """
 
     method: Method[Any]
     settings: Settings
     suited: Mapping[str, float] = field(default_factory=dict)
     share: PricedRate | None = None
+    crowded: Mapping[Part, Mapping[str, float]] = field(default_factory=dict)
 
-    def suited_to(self, length: Length) -> Trained:
+    def suited_to(self, length: Length, network: Network) -> Trained:
         """The same, what nobody has set being as it suits a training of this length."""
         found = self.settings.suited(length)
-        return replace(self, settings=replace(self.settings, **found), suited=found)
+        crowded = {}
+        for part, number in sharers(network, self.sites(network), self.share).items():
+            own = self.settings.suited(replace(length, alike=number))
+            if own.get(RATE) != found.get(RATE):
+                crowded[part] = own
+        settings = replace(self.settings, **found)
+        return replace(self, settings=settings, suited=found, crowded=crowded)
+
+    @property
+    def told(self) -> dict[str, float]:
+        """What follows from the training's length, and of which kind, if not of all."""
+        found = dict(self.suited)
+        for (kind, is_by_unit), own in self.crowded.items():
+            found[f"{RATE}.{kind}" if is_by_unit else f"{RATE}.{kind}.shared"] = own[RATE]
+        return found
 
     @property
     def name(self) -> str:
@@ -98,24 +116,32 @@ class Trained:
     def groups(self, network: Network, options: TrainOptions) -> list[dict[str, Any]]:
         """The optimizer's groups of the method's own parameters.
 
-        Those that weight decay leaves alone are a group apart, if there are any.
+        Those that weight decay leaves alone are a group apart, if there are any, and those that
+        share the loss with many.
         """
-        decayed: list[nn.Parameter] = []
-        free: list[nn.Parameter] = []
+        shared = self.objective.shared(network)
+        parts: dict[tuple[Part | None, bool], list[nn.Parameter]] = {(None, False): []}
+        gates = network.site_gates
         for site in self.sites(network):
-            gate = network.site_gates[site]
-            for name, parameter in gate.named_parameters():
-                (free if name in gate.undecayed else decayed).append(parameter)
-        decayed.extend(self.objective.shared(network))
-        groups = [self.group(decayed, options)]
-        if free:
-            groups.append({**self.group(free, options), "weight_decay": 0.0})
+            gate, kind = gates[site], network.sites[site].kind
+            for name, parameter in gate.own_parameters():
+                part = (kind, name in gate.by_unit)
+                key = (part if part in self.crowded else None, name in gate.undecayed)
+                parts.setdefault(key, []).append(parameter)
+        parts[None, False].extend(shared)
+        groups = []
+        for (part_or_none, is_free), parameters in parts.items():
+            group = self.group(parameters, options, part_or_none)
+            groups.append({**group, "weight_decay": 0.0} if is_free else group)
         return groups
 
-    def group(self, parameters: Sequence[nn.Parameter], options: TrainOptions) -> dict[str, Any]:
-        """The optimizer's group of some of the method's own parameters."""
-        lr = self.settings.gate_lr
-        decay = self.settings.gate_weight_decay
+    def group(
+        self, parameters: Sequence[nn.Parameter], options: TrainOptions, part: Part | None = None
+    ) -> dict[str, Any]:
+        """The optimizer's group of some of the method's own parameters, of a part of them."""
+        own = self.crowded.get(part, {}) if part else {}
+        lr = own.get(RATE, self.settings.gate_lr)
+        decay = own.get("gate_weight_decay", self.settings.gate_weight_decay)
         momentum = self.settings.gate_momentum
         return {
             "params": list(parameters),
@@ -145,18 +171,22 @@ def optimizer_groups(
 
 
 def idle_modules(network: Network, trained: Sequence[Trained]) -> Iterator[nn.Module]:
-    """The gates of methods that are not trained, and what these gates share."""
+    """The gates of methods that are not trained, and what these gates share, module by module.
+
+    Gates that are trained may stand within them.
+    """
     mine = {each.name for each in trained}
     for site, gate in network.site_gates.items():
         if network.gated_by[site] not in mine:
-            yield gate
+            for _, module in gate.own_modules():
+                yield module
     shared: set[int] = set()
     for name in set(network.gated_by.values()) - mine:
         shared.update(map(id, methods.get(name).objective.shared(network)))
     for module in network.modules():
         held = {id(parameter) for parameter in module.parameters()}
         if held and held <= shared:
-            yield module
+            yield from module.modules()
 
 
 def trained_methods(

@@ -26,6 +26,8 @@ class DataDependentGate(Gate):
     network before any training).
     """
 
+    by_unit = ("decide.weight", "decide.bias")
+
     def __init__(
         self, site: str, channels: int, positions: tuple[int, ...], hidden: int, units: int = 1
     ) -> None:
@@ -115,6 +117,7 @@ class DataIndependentGate(Gate):
     """
 
     data_dependent = False
+    by_unit = ("logits",)
 
     def __init__(self, site: str, units: int = 1) -> None:
         super().__init__(site, units)

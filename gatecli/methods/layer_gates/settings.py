@@ -19,6 +19,7 @@ EVERY, RESIDUAL = "every", "residual"
 TRAVEL = 500.0  # what the gates' learning rate comes to over a run's steps, at least
 FASTEST = 10.0  # ... and no rate is higher, however short the run
 HEAVIEST = 4.0  # weight of the loss in the shortest runs
+FEW = 10.0  # these are for so many units; of n a unit has 1/n of the loss's gradient
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ class LayerGateSettings(Settings):
         5000,
         "a run of fewer steps is short, too short for the paper's rates to move gates: gate_lr, if"
         f" none, is then {TRAVEL:g} / steps (at most {FASTEST:g}), and loss_weight, if none,"
-        f" short_run / steps (at most {HEAVIEST:g}); 0: no run is short",
+        f" short_run / steps (at most {HEAVIEST:g}). n units of a kind, more than {FEW:g}, take n /"
+        f" {FEW:g} times the steps, or that rate: each has 1/n of the loss; 0: no run is short",
         low=0,
         before=lambda stored: 0,
     )
@@ -127,17 +129,22 @@ class LayerGateSettings(Settings):
     def suited(self, length: Length) -> dict[str, float]:
         """What lets gates move in a short run, where it has not been set.
 
+        Of n units alike each has 1/n of the loss's gradient, and moves the rate by 1/n: for the
+        same way in as many steps the learning rate goes with n. A heavier loss would do it too, but
+        drown what the network's own loss says of single units, which gets smaller with n as well.
+
         The step that weight decay takes, rate times decay, stays that of the weights.
         """
-        if length.steps >= self.short_run:
+        many = max(1.0, length.alike / FEW)
+        if length.steps >= many * self.short_run:
             return {}
-        rate = raised(length.lr, TRAVEL, length.steps, FASTEST)
+        rate = raised(length.lr, many * TRAVEL, length.steps, many * FASTEST)
         found = {}
         if self.gate_lr is None and rate > length.lr:
             found["gate_lr"] = rate
             if self.gate_weight_decay is None:
                 found["gate_weight_decay"] = float(f"{length.weight_decay * length.lr / rate:.2g}")
-        if self.loss_weight is None:
+        if self.loss_weight is None and length.steps < self.short_run:
             found["loss_weight"] = raised(1.0, self.short_run, length.steps, HEAVIEST)
         return found
 
