@@ -119,10 +119,14 @@ def look(network: Network, data: DataSet, how: Look, progress: Progress = silent
     total = len(split.labels)
     count = min(how.images, total)
     steps = -(-count // how.batch_size)
+    places = _Places(network, how.examples)
+    images = _drawn(network, data, how)
     use = None
     if network.site_gates:
-        use = analyse(network, _drawn(network, data, how), progress, steps)
-    leaving = _leaving(network, _drawn(network, data, how), how, (progress, steps))
+        use = analyse(network, images, progress, steps, places.add)
+    else:
+        _ask(network, images, places, progress)
+    leaving = places.told()
     return Seen(
         data=data.spec,
         split=how.split,
@@ -164,8 +168,20 @@ class _Places:
         self._wanted = examples
         self._network = network
 
-    def add(self, name: str, leaves: Tensor, answers: Tensor, x: Tensor, y: Tensor) -> None:
-        """Count who leaves (N,) at a place where logits (N, K) are given."""
+    def add(
+        self, x: Tensor, y: Tensor, said: tuple[dict[str, Tensor], dict[str, Tensor], Tensor]
+    ) -> None:
+        """Count a batch: images (n, C, H, W), labels (n,), and what `ask_exits` says of them."""
+        answers, scores, logits = said
+        here = torch.ones_like(y, dtype=torch.bool)
+        for site, gate in self._network.site_exits.items():
+            leaves = (scores[site] >= gate.threshold).cpu() & here
+            self._count(site, leaves, answers[site], x, y)
+            here = here & ~leaves
+        self._count(END, here, logits, x, y)
+
+    def _count(self, name: str, leaves: Tensor, answers: Tensor, x: Tensor, y: Tensor) -> None:
+        """Count who leaves (n,) at a place where logits (n, K) are given."""
         said = answers.argmax(1).cpu()
         self.images[name] += int(leaves.sum())
         self.right[name] += int((leaves & (said == y)).sum())
@@ -193,26 +209,20 @@ class _Places:
         return tuple(found)
 
 
-def _leaving(
+def _ask(
     network: Network,
     images: Iterable[tuple[Tensor, Tensor]],
-    how: Look,
-    told: tuple[Progress, int],
-) -> tuple[Leaving, ...]:
-    progress, steps = told
-    places = _Places(network.eval(), how.examples)
-    with torch.no_grad(), progress.task("exits", steps) as task:
+    places: _Places,
+    progress: Progress,
+) -> None:
+    """Ask a network without gates."""
+    network.eval()
+    with torch.no_grad(), progress.task("images", None) as task:
         for x, y in images:
-            answers, scores, logits = ask_exits(network, x)
-            require_finite(logits)
-            here = torch.ones_like(y, dtype=torch.bool)
-            for site, gate in network.site_exits.items():
-                leaves = (scores[site] >= gate.threshold).cpu() & here
-                places.add(site, leaves, answers[site], x, y)
-                here = here & ~leaves
-            places.add(END, here, logits, x, y)
+            said = ask_exits(network, x)
+            require_finite(said[2])
+            places.add(x, y, said)
             task.advance()
-    return places.told()
 
 
 def _pixels(network: Network, image: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,11 @@ from gatecli.network import Network
 from gatecli.network.costs import known_rates
 from gatecli.progress import Progress, silent
 from gatecli.report.looking import Seen
-from gatecli.runtimes import registry
 from gatecli.stages.profile import Profile, profile
 from gatecli.stages.subject import Subject, source_of, subject_of
 
 __all__ = ["Material", "material_of", "timed"]
 
-NO_PRECISION = "fp32"
 REPEATS = 10  # timed calls of each network
 CHUNK = 1 << 20  # bytes hashed at a time
 
@@ -72,7 +71,7 @@ def material_of(
     rates = known_rates(network)
     return Material(
         name=path.name,
-        place=str(path),
+        place=shlex.quote(str(path)),
         sha256=_hashed(path) if is_file else "",
         network=network,
         subject=subject_of(path.name, network, size, rates),
@@ -95,8 +94,6 @@ def timed(material: Material, runtimes: Sequence[str], progress: Progress = sile
         SettingError: There is no such runtime, or it is not installed.
         ExportError: It cannot take the network.
     """
-    for name in runtimes:
-        registry.get(name).require(NO_PRECISION)
     return profile(
         material.source,
         [material.subject],

@@ -7,7 +7,7 @@ its gates, for every method that has some. And which classes exits know.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,12 +24,14 @@ from gatecli.stages.alike import Counts, Distances, counts_of, distances
 from gatecli.stages.exit_classes import ByClass, ExitClasses
 from gatecli.stages.predict import ask_exits
 
-__all__ = ["SiteUse", "Use", "analyse", "embedded"]
+__all__ = ["SiteUse", "Use", "Watch", "analyse", "embedded"]
 
 BINS = 10  # of the histogram
 SELDOM = 0.01  # of the images: a unit on for fewer, or off for fewer, hardly depends on the image
 COMPONENTS = 400  # that PCA leaves for t-SNE
 FEWEST = 10  # images for t-SNE
+# Is shown images (n, C, H, W), labels (n,), and what `ask_exits` says of these images.
+Watch = Callable[[Tensor, Tensor, tuple[dict[str, Tensor], dict[str, Tensor], Tensor]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +93,7 @@ def analyse(
     images: Iterable[tuple[Tensor, Tensor]],
     progress: Progress = silent,
     total: int | None = None,
+    watch: Watch | None = None,
 ) -> Use:
     """Look at what the gates decide in evaluation, nobody leaving by an exit.
 
@@ -99,6 +102,7 @@ def analyse(
         images: batches (n, C, H, W) with labels (n,).
         progress: is told of each batch.
         total: how many batches there are, where that is known.
+        watch: is shown each batch with its answers.
 
     Raises:
         SettingError: the network has no gates.
@@ -123,6 +127,8 @@ def analyse(
             answers, scores, logits = ask_exits(network, x)
             require_finite(logits)
             by_class.add(answers, scores, y)
+            if watch is not None:
+                watch(x, y, (answers, scores, logits))
             latest = record.latest()
             for site, seen in decided.items():
                 seen.append(latest[site].cpu())

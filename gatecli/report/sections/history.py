@@ -23,7 +23,7 @@ def _steps(material: Material, key: str) -> Found:
     rows = [_row(number, step) for number, step in enumerate(recipe.steps, 1)]
     table = Table(
         caption="Steps, in order",
-        columns=("step", "<what", "<when (UTC)", "val top-1", "GMACs", "<<settings"),
+        columns=("step", "<what", "when (UTC)", "val top-1", "GMACs", "<<settings"),
         rows=rows,
     )
     return (table,)

@@ -77,9 +77,9 @@ def _lines(rows: Sequence[Row]) -> Picture:
         axes.xaxis.get_major_locator().set_params(integer=True)
         losses = axes.twinx()
         losses.spines["right"].set_visible(True)
-        epochs = [row["epoch"] for row in rows]
+        places = [row["epoch"] for row in rows]
         loss = [row["train_loss"] for row in rows]
-        losses.plot(epochs, loss, color=COLORS["second"], linestyle=":", label="training loss")
+        losses.plot(places, loss, color=COLORS["second"], linestyle=":", label="training loss")
         losses.set_ylabel("training loss")
         handles = [*axes.get_legend_handles_labels()[0], *losses.get_legend_handles_labels()[0]]
         axes.legend(
