@@ -68,7 +68,7 @@ def _features(features: dict[str, bool] | None) -> str:
 
 def _gpu(gpu: dict[str, Any]) -> str:
     memory = gpu["memory_bytes"]
-    return gpu["name"] + (f" ({megabytes(memory)})" if memory else "")
+    return f"{gpu['name']} ({megabytes(memory)})" if memory else str(gpu["name"])
 
 
 def _no_gpu(cuda: str | None) -> str:

@@ -103,7 +103,10 @@ def check() -> Checkup:
     torch = torch_facts.ask()
     broken = [f"{name} cannot be imported ({why})" for name, why in torch["errors"].items()]
     broken += [f"gatecli needs {each}" for each in installed.core_missing()]
-    versions = {"gatecli": gatecli.__version__, "python": platform.python_version()}
+    versions: dict[str, str | None] = {
+        "gatecli": gatecli.__version__,
+        "python": platform.python_version(),
+    }
     for name in torch_facts.LIBRARIES:
         versions[name] = torch["versions"].get(name)
     return Checkup(
@@ -119,7 +122,7 @@ def check() -> Checkup:
         runtimes=tuple(_runtime(name) for name in registry.names()),
         extras=tuple(installed.extras()),
         broken=tuple(broken),
-        repair=_repair() if broken else None,
+        repair=_repair(torch["errors"]) if broken else None,
     )
 
 
@@ -145,5 +148,8 @@ def _runtime(name: str) -> RuntimeState:
     )
 
 
-def _repair() -> str:
-    return "pip install --upgrade --force-reinstall gatecli torch torchvision"
+def _repair(errors: dict[str, str]) -> str:
+    """What may mend it: torch and torchvision have to fit one another."""
+    if errors:
+        return f"pip install --upgrade --force-reinstall {' '.join(torch_facts.LIBRARIES)}"
+    return f"pip install --upgrade {installed.NAME}"

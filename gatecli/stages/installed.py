@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, metadata, version
+from typing import TYPE_CHECKING
 
-from packaging.requirements import Requirement
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
+    Asked = list[tuple[Requirement, str]]
 
 __all__ = ["DEVELOPERS", "NAME", "PURPOSES", "Extra", "core_missing", "extras"]
 
@@ -24,7 +28,7 @@ PURPOSES = {
     "mlflow": "finetune --track mlflow",
     "trackio": "finetune --track trackio",
 }
-DEVELOPERS = ("test", "bench", "dev", "release")  # extras that serve no user
+DEVELOPERS = ("test", "bench", "dev", "docs", "release")  # extras that serve no user
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +49,11 @@ class Extra:
 
 
 def extras() -> list[Extra]:
-    """The extras for users, in the order of their names; none where gatecli is not installed."""
-    asked = _asked()
+    """The extras for users, in the order of their names; none where nothing tells of them."""
+    try:
+        asked = _asked()
+    except ModuleNotFoundError:  # core_missing says so
+        return []
     names = {name for _, name in asked if name} - set(DEVELOPERS)
     found = []
     for name in sorted(names):
@@ -64,15 +71,17 @@ def extras() -> list[Extra]:
 
 def core_missing() -> list[str]:
     """What gatecli itself asks for and is not there, in the same words."""
-    asked = _asked()
+    try:
+        asked = _asked()
+    except ModuleNotFoundError as error:  # of what reads requirements
+        return [f"{error.name} (not installed)"]
     return list(_missing([each for each, extra in asked if not extra], asked))
-
-
-Asked = list[tuple[Requirement, str]]
 
 
 def _asked() -> Asked:
     """What gatecli asks for here, each with its extra; empty: without one."""
+    from packaging.requirements import Requirement
+
     try:
         about = metadata(NAME)
     except PackageNotFoundError:  # run from its source
