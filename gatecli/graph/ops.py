@@ -294,10 +294,7 @@ def never_negative(root: nn.Module, node: fx.Node) -> bool:
     module = module_of(root, node)
     if isinstance(module, KEEP_SIGN_MODULES):
         return never_negative(root, node.all_input_nodes[0])
-    if (
-        isinstance(module, NEVER_NEGATIVE_MODULES)
-        or getattr(module, "never_negative", False)
-        or is_relu(root, node)
-    ):
+    if isinstance(module, NEVER_NEGATIVE_MODULES) or getattr(module, "never_negative", False):
         return True
-    return node.op == "call_function" and node.target in NEVER_NEGATIVE
+    is_known = node.op == "call_function" and node.target in NEVER_NEGATIVE
+    return is_known or is_relu(root, node)

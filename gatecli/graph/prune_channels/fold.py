@@ -148,11 +148,15 @@ class _Fold:
         if is_cat(node):
             self.cuts[node] = self._concatenated(node)
             return
-        module: Any = module_of(self.root, node)
         source, *others = (each for each in node.all_input_nodes if each in self.cuts)
         if others:
             self.cuts[node] = sum_of(node, [self.cuts[each] for each in (source, *others)])
-            return
+        else:
+            self._follow(node, source)
+
+    def _follow(self, node: fx.Node, source: fx.Node) -> None:
+        """The same for a node that has one source that is cut."""
+        module: Any = module_of(self.root, node)
         if module is not None and has_weights(module) and calls(self.graph, node) > 1:
             raise SettingError(f"{reader(node)} reads it, which is called more than once")
         cut, shape = self.cuts[source], self.costs[source.name].shape
