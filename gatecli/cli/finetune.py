@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from gatecli.checkpoint.atomic import check_name
+from gatecli.cli import several
 from gatecli.cli.begun import Begun
 from gatecli.cli.images import open_data
-from gatecli.cli.options import Checkpoint, Data, Output, Set, reads_checkpoints
+from gatecli.cli.options import Checkpoint, Data, Output, Set, reads_checkpoints, spreads
 from gatecli.cli.parsing import is_function, parse_pairs, remembered
 from gatecli.cli.progress import Reporter
 from gatecli.cli.render import exit_facts, gmacs
 from gatecli.cli.resuming import resumable, unfinished
 from gatecli.cli.session import Session
 from gatecli.cli.training_options import Training
+from gatecli.cli.trust import option_of
 from gatecli.cli.workspace import RUNS, default_out
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["finetune"]
 
 
+@spreads
 @reads_checkpoints
 def finetune(
     session: Session,
@@ -69,7 +72,7 @@ def finetune(
     from gatecli.stages.chance import chance_notes
 
     run = None
-    if resume:
+    if resume or _is_resumed(session, context.params):
         run, begun = unfinished(session, context, force=output.force)
     else:
         begun = _begun(session, context.params, training)
@@ -87,6 +90,17 @@ def finetune(
     session.written(target)
     session.say(f"next: gatecli {_next(result.network)}")
     return _json(result, path, target)
+
+
+def _is_resumed(session: Session, params: Mapping[str, Any]) -> bool:
+    """Whether torchrun has started this run's processes anew, and there is a state to go on from."""
+    from gatecli import together
+    from gatecli.training import Run
+
+    if not several.is_resumed():
+        return False
+    out = params["out"] or default_out(session.checkpoint(params["checkpoint"]), "tuned")
+    return together.from_main(lambda: Run(_folder(Path(out)), {}).state.exists())
 
 
 def _begun(session: Session, params: Mapping[str, Any], training: Training) -> Begun:
@@ -149,13 +163,33 @@ def _opened(session: Session, begun: Begun, *, trusted: bool) -> _Work:
     dataset, samples = _data(session, network, begun, trusted=trusted)
     teacher = None if begun.teacher is None else session.open(Path(begun.teacher))
     check_teacher(network, teacher, options)
+    begun = replace(begun, samples=samples)
+    _check_alike(begun)
     return _Work(
-        begun=replace(begun, samples=samples),
+        begun=begun,
         options=options,
         network=network,
         dataset=dataset,
         teacher=teacher,
     )
+
+
+def _check_alike(begun: Begun) -> None:
+    """Check that all processes train the same network on the same data in the same way."""
+    import torch
+
+    from gatecli import together
+
+    facts = {option_of(name): value for name, value in begun.options.items()}
+    facts |= {
+        "checkpoint": begun.sha256,
+        "teacher": begun.teacher_sha256,
+        "--set": begun.settings,
+        "--out": begun.out,
+        "images": begun.samples,
+        "version of torch": torch.__version__,
+    }
+    together.check_alike(facts)
 
 
 def _trained(
@@ -167,21 +201,28 @@ def _trained(
     from gatecli.training.board import on_board
 
     target = Path(work.begun.out)
-    folder = RUNS / target.name.removesuffix(".safetensors")
-    run = run or Run.begin(folder, asdict(work.begun))
-    with resumable(session, work.begun), on_board(run, board):
+    if run is None:
+        start = Run.begin if session.is_main else Run
+        run = start(_folder(target), asdict(work.begun))
+    with resumable(session, work.begun), on_board(run, board if session.is_main else None):
         result = finetune(
             work.network,
             work.dataset,
             work.options,
             changes=work.begun.settings,
-            run=run,
+            run=run if session.is_main else None,
             progress=Reporter(session),
             teacher=work.teacher,
         )
-        write(result.network, target)
-        run.finish()
+        if session.is_main:
+            write(result.network, target)
+            run.finish()
     return result, run
+
+
+def _folder(target: Path) -> Path:
+    """Where the run is kept that writes `target`."""
+    return RUNS / target.name.removesuffix(".safetensors")
 
 
 def _board(folder: str | Path | None) -> Board | None:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from gatecli.cli import several
 from gatecli.cli.begun import Begun, believed
 from gatecli.cli.parsing import parse_pairs, remembered
 from gatecli.cli.session import Session
@@ -40,10 +41,11 @@ def unfinished(session: Session, context: typer.Context, *, force: bool) -> tupl
     """
     import torch
 
+    from gatecli import together
     from gatecli.training import Run
     from gatecli.training.run import intact
 
-    run = Run.unfinished(RUNS)
+    run = together.from_main(lambda: Run.unfinished(RUNS))
     with intact(run.state):
         begun = believed(run.about)
         lacking = must_be_named(begun, session, _given(context), force=force)
@@ -107,7 +109,9 @@ def resumable(session: Session, begun: Begun) -> Iterator[None]:
     Raises:
         Interrupted: It was.
     """
-    again = f"gatecli finetune --resume{to_say_again(begun)}"
+    count = several.started()
+    same = several.told_again(count)
+    again = f"{several.command_line(count)} finetune --resume{same}{to_say_again(begun)}"
     try:
         with session.working():
             yield

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from gatecli.cli import interrupts, workspace
+from gatecli.cli import interrupts, several, workspace
 from gatecli.cli.devices import device_named
 from gatecli.cli.parsing import check_between, parse_numbers, parse_resize, parse_size
 from gatecli.cli.text import LONGEST, one_line, tell
@@ -56,6 +56,9 @@ class Session:
         busy: How many pieces of work that can stop by themselves are going on, one in another.
         assumed: What no tensor tells of the checkpoint that was read; None: none was.
         input: The record of the images that were seen, JSON's `input`; None: none were.
+        spreads: Whether several processes can do the command together.
+        processes: How many of them the user wants started here; None: no others.
+        resumes: Whether the command goes on with --resume where it was stopped.
     """
 
     json_: bool
@@ -69,6 +72,14 @@ class Session:
     busy: int = 0
     assumed: list[dict[str, str]] | None = None
     input: dict[str, Any] | None = None
+    spreads: bool = False
+    processes: int | None = None
+    resumes: bool = False
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process tells and writes; of several the first one does."""
+        return several.rank() == 0
 
     def say(self, line: str) -> None:
         """Print a line for people, on stderr."""
@@ -84,28 +95,38 @@ class Session:
         start = time.monotonic()
         handlers = self._catch_signals()
         try:
+            is_launcher = several.to_be_launched(self)
             self._prepare()
-            with self._stdout_left_free():
+            if is_launcher:
+                several.launch(self.processes or 1, resumes=self.resumes)
+                return
+            with self._stdout_left_free(), several.shared(self):
                 result = body()
-            if self.json_:
+            if self.json_ and self.is_main:
                 seconds = round(time.monotonic() - start, 3)
                 seen = {"assumed": self.assumed, "input": self.input}
                 facts = {name: value for name, value in seen.items() if value is not None}
                 print(json.dumps({**(result or {}), **facts, "seconds": seconds}, allow_nan=False))
+        except typer.Exit:
+            raise
         except GatecliError as error:
-            self._fail(str(error), error.exit_code)
+            several.wait_to_be_stopped(self, error)
+            self._fail(several.signed(str(error)), error.exit_code)
         except KeyboardInterrupt:
             self._fail("interrupted; nothing was written", Interrupted.exit_code)
         except BrokenPipeError:
             raise
         except Exception as error:
-            self._fail(blame(error), 1)
+            several.wait_to_be_stopped(self, error)
+            self._fail(several.signed(blame(error)), 1)
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
 
     def _stdout_left_free(self) -> contextlib.AbstractContextManager[Any]:
         """Keep stdout for the JSON, as a user's own code may print."""
+        if not self.is_main:
+            return contextlib.redirect_stdout(None)
         return contextlib.redirect_stdout(sys.stderr) if self.json_ else contextlib.nullcontext()
 
     def _fail(self, text: str, code: int) -> None:
@@ -119,6 +140,7 @@ class Session:
         """Check the common options and set what they say of the process."""
         if not self.debug:
             warnings.simplefilter("ignore")
+        self.quiet = self.quiet or not self.is_main
         check_between("seed", self.seed, 0, LARGEST_SEED)
         if self.threads is not None:
             check_between("threads", self.threads, 1, MOST_THREADS)
@@ -256,5 +278,7 @@ class Session:
 
     def written(self, out: Path) -> None:
         """Make an output current and say so."""
+        if not self.is_main:
+            return
         workspace.make_current(out)
         self.say(f"wrote {out} (now current)")

@@ -52,7 +52,8 @@ class ArraySplit(Split):
         images = self._prepared(plan.input)[rows]
         if not self._is_ready(plan.input):
             images = arrays_resized(images, plan.input)
-        return augmented(images, plan.augment, generator(PIXELS, plan.seed, plan.epoch, number))
+        draw = generator(PIXELS, plan.seed, plan.epoch, number)
+        return augmented(images, plan.augment, draw, plan.place)
 
     def _prepared(self, input: InputSpec) -> Tensor:
         """All images in the network's size, made once.

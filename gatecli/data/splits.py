@@ -6,7 +6,7 @@ import math
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,13 +14,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from gatecli import together
 from gatecli.data import forms
-from gatecli.data.augment import AUGMENTS, ORDER, generator
+from gatecli.data.augment import AUGMENTS, ORDER, Place, generator
 from gatecli.data.prepare import normalisation, normalised
 from gatecli.errors import DataError, SettingError, reason
 from gatecli.traced.recipe import InputSpec
 
-__all__ = ["Digest", "Plan", "Split", "Walk", "batches", "cut", "steps"]
+__all__ = ["DEALT", "SLICED", "Digest", "Plan", "Split", "Walk", "batches", "cut", "steps"]
+
+
+DEALT = "dealt"
+SLICED = "sliced"
 
 
 @dataclass(frozen=True)
@@ -32,12 +37,14 @@ class Plan:
         augment: the augmentation, one of the split's own.
         seed: what all chance follows.
         epoch: the number of the walk, which chance follows too.
+        place: which of a batch's images are read; None: all.
     """
 
     input: InputSpec
     augment: str
     seed: int
     epoch: int
+    place: Place | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +57,9 @@ class Walk:
         seed: what all chance follows.
         epoch: the number of the walk, which chance follows too.
         drop_last: whether a last, smaller batch is left out.
+        divided: how several processes (gatecli.together) share it: None: each walks through all;
+            DEALT: batches go round, a whole one to each; SLICED: each has its part of every batch,
+            a smaller last one being left out.
     """
 
     augment: str = "none"
@@ -57,6 +67,7 @@ class Walk:
     seed: int = 0
     epoch: int = 0
     drop_last: bool = False
+    divided: str | None = None
 
 
 class Digest(Protocol):
@@ -99,7 +110,7 @@ class Split(ABC):
         """Read samples as one batch, augmented.
 
         Args:
-            rows: the samples, int64 (n,).
+            rows: the samples, int64 (n,); the images `plan.place` of their batch.
             number: of the batch in its walk.
             plan: what the walk is.
 
@@ -201,8 +212,11 @@ def batches(
     if walk.shuffle:
         order = torch.randperm(len(split), generator=generator(ORDER, walk.seed, walk.epoch))
     plan = Plan(input=input, augment=walk.augment, seed=walk.seed, epoch=walk.epoch)
-    reader = _Reader(split, plan, order, batch_size)
-    return _walk(reader, range(start, total), workers if split.parallel else 0)
+    reader = _Reader(split, plan, order, batch_size, sliced=walk.divided == SLICED)
+    numbers = range(start, total)
+    if walk.divided == DEALT:
+        numbers = numbers[together.rank() :: together.count()]
+    return _walk(reader, numbers, workers if split.parallel else 0)
 
 
 def _check_augment(split: Split, augment: str) -> None:
@@ -223,7 +237,11 @@ class _Reader(Dataset["tuple[Tensor, Tensor] | DataError"]):
     An error is returned, not raised: DataLoader would wrap it in the worker's many-line traceback.
     """
 
-    def __init__(self, split: Split, plan: Plan, order: Tensor, batch_size: int) -> None:
+    def __init__(
+        self, split: Split, plan: Plan, order: Tensor, batch_size: int, *, sliced: bool
+    ) -> None:
+        # asked here: a worker process is none of those that share the walk
+        self.part = together.part(batch_size) if sliced else None
         self.split = split
         self.plan = plan
         self.order = order
@@ -231,8 +249,12 @@ class _Reader(Dataset["tuple[Tensor, Tensor] | DataError"]):
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor] | DataError:
         rows = self.order[number * self.batch_size : (number + 1) * self.batch_size]
+        plan = self.plan
+        if self.part is not None:
+            plan = replace(plan, place=Place(start=self.part.start, total=len(rows)))
+            rows = rows[self.part]
         try:
-            return self.split.read(rows, number, self.plan), self.split.labels[rows]
+            return self.split.read(rows, number, plan), self.split.labels[rows]
         except DataError as error:
             return error
 

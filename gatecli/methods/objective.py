@@ -50,6 +50,8 @@ class Traits:
             target.
         supervision: From the exits' losses and the method's settings to what is added to the loss
             for what exits answer, whoever leaves there.
+        by_image: Whether the loss looks at decisions image by image, rather than at their means
+            over the batch.
     """
 
     trains: str = "network"
@@ -59,6 +61,7 @@ class Traits:
     gate_lr_factor: float = 1.0
     achieved: Achieved = mean_of_units
     supervision: Callable[[Losses, Any], Tensor | float] = unsupervised
+    by_image: bool = False
 
 
 class Objective(Generic[S]):

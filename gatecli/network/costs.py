@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gatecli import together
 from gatecli.errors import CheckpointError
 from gatecli.gates.decider import Decider
 from gatecli.gates.observe import RateMeter
@@ -178,6 +179,11 @@ class CostMeter(RateMeter):
         self._seen[gate.site] = self._here, z
         if any(saving.when_taken for saving in self._net.sites[gate.site].savings):
             self._here = self._here[z[:, 0] == 0]
+
+    def gather(self) -> None:
+        self._count_batch()
+        self._costs = together.in_order(self._costs)
+        super().gather()
 
     def costs(self) -> Tensor:
         """MACs of each sample, those of gates and exits included.

@@ -48,7 +48,7 @@ class TrainOptions:
     Attributes:
         epochs: Passes over the training split.
         lr: Learning rate at the start.
-        batch_size: Images a batch.
+        batch_size: Images a batch, that of all processes together.
         weight_decay: Of SGD.
         momentum: Of SGD.
         schedule: One of LEARNING_RATES; the papers' milestones scale with `epochs`.
@@ -66,6 +66,8 @@ class TrainOptions:
         bn_batch_size: Images in each of these; None: as in training. The paper's are large.
         bn_gates: How gates decide then, one of BN_GATES: sampled, as in training (the paper's way),
             or as evaluation decides them.
+        sync_norms: Let BatchNorms normalise by the batch of all processes together, rather than
+            each by its part.
         save_every: Seconds between saved states.
         max_drop: Points of val top-1 below the baseline; takes the target rate's place, see
             gatecli.training.goals.
@@ -97,6 +99,7 @@ class TrainOptions:
     bn_batches: int = 200
     bn_batch_size: int | None = None
     bn_gates: str = "sampled"
+    sync_norms: bool = False
     save_every: float = 60.0
     max_drop: float | None = None
     max_gmacs: float | None = None
