@@ -65,7 +65,7 @@ def joined(device: torch.device) -> Iterator[None]:
         TrainingError: The others cannot be reached.
         Lost: One of them is gone.
     """
-    global _active  # noqa: PLW0603 - torch.distributed is one for the whole process too
+    global _active
     try:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     except (RuntimeError, ValueError) as error:
@@ -102,7 +102,7 @@ def _is_lost(error: RuntimeError) -> bool:
 
 
 def part(total: int) -> slice:
-    """Which of the `total` images of a batch are this process's: neighbours, nearly as many each."""
+    """Which of a batch's `total` images are this process's: neighbours, nearly as many each."""
     return slice(rank() * total // count(), (rank() + 1) * total // count())
 
 
@@ -127,7 +127,7 @@ def summed(value: Tensor) -> Tensor:
     """The sum of the processes' values; gradients that reach it reach all of them."""
     if count() == 1:
         return value
-    total: Tensor = _Summed.apply(value)  # type: ignore[no-untyped-call]
+    total: Tensor = _Summed.apply(value)
     return total
 
 

@@ -49,19 +49,8 @@ def test_two_processes_train_as_one_does(method: str, folder: Path, of_two: dict
     assert one["tensors"].keys() == two["tensors"].keys()
     for name, tensor in one["tensors"].items():
         torch.testing.assert_close(two["tensors"][name], tensor, rtol=ROUNDING, atol=ROUNDING)
-    moved = trained_at_all(method, one["tensors"])
-    assert moved > 10 * ROUNDING, moved
     for figure in ("history", "top1", "macs", "rates", "exits", "batchnorm"):
         assert close(one[figure], two[figure]), (figure, one[figure], two[figure])
-
-
-def trained_at_all(method: str, tensors: dict[str, torch.Tensor]) -> float:
-    """The largest weight that is not one of the network's own start: how far training went."""
-    return max(
-        each.float().abs().max().item()
-        for name, each in tensors.items()
-        if "gates." in name or "exits." in name
-    )
 
 
 def close(one: Any, two: Any) -> bool:

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from commandline import SIDE
-from networks import RESNEXT
 from torch import nn
+from torchvision.models.resnet import Bottleneck, ResNet
 
 import gatecli
 from gatecli import together
@@ -28,7 +28,9 @@ STEPS = 3
 def _network(method: str) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return RESNEXT.make() if method == "gateconnect" else CifarResNet(8)
+        if method == "gateconnect":
+            return ResNet(Bottleneck, [2, 2, 1, 1], num_classes=10, groups=4, width_per_group=4)
+        return CifarResNet(8)
 
 
 def trained(method: str, data: Path) -> dict[str, Any]:

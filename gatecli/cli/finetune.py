@@ -93,7 +93,7 @@ def finetune(
 
 
 def _is_resumed(session: Session, params: Mapping[str, Any]) -> bool:
-    """Whether torchrun has started this run's processes anew, and there is a state to go on from."""
+    """Whether torchrun has started this run's processes anew, and there is a state to resume."""
     from gatecli import together
     from gatecli.training import Run
 

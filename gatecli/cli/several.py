@@ -214,7 +214,7 @@ def launch(count: int, *, resumes: bool) -> None:
 
 
 def _failed(failures: Mapping[int, Any], count: int, again: str) -> Exception:
-    """What to raise for a process that ended early: for the first to die of a signal, if any did."""
+    """What to raise for the first process that died of a signal, if any did."""
     dead = {number: each for number, each in failures.items() if each.exitcode < 0}
     if not dead:
         return typer.Exit(max(each.exitcode for each in failures.values()))

@@ -40,7 +40,7 @@ _noise: Noise | None = None
 @contextmanager
 def draw_from(noise: Noise) -> Iterator[None]:
     """Let gates draw from `noise` inside the block, rather than from torch's generator."""
-    global _noise  # noqa: PLW0603 - as torch's generator is
+    global _noise
     before, _noise = _noise, noise
     try:
         yield

@@ -8,6 +8,7 @@ much as there are images here. Gradients are then averaged over the processes.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 
@@ -107,9 +108,11 @@ class Several(OneProcess):
     def wrap(self, network: nn.Module) -> nn.Module:
         # gates that have settled are no longer asked, so parameters may be unused; the statistics
         # of BatchNorms are averaged by `settle`
-        return DistributedDataParallel(
-            network, broadcast_buffers=False, find_unused_parameters=True
-        )
+        with warnings.catch_warnings():  # torch 2.14 renames an option that 2.10 has so
+            warnings.simplefilter("ignore", FutureWarning)
+            return DistributedDataParallel(
+                network, broadcast_buffers=False, find_unused_parameters=True
+            )
 
     def weigh(self, value: Tensor) -> Tensor:
         return value * self._weight
@@ -122,13 +125,12 @@ class Several(OneProcess):
         if not parts:
             return {}
         flat = together.summed(torch.cat([each.flatten() for each in parts.values()]))
-        pieces = flat.split([each.numel() for each in parts.values()])
-        return {site: piece.view_as(parts[site]) for site, piece in zip(parts, pieces, strict=True)}
+        return dict(zip(parts, _unflattened(flat, list(parts.values())), strict=True))
 
     def _placed(self, z: Tensor) -> Tensor:
         """The rows here at their place among zeros: (N, units) -> (batch_size, units)."""
-        behind = self.batch_size - self._start - len(z)
-        return nn.functional.pad(z, (0, 0, self._start, behind))
+        rows = torch.arange(len(z), device=z.device) + self._start
+        return z.new_zeros(self.batch_size, z.shape[1]).index_put((rows,), z)
 
     def _share(self, z: Tensor) -> Tensor:
         """What the rows here add to the mean: (N, units) -> (1, units)."""
@@ -138,12 +140,11 @@ class Several(OneProcess):
         return together.summed(value) / together.count()
 
     def settle(self, network: nn.Module) -> None:
-        statistics = []
+        statistics: list[Tensor] = []
         for part in network.modules():
             if part.training and isinstance(part, nn.modules.batchnorm._BatchNorm):
-                statistics.extend(
-                    each for each in (part.running_mean, part.running_var) if each is not None
-                )
+                both = (part.running_mean, part.running_var)
+                statistics.extend(each for each in both if each is not None)
         self._average_in_place(statistics)
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -154,9 +155,8 @@ class Several(OneProcess):
         if not tensors:
             return
         flat = self.mean(torch.cat([each.flatten() for each in tensors]))
-        pieces = flat.split([each.numel() for each in tensors])
-        for each, piece in zip(tensors, pieces, strict=True):
-            each.copy_(piece.view_as(each))
+        for each, averaged in zip(tensors, _unflattened(flat, tensors), strict=True):
+            each.copy_(averaged)
 
     def seeded(
         self, seed: int, device: torch.device, batch_size: int | None = None
@@ -166,6 +166,16 @@ class Several(OneProcess):
         own = generator(OWN, seed, together.rank())
         torch.manual_seed(own.initial_seed())
         return block
+
+
+def _unflattened(flat: Tensor, like: list[Tensor]) -> list[Tensor]:
+    """A flat tensor in pieces of the shapes of `like`."""
+    found = []
+    start = 0
+    for each in like:
+        found.append(flat[start : start + each.numel()].view_as(each))
+        start += each.numel()
+    return found
 
 
 def processes(batch_size: int, *, synced: bool) -> OneProcess:

@@ -104,13 +104,14 @@ class Resumable(ABC):
             return None
         with intact(run.state):
             position = Position(**saved[1])
-        now = together.count()
-        if position.processes != now and not self._is_between_epochs(position):
-            saved = run.epoch()
-            with intact(run.folder):
-                position = Position(**saved[1])
+        if position.processes != together.count():
+            before = position.processes
+            if not self._is_between_epochs(position):
+                saved = run.epoch()
+                with intact(run.folder):
+                    position = Position(**saved[1])
             self._say(
-                f"{now} processes go on with what another number of them began, from the beginning"
+                f"processes before: {before}, now: {together.count()}; going on from the beginning"
                 f" of epoch {position.closed + 1}"
             )
         best = {} if position.best is None else run.best()
