@@ -30,6 +30,7 @@ __all__ = [
     "gathered",
     "in_order",
     "joined",
+    "moments",
     "part",
     "rank",
     "seed",
@@ -129,6 +130,26 @@ def summed(value: Tensor) -> Tensor:
         return value
     total: Tensor = _Summed.apply(value)
     return total
+
+
+def moments(x: Tensor, over: Sequence[int]) -> tuple[Tensor, Tensor, float]:
+    """Mean and variance (divided by n) over all processes' images, in float32.
+
+    Args:
+        x: Of the images here.
+        over: The dimensions to average over, the images' among them.
+
+    Returns:
+        The mean, the variance, and over how many values they are.
+    """
+    values = x.float()
+    sums = values.sum(list(over), keepdim=True)
+    size = sums.new_tensor([x.numel() / sums.numel()])
+    whole = summed(torch.cat([sums.flatten(), size]))
+    count = whole[-1].detach()
+    mean = (whole[:-1] / count).view_as(sums)
+    variance = summed((values - mean).square().sum(list(over))) / count
+    return mean.view_as(variance), variance, float(count)
 
 
 def gathered(value: T) -> list[T]:

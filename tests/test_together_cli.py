@@ -1,4 +1,4 @@
-"""Several processes on the command line: what is written, what is refused, and what a death costs."""
+"""Several processes on the command line: what is written and refused, and what a death costs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from campaigns.workers import ranks_of
 from commandline import SIDE, call, contents, save_npz, save_source, strict
 
 from gatecli.errors import SettingError
@@ -22,7 +23,8 @@ from gatecli.training.processes import processes
 ROOT = Path(__file__).parents[1]
 WITHIN = 30  # seconds in which a run ends once a worker has died; more on a busy machine
 BUSY = 6
-TRAIN = ["gated.safetensors", "--data", "npz:data.npz", "--batch-size", "16", "--bn-batches", "0"]
+SEEN = ["gated.safetensors", "--data", "npz:data.npz", "--batch-size", "16"]
+TRAIN = [*SEEN, "--bn-batches", "0"]
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +33,8 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_npz(folder / "data.npz", train=64)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        save_source(folder / "r8.pt", "cifar:resnet8")
-        attach = ["attach", "r8.pt", "--input-size", SIDE, "--method", "ind-perbatch"]
+        save_source(folder / "r20.pt")
+        attach = ["attach", "r20.pt", "--input-size", SIDE, "--method", "ind-perbatch"]
         call(*attach, "--out", "gated.safetensors")
     return folder
 
@@ -63,21 +65,6 @@ def done(*args: object, **variables: str) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
-def workers(parent: int) -> list[int]:
-    """The processes that `parent` has started for the work, in order of their ranks."""
-    found = {}
-    for path in Path("/proc").glob("[0-9]*"):
-        try:
-            status = (path / "stat").read_text().rpartition(")")[2].split()
-            environ = (path / "environ").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        ranks = [each for each in environ if each.startswith(b"RANK=")]
-        if int(status[1]) == parent and ranks:
-            found[int(ranks[0][5:])] = int(path.name)
-    return [found[rank] for rank in sorted(found)]
-
-
 def wait_for_step(process: subprocess.Popen[str], state: Path) -> None:
     """Wait until a run has saved more than its beginning."""
     end = time.monotonic() + 200
@@ -101,7 +88,7 @@ def test_a_worker_that_dies_ends_the_run_and_resume_goes_on_to_the_bit(here: Pat
 
     killed = start(*train, "--out", "killed.safetensors", "--save-every", 0)
     wait_for_step(killed, Path(".gatecli/runs/killed/state.safetensors"))
-    pid = workers(killed.pid)[1]
+    pid = ranks_of(killed.pid)[1]
     os.kill(pid, signal.SIGKILL)
     died = time.monotonic()
     _, err = killed.communicate(timeout=300)
@@ -122,7 +109,7 @@ def test_another_number_of_processes_goes_on_from_the_epoch_s_beginning(here: Pa
     train = ["finetune", *TRAIN, "--epochs", 2, "--save-every", 0, "--sync-norms"]
     killed = start(*train, "--processes", 2)
     wait_for_step(killed, Path(".gatecli/runs/gated.tuned/state.safetensors"))
-    os.kill(workers(killed.pid)[0], signal.SIGKILL)
+    os.kill(ranks_of(killed.pid)[0], signal.SIGKILL)
     killed.communicate(timeout=300)
     code, out, err = done("finetune", "--resume", "--json", "--threads", 1)
     assert code == 0, err
@@ -142,7 +129,7 @@ def test_torchrun_s_restart_resumes(here: Path) -> None:
         text=True,
     )
     wait_for_step(process, Path(".gatecli/runs/gated.tuned/state.safetensors"))
-    os.kill(workers(process.pid)[1], signal.SIGKILL)
+    os.kill(ranks_of(process.pid)[1], signal.SIGKILL)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert "resuming gated.tuned.safetensors" in err
@@ -151,9 +138,8 @@ def test_torchrun_s_restart_resumes(here: Path) -> None:
 
 def test_eval_and_calibrate_of_two_are_those_of_one(here: Path) -> None:
     for line in (
-        ["eval", "gated.safetensors", "--data", "npz:data.npz", "--batch-size", "16"],
-        ["calibrate", "gated.safetensors", "--data", "npz:data.npz", "--batch-size", "16"]
-        + ["--max-drop", "50", "--force", "--out", "calibrated.safetensors"],
+        ["eval", *SEEN],
+        ["calibrate", *SEEN, "--max-drop", "50", "--force", "--out", "calibrated.safetensors"],
     ):
         one = call(*line)
         code, out, err = done(*line, "--processes", 2, "--json")
@@ -164,7 +150,7 @@ def test_eval_and_calibrate_of_two_are_those_of_one(here: Path) -> None:
 
 def test_too_many_processes_for_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training_processes.together, "count", lambda: 8)
-    with pytest.raises(SettingError, match="at least 16 images for 8 processes.*got 8"):
+    with pytest.raises(SettingError, match=r"at least 16 images for 8 processes.*got 8"):
         processes(8, synced=False)
     assert processes(8, synced=True).batch_size == 8
     with pytest.raises(SettingError, match="at least 8 images for 8 processes, but got 7"):

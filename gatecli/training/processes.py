@@ -142,7 +142,7 @@ class Several(OneProcess):
     def settle(self, network: nn.Module) -> None:
         statistics: list[Tensor] = []
         for part in network.modules():
-            if part.training and isinstance(part, nn.modules.batchnorm._BatchNorm):
+            if part.training and getattr(part, "track_running_stats", False):
                 both = (part.running_mean, part.running_var)
                 statistics.extend(each for each in both if each is not None)
         self._average_in_place(statistics)

@@ -30,16 +30,20 @@ def synced(network: nn.Module, *, on: bool = True) -> Iterator[None]:
         network: Its BatchNorms in evaluation mode do as they do.
         on: Whether to do anything; with one process nothing is to be done.
     """
-    norms: list[Any] = []
+    changed: list[tuple[Any, str]] = []
     if on and together.count() > 1:
-        norms = [each for each in network.modules() if type(each).forward is _BatchNorm.forward]
-    for norm in norms:
-        norm.forward = partial(_forward, norm)
+        for norm in network.modules():
+            if type(norm).forward is _BatchNorm.forward:
+                norm.__dict__["forward"] = partial(_forward, norm)
+                changed.append((norm, "forward"))
+            elif hasattr(norm, "moments"):  # a BatchNorm of a kind's own asks this for statistics
+                norm.__dict__["moments"] = together.moments
+                changed.append((norm, "moments"))
     try:
         yield
     finally:
-        for norm in norms:
-            del norm.forward
+        for norm, name in changed:
+            del norm.__dict__[name]
 
 
 def _forward(norm: Any, x: Tensor) -> Tensor:
@@ -67,18 +71,14 @@ def normalised(
     """
     over = [dim for dim in range(x.ndim) if dim != 1]
     wide = [1, -1, *[1] * (x.ndim - 2)]
-    values = x.float()
-    size = x.new_full((1,), x.numel() / x.shape[1], dtype=torch.float32)
-    sums = together.summed(torch.cat([values.sum(over), size]))
-    count = sums[-1].detach()
-    mean = sums[:-1] / count
-    centred = values - mean.view(wide)
-    variance = together.summed(centred.square().sum(over)) / count
+    mean, variance, count = together.moments(x, over)
     scale = torch.rsqrt(variance + eps)
-    result = centred * (scale if weight is None else scale * weight).view(wide)
+    result = (x.float() - mean.view(wide)) * (scale if weight is None else scale * weight).view(
+        wide
+    )
     if bias is not None:
         result = result + bias.view(wide)
-    return result.to(x.dtype), mean.detach(), variance.detach(), float(count)
+    return result.to(x.dtype), mean.detach(), variance.detach(), count
 
 
 @torch.no_grad()
