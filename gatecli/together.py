@@ -78,9 +78,10 @@ def joined(device: torch.device) -> Iterator[None]:
         if not _is_lost(error):
             raise
         raise Lost(f"another process of the job is gone ({reason(error, 160)})") from error
+    else:
+        dist.destroy_process_group()
     finally:
         _active = False
-        dist.destroy_process_group()
 
 
 def _unreachable(error: BaseException) -> str:

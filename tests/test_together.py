@@ -33,13 +33,19 @@ def environment() -> dict[str, str]:
 @pytest.fixture(scope="module")
 def of_two(folder: Path) -> dict[str, Any]:
     """What two processes gave, started once for all methods."""
-    worker = [str(TESTS / "together_worker.py"), str(folder / "data.npz"), str(folder / "two.pt")]
+    return together_on(folder, "cpu")
+
+
+def together_on(folder: Path, kind: str) -> dict[str, Any]:
+    """What two processes gave, each on a device of this kind."""
+    data, out = str(folder / "data.npz"), str(folder / f"{kind}.pt")
+    worker = [str(TESTS / "together_worker.py"), data, out, kind]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     done = subprocess.run(
         [*torchrun, "--nproc-per-node", "2", *worker], env=environment(), capture_output=True
     )
     assert done.returncode == 0, done.stderr.decode()[-3000:]
-    found: dict[str, Any] = torch.load(folder / "two.pt", weights_only=False)
+    found: dict[str, Any] = torch.load(out, weights_only=False)
     return found
 
 
@@ -78,3 +84,12 @@ def test_synchronised_batchnorm_against_torch_s_own(of_two: dict[str, Any]) -> N
     for _, mean, variance, _ in parts:
         torch.testing.assert_close(mean, x.detach().mean((0, 2)))
         torch.testing.assert_close(variance, x.detach().var((0, 2), correction=0))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_hold_the_same_bits(folder: Path) -> None:
+    found = together_on(folder, "cuda")
+    assert found["different"] == []
+    for method in METHODS:
+        assert all(each.isfinite().all() for each in found[method]["tensors"].values())

@@ -5,6 +5,7 @@ As a program, started by torchrun: train them all together, and leave what came 
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,11 @@ def _network(method: str) -> nn.Module:
         return CifarResNet(8)
 
 
-def trained(method: str, data: Path) -> dict[str, Any]:
+def trained(method: str, data: Path, device: str = "cpu") -> dict[str, Any]:
     """What a training comes to: the tensors, and the figures that all of its parts gave."""
     torch.manual_seed(0)
     network = gatecli.attach(_network(method), method, input_size=(SIDE, SIDE)).network
+    network.to(device)
     images = gatecli.load_data(f"npz:{data}")
     gatecli.fit(network, images)
     options = TrainOptions(
@@ -44,7 +46,7 @@ def trained(method: str, data: Path) -> dict[str, Any]:
     )
     result = finetune(network, images, options)
     return {
-        "tensors": network.state_dict(),
+        "tensors": {name: each.cpu() for name, each in network.state_dict().items()},
         "history": result.history,
         "top1": result.top1,
         "macs": result.macs_expected,
@@ -64,11 +66,14 @@ def normed() -> tuple[torch.Tensor, ...]:
     return result.detach(), mean, variance, x.grad
 
 
-def main(data: str, out: str) -> None:
-    """Train, as one of several processes."""
-    with together.joined(torch.device("cpu")):
+def main(data: str, out: str, kind: str = "cpu") -> None:
+    """Train, as one of several processes, each on a device of its own of this kind."""
+    device = kind if kind == "cpu" else f"{kind}:{os.environ['LOCAL_RANK']}"
+    if kind == "cuda":
+        torch.cuda.set_device(device)
+    with together.joined(torch.device(device)):
         parts = together.gathered(normed())
-        found: dict[str, Any] = {each: trained(each, Path(data)) for each in METHODS}
+        found: dict[str, Any] = {each: trained(each, Path(data), device) for each in METHODS}
         different = [
             name
             for name in METHODS

@@ -172,7 +172,9 @@ def wait_to_be_stopped(session: Session, error: Exception) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)  # to be stopped is the end
         time.sleep(PATIENCE if is_lost else LATER)
-    if is_lost or isinstance(error, Interrupted):
+    if is_lost:
+        os._exit(Interrupted.exit_code)  # to take apart what is broken may wait for the others
+    if isinstance(error, Interrupted):
         raise typer.Exit(Interrupted.exit_code)
 
 

@@ -102,7 +102,7 @@ class Several(OneProcess):
         super().__init__(batch_size)
         self.is_main = together.rank() == 0
         here = together.part(batch_size)
-        self._weight = (here.stop - here.start) * together.count() / batch_size
+        self._weight: float = (here.stop - here.start) * together.count() / batch_size
         self._start = here.start
 
     def wrap(self, network: nn.Module) -> nn.Module:
@@ -143,8 +143,7 @@ class Several(OneProcess):
         statistics: list[Tensor] = []
         for part in network.modules():
             if part.training and getattr(part, "track_running_stats", False):
-                both = (part.running_mean, part.running_var)
-                statistics.extend(each for each in both if each is not None)
+                statistics += [part.get_buffer("running_mean"), part.get_buffer("running_var")]
         self._average_in_place(statistics)
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
