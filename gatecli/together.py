@@ -10,6 +10,8 @@ Tensors on the CPU travel by gloo, those on a GPU by NCCL.
 from __future__ import annotations
 
 import os
+import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -17,6 +19,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from gatecli.errors import GatecliError, Interrupted, TrainingError, reason
 from gatecli.progress import Progress
@@ -67,8 +71,11 @@ def joined(device: torch.device) -> Iterator[None]:
         Lost: One of them is gone.
     """
     global _active
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        store, own, total = next(rendezvous("env://"))
+        store = PrefixStore(_meeting(store, own, total), store)
+        dist.init_process_group(backend, store=store, rank=own, world_size=total)
     except (RuntimeError, ValueError) as error:
         raise TrainingError(_unreachable(error)) from error
     _active = True
@@ -82,6 +89,29 @@ def joined(device: torch.device) -> Iterator[None]:
         dist.destroy_process_group()
     finally:
         _active = False
+
+
+def _meeting(store: Store, own: int, total: int) -> str:
+    """Agree on a name for this meeting.
+
+    torchrun keeps its store when it starts the processes again, with the addresses of those that
+    are gone. So the first process answers who has come under a name that each makes for itself, and
+    again until it is heard: what it answers to one that is gone, nobody hears.
+    """
+    if own == 0:
+        name = uuid.uuid4().hex
+        missing = list(range(1, total))
+        while missing:
+            for other in missing:
+                store.set("answer to " + store.get(f"process {other}").decode(), name)
+            time.sleep(0.05)
+            missing = [other for other in missing if not store.check([f"{name} heard by {other}"])]
+        return name
+    me = uuid.uuid4().hex
+    store.set(f"process {own}", me)
+    name = str(store.get(f"answer to {me}").decode())
+    store.set(f"{name} heard by {own}", "")
+    return name
 
 
 def _unreachable(error: BaseException) -> str:

@@ -1,5 +1,8 @@
 """Small trainings of every method, the same in one process and in one of several.
 
+All is computed in float64: in float32 a network's BatchNorms may magnify the rounding of sums until
+nothing can be told from it (docs/scale.md).
+
 As a program, started by torchrun: train them all together, and leave what came of it in a folder.
 """
 
@@ -7,19 +10,23 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from commandline import SIDE
 from torch import nn
-from torchvision.models.resnet import Bottleneck, ResNet
 
 import gatecli
 from gatecli import together
+from gatecli.architectures.build import build
 from gatecli.architectures.cifar import CifarResNet
-from gatecli.training import TrainOptions, finetune
-from gatecli.training.synced import normalised
+from gatecli.data import splits
+from gatecli.data.prepare import normalised
+from gatecli.training import TrainOptions, finetune, synced
 
 METHODS = ("aig-perbatch", "ind-pergate", "cgnet", "gateconnect", "early-exit", "dgate")
 BATCH = 31  # so that two processes have unequal parts
@@ -30,15 +37,34 @@ def _network(method: str) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         if method == "gateconnect":
-            return ResNet(Bottleneck, [2, 2, 1, 1], num_classes=10, groups=4, width_per_group=4)
+            return build("cifar:resnext20_8x4d", {})
         return CifarResNet(8)
 
 
+@contextmanager
+def in_double() -> Iterator[None]:
+    """Compute in float64 inside the block, where gatecli asks for float32 too."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        with (
+            mock.patch.object(torch.Tensor, "float", torch.Tensor.double),
+            mock.patch.object(splits, "normalised", _normalised),
+        ):
+            yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def _normalised(*given: Any) -> torch.Tensor:
+    return normalised(*given).double()
+
+
+@in_double()
 def trained(method: str, data: Path, device: str = "cpu") -> dict[str, Any]:
     """What a training comes to: the tensors, and the figures that all of its parts gave."""
     torch.manual_seed(0)
     network = gatecli.attach(_network(method), method, input_size=(SIDE, SIDE)).network
-    network.to(device)
+    network.to(device, torch.float64)
     images = gatecli.load_data(f"npz:{data}")
     gatecli.fit(network, images)
     options = TrainOptions(
@@ -60,7 +86,7 @@ def normed() -> tuple[torch.Tensor, ...]:
     """What a synchronised BatchNorm gives for this process's part, and its gradients."""
     whole = torch.randn(7, 3, 4, generator=torch.Generator().manual_seed(0))
     x = whole[together.part(len(whole))].clone().requires_grad_()
-    result, mean, variance, _ = normalised(x, torch.tensor([1.0, 2.0, 3.0]), None, 1e-5)
+    result, mean, variance, _ = synced.normalised(x, torch.tensor([1.0, 2.0, 3.0]), None, 1e-5)
     result.square().mul(x.detach()).sum().backward()
     assert x.grad is not None
     return result.detach(), mean, variance, x.grad

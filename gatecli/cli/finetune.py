@@ -10,18 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from gatecli.checkpoint.atomic import check_name
-from gatecli.cli import several
-from gatecli.cli.begun import Begun
+from gatecli.cli.begun import Begun, check_alike
 from gatecli.cli.images import open_data
 from gatecli.cli.options import Checkpoint, Data, Output, Set, reads_checkpoints, spreads
 from gatecli.cli.parsing import is_function, parse_pairs, remembered
 from gatecli.cli.progress import Reporter
 from gatecli.cli.render import exit_facts, gmacs
-from gatecli.cli.resuming import resumable, unfinished
+from gatecli.cli.resuming import restarted, resumable, unfinished
 from gatecli.cli.session import Session
 from gatecli.cli.training_options import Training
-from gatecli.cli.trust import option_of
-from gatecli.cli.workspace import RUNS, default_out
+from gatecli.cli.workspace import default_out, run_folder
 
 if TYPE_CHECKING:
     from gatecli.data import DataSet
@@ -72,7 +70,7 @@ def finetune(
     from gatecli.stages.chance import chance_notes
 
     run = None
-    if resume or _is_resumed(session, context.params):
+    if resume or restarted(session, context.params):
         run, begun = unfinished(session, context, force=output.force)
     else:
         begun = _begun(session, context.params, training)
@@ -90,17 +88,6 @@ def finetune(
     session.written(target)
     session.say(f"next: gatecli {_next(result.network)}")
     return _json(result, path, target)
-
-
-def _is_resumed(session: Session, params: Mapping[str, Any]) -> bool:
-    """Whether torchrun has started this run's processes anew, and there is a state to resume."""
-    from gatecli import together
-    from gatecli.training import Run
-
-    if not several.is_resumed():
-        return False
-    out = params["out"] or default_out(session.checkpoint(params["checkpoint"]), "tuned")
-    return together.from_main(lambda: Run(_folder(Path(out)), {}).state.exists())
 
 
 def _begun(session: Session, params: Mapping[str, Any], training: Training) -> Begun:
@@ -164,7 +151,7 @@ def _opened(session: Session, begun: Begun, *, trusted: bool) -> _Work:
     teacher = None if begun.teacher is None else session.open(Path(begun.teacher))
     check_teacher(network, teacher, options)
     begun = replace(begun, samples=samples)
-    _check_alike(begun)
+    check_alike(begun)
     return _Work(
         begun=begun,
         options=options,
@@ -172,24 +159,6 @@ def _opened(session: Session, begun: Begun, *, trusted: bool) -> _Work:
         dataset=dataset,
         teacher=teacher,
     )
-
-
-def _check_alike(begun: Begun) -> None:
-    """Check that all processes train the same network on the same data in the same way."""
-    import torch
-
-    from gatecli import together
-
-    facts = {option_of(name): value for name, value in begun.options.items()}
-    facts |= {
-        "checkpoint": begun.sha256,
-        "teacher": begun.teacher_sha256,
-        "--set": begun.settings,
-        "--out": begun.out,
-        "images": begun.samples,
-        "version of torch": torch.__version__,
-    }
-    together.check_alike(facts)
 
 
 def _trained(
@@ -203,7 +172,7 @@ def _trained(
     target = Path(work.begun.out)
     if run is None:
         start = Run.begin if session.is_main else Run
-        run = start(_folder(target), asdict(work.begun))
+        run = start(run_folder(target), asdict(work.begun))
     with resumable(session, work.begun), on_board(run, board if session.is_main else None):
         result = finetune(
             work.network,
@@ -218,11 +187,6 @@ def _trained(
             write(result.network, target)
             run.finish()
     return result, run
-
-
-def _folder(target: Path) -> Path:
-    """Where the run is kept that writes `target`."""
-    return RUNS / target.name.removesuffix(".safetensors")
 
 
 def _board(folder: str | Path | None) -> Board | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gatecli.cli import several
@@ -12,7 +13,7 @@ from gatecli.cli.begun import Begun, believed
 from gatecli.cli.parsing import parse_pairs, remembered
 from gatecli.cli.session import Session
 from gatecli.cli.trust import must_be_named, option_of, to_say_again, trusted_reading
-from gatecli.cli.workspace import RUNS
+from gatecli.cli.workspace import RUNS, default_out, run_folder
 from gatecli.errors import CheckpointError, Interrupted, SettingError
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from gatecli.training import Run
 
-__all__ = ["resumable", "unfinished"]
+__all__ = ["restarted", "resumable", "unfinished"]
 
 # where a log goes, and what is allowed, changes no training: these may differ in a resumed run
 MAY_DIFFER = {"resume", "force", "tensorboard", "trust_pickle"}
@@ -58,6 +59,18 @@ def unfinished(session: Session, context: typer.Context, *, force: bool) -> tupl
     session.reading = trusted_reading(session, begun.reading)
     session.say(f"resuming {begun.out} from {run.folder}")
     return run, begun
+
+
+def restarted(session: Session, params: Mapping[str, Any]) -> bool:
+    """Whether torchrun has started this run's processes anew, and there is a state to resume."""
+    from gatecli import together
+    from gatecli.training import Run
+
+    # on several machines only that of the process that died counts the restart
+    if not any(together.gathered(several.is_resumed())):
+        return False
+    out = params["out"] or default_out(session.checkpoint(params["checkpoint"]), "tuned")
+    return together.from_main(lambda: Run(run_folder(Path(out)), {}).state.exists())
 
 
 def _given(context: typer.Context) -> set[str]:

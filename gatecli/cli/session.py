@@ -103,17 +103,14 @@ class Session:
             with self._stdout_left_free(), several.shared(self):
                 result = body()
             if self.json_ and self.is_main:
-                seconds = round(time.monotonic() - start, 3)
-                seen = {"assumed": self.assumed, "input": self.input}
-                facts = {name: value for name, value in seen.items() if value is not None}
-                print(json.dumps({**(result or {}), **facts, "seconds": seconds}, allow_nan=False))
+                self._print(result or {}, time.monotonic() - start)
         except typer.Exit:
             raise
         except GatecliError as error:
             several.wait_to_be_stopped(self, error)
             self._fail(several.signed(str(error)), error.exit_code)
-        except KeyboardInterrupt:
-            self._fail("interrupted; nothing was written", Interrupted.exit_code)
+        except KeyboardInterrupt as stop:
+            self._interrupted(*stop.args)
         except BrokenPipeError:
             raise
         except Exception as error:
@@ -122,6 +119,18 @@ class Session:
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
+
+    def _interrupted(self, number: int = signal.SIGINT) -> None:
+        """End with what is to be said of a signal that has stopped the work at once."""
+        if not interrupts.is_told_here(number):
+            raise typer.Exit(Interrupted.exit_code)
+        self._fail("interrupted; nothing was written", Interrupted.exit_code)
+
+    def _print(self, result: dict[str, Any], seconds: float) -> None:
+        """Print the result as JSON, with what was learnt on the way."""
+        seen = {"assumed": self.assumed, "input": self.input}
+        facts = {name: value for name, value in seen.items() if value is not None}
+        print(json.dumps({**result, **facts, "seconds": round(seconds, 3)}, allow_nan=False))
 
     def _stdout_left_free(self) -> contextlib.AbstractContextManager[Any]:
         """Keep stdout for the JSON, as a user's own code may print."""
@@ -180,14 +189,14 @@ class Session:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.stopping:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(number)
         if self.busy:
             self.stopping = True
             self.say("stopping after this step (again to stop at once)")
             return
         if interrupts.importing(frame, Session.run.__code__):
-            interrupts.leave()
-        raise KeyboardInterrupt
+            interrupts.leave(number)
+        raise KeyboardInterrupt(number)
 
     def checkpoint(self, given: str | None) -> Path:
         """Return the checkpoint named, or the current one, and say so.

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from gatecli.cli.interrupts import OURS
 from gatecli.cli.parsing import check_between
 from gatecli.errors import Interrupted, SettingError, TrainingError
 
@@ -42,7 +43,6 @@ MEETING = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # torchrun says 
 PATIENCE = 20.0  # seconds until a process that has lost the others ends by itself
 LATER = 2.0  # seconds for which the first process may tell of an error that all have
 MOST = 1024
-OURS = "gatecli-"  # what the run's name begins with where gatecli started the processes
 SPREADING = ("finetune", "eval", "calibrate")
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from gatecli.data.augment import AUGMENTS, PIXELS, augmented, generator
 from gatecli.data.prepare import arrays_resized, luminance
-from gatecli.data.splits import Digest, Plan, Split
+from gatecli.data.splits import Digest, Split
+from gatecli.data.walk import Plan
 from gatecli.errors import DataError
 from gatecli.traced.recipe import InputSpec
 

@@ -152,9 +152,6 @@ def reach(network: Network, site: str, rates: Rates) -> float:
     return max(0.0, 1 - sum(rates[name][0] for name in before if name in rates))
 
 
-# --- from decisions ---
-
-
 class CostMeter(RateMeter):
     """Counts also what each sample costs, in the order in which samples come.
 
@@ -253,9 +250,6 @@ def spread_of(costs: Tensor) -> dict[str, float]:
     for name, rank in ranks.items():
         result[name] = torch.quantile(costs, rank).item()
     return result
-
-
-# --- rates ---
 
 
 def mean_rate(units: Sequence[float]) -> float:

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from gatecli import together
 from gatecli.data import DataSet, Split, Walk, batches, steps
-from gatecli.data.splits import DEALT
+from gatecli.data.walk import DEALT
 from gatecli.errors import SettingError
 from gatecli.gates.decider import STRATEGIES
 from gatecli.gates.observe import strategy as deciding

@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from gatecli import together
 from gatecli.data import DataSet
 from gatecli.errors import CheckpointError, Interrupted, TrainingError
 from gatecli.gates.observe import strategy
@@ -78,7 +77,7 @@ class Course(Resumable):
             weight_decay=options.weight_decay,
         )
         several = processes(self.examples.batch_size, synced=options.sync_norms)
-        super().__init__(network, optimizer, goal, options, several)
+        super().__init__(network, optimizer, goal, options, progress, several)
 
     @abstractmethod
     def _make_teacher(self, given: Network | None) -> Teacher | None:
@@ -233,11 +232,6 @@ class Course(Resumable):
     def _share_gradients(self) -> None:
         """Average the gradients over the processes, where nothing has done so yet."""
 
-    def _step_done(self) -> None:
-        """A step is behind: save if it is time, and stop where somebody has asked to."""
-        self._save_sometimes()
-        together.agree_to_go_on(self.progress)
-
     def _close(self, epoch: int) -> None:
         """Validate the epoch that has ended, keep it if it is the best, and save."""
         row = self._row(epoch)
@@ -286,9 +280,6 @@ class Course(Resumable):
 
     def _is_between_epochs(self, position: Position) -> bool:
         return position.step == position.closed * self.examples.steps_per_epoch
-
-    def _say(self, line: str) -> None:
-        self.progress.say(line)
 
     def _check_position(self) -> None:
         at = self.position

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gatecli import together
 from gatecli.data import DataSet, Walk, batches, steps
-from gatecli.data.splits import DEALT, SLICED
+from gatecli.data.walk import DEALT, SLICED
 from gatecli.errors import DataError
 from gatecli.network import Network
 from gatecli.training.options import TrainOptions

@@ -22,9 +22,10 @@ from gatecli.training.goals import Row, TargetRate, goal_of
 from gatecli.training.norms import decide_in_training, reestimate
 from gatecli.training.run import LOG_EVERY
 from gatecli.training.synced import synced
+from gatecli.training.told import asked, in_ms
 from gatecli.training.trained import idle_modules, optimizer_groups
 
-__all__ = ["Loop", "asked"]
+__all__ = ["Loop"]
 
 V = TypeVar("V")
 RATE = "rate "  # the sums of a site's decisions are called so, with the site behind
@@ -237,7 +238,7 @@ class Loop(Course):
         return (
             f"epoch {row['epoch']}/{self.options.epochs}: loss {row['train_loss']:.3f}, val top-1"
             f" {row['val_top1']:.2f}, rate {row['achieved_rate']:.3f}{asked(row['target_rate'])},"
-            f" {row['macs_expected'] / 1e9:.4g} GMACs{_in_ms(row)}"
+            f" {row['macs_expected'] / 1e9:.4g} GMACs{in_ms(row)}"
         )
 
     def figures(self, scores: Scores) -> dict[str, Any]:
@@ -287,16 +288,6 @@ class Loop(Course):
         self.network.eval()
 
 
-def _in_ms(row: Row) -> str:
-    """An epoch's milliseconds, where these are looked at."""
-    return f", {row['ms_expected']:.4g} ms" if "ms_expected" in row else ""
-
-
 def _mean(decisions: Mapping[str, Tensor]) -> Tensor:
     """The mean over all gates and images, or over all gates where there is a row of means."""
     return torch.cat([z.mean(0) for z in decisions.values()]).mean()
-
-
-def asked(rate: float | None) -> str:
-    """What stands behind a rate achieved: the rate asked for, if any."""
-    return "" if rate is None else f" (asked {rate:.2f})"

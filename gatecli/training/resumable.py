@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from gatecli import together
 from gatecli.errors import TrainingError
 from gatecli.network import Network
+from gatecli.progress import Progress
 from gatecli.training.goals import TargetRate
 from gatecli.training.options import TrainOptions
 from gatecli.training.position import Position
@@ -53,12 +54,14 @@ class Resumable(ABC):
         optimizer: Optimizer,
         goal: TargetRate,
         options: TrainOptions,
+        progress: Progress,
         processes: OneProcess,
     ) -> None:
         self.network = network
         self.optimizer = optimizer
         self.goal = goal
         self.options = options
+        self.progress = progress
         self.processes = processes
         self.run: Run | None = None
         self.position = Position(goal=goal.state)
@@ -69,10 +72,6 @@ class Resumable(ABC):
     @abstractmethod
     def _is_between_epochs(self, position: Position) -> bool:
         """Whether an epoch is about to begin there, or the last one has ended."""
-
-    @abstractmethod
-    def _say(self, line: str) -> None:
-        """Tell people."""
 
     @abstractmethod
     def _check_position(self) -> None:
@@ -110,7 +109,7 @@ class Resumable(ABC):
                 saved = run.epoch()
                 with intact(run.folder):
                     position = Position(**saved[1])
-            self._say(
+            self.progress.say(
                 f"processes before: {before}, now: {together.count()}; going on from the beginning"
                 f" of epoch {position.closed + 1}"
             )
@@ -135,9 +134,15 @@ class Resumable(ABC):
         self.saved_step = self.position.step
         self.saved_at = time.monotonic()
 
-    def _save_sometimes(self) -> None:
+    def _step_done(self) -> None:
+        """A step is behind: save if it is time, and stop where somebody has asked to.
+
+        Raises:
+            Interrupted: Somebody has asked to stop several processes.
+        """
         if self.run is not None and time.monotonic() - self.saved_at > self.options.save_every:
             self.save()
+        together.agree_to_go_on(self.progress)
 
     def _restore(self, found: _Found) -> None:
         with intact(Path("the state") if self.run is None else self.run.state):

@@ -10,7 +10,7 @@ from torch import Tensor
 from gatecli import together
 from gatecli.calibration.exits.samples import OperatingPoint, Samples, leaves
 from gatecli.data import DataSet, Walk, batches, steps
-from gatecli.data.splits import DEALT
+from gatecli.data.walk import DEALT
 from gatecli.gates.observe import record_gates
 from gatecli.network import Network
 from gatecli.network.compare import require_finite

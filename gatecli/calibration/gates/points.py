@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gatecli import methods, together
 from gatecli.data import Split, Walk, batches, steps
-from gatecli.data.splits import DEALT
+from gatecli.data.walk import DEALT
 from gatecli.gates.decider import Decider
 from gatecli.gates.observe import RateMeter
 from gatecli.network import Network
