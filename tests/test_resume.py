@@ -713,6 +713,12 @@ def test_states_that_are_of_no_use(stopped: list[str], damage: str) -> None:
     refused("finetune --resume", ".gatecli/runs/gated.tuned/", "without --resume")
 
 
+@pytest.mark.parametrize("name", ["exp_avg.fc.bias", "momentum.conv9.weight"])
+def test_a_state_of_another_optimizer(stopped: list[str], name: str) -> None:
+    state(lambda tensors, _: tensors.update({name: torch.zeros(10)}))
+    refused("finetune --resume", "SGD", f"got `{name}`", "another optimizer", "without --resume")
+
+
 def test_a_log_line_that_was_cut_off(stopped: list[str], straight: Straight) -> None:
     with (RUN / "log.jsonl").open("a") as file:
         file.write('{"step": 6, "epo')

@@ -9,7 +9,7 @@ from typing import Any, Union, get_args, get_origin
 from gatecli.cli.options import READING
 from gatecli.cli.session import MOST_THREADS
 
-__all__ = ["Begun", "believed"]
+__all__ = ["Begun", "believed", "check_alike"]
 
 # Options for reading that states of earlier versions lack.
 LATER = ("key", "prefix", "resize", "crop", "interpolation", "class_order")
@@ -72,6 +72,29 @@ def believed(about: Mapping[str, Any]) -> Begun:
     if not 1 <= begun.threads <= MOST_THREADS or taught != (begun.teacher_sha256 is not None):
         raise ValueError(f"{begun.threads} threads, teacher {begun.teacher}")
     return begun
+
+
+def check_alike(begun: Begun) -> None:
+    """Check that all processes train the same network on the same data in the same way.
+
+    Raises:
+        TrainingError: They do not.
+    """
+    import torch
+
+    from gatecli import together
+    from gatecli.cli.trust import option_of
+
+    facts = {option_of(name): value for name, value in begun.options.items()}
+    facts |= {
+        "checkpoint": begun.sha256,
+        "teacher": begun.teacher_sha256,
+        "--set": begun.settings,
+        "--out": begun.out,
+        "images": begun.samples,
+        "version of torch": torch.__version__,
+    }
+    together.check_alike(facts)
 
 
 def _fits(value: Any, hint: Any) -> bool:

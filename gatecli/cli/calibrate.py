@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gatecli.cli import exits
+from gatecli.cli import exits, several
 from gatecli.cli.goal import Goal
 from gatecli.cli.images import open_data
-from gatecli.cli.options import Checkpoint, Data, Loading, Output, reads_checkpoints
+from gatecli.cli.options import Checkpoint, Data, Loading, Output, reads_checkpoints, spreads
 from gatecli.cli.parsing import remembered
 from gatecli.cli.price import Where, priced, table_facts
 from gatecli.cli.progress import Reporter
@@ -30,6 +30,7 @@ COSTS = ("macs", "latency")
 HEURISTIC = "gate by gate (a heuristic, not necessarily the best)"
 
 
+@spreads
 @reads_checkpoints
 def calibrate(
     session: Session,
@@ -72,6 +73,7 @@ def calibrate(
     network = session.open_gated(path, "calibrate")
     named = remembered(data)
     _check(goal, where, per_gate=per_gate, has_exits=bool(network.site_exits))
+    several.check_untimed(timed=goal.in_ms)
     if network.site_exits:
         asked = exits.Asked(goal=goal, data=named, loading=loading)
         return exits.calibrate(session, network, path, target, asked)
@@ -93,7 +95,8 @@ def calibrate(
         workers=loading.workers,
         progress=Reporter(session),
     )
-    write(result.network, target)
+    if session.is_main:
+        write(result.network, target)
     _report(session, result)
     for line in chance_notes(result.baseline_top1, dataset, "val"):
         session.say(f"note: {line}")

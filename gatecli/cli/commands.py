@@ -10,7 +10,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from gatecli.cli.completion import completed
-from gatecli.cli.options import COMMON, READING
+from gatecli.cli.options import COMMON, READING, SPREADING
 from gatecli.cli.session import Session
 
 __all__ = ["command"]
@@ -27,7 +27,10 @@ def command(body: Callable[..., dict[str, Any] | None]) -> Callable[..., None]:
         A function for Typer, whose signature holds the body's own options, then those for reading
         checkpoints where the body is marked by `reads_checkpoints`, then the common ones.
     """
+    spread = getattr(body, "spreads", False)
     shared = {**READING, **COMMON} if getattr(body, "reads", False) else COMMON
+    if spread:
+        shared = {**shared, **SPREADING}
     hints = typing.get_type_hints(body, include_extras=True)
     groups = {name: hint for name, hint in hints.items() if _is_group(hint)}
     parameters = [*_own_parameters(body, hints)]
@@ -40,7 +43,10 @@ def command(body: Callable[..., dict[str, Any] | None]) -> Callable[..., None]:
         reading = {name: given.pop(name) for name in READING if name in shared}
         for name, group in groups.items():
             given[name] = group(**{each.name: given.pop(each.name) for each in fields(group)})
-        session = Session(**common, reading=reading)
+        session = Session(**common, reading=reading, spreads=spread)
+        if spread:
+            session.processes = given.pop("processes")
+            session.resumes = "resume" in given
         session.run(lambda: body(session, **given))
 
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gatecli.cli.images import open_data
-from gatecli.cli.options import Checkpoint, Data, Loading, reads_checkpoints
+from gatecli.cli.options import Checkpoint, Data, Loading, reads_checkpoints, spreads
 from gatecli.cli.parsing import remembered
 from gatecli.cli.precision import Precision, run_in
 from gatecli.cli.progress import Reporter
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["evaluate"]
 
 
+@spreads
 @reads_checkpoints
 def evaluate(
     session: Session,

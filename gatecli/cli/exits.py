@@ -68,7 +68,8 @@ def calibrate(
     from gatecli.checkpoint import write
 
     found = _reused(network, asked) if asked.goal.reuse else _measured(session, network, asked)
-    write(found.network, out)
+    if session.is_main:
+        write(found.network, out)
     figures = found.figures
     if not session.json_ and figures.frontier:
         print_frontier(session, figures)

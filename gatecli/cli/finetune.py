@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from gatecli.cli.begun import Begun
+from gatecli.cli.begun import Begun, check_alike
 from gatecli.cli.images import open_data
-from gatecli.cli.options import Checkpoint, Data, Output, Set, reads_checkpoints
+from gatecli.cli.options import Checkpoint, Data, Output, Set, reads_checkpoints, spreads
 from gatecli.cli.parsing import is_function, parse_pairs, remembered
 from gatecli.cli.progress import Reporter
 from gatecli.cli.render import exit_facts, gmacs
-from gatecli.cli.resuming import resumable, unfinished
+from gatecli.cli.resuming import restarted, resumable, unfinished
 from gatecli.cli.session import Session
 from gatecli.cli.tracking import Track, opened_trackers, shown
 from gatecli.cli.training_options import Training
-from gatecli.cli.workspace import RUNS, default_out
+from gatecli.cli.workspace import default_out, run_folder
 
 if TYPE_CHECKING:
     from gatecli.data import DataSet
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["finetune"]
 
 
+@spreads
 @reads_checkpoints
 def finetune(
     session: Session,
@@ -70,7 +71,7 @@ def finetune(
     from gatecli.stages.chance import chance_notes
 
     run = None
-    if resume:
+    if resume or restarted(session, context.params):
         run, begun = unfinished(session, context, force=output.force)
     else:
         begun = _begun(session, context.params, training)
@@ -153,8 +154,10 @@ def _opened(session: Session, begun: Begun, *, trusted: bool) -> _Work:
     dataset, samples = _data(session, network, begun, trusted=trusted)
     teacher = None if begun.teacher is None else session.open(Path(begun.teacher))
     check_teacher(network, teacher, options)
+    begun = replace(begun, samples=samples)
+    check_alike(begun)
     return _Work(
-        begun=replace(begun, samples=samples),
+        begun=begun,
         options=options,
         network=network,
         dataset=dataset,
@@ -170,22 +173,25 @@ def _trained(
     from gatecli.training import Run, finetune
 
     target = Path(work.begun.out)
-    folder = RUNS / target.name.removesuffix(".safetensors")
     resumed = run is not None
-    run = run or Run.begin(folder, asdict(work.begun))
-    showing = shown(session, run, work.begun, shows, resumed=resumed)
+    if run is None:
+        start = Run.begin if session.is_main else Run
+        run = start(run_folder(target), asdict(work.begun))
+    watchers = shows if session.is_main else []
+    showing = shown(session, run, work.begun, watchers, resumed=resumed)
     with resumable(session, work.begun), showing:
         result = finetune(
             work.network,
             work.dataset,
             work.options,
             changes=work.begun.settings,
-            run=run,
+            run=run if session.is_main else None,
             progress=Reporter(session),
             teacher=work.teacher,
         )
-        write(result.network, target)
-        run.finish()
+        if session.is_main:
+            write(result.network, target)
+            run.finish()
     return result, run
 
 

@@ -29,10 +29,13 @@ def open_data(
     Raises:
         DataError: There is none, it cannot be read, or does not fit the network.
     """
+    from gatecli import together
     from gatecli.data.classes import check_order
     from gatecli.stages import fit
 
     data = fit.open_data(network, spec, trusted=trusted)
+    counts = {name: len(split) for name, split in data.splits.items()}
+    together.check_alike({"data set": data.spec, "images in its splits": counts})
     order = session.reading.get("class_order")
     if order is not None:
         check_order(data, order)

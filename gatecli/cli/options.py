@@ -20,6 +20,7 @@ from gatecli.data import forms
 __all__ = [
     "COMMON",
     "READING",
+    "SPREADING",
     "BatchSize",
     "Checkpoint",
     "Data",
@@ -29,6 +30,7 @@ __all__ = [
     "Shared",
     "Workers",
     "reads_checkpoints",
+    "spreads",
 ]
 
 
@@ -161,6 +163,22 @@ READING = {
     "key": Shared(annotation=Key, default=""),
     "prefix": Shared(annotation=Prefix, default=""),
 }
+
+
+Processes = Annotated[
+    typing.Optional[int],
+    _general(
+        "--processes",
+        help="Processes on this machine that do it together, one a GPU; more machines: torchrun.",
+    ),
+]
+SPREADING = {"processes": Shared(annotation=Processes, default=None)}
+
+
+def spreads(body: Callable[..., Any]) -> Callable[..., Any]:
+    """Mark a command's body as one that several processes can do together."""
+    body.spreads = True  # type: ignore[attr-defined]
+    return body
 
 
 def reads_checkpoints(body: Callable[..., Any]) -> Callable[..., Any]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from gatecli.cli import several
 from gatecli.cli.session import Session
 from gatecli.cli.text import printable
 from gatecli.errors import Interrupted
@@ -58,7 +59,8 @@ class _Counter:
     def advance(self, **shown: str) -> None:
         """Count one more batch; raises Interrupted where somebody has asked to stop."""
         self.show(shown)
-        if self.session.stopping:
+        # several processes agree among themselves where to stop
+        if self.session.stopping and not several.started() > 1:
             raise Interrupted("interrupted; nothing was written")
 
     def show(self, shown: dict[str, str]) -> None:

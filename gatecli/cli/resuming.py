@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gatecli.cli import several
 from gatecli.cli.begun import Begun, believed
 from gatecli.cli.parsing import parse_pairs, remembered
 from gatecli.cli.session import Session
 from gatecli.cli.trust import must_be_named, option_of, to_say_again, trusted_reading
-from gatecli.cli.workspace import RUNS
+from gatecli.cli.workspace import RUNS, default_out, run_folder
 from gatecli.errors import CheckpointError, Interrupted, SettingError
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
     from gatecli.training import Run
 
-__all__ = ["named", "resumable", "unfinished"]
+__all__ = ["named", "restarted", "resumable", "unfinished"]
 
 # where a log goes, and what is allowed, changes no training: these may differ in a resumed run
 MAY_DIFFER = {"resume", "force", "tensorboard", "track", "trust_pickle"}
@@ -40,10 +42,11 @@ def unfinished(session: Session, context: typer.Context, *, force: bool) -> tupl
     """
     import torch
 
+    from gatecli import together
     from gatecli.training import Run
     from gatecli.training.run import intact
 
-    run = Run.unfinished(RUNS)
+    run = together.from_main(lambda: Run.unfinished(RUNS))
     with intact(run.state):
         begun = believed(run.about)
         lacking = must_be_named(begun, session, named(context), force=force)
@@ -56,6 +59,18 @@ def unfinished(session: Session, context: typer.Context, *, force: bool) -> tupl
     session.reading = trusted_reading(session, begun.reading)
     session.say(f"resuming {begun.out} from {run.folder}")
     return run, begun
+
+
+def restarted(session: Session, params: Mapping[str, Any]) -> bool:
+    """Whether torchrun has started this run's processes anew, and there is a state to resume."""
+    from gatecli import together
+    from gatecli.training import Run
+
+    # on several machines only that of the process that died counts the restart
+    if not any(together.gathered(several.is_resumed())):
+        return False
+    out = params["out"] or default_out(session.checkpoint(params["checkpoint"]), "tuned")
+    return together.from_main(lambda: Run(run_folder(Path(out)), {}).state.exists())
 
 
 def named(context: typer.Context) -> set[str]:
@@ -107,7 +122,9 @@ def resumable(session: Session, begun: Begun) -> Iterator[None]:
     Raises:
         Interrupted: It was.
     """
-    again = f"gatecli finetune --resume{to_say_again(begun)}"
+    count = several.started()
+    same = several.told_again(count)
+    again = f"{several.command_line(count)} finetune --resume{same}{to_say_again(begun)}"
     try:
         with session.working():
             yield

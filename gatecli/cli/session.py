@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from gatecli.cli import interrupts, workspace
+from gatecli.cli import interrupts, several, workspace
 from gatecli.cli.devices import device_named
 from gatecli.cli.parsing import check_between, parse_numbers, parse_resize, parse_size
 from gatecli.cli.text import LONGEST, one_line, tell
@@ -57,6 +57,9 @@ class Session:
         assumed: What no tensor tells of the checkpoint that was read; None: none was.
         input: The record of the images that were seen, JSON's `input`; None: none were.
         fail_after: The error that the command ends in once its result is printed; empty: none.
+        spreads: Whether several processes can do the command together.
+        processes: How many of them the user wants started here; None: no others.
+        resumes: Whether the command goes on with --resume where it was stopped.
     """
 
     json_: bool
@@ -71,6 +74,14 @@ class Session:
     assumed: list[dict[str, str]] | None = None
     input: dict[str, Any] | None = None
     fail_after: str = ""
+    spreads: bool = False
+    processes: int | None = None
+    resumes: bool = False
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process tells and writes; of several the first one does."""
+        return several.rank() == 0
 
     def say(self, line: str) -> None:
         """Print a line for people, on stderr."""
@@ -86,30 +97,49 @@ class Session:
         start = time.monotonic()
         handlers = self._catch_signals()
         try:
+            is_launcher = several.to_be_launched(self)
             self._prepare()
-            with self._stdout_left_free():
+            if is_launcher:
+                several.launch(self.processes or 1, resumes=self.resumes)
+                return
+            with self._stdout_left_free(), several.shared(self):
                 result = body()
-            if self.json_:
-                seconds = round(time.monotonic() - start, 3)
-                seen = {"assumed": self.assumed, "input": self.input}
-                facts = {name: value for name, value in seen.items() if value is not None}
-                print(json.dumps({**(result or {}), **facts, "seconds": seconds}, allow_nan=False))
+            if self.json_ and self.is_main:
+                self._print(result or {}, time.monotonic() - start)
             if self.fail_after:
                 raise GatecliError(self.fail_after)
+        except typer.Exit:
+            raise
         except GatecliError as error:
-            self._fail(str(error), error.exit_code)
-        except KeyboardInterrupt:
-            self._fail("interrupted; nothing was written", Interrupted.exit_code)
+            several.wait_to_be_stopped(self, error)
+            self._fail(several.signed(str(error)), error.exit_code)
+        except KeyboardInterrupt as stop:
+            self._interrupted(*stop.args)
         except BrokenPipeError:
             raise
         except Exception as error:
-            self._fail(blame(error), 1)
+            several.wait_to_be_stopped(self, error)
+            self._fail(several.signed(blame(error)), 1)
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
 
+    def _interrupted(self, number: int = signal.SIGINT) -> None:
+        """End with what is to be said of a signal that has stopped the work at once."""
+        if not interrupts.is_told_here(number):
+            raise typer.Exit(Interrupted.exit_code)
+        self._fail("interrupted; nothing was written", Interrupted.exit_code)
+
+    def _print(self, result: dict[str, Any], seconds: float) -> None:
+        """Print the result as JSON, with what was learnt on the way."""
+        seen = {"assumed": self.assumed, "input": self.input}
+        facts = {name: value for name, value in seen.items() if value is not None}
+        print(json.dumps({**result, **facts, "seconds": round(seconds, 3)}, allow_nan=False))
+
     def _stdout_left_free(self) -> contextlib.AbstractContextManager[Any]:
         """Keep stdout for the JSON, as a user's own code may print."""
+        if not self.is_main:
+            return contextlib.redirect_stdout(None)
         return contextlib.redirect_stdout(sys.stderr) if self.json_ else contextlib.nullcontext()
 
     def _fail(self, text: str, code: int) -> None:
@@ -123,6 +153,7 @@ class Session:
         """Check the common options and set what they say of the process."""
         if not self.debug:
             warnings.simplefilter("ignore")
+        self.quiet = self.quiet or not self.is_main
         check_between("seed", self.seed, 0, LARGEST_SEED)
         if self.threads is not None:
             check_between("threads", self.threads, 1, MOST_THREADS)
@@ -162,14 +193,14 @@ class Session:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.stopping:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(number)
         if self.busy:
             self.stopping = True
             self.say("stopping after this step (again to stop at once)")
             return
         if interrupts.importing(frame, Session.run.__code__):
-            interrupts.leave()
-        raise KeyboardInterrupt
+            interrupts.leave(number)
+        raise KeyboardInterrupt(number)
 
     def checkpoint(self, given: str | None) -> Path:
         """Return the checkpoint named, or the current one, and say so.
@@ -260,5 +291,7 @@ class Session:
 
     def written(self, out: Path) -> None:
         """Make an output current and say so."""
+        if not self.is_main:
+            return
         workspace.make_current(out)
         self.say(f"wrote {out} (now current)")

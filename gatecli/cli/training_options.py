@@ -21,7 +21,7 @@ class Training:
 
     epochs: Annotated[int, typer.Option(help="Passes over the training split.")] = 100
     lr: Annotated[float, typer.Option(help="Learning rate at the start.")] = 0.1
-    batch_size: Annotated[int, typer.Option(help="Images a batch.")] = 256
+    batch_size: Annotated[int, typer.Option(help="Images a batch, of all processes.")] = 256
     weight_decay: Annotated[float, typer.Option(help="Weight decay.")] = 1e-4
     momentum: Annotated[float, typer.Option(help="Momentum of SGD.")] = 0.9
     schedule: Annotated[
@@ -71,6 +71,13 @@ class Training:
             )
         ),
     ] = "best"
+    sync_norms: Annotated[
+        bool,
+        typer.Option(
+            "--sync-norms",
+            help="BatchNorms normalise by the batch of all processes, not each by its part.",
+        ),
+    ] = False
     save_every: Annotated[float, typer.Option(help="Seconds between saved states.")] = 60.0
     max_drop: Annotated[
         Optional[float],

@@ -12,7 +12,16 @@ from gatecli.errors import CheckpointError
 if TYPE_CHECKING:
     from gatecli.cli.options import Output
 
-__all__ = ["CURRENT", "FOLDER", "RUNS", "current", "default_out", "make_current", "output_of"]
+__all__ = [
+    "CURRENT",
+    "FOLDER",
+    "RUNS",
+    "current",
+    "default_out",
+    "make_current",
+    "output_of",
+    "run_folder",
+]
 
 FOLDER = Path(".gatecli")
 CURRENT = FOLDER / "current"
@@ -98,3 +107,8 @@ def output_of(checkpoint: Path, done: str, output: Output) -> Path:
     target = output.out or default_out(checkpoint, done)
     check_output(target, force=output.force, inputs=[checkpoint])
     return target
+
+
+def run_folder(target: Path) -> Path:
+    """Where the run is kept that writes `target`."""
+    return RUNS / target.name.removesuffix(".safetensors")

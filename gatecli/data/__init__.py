@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gatecli.data.augment import AUGMENTS
     from gatecli.data.spec import DataSet, load_data
-    from gatecli.data.splits import Split, Walk, batches, steps
+    from gatecli.data.splits import Split, batches, steps
+    from gatecli.data.walk import Walk
 
 __all__ = ["AUGMENTS", "DataSet", "Split", "Walk", "batches", "load_data", "steps"]
 _HOMES = {
     "AUGMENTS": "augment",
     "DataSet": "spec",
     "Split": "splits",
-    "Walk": "splits",
+    "Walk": "walk",
     "batches": "splits",
     "load_data": "spec",
     "steps": "splits",

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from gatecli.data.augment import AUGMENTS, PIXELS, augmented, generator
 from gatecli.data.prepare import arrays_resized, luminance
-from gatecli.data.splits import Digest, Plan, Split
+from gatecli.data.splits import Digest, Split
+from gatecli.data.walk import Plan
 from gatecli.errors import DataError
 from gatecli.traced.recipe import InputSpec
 
@@ -52,7 +53,8 @@ class ArraySplit(Split):
         images = self._prepared(plan.input)[rows]
         if not self._is_ready(plan.input):
             images = arrays_resized(images, plan.input)
-        return augmented(images, plan.augment, generator(PIXELS, plan.seed, plan.epoch, number))
+        draw = generator(PIXELS, plan.seed, plan.epoch, number)
+        return augmented(images, plan.augment, draw, plan.place)
 
     def _prepared(self, input: InputSpec) -> Tensor:
         """All images in the network's size, made once.

@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["AUGMENTS", "ORDER", "PIXELS", "augmented", "crop_flip", "generator", "shift"]
+__all__ = [
+    "AUGMENTS",
+    "ORDER",
+    "PIXELS",
+    "Place",
+    "augmented",
+    "crop_flip",
+    "generator",
+    "shift",
+]
 
 AUGMENTS = ("none", "shift", "crop-flip", "imagenet")
 # What a generator is for: the order of the samples, or their augmentation.
 ORDER = 0
 PIXELS = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where images that are read together stand in their batch: from `start` on, of `total`."""
+
+    start: int
+    total: int
 
 
 def generator(purpose: int, seed: int, epoch: int, index: int = 0) -> torch.Generator:
@@ -26,19 +45,22 @@ def generator(purpose: int, seed: int, epoch: int, index: int = 0) -> torch.Gene
     return torch.Generator().manual_seed(int(state[0]))
 
 
-def augmented(images: Tensor, augment: str, draw: torch.Generator) -> Tensor:
+def augmented(
+    images: Tensor, augment: str, draw: torch.Generator, place: Place | None = None
+) -> Tensor:
     """Apply `none`, `shift` or `crop-flip` to uint8 images (n, C, H, W).
 
-    Each image has a chance of its own, drawn from `draw`.
+    Each image has a chance of its own, drawn from `draw` by its place in the whole batch; None: the
+    images are all of it.
     """
     if augment == "shift":
-        return shift(images, draw)
+        return shift(images, draw, place)
     if augment == "crop-flip":
-        return crop_flip(images, draw)
+        return crop_flip(images, draw, place)
     return images
 
 
-def shift(images: Tensor, draw: torch.Generator) -> Tensor:
+def shift(images: Tensor, draw: torch.Generator, place: Place | None = None) -> Tensor:
     """Move every image by up to 2 pixels in 32, at least 1, each way.
 
     What comes in repeats the border's pixels.
@@ -46,19 +68,21 @@ def shift(images: Tensor, draw: torch.Generator) -> Tensor:
     height, width = images.shape[-2:]
     high = _scaled(2, height)
     wide = _scaled(2, width)
-    rows = _starts(images, high, draw) - high + torch.arange(height)
-    columns = _starts(images, wide, draw) - wide + torch.arange(width)
+    whole = place or Place(start=0, total=len(images))
+    rows = _starts(images, high, draw, whole) - high + torch.arange(height)
+    columns = _starts(images, wide, draw, whole) - wide + torch.arange(width)
     return _window(images, rows.clamp(0, height - 1), columns.clamp(0, width - 1))
 
 
-def crop_flip(images: Tensor, draw: torch.Generator) -> Tensor:
+def crop_flip(images: Tensor, draw: torch.Generator, place: Place | None = None) -> Tensor:
     """Pad by 4 zeros in 32, crop to the old size anywhere, mirror every second image on average."""
     height, width = images.shape[-2:]
     high = _scaled(4, height)
     wide = _scaled(4, width)
-    rows = _starts(images, high, draw) + torch.arange(height)
-    columns = _starts(images, wide, draw) + torch.arange(width)
-    mirrored = torch.randint(2, (len(images), 1), generator=draw).bool()
+    whole = place or Place(start=0, total=len(images))
+    rows = _starts(images, high, draw, whole) + torch.arange(height)
+    columns = _starts(images, wide, draw, whole) + torch.arange(width)
+    mirrored = _below(2, images, draw, whole).bool()
     columns = torch.where(mirrored, columns.flip(1), columns)
     return _window(F.pad(images, (wide, wide, high, high)), rows, columns)
 
@@ -68,9 +92,15 @@ def _scaled(pixels: int, side: int) -> int:
     return max(1, round(pixels * side / 32))
 
 
-def _starts(images: Tensor, reach: int, draw: torch.Generator) -> Tensor:
+def _starts(images: Tensor, reach: int, draw: torch.Generator, place: Place) -> Tensor:
     """A number from 0 to 2 * reach for each image, (n, 1)."""
-    return torch.randint(2 * reach + 1, (len(images), 1), generator=draw)
+    return _below(2 * reach + 1, images, draw, place)
+
+
+def _below(limit: int, images: Tensor, draw: torch.Generator, place: Place) -> Tensor:
+    """A number from 0 to limit - 1 for each image, (n, 1), by its place in the whole batch."""
+    whole = torch.randint(limit, (place.total, 1), generator=draw)
+    return whole[place.start : place.start + len(images)]
 
 
 def _window(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

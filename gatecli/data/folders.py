@@ -18,7 +18,8 @@ from gatecli import limits
 from gatecli.data.augment import PIXELS, augmented, generator
 from gatecli.data.depths import to_bytes
 from gatecli.data.prepare import centre_crop, mode_for, pixels
-from gatecli.data.splits import Digest, Plan, Split
+from gatecli.data.splits import Digest, Split
+from gatecli.data.walk import Plan
 from gatecli.errors import DataError, reason
 
 __all__ = [

@@ -6,7 +6,7 @@ import math
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,49 +14,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from gatecli import together
 from gatecli.data import forms
-from gatecli.data.augment import AUGMENTS, ORDER, generator
+from gatecli.data.augment import AUGMENTS, ORDER, Place, generator
 from gatecli.data.prepare import normalisation, normalised
+from gatecli.data.walk import DEALT, SLICED, Plan, Walk
 from gatecli.errors import DataError, SettingError, reason
 from gatecli.traced.recipe import InputSpec
 
-__all__ = ["Digest", "Plan", "Split", "Walk", "batches", "cut", "steps"]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a split must know to read its images for one walk.
-
-    Attributes:
-        input: the images that the network takes.
-        augment: the augmentation, one of the split's own.
-        seed: what all chance follows.
-        epoch: the number of the walk, which chance follows too.
-    """
-
-    input: InputSpec
-    augment: str
-    seed: int
-    epoch: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Walk:
-    """How one walk through a split goes: by default through every image as it is, in order.
-
-    Attributes:
-        augment: how images are changed at random.
-        shuffle: whether the order is drawn; else it is the split's own.
-        seed: what all chance follows.
-        epoch: the number of the walk, which chance follows too.
-        drop_last: whether a last, smaller batch is left out.
-    """
-
-    augment: str = "none"
-    shuffle: bool = False
-    seed: int = 0
-    epoch: int = 0
-    drop_last: bool = False
+__all__ = ["Digest", "Split", "batches", "cut", "steps"]
 
 
 class Digest(Protocol):
@@ -99,7 +65,7 @@ class Split(ABC):
         """Read samples as one batch, augmented.
 
         Args:
-            rows: the samples, int64 (n,).
+            rows: the samples, int64 (n,); the images `plan.place` of their batch.
             number: of the batch in its walk.
             plan: what the walk is.
 
@@ -201,8 +167,11 @@ def batches(
     if walk.shuffle:
         order = torch.randperm(len(split), generator=generator(ORDER, walk.seed, walk.epoch))
     plan = Plan(input=input, augment=walk.augment, seed=walk.seed, epoch=walk.epoch)
-    reader = _Reader(split, plan, order, batch_size)
-    return _walk(reader, range(start, total), workers if split.parallel else 0)
+    reader = _Reader(split, plan, order, batch_size, sliced=walk.divided == SLICED)
+    numbers = range(start, total)
+    if walk.divided == DEALT:
+        numbers = numbers[together.rank() :: together.count()]
+    return _walk(reader, numbers, workers if split.parallel else 0)
 
 
 def _check_augment(split: Split, augment: str) -> None:
@@ -223,7 +192,11 @@ class _Reader(Dataset["tuple[Tensor, Tensor] | DataError"]):
     An error is returned, not raised: DataLoader would wrap it in the worker's many-line traceback.
     """
 
-    def __init__(self, split: Split, plan: Plan, order: Tensor, batch_size: int) -> None:
+    def __init__(
+        self, split: Split, plan: Plan, order: Tensor, batch_size: int, *, sliced: bool
+    ) -> None:
+        # asked here: a worker process is none of those that share the walk
+        self.part = together.part(batch_size) if sliced else None
         self.split = split
         self.plan = plan
         self.order = order
@@ -231,8 +204,12 @@ class _Reader(Dataset["tuple[Tensor, Tensor] | DataError"]):
 
     def __getitem__(self, number: int) -> tuple[Tensor, Tensor] | DataError:
         rows = self.order[number * self.batch_size : (number + 1) * self.batch_size]
+        plan = self.plan
+        if self.part is not None:
+            plan = replace(plan, place=Place(start=self.part.start, total=len(rows)))
+            rows = rows[self.part]
         try:
-            return self.split.read(rows, number, self.plan), self.split.labels[rows]
+            return self.split.read(rows, number, plan), self.split.labels[rows]
         except DataError as error:
             return error
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from gatecli.gates.noise import drawn
 
 __all__ = ["gumbel_decision", "log_odds_of_likeliest", "semantic_hash"]
 
@@ -16,7 +19,14 @@ def gumbel_decision(logits: Tensor, temperature: float = 1.0) -> Tensor:
     backward.
     Source: Jang et al. 2017, as used by Herrmann et al. 2018, section 3, and Veit & Belongie 2018.
     """
-    return F.gumbel_softmax(logits.float(), tau=temperature, hard=True)[..., 1]
+
+    def exponential(shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
+        return torch.empty(shape, device=logits.device).exponential_(generator=generator)
+
+    gumbel = -drawn(logits.shape, exponential).log()
+    soft = ((logits.float() + gumbel) / temperature).softmax(-1)
+    hard = torch.zeros_like(soft).scatter_(-1, soft.argmax(-1, keepdim=True), 1.0)
+    return (hard - soft.detach() + soft)[..., 1]
 
 
 def semantic_hash(scores: Tensor) -> Tensor:
@@ -29,10 +39,18 @@ def semantic_hash(scores: Tensor) -> Tensor:
     samples, drawn at random, have g_alpha, the others g_beta.
     Source: Kaiser & Bengio 2018, as used by Chen et al. 2019, section 3.2.2.
     """
-    noisy = scores.float() + torch.randn(scores.shape, device=scores.device)
+
+    def normal(shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
+        return torch.randn(tuple(shape), generator=generator, device=scores.device)
+
+    def every_second(shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
+        order = torch.randperm(shape[0], generator=generator, device=scores.device)
+        return order < shape[0] // 2
+
+    noisy = scores.float() + drawn(scores.shape, normal)
     alpha = (1.2 * noisy.sigmoid() - 0.1).clamp(0, 1)
     beta = (noisy > 0).to(alpha.dtype) + (alpha - alpha.detach())  # exactly 0 or 1
-    real = torch.randperm(len(scores), device=scores.device) < len(scores) // 2
+    real = drawn(scores.shape[:1], every_second)
     return torch.where(real[:, None], alpha, beta)
 
 

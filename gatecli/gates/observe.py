@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gatecli import together
 from gatecli.errors import SettingError
 from gatecli.gates.decider import STRATEGIES, Decider
 from gatecli.gates.exit import Exit
@@ -87,6 +88,16 @@ class RateMeter:
 
     def _add(self, totals: dict[str, Tensor], site: str, more: Tensor) -> None:
         totals[site] = totals[site] + more if site in totals else more
+
+    def gather(self) -> None:
+        """Count what the other processes have counted too."""
+        self.total = sum(together.gathered(self.total))
+        for totals in (self.sums, self.any):
+            everyone = together.gathered({site: each.cpu() for site, each in totals.items()})
+            totals.clear()
+            for theirs in everyone:
+                for site, more in theirs.items():
+                    self._add(totals, site, more)
 
     def rates(self) -> dict[str, list[float]]:
         """Mean decision of each unit: site -> list of `units` rates."""

@@ -62,6 +62,8 @@ class Traits:
             where the loss cannot hold such a rate.
         loss_of_rate: From a rate, its target and the settings to the weighted loss, a scalar: it
             takes the place of `loss` where the price is not COUNT.
+        by_image: Whether the loss looks at decisions image by image, rather than at their means
+            over the batch.
     """
 
     trains: str = "network"
@@ -73,6 +75,7 @@ class Traits:
     supervision: Callable[[Losses, Any], Tensor | float] = unsupervised
     price: Callable[[Any], str] = counted
     loss_of_rate: Callable[[Tensor, float, Any], Tensor] | None = None
+    by_image: bool = False
 
 
 class Objective(Generic[S]):

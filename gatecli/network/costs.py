@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gatecli import together
 from gatecli.errors import CheckpointError
 from gatecli.gates.decider import Decider
 from gatecli.gates.observe import RateMeter
@@ -153,9 +154,6 @@ def reach(network: Network, site: str, rates: Rates) -> float:
     return max(0.0, 1 - sum(rates[name][0] for name in before if name in rates))
 
 
-# --- from decisions ---
-
-
 class CostMeter(RateMeter):
     """Counts also what each sample costs, in the order in which samples come.
 
@@ -180,6 +178,11 @@ class CostMeter(RateMeter):
         self._seen[gate.site] = self._here, z
         if any(saving.when_taken for saving in self._net.sites[gate.site].savings):
             self._here = self._here[z[:, 0] == 0]
+
+    def gather(self) -> None:
+        self._count_batch()
+        self._costs = together.in_order(self._costs)
+        super().gather()
 
     def costs(self) -> Tensor:
         """MACs of each sample, those of gates and exits included.
@@ -249,9 +252,6 @@ def spread_of(costs: Tensor) -> dict[str, float]:
     for name, rank in ranks.items():
         result[name] = torch.quantile(costs, rank).item()
     return result
-
-
-# --- rates ---
 
 
 def mean_rate(units: Sequence[float]) -> float:

@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gatecli.data import DataSet, Split, batches, steps
+from gatecli import together
+from gatecli.data import DataSet, Split, Walk, batches, steps
+from gatecli.data.walk import DEALT
 from gatecli.errors import SettingError
 from gatecli.gates.decider import STRATEGIES
 from gatecli.gates.observe import strategy as deciding
@@ -127,20 +129,21 @@ def evaluate(  # noqa: PLR0913 - its command's options, by keyword
 
 
 class _Images:
-    """A split in batches for a network, as often as they are asked for."""
+    """A split in batches for a network, as often as they are asked for; processes share them."""
 
     def __init__(self, network: Network, split: Split, batch_size: int, workers: int) -> None:
         self.network = network
         self.split = split
         self.batch_size = batch_size
         self.workers = workers
-        self.steps = steps(split, batch_size)
+        self.steps = -(-steps(split, batch_size) // together.count())
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         return batches(
             self.split,
             input=self.network.input,
             batch_size=self.batch_size,
+            walk=Walk(divided=DEALT),
             workers=self.workers,
         )
 
@@ -166,7 +169,7 @@ def _run(
     runs = []
     with deciding(network, "stochastic" if several else strategy):
         for number in range(RUNS if several else 1):
-            torch.manual_seed(seed + number)
+            torch.manual_seed(together.seed(seed + number))
             meter = CostMeter(network)
             name = f"{label}, run {number + 1}/{RUNS}" if several else label
             seen = predict(network, images.batches(), progress, name, images.steps, meter)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from gatecli import together
 from gatecli.errors import DataError
 from gatecli.gates.observe import RateMeter, gates_of, observe
 from gatecli.network import Network
@@ -101,7 +102,8 @@ def predict(
 ) -> Pass:
     """One pass in evaluation mode; `meter` counts what the gates do, and may see more.
 
-    Otherwise as `score`.
+    Otherwise as `score`. Of several processes each is given some of the batches, as they are dealt
+    (gatecli.data.splits.DEALT), and all get what they have seen together.
     """
     device = next(network.parameters()).device
     training = network.training
@@ -115,8 +117,13 @@ def predict(
             meter.total += len(y)
             task.advance()
     network.train(training)
+    together.agree_to_go_on(progress)
+    logits = together.in_order(logits)
+    labels = together.in_order(labels)
     if not logits:
         raise DataError("expected at least one image to evaluate on, but the split is empty")
+    if together.count() > 1:
+        meter.gather()
     nobody_came = {site: [0.0] * gate.units for site, gate in gates_of(network).items()}
     require_finite(torch.cat(logits))
     return Pass(
@@ -167,7 +174,10 @@ def score_exits(
                 here = here & ~leaves
             count += len(y)
             task.advance()
-    return {site: _exit_score(*each.tolist(), count=count) for site, each in sums.items()}
+    together.agree_to_go_on(progress)
+    count = sum(together.gathered(count))
+    whole = {site: together.summed(each).tolist() for site, each in sums.items()}
+    return {site: _exit_score(*each, count=count) for site, each in whole.items()}
 
 
 def _exit_score(right: float, left: float, both: float, *, count: int) -> ExitScore:

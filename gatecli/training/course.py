@@ -22,7 +22,9 @@ from gatecli.training.distill import Teacher, check_teacher
 from gatecli.training.examples import Examples
 from gatecli.training.goals import Row, TargetRate
 from gatecli.training.options import TrainOptions
+from gatecli.training.position import Position
 from gatecli.training.pricing import priced
+from gatecli.training.processes import processes
 from gatecli.training.resumable import Resumable
 from gatecli.training.trained import Trained
 
@@ -76,7 +78,8 @@ class Course(Resumable):
             nesterov=options.nesterov,
             weight_decay=options.weight_decay,
         )
-        super().__init__(network, optimizer, goal, options)
+        several = processes(self.examples.batch_size, synced=options.sync_norms)
+        super().__init__(network, optimizer, goal, options, progress, several)
 
     @abstractmethod
     def _make_teacher(self, given: Network | None) -> Teacher | None:
@@ -224,8 +227,12 @@ class Course(Resumable):
             raise TrainingError(self._diverged(f"the loss is {value}"))
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        self._share_gradients()
         self.optimizer.step()
         return value
+
+    def _share_gradients(self) -> None:
+        """Average the gradients over the processes, where nothing has done so yet."""
 
     def _close(self, epoch: int) -> None:
         """Validate the epoch that has ended, keep it if it is the best, and save."""
@@ -272,6 +279,9 @@ class Course(Resumable):
             return {}
         images = self.examples.in_order("val")
         return score_exits(self.network, images, self.progress, self.examples.val_steps)
+
+    def _is_between_epochs(self, position: Position) -> bool:
+        return position.step == position.closed * self.examples.steps_per_epoch
 
     def _check_position(self) -> None:
         at = self.position

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
+from gatecli import together
 from gatecli.data import DataSet, Walk, batches, steps
+from gatecli.data.walk import DEALT, SLICED
 from gatecli.errors import DataError
 from gatecli.network import Network
 from gatecli.training.options import TrainOptions
@@ -48,6 +50,8 @@ class Examples:
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """The shuffled and augmented training batches of an epoch, from index `start` on.
 
+        Of several processes each gets its part of every batch.
+
         Args:
             epoch: From 0.
             start: The first batch.
@@ -58,7 +62,14 @@ class Examples:
             self.data.splits["train"],
             input=self.network.input,
             batch_size=self.size(batch_size),
-            walk=Walk(augment=self.augment, shuffle=True, seed=seed, epoch=epoch, drop_last=True),
+            walk=Walk(
+                augment=self.augment,
+                shuffle=True,
+                seed=seed,
+                epoch=epoch,
+                drop_last=True,
+                divided=SLICED,
+            ),
             start=start,
             workers=self.options.workers,
         )
@@ -68,14 +79,15 @@ class Examples:
         return min(asked or self.batch_size, len(self.data.splits["train"]))
 
     def in_order(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
-        """All batches of a split, in order and as they are."""
+        """All batches of a split, in order and as they are; several processes share them."""
         return batches(
             self.data.splits[split],
             input=self.network.input,
             batch_size=self.options.batch_size,
+            walk=Walk(divided=DEALT),
             workers=self.options.workers,
         )
 
     def steps_in_order(self, split: str) -> int:
-        """The number of batches that `in_order` gives."""
-        return steps(self.data.splits[split], self.options.batch_size)
+        """The number of batches that `in_order` gives, at most."""
+        return -(-steps(self.data.splits[split], self.options.batch_size) // together.count())

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gatecli import together
 from gatecli.data.augment import ORDER, generator
 from gatecli.errors import SettingError
 from gatecli.network import Network
@@ -112,7 +113,8 @@ class ExitLoop(Course):
                 task.advance()
         standards = {}
         for site, features in kept.items():
-            standards[site] = Standard.of(torch.cat(features)).to(self.network.device)
+            whole = torch.cat(together.gathered(torch.cat(features)))
+            standards[site] = Standard.of(whole).to(self.network.device)
             if self.position.step == 0:
                 standards[site].unfold(self.exits[site].linear)
         return standards
@@ -144,7 +146,7 @@ class ExitLoop(Course):
         with self.progress.task(label, self.examples.steps_per_epoch - start) as task:
             for seen in self._training(epoch, start):
                 self._fit(seen, epoch)
-                self._save_sometimes()
+                self._step_done()
                 task.advance(loss=f"{self.position.means()['loss']:.3f}")
 
     def _training(self, epoch: int, start: int) -> Iterator[Seen]:
@@ -161,7 +163,7 @@ class ExitLoop(Course):
         order = torch.randperm(count, generator=generator(ORDER, self.options.seed, epoch))
         size = self.examples.batch_size
         for number in range(start, self.examples.steps_per_epoch):
-            rows = order[number * size : (number + 1) * size]
+            rows = order[number * size : (number + 1) * size][together.part(size)]
             yield everything.take(rows).to(self.network.device)
 
     def _seen(self, x: Tensor, y: Tensor) -> Seen:
@@ -198,7 +200,7 @@ class ExitLoop(Course):
                     yield seen
                 task.advance()
         if caching:
-            self._cache[split] = joined(kept)
+            self._cache[split] = joined(together.in_order(kept))
             yield self._cache[split]
 
     def _fit(self, seen: Seen, epoch: int) -> None:
@@ -221,12 +223,16 @@ class ExitLoop(Course):
         logits = {site: self._logits(site, seen) for site in self.exits}
         own = [gate.loss(logits[site], seen.labels) for site, gate in self.exits.items()]
         loss = torch.stack(own).sum()
-        if not self.options.distill:
-            return loss
-        distilled = []
-        for each in logits.values():
-            distilled.append(distillation(each, seen.taught, self.options.temperature))
-        return loss + self.options.distill * torch.stack(distilled).sum()
+        if self.options.distill:
+            distilled = []
+            for each in logits.values():
+                distilled.append(distillation(each, seen.taught, self.options.temperature))
+            loss = loss + self.options.distill * torch.stack(distilled).sum()
+        return self.processes.weigh(loss)
+
+    def _share_gradients(self) -> None:
+        for group in self.optimizer.param_groups:
+            self.processes.average_gradients(group["params"])
 
     def _row(self, epoch: int) -> dict[str, Any]:
         top1, exits = self._top1s()
@@ -240,16 +246,17 @@ class ExitLoop(Course):
 
     def _top1s(self) -> tuple[float, dict[str, float]]:
         """Val top-1 of the final classifier, and of each exit on all samples."""
-        right = 0
-        right_at = dict.fromkeys(self.exits, 0)
-        total = 0
+        counts = torch.zeros(2 + len(self.exits), dtype=torch.float64)
         with torch.no_grad():
             for seen in self._walk("val"):
-                right += _right(seen.logits, seen.labels)
+                right = [_right(seen.logits, seen.labels)]
                 for site in self.exits:
-                    right_at[site] += _right(self._logits(site, seen).cpu(), seen.labels)
-                total += len(seen.labels)
-        return 100 * right / total, {site: 100 * count / total for site, count in right_at.items()}
+                    right.append(_right(self._logits(site, seen).cpu(), seen.labels))
+                counts += torch.tensor([len(seen.labels), *right])
+        if not self.options.cache_features:  # else every process has walked through all
+            counts = together.summed(counts)
+        top1s = (100 * counts[1:] / counts[0]).tolist()
+        return top1s[0], dict(zip(self.exits, top1s[1:], strict=True))
 
     def _told(self, row: Row) -> str:
         exits = ", ".join(f"{site} {top1:.2f}" for site, top1 in row["exits"].items())

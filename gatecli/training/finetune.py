@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from gatecli import together
 from gatecli.data import DataSet
 from gatecli.errors import Interrupted
 from gatecli.methods import record_settings
@@ -84,7 +85,8 @@ def finetune(  # noqa: PLR0913 - its command's options, by keyword
         options: How to train.
         changes: Settings of the method to change for this training, such as target_rate.
         run: Where to keep a resumable state; a run with a saved state is resumed, `network` being
-            as it was when the run began.
+            as it was when the run began. Of several processes (gatecli.together) only the first
+            one has it.
         progress: Is told how far the training is.
         teacher: Who says what to learn where `options.distill` is not 0; changed to evaluation with
             all gates open. None: the network as it is now.
@@ -99,7 +101,7 @@ def finetune(  # noqa: PLR0913 - its command's options, by keyword
     with_table(network, trained, options, run, progress)
     kind = ExitLoop if trained[0].objective.traits.trains == "exits" else Loop
     loop = kind(network, data, trained, options, progress, teacher)
-    if run is not None:
+    if run is not None or together.count() > 1:
         loop.keep_in(run)
     baseline = loop.train()
     try:

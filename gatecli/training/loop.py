@@ -7,13 +7,12 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gatecli.errors import SettingError
 from gatecli.gates.decider import Decider
 from gatecli.gates.observe import Record, observe, record_answers
-from gatecli.methods.losses import batch_rate
 from gatecli.network import Network
 from gatecli.network.costs import expected_macs, overall_rate, site_rates
 from gatecli.stages.predict import Scores
@@ -23,10 +22,12 @@ from gatecli.training.goals import Row, TargetRate, goal_of
 from gatecli.training.norms import decide_in_training, reestimate
 from gatecli.training.pricing import WORDS
 from gatecli.training.run import LOG_EVERY
+from gatecli.training.synced import synced
+from gatecli.training.told import asked, mean_rate, of_epoch
 from gatecli.training.trained import idle_modules, optimizer_groups
 from gatecli.training.weights import PLAIN, check_no_exits
 
-__all__ = ["Loop", "asked"]
+__all__ = ["Loop"]
 
 V = TypeVar("V")
 RATE = "rate "  # the sums of a site's decisions are called so, with the site behind
@@ -61,6 +62,20 @@ class Loop(Course):
         return optimizer_groups(self.network, self.trained, self.options)
 
     @cached_property
+    def model(self) -> nn.Module:
+        """What is called in training: the network, or what averages its gradients."""
+        return self.processes.wrap(self.network)
+
+    @cached_property
+    def by_image(self) -> list[str]:
+        """The sites of which a loss looks at each image by itself."""
+        found = []
+        for each in self.trained:
+            if each.objective.traits.by_image or each.share is not None:
+                found.extend(self.sites[each.name])
+        return found
+
+    @cached_property
     def gates(self) -> dict[str, list[Decider]]:
         """Each trained method's gates, by the method's name."""
         found = {}
@@ -85,19 +100,19 @@ class Loop(Course):
             self._begin_epoch(epoch)
         self._to_training()
         device = self.network.device
-        model = self.processes.wrap(self.network)
         record = Record()
         label = f"epoch {epoch + 1}/{self.options.epochs}"
         count = self.examples.steps_per_epoch - start
         with (
             observe(self.network, record),
             record_answers(self.network, record),
+            synced(self.network, on=self.options.sync_norms),
             self.progress.task(label, count) as task,
         ):
             for x, y in self.examples.training(epoch, start):
                 record.clear()
-                self._step(model, record, x.to(device), y.to(device), epoch)
-                self._save_sometimes()
+                self._step(record, x.to(device), y.to(device), epoch)
+                self._step_done()
                 task.advance(**self._shown())
 
     def _begin_epoch(self, epoch: int) -> None:
@@ -113,15 +128,18 @@ class Loop(Course):
         for module in idle_modules(self.network, self.trained):
             module.training = False
 
-    def _step(self, model: Network, record: Record, x: Tensor, y: Tensor, epoch: int) -> None:
-        torch.manual_seed(self.options.seed * 1_000_003 + self.position.step)
+    def _step(self, record: Record, x: Tensor, y: Tensor, epoch: int) -> None:
         self._set_learning_rate()
-        logits, task_loss = self._answer(model, x, y)
-        decisions = self.own(record.latest())
+        seed = self.options.seed * 1_000_003 + self.position.step
+        with self.processes.seeded(seed, x.device):
+            logits, task_loss = self._answer(x, y)
+        decisions = self.processes.whole(self.own(record.latest()), self.by_image)
         loss = self._with_exits(self._with_gates(task_loss, decisions), record.answers, y)
         value = self._descend(loss)
         for each in self.trained:
             each.objective.after_step(self.network, self.sites[each.name])
+        if not self.options.sync_norms:
+            self.processes.settle(self.network)
         self.position.step += 1
         self._add(value, logits.detach(), y, decisions)
         if self.run is not None and self.position.step % LOG_EVERY == 0:
@@ -130,28 +148,30 @@ class Loop(Course):
                     "step": self.position.step,
                     "epoch": epoch + 1,
                     "loss": value,
-                    "rate": batch_rate(decisions).item() if decisions else 1.0,
+                    "rate": mean_rate(decisions),
                     "lr": self.optimizer.param_groups[0]["lr"],
                     **self._priced(decisions),
                 }
             )
 
-    def _answer(self, model: Network, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def _answer(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """The logits (N, K) of images (N, C, H, W), and the loss that they come to."""
         options = self.options
         half = options.precision == "bf16"
         with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
-            logits = model(x)
+            logits = self.model(x)
             loss = self._task_loss(logits, y)
             if self.teacher is not None:
                 taught = self.teacher(x)
-                loss = loss + options.distill * distillation(logits, taught, options.temperature)
+                distilled = distillation(logits, taught, options.temperature)
+                loss = loss + options.distill * self.processes.weigh(distilled)
         return logits, loss
 
     def _task_loss(self, logits: Tensor, y: Tensor) -> Tensor:
-        """What answers (N, K) to images with labels (N,) cost: a scalar."""
+        """What answers (N, K) to images with labels (N,) cost: a scalar, see `weigh`."""
         smoothing = self.options.label_smoothing
-        return F.cross_entropy(logits.float(), y, label_smoothing=smoothing)
+        loss = F.cross_entropy(logits.float(), y, label_smoothing=smoothing)
+        return self.processes.weigh(loss)
 
     def _with_exits(self, loss: Tensor, answers: Mapping[str, Tensor], y: Tensor) -> Tensor:
         """The loss with what the methods add to it for their exits' answers, (N, K) each."""
@@ -162,7 +182,10 @@ class Loop(Course):
         return loss
 
     def _with_gates(self, loss: Tensor, decisions: Mapping[str, Tensor]) -> Tensor:
-        """The loss with what the methods add to it for their gates' decisions, (N, units) each."""
+        """The loss with what the methods add to it for their gates' decisions, (N, units) each.
+
+        The decisions are the whole batch's: rates are of all its images before they are squared.
+        """
         targets = self.position.targets
         for each in self.trained:
             gates = self.gates[each.name]
@@ -175,7 +198,8 @@ class Loop(Course):
         """Add a batch to the open epoch's sums, and let the targets follow it."""
         means = [z.detach().mean() for z in decisions.values()]
         rates = dict(zip(decisions, torch.stack(means).tolist() if means else [], strict=True))
-        right = (logits.argmax(1) == y).double().mean().item()
+        here = (logits.argmax(1) == y).double().mean()
+        right = self.processes.mean(self.processes.weigh(here)).item()
         figures = {"loss": loss, "top1": 100 * right}
         figures.update({RATE + site: rate for site, rate in rates.items()})
         figures.update(self._priced(decisions))
@@ -226,12 +250,7 @@ class Loop(Course):
         }
 
     def _told(self, row: Row) -> str:
-        return (
-            f"epoch {row['epoch']}/{self.options.epochs}: loss {row['train_loss']:.3f}, val top-1"
-            f" {row['val_top1']:.2f}, rate {row['achieved_rate']:.3f}{asked(row['target_rate'])}"
-            f"{WORDS[self.trained[0].price]},"
-            f" {row['macs_expected'] / 1e9:.4g} GMACs{_in_ms(row)}"
-        )
+        return of_epoch(row, self.options.epochs, WORDS[self.trained[0].price])
 
     def figures(self, scores: Scores) -> dict[str, Any]:
         """What a goal looks at."""
@@ -265,22 +284,16 @@ class Loop(Course):
         return {**batchnorm, "kept": "before"}, before
 
     def _reestimate(self) -> None:
-        torch.manual_seed(self.options.seed)  # the gates sample: a resumed run must sample alike
         self._to_training()
         if self.options.bn_gates == "decided":
             decide_in_training(self.network)
         size = self.examples.size(self.options.bn_batch_size)
         images = self.examples.training(self.options.epochs, batch_size=size)
         whole = len(self.data.splits["train"]) // size
-        reestimate(self.network, images, min(self.options.bn_batches, whole), self.progress)
+        with (
+            # the gates sample: a resumed run must sample alike
+            self.processes.seeded(self.options.seed, self.network.device, size),
+            synced(self.network),
+        ):
+            reestimate(self.network, images, min(self.options.bn_batches, whole), self.progress)
         self.network.eval()
-
-
-def _in_ms(row: Row) -> str:
-    """An epoch's milliseconds, where these are looked at."""
-    return f", {row['ms_expected']:.4g} ms" if "ms_expected" in row else ""
-
-
-def asked(rate: float | None) -> str:
-    """What stands behind a rate achieved: the rate asked for, if any."""
-    return "" if rate is None else f" (asked {rate:.2f})"

@@ -50,7 +50,7 @@ class TrainOptions:
     Attributes:
         epochs: Passes over the training split.
         lr: Learning rate at the start.
-        batch_size: Images a batch.
+        batch_size: Images a batch, that of all processes together.
         weight_decay: Of SGD.
         momentum: Of SGD.
         schedule: One of LEARNING_RATES; the papers' milestones scale with `epochs`.
@@ -70,6 +70,8 @@ class TrainOptions:
             or as evaluation decides them.
         keep: Which epoch's state to end with, one of KEEPS: the best on val of those that came down
             to the rate that is aimed at, or the last whatever its rate.
+        sync_norms: Let BatchNorms normalise by the batch of all processes together, rather than
+            each by its part.
         save_every: Seconds between saved states.
         max_drop: Points of val top-1 below the baseline; takes the target rate's place, see
             gatecli.training.goals.
@@ -105,6 +107,7 @@ class TrainOptions:
     bn_batch_size: int | None = None
     bn_gates: str = "sampled"
     keep: str = "best"
+    sync_norms: bool = False
     save_every: float = 60.0
     max_drop: float | None = None
     max_gmacs: float | None = None

@@ -22,6 +22,7 @@ class Position:
         best: Index of the best epoch in `history`.
         targets: The gates' targets in the open epoch, by site.
         goal: What the goal has learnt.
+        processes: How many trained when this was saved.
     """
 
     baseline: float | None = None
@@ -32,6 +33,7 @@ class Position:
     best: int | None = None
     targets: dict[str, float] = field(default_factory=dict)
     goal: dict[str, float] = field(default_factory=dict)
+    processes: int = 1
 
     def add(self, figures: Mapping[str, float]) -> None:
         """Add a batch's figures to the open epoch's sums."""
@@ -60,7 +62,7 @@ class Position:
             ValueError: The place lies outside the training, or contradicts itself.
         """
         first = self.closed * steps_per_epoch
-        numbers = [self.baseline or 0.0, self.step, self.closed]
+        numbers = [self.baseline or 0.0, self.step, self.closed, self.processes]
         for by_name in (self.sums, self.targets, self.goal):
             numbers.extend(by_name.values())
         if not all(isinstance(number, int | float) for number in numbers):

@@ -6,6 +6,7 @@ No pickle: safetensors and JSON lines.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,7 @@ __all__ = ["LOG_EVERY", "Run", "intact"]
 STATE = "state.safetensors"
 BEST = "best.safetensors"
 LAST = "last.safetensors"
+EPOCH = "epoch.safetensors"
 LOG = "log.jsonl"
 TABLE = "latency.json"
 LOG_EVERY = 20  # steps between lines of the log
@@ -64,7 +66,7 @@ class Run:
         """
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for name in (STATE, BEST, LAST, LOG, TABLE):
+            for name in (STATE, BEST, LAST, EPOCH, LOG, TABLE):
                 (folder / name).unlink(missing_ok=True)
         except OSError as error:
             raise CheckpointError(
@@ -107,6 +109,19 @@ class Run:
             "position": json.dumps(position),
         }
         save_tensors(tensors, self.state, metadata)
+
+    def keep_epoch(self) -> None:
+        """Keep the state that was saved last as that of an epoch's beginning."""
+        with replacing(self.folder / EPOCH) as temporary:
+            shutil.copyfile(self.state, temporary)
+
+    def epoch(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What `keep_epoch` kept last, as `saved` gives a state.
+
+        Raises:
+            CheckpointError: It is damaged.
+        """
+        return _read(self.folder / EPOCH, "position")
 
     def saved(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The state's tensors and position, or None before the first save.
@@ -189,6 +204,7 @@ class Run:
         The log, the best and the last tensors stay.
         """
         self.state.unlink(missing_ok=True)
+        (self.folder / EPOCH).unlink(missing_ok=True)
 
 
 def _is_past(row: Mapping[str, Any], step: int, closed: int) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 from torch.optim import Optimizer
 
+from gatecli.errors import CheckpointError
 from gatecli.network import Network
 
 __all__ = ["is_finite", "load_state", "state_tensors"]
@@ -30,13 +31,28 @@ def load_state(network: Network, optimizer: Optimizer, tensors: Mapping[str, Ten
 
     Raises:
         RuntimeError: The tensors are another network's.
+        CheckpointError: They are another optimizer's.
     """
+    _check_optimizer(network, optimizer, tensors)
     network.load_state_dict(_without_prefix(tensors, MODEL))
     momenta = _without_prefix(tensors, MOMENTUM)
     for name, parameter in network.named_parameters():
         if name in momenta:
             momentum = momenta[name].view_as(parameter).to(parameter.device)
             optimizer.state[parameter]["momentum_buffer"] = momentum
+
+
+def _check_optimizer(network: Network, optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Check that all but the network's tensors are what this optimizer keeps of what it trains."""
+    trained = {id(each) for group in optimizer.param_groups for each in group["params"]}
+    kept = {MOMENTUM + name for name, each in network.named_parameters() if id(each) in trained}
+    others = [name for name in tensors if not name.startswith(MODEL) and name not in kept]
+    if others:
+        raise CheckpointError(
+            f"expected the state to hold {type(optimizer).__name__}'s momentum of what is trained,"
+            f" but got `{others[0]}` of another optimizer or training: start a new run without"
+            " --resume"
+        )
 
 
 def is_finite(tensors: Mapping[str, Tensor]) -> bool:

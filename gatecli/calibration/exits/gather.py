@@ -7,8 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from gatecli import together
 from gatecli.calibration.exits.samples import OperatingPoint, Samples, leaves
-from gatecli.data import DataSet, batches, steps
+from gatecli.data import DataSet, Walk, batches, steps
+from gatecli.data.walk import DEALT
 from gatecli.gates.observe import record_gates
 from gatecli.network import Network
 from gatecli.network.compare import require_finite
@@ -32,7 +34,13 @@ def gather(
     scores: list[Tensor] = []
     right: list[Tensor] = []
     decided: dict[str, list[Tensor]] = {}
-    images = batches(split, input=network.input, batch_size=batch_size, workers=workers)
+    images = batches(
+        split,
+        input=network.input,
+        batch_size=batch_size,
+        walk=Walk(divided=DEALT),
+        workers=workers,
+    )
     with (
         torch.no_grad(),
         record_gates(network) as record,
@@ -48,7 +56,11 @@ def gather(
             for site, z in record.latest().items():
                 decided.setdefault(site, []).append(z.cpu())
             task.advance()
-    decisions = {site: torch.cat(each) for site, each in decided.items()}
+    together.agree_to_go_on(progress)
+    scores = together.in_order(scores)
+    right = together.in_order(right)
+    sites = max(together.gathered(list(decided)), key=len)  # one may have had no batch
+    decisions = {site: torch.cat(together.in_order(decided.get(site, []))) for site in sites}
     costs = leaving_costs(network, decisions)
     costs = costs if len(costs) > 1 else costs[0]
     return Samples.of(torch.cat(scores), torch.cat(right), costs), decisions

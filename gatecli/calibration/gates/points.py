@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from gatecli import methods
-from gatecli.data import Split, batches, steps
+from gatecli import methods, together
+from gatecli.data import Split, Walk, batches, steps
+from gatecli.data.walk import DEALT
 from gatecli.gates.decider import Decider
 from gatecli.gates.observe import RateMeter
 from gatecli.network import Network
@@ -134,6 +135,15 @@ class OddsMeter(RateMeter):
         if odds is not None:
             self.odds.setdefault(gate.site, []).append(odds.detach().float().cpu())
 
+    def gather(self) -> None:
+        """See RateMeter.gather; the samples' order is another one then."""
+        super().gather()
+        everyone = together.gathered(self.odds)
+        self.odds = {}
+        for theirs in everyone:
+            for site, odds in theirs.items():
+                self.odds.setdefault(site, []).extend(odds)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Loading:
@@ -209,6 +219,7 @@ class Measure:
             self.split,
             input=self.network.input,
             batch_size=self.loading.batch_size,
+            walk=Walk(divided=DEALT),
             workers=self.loading.workers,
         )
         seen = predict(self.network, images, self._within, meter=meter)

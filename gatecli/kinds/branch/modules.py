@@ -5,6 +5,7 @@ A module's own tensors, used branch by branch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -92,15 +93,19 @@ class SharedNorm(nn.Module):
             + (shift / self.share).repeat(count)[:, None, None]
         )
 
+    def moments(self, x: Tensor, over: Sequence[int]) -> tuple[Tensor, Tensor, float]:
+        """Mean, variance, and of how many values: of the images here (see together.moments)."""
+        var, mean = torch.var_mean(x, list(over), correction=0)
+        return mean, var, x.numel() / mean.numel()
+
     def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         total = x.reshape(
             x.shape[0], x.shape[1] // len(self.running_mean), len(self.running_mean), *x.shape[2:]
         ).sum(1)
-        var, mean = torch.var_mean(total, (0, 2, 3), correction=0)
+        mean, var, many = self.moments(total, (0, 2, 3))
         with torch.no_grad():
             self.num_batches_tracked += 1
             rate = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-            many = total.numel() / len(mean)
             self.running_mean.lerp_(mean.detach(), rate)
             self.running_var.lerp_(var.detach() * many / max(many - 1, 1), rate)
         return mean, var

@@ -44,7 +44,9 @@ def achieved(
 class Leaving(Objective[EarlyExitSettings]):
     """Each exit shall let a share of the images leave, at least, and know all of them."""
 
-    traits: ClassVar[Traits] = Traits(at_least=True, achieved=achieved, supervision=supervision)
+    traits: ClassVar[Traits] = Traits(
+        at_least=True, achieved=achieved, supervision=supervision, by_image=True
+    )
 
     def begin(self, network: Network, sites: Iterable[str], settings: EarlyExitSettings) -> None:
         for site in sites:

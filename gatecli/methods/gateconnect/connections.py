@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gatecli.gates.decider import Decider
+from gatecli.gates.noise import generator
 
 __all__ = ["AllConnections", "Connections", "Fixed", "RealConnections"]
 
@@ -85,7 +86,7 @@ class Connections(Decider):
         chances = self.chances()
         self.real.data.copy_(chances)  # as the paper's pseudocode: the step is taken from there
         picked = torch.multinomial(
-            chances + 1e-6, self.fan_in, replacement=False
+            chances + 1e-6, self.fan_in, replacement=False, generator=generator()
         )  # clipping may have left too few above zero
         binary = torch.zeros_like(chances).scatter_(1, picked, 1)
         return binary + (self.real - self.real.detach())

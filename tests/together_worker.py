@@ -1,0 +1,122 @@
+"""Small trainings of every method, the same in one process and in one of several.
+
+All is computed in float64: in float32 a network's BatchNorms may magnify the rounding of sums until
+nothing can be told from it (docs/scale.md).
+
+As a program, started by torchrun: train them all together, and leave what came of it in a folder.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from commandline import SIDE
+from torch import nn
+
+import gatecli
+from gatecli import together
+from gatecli.architectures.build import build
+from gatecli.architectures.cifar import CifarResNet
+from gatecli.data import splits
+from gatecli.data.prepare import normalised
+from gatecli.training import TrainOptions, finetune, synced
+
+METHODS = ("aig-perbatch", "ind-pergate", "cgnet", "gateconnect", "early-exit", "dgate")
+BATCH = 31  # so that two processes have unequal parts
+STEPS = 3
+
+
+def _network(method: str) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        if method == "gateconnect":
+            return build("cifar:resnext20_8x4d", {})
+        return CifarResNet(8)
+
+
+@contextmanager
+def in_double() -> Iterator[None]:
+    """Compute in float64 inside the block, where gatecli asks for float32 too."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        with (
+            mock.patch.object(torch.Tensor, "float", torch.Tensor.double),
+            mock.patch.object(splits, "normalised", _normalised),
+        ):
+            yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def _normalised(*given: Any) -> torch.Tensor:
+    return normalised(*given).double()
+
+
+@in_double()
+def trained(method: str, data: Path, device: str = "cpu") -> dict[str, Any]:
+    """What a training comes to: the tensors, and the figures that all of its parts gave."""
+    torch.manual_seed(0)
+    network = gatecli.attach(_network(method), method, input_size=(SIDE, SIDE)).network
+    network.to(device, torch.float64)
+    images = gatecli.load_data(f"npz:{data}")
+    gatecli.fit(network, images)
+    options = TrainOptions(
+        epochs=1, lr=0.02, batch_size=BATCH, sync_norms=True, bn_batches=2, augment="shift"
+    )
+    result = finetune(network, images, options)
+    return {
+        "tensors": {name: each.cpu() for name, each in network.state_dict().items()},
+        "history": result.history,
+        "top1": result.top1,
+        "macs": result.macs_expected,
+        "rates": result.rates,
+        "exits": {site: vars(each) for site, each in result.exits.items()},
+        "batchnorm": result.batchnorm,
+    }
+
+
+def normed() -> tuple[torch.Tensor, ...]:
+    """What a synchronised BatchNorm gives for this process's part, and its gradients."""
+    whole = torch.randn(7, 3, 4, generator=torch.Generator().manual_seed(0))
+    x = whole[together.part(len(whole))].clone().requires_grad_()
+    result, mean, variance, _ = synced.normalised(x, torch.tensor([1.0, 2.0, 3.0]), None, 1e-5)
+    result.square().mul(x.detach()).sum().backward()
+    assert x.grad is not None
+    return result.detach(), mean, variance, x.grad
+
+
+def main(data: str, out: str, kind: str = "cpu") -> None:
+    """Train, as one of several processes, each on a device of its own of this kind."""
+    device = kind if kind == "cpu" else f"{kind}:{os.environ['LOCAL_RANK']}"
+    if kind == "cuda":
+        torch.cuda.set_device(device)
+    with together.joined(torch.device(device)):
+        parts = together.gathered(normed())
+        found: dict[str, Any] = {each: trained(each, Path(data), device) for each in METHODS}
+        different = [
+            name
+            for name in METHODS
+            if not _alike([each.values() for each in together.gathered(found[name]["tensors"])])
+        ]
+        if together.rank() == 0:
+            torch.save({**found, "normed": parts, "different": different}, out)
+
+
+def _alike(everyone: list[Any]) -> bool:
+    """Whether all processes have the same tensors, to the bit."""
+    for tensors in zip(*everyone, strict=True):
+        if not all(torch.equal(tensors[0], each) for each in tensors):
+            return False
+    return True
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(*sys.argv[1:])
