@@ -97,17 +97,7 @@ class Session:
         start = time.monotonic()
         handlers = self._catch_signals()
         try:
-            is_launcher = several.to_be_launched(self)
-            self._prepare()
-            if is_launcher:
-                several.launch(self.processes or 1, resumes=self.resumes)
-                return
-            with self._stdout_left_free(), several.shared(self):
-                result = body()
-            if self.json_ and self.is_main:
-                self._print(result or {}, time.monotonic() - start)
-            if self.fail_after:
-                raise GatecliError(self.fail_after)
+            self._go(body, start)
         except typer.Exit:
             raise
         except GatecliError as error:
@@ -123,6 +113,20 @@ class Session:
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
+
+    def _go(self, body: Callable[[], dict[str, Any] | None], start: float) -> None:
+        """Run the body, here or in processes that this one starts, and print its result."""
+        is_launcher = several.to_be_launched(self)
+        self._prepare()
+        if is_launcher:
+            several.launch(self.processes or 1, resumes=self.resumes)
+            return
+        with self._stdout_left_free(), several.shared(self):
+            result = body()
+        if self.json_ and self.is_main:
+            self._print(result or {}, time.monotonic() - start)
+        if self.fail_after:
+            raise GatecliError(self.fail_after)
 
     def _interrupted(self, number: int = signal.SIGINT) -> None:
         """End with what is to be said of a signal that has stopped the work at once."""
