@@ -15,7 +15,7 @@ from together_worker import BATCH, METHODS, STEPS, trained
 from torch.nn import functional as F
 
 TESTS = Path(__file__).parent
-ROUNDING = 1e-9  # of float64, after three steps; a mean taken wrongly is off by 1e-2
+ROUNDING = 1e-9  # of float64, after three steps
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+import typer
 from campaigns.workers import ranks_of
 from commandline import SIDE, call, contents, refused, run, save_npz, save_source, strict
 
+from gatecli.cli import several
 from gatecli.cli.interrupts import is_told_here
 from gatecli.errors import SettingError
 from gatecli.training import processes as training_processes
@@ -184,6 +187,17 @@ def test_commands_of_one_process_refuse_torchrun(
         "eval gated.safetensors --processes 3",
         "--processes to be the 2 that torchrun has started, but got 3",
     )
+
+
+def test_the_process_that_died_is_named_and_not_those_stopped_then() -> None:
+    killed = SimpleNamespace(exitcode=-signal.SIGKILL, pid=7, timestamp=2)
+    stopped = SimpleNamespace(exitcode=-signal.SIGTERM, pid=8, timestamp=1)
+    failed = SimpleNamespace(exitcode=1, pid=9, timestamp=3)
+    death = str(several._failed({0: stopped, 1: killed}, 2, "start it again"))
+    assert "rank 1, pid 7" in death and "SIGKILL" in death and death.endswith("start it again")
+    for failures in ({0: failed, 1: stopped}, {0: stopped, 1: stopped}):
+        end = several._failed(failures, 2, "")
+        assert isinstance(end, typer.Exit) and end.exit_code == 1
 
 
 def test_who_tells_of_a_signal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,7 @@ __all__ = [
 
 MEETING = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # torchrun says them to each process
 PATIENCE = 20.0  # seconds until a process that has lost the others ends by itself
-LATER = 2.0  # seconds for which the first process may tell of an error that all have
+LATER = 5.0  # seconds for which the first process may tell of an error that all have
 MOST = 1024
 SPREADING = ("finetune", "eval", "calibrate")
 
@@ -216,10 +216,16 @@ def launch(count: int, *, resumes: bool) -> None:
 
 
 def _failed(failures: Mapping[int, Any], count: int, again: str) -> Exception:
-    """What to raise for the first process that died of a signal, if any did."""
-    dead = {number: each for number, each in failures.items() if each.exitcode < 0}
+    """What to raise for the first process that died of a signal, if any did.
+
+    SIGTERM is how the others are stopped once one has ended.
+    """
+    dead = {}
+    for number, each in failures.items():
+        if each.exitcode < 0 and each.exitcode != -signal.SIGTERM:
+            dead[number] = each
     if not dead:
-        return typer.Exit(max(each.exitcode for each in failures.values()))
+        return typer.Exit(max(1, *(each.exitcode for each in failures.values())))
     first = min(dead, key=lambda number: dead[number].timestamp)
     name = signal.Signals(-dead[first].exitcode).name
     return TrainingError(
