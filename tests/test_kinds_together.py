@@ -16,6 +16,8 @@ from networks import CASES, Case, infer, masked
 from torch import Tensor, nn
 
 import gatecli
+from gatecli.checkpoint import write
+from gatecli.exporting.export import export
 from gatecli.gates.observe import observe
 from gatecli.network import Network
 from gatecli.network.costs import CostMeter
@@ -143,21 +145,30 @@ def test_pruned_is_forced_and_what_goes_takes_what_lies_within(name: str) -> Non
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_file_of_several_kinds_is_replayed_and_written_as_source(
-    method: str, tmp_path: Path
-) -> None:
-    network, images = gated("own", method), PLACES["own"][0].images(2)
-    network.recipe = gatecli.attach(
-        PLACES["own"][0].build(),
-        method,
-        kinds=["block", "filter"],
-        input_size=PLACES["own"][0].size,
-        arch=PLACES["own"][0].arch,
-    ).network.recipe
-    from gatecli.checkpoint import write
-
+def test_a_file_of_several_kinds_is_replayed(method: str, tmp_path: Path) -> None:
+    case = PLACES["own"][0]
+    kinds = ["block", "filter"]
+    network = gatecli.attach(
+        case.build(), method, kinds=kinds, input_size=case.size, arch=case.arch
+    ).network.eval()
     path = tmp_path / "gated.safetensors"
     write(network, path)
-    loaded = gatecli.load(str(path), arch=PLACES["own"][0].arch)
+    loaded = gatecli.load(str(path), arch=case.arch)
+    images = case.images(2)
     assert dict(loaded.gated_by) == network.gated_by
     assert torch.equal(infer(loaded, images), infer(network, images))
+
+
+def test_what_is_left_of_several_kinds_is_written_as_source(tmp_path: Path) -> None:
+    """Blocks and filters gone, it needs torch alone."""
+    case = PLACES["own"][0]
+    network = gated("own", "ind-perbatch")
+    decided = {site: [1] * gate.units for site, gate in network.site_gates.items()}
+    inner = "units.0.c2.filters"
+    decided["units.1"] = [0]
+    decided[inner] = [unit % 2 for unit in range(len(decided[inner]))]
+    pruned = gatecli.prune(settled(network, decided)).network
+    assert pruned.params < network.params and not pruned.gated_by
+    images = case.images(2)
+    done = export(pruned, tmp_path / "plain.weights", "weights", images=images)
+    assert done.max_difference <= 1e-5  # of the source, run in another process

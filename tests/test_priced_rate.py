@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import json
 import random
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from commandline import SIDE, call, contents, edit, refused, run, save_npz, save_source
+from commandline import SIDE, call, contents, edit, refused, run, save_npz, save_source, strict
 from networks import CASES
 from torch import Tensor
 
@@ -229,13 +230,23 @@ def test_targets_of_their_own_have_no_price() -> None:
 LINE = ["--data", "npz:data.npz", "--epochs", 1, "--batch-size", 32, "--bn-batches", 0]
 
 
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shelf")
+    save_source(folder / "r20.pt")
+    save_npz(folder / "data.npz")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        call("attach", "r20.pt", "--method", "ind-perbatch", "--kind", "block,filter", *INPUT)
+    return folder
+
+
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(tmp_path: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("r20.pt", "data.npz", "gated.safetensors"):
+        shutil.copy(shelf / name, tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pricing, "price", _timed)
-    save_source(tmp_path / "r20.pt")
-    save_npz(tmp_path / "data.npz")
-    call("attach", "r20.pt", "--method", "ind-perbatch", "--kind", "block,filter", *INPUT)
     return tmp_path
 
 
@@ -249,9 +260,10 @@ def _timed(network: Network, how: How, *, progress: Progress) -> tuple[Network, 
 
 
 def test_macs_from_attach_to_prune(here: Path) -> None:
-    tuned = call(
-        "finetune", "gated.safetensors", *LINE, "--set", "price=macs", "--out", "t.safetensors"
-    )
+    line = ["finetune", "gated.safetensors", *LINE, "--set", "price=macs"]
+    done = run(*line, "--out", "t.safetensors", "--json")
+    assert "of the MACs that gates save" in done.err
+    tuned = strict(done.out)
     assert tuned["price"] == "macs" and tuned["target_rate"] == pytest.approx(0.6)
     network = gatecli.load("t.safetensors")
     step = network.recipe.last("finetune")
@@ -259,10 +271,6 @@ def test_macs_from_attach_to_prune(here: Path) -> None:
     share = PricedMacs(network, list(network.site_gates))
     rates = step.results["unit_rates"]
     assert tuned["achieved_rate"] == pytest.approx(share.of_rates(network, rates))
-    said = run(
-        "finetune", "gated.safetensors", *LINE, "--set", "price=macs", "--out", "u.safetensors"
-    )
-    assert "of the MACs that gates save" in said.err
     pruned = call("prune", "t.safetensors", "--out", "p.safetensors")
     assert pruned["macs_dense"] <= network.macs_dense
 
