@@ -119,12 +119,11 @@ class Session:
         is_launcher = several.to_be_launched(self)
         self._prepare()
         if is_launcher:
-            several.launch(self.processes or 1, resumes=self.resumes)
-            return
+            return several.launch(self.processes or 1, resumes=self.resumes)
         with self._stdout_left_free(), several.shared(self):
             result = body()
         if self.json_ and self.is_main:
-            self._print(result or {}, time.monotonic() - start)
+            self._print(dict(result or {}), time.monotonic() - start)
         if self.fail_after:
             raise GatecliError(self.fail_after)
 
@@ -137,8 +136,8 @@ class Session:
     def _print(self, result: dict[str, Any], seconds: float) -> None:
         """Print the result as JSON, with what was learnt on the way."""
         seen = {"assumed": self.assumed, "input": self.input}
-        facts = {name: value for name, value in seen.items() if value is not None}
-        print(json.dumps({**result, **facts, "seconds": round(seconds, 3)}, allow_nan=False))
+        result |= {name: value for name, value in seen.items() if value is not None}
+        print(json.dumps({**result, "seconds": round(seconds, 3)}, allow_nan=False))
 
     def _stdout_left_free(self) -> contextlib.AbstractContextManager[Any]:
         """Keep stdout for the JSON, as a user's own code may print."""
