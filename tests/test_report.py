@@ -19,7 +19,7 @@ from webpage import Page
 
 import gatecli
 from gatecli.data import batches
-from gatecli.report.fates import GONE, fates
+from gatecli.report.fates import ALWAYS, GONE, fates
 from gatecli.report.looking import END, Look, look
 from gatecli.report.sections import PARTS
 from gatecli.stages import fit
@@ -257,6 +257,14 @@ def test_what_is_gone_stands_where_it_was() -> None:
     gone = [fate.name for fate in found if fate.state == GONE]
     assert gone == [name for name in names if name not in smaller.sites]
     assert names[4] in gone
+
+
+def test_connections_that_stay_are_not_gone() -> None:
+    golden = Path(__file__).parent / "golden" / "gateconnect.pruned.safetensors"
+    found = fates(subject_of("pruned", gatecli.load(golden, arch="golden.nets:resnext"), 0, {}))
+    assert {fate.state for fate in found} <= {ALWAYS, GONE}
+    kept = [fate for fate in found if fate.state == ALWAYS and fate.before]
+    assert kept and all(fate.units for fate in kept)
 
 
 def test_curves_keep_the_ends() -> None:

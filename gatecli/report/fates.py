@@ -55,7 +55,10 @@ def fates(subject: Subject) -> list[Fate]:
         return []
     rows = {row.name: row for row in site_rows(subject) if _stands(network, row.name)}
     units = _units_before(network.recipe)
-    gone = [_gone(name, units.get(name, 0)) for name in _removed(network)]
+    kept = _kept(network.recipe)
+    gone = []
+    for name in _removed(network):
+        gone.append(_left(name, units.get(name, 0), kept.get(name, 0)))
     present = [_present(network, row, units) for row in rows.values()]
     return _in_order([*present, *gone], [list(rows), *_attached(network.recipe)])
 
@@ -77,9 +80,17 @@ def _present(network: Network, row: SiteRow, units: dict[str, int]) -> Fate:
     )
 
 
-def _gone(name: str, units: int) -> Fate:
+def _left(name: str, units: int, kept: int) -> Fate:
+    """A site that is no place to gate any more: it went, or units of it stay for good."""
     return Fate(
-        name=name, kind="", state=GONE, method=None, rate=0.0, units=0, before=units, macs=0
+        name=name,
+        kind="",
+        state=ALWAYS if kept else GONE,
+        method=None,
+        rate=float(kept > 0),
+        units=kept,
+        before=max(units, kept),
+        macs=0,
     )
 
 
@@ -102,6 +113,15 @@ def _removed(network: Network) -> list[str]:
     for names in _attached(network.recipe):
         found.update(dict.fromkeys(name for name in names if name not in network.sites))
     return list(found)
+
+
+def _kept(recipe: Recipe) -> dict[str, int]:
+    """How many units the last prune that decided a site has kept of it."""
+    kept: dict[str, int] = {}
+    for step in recipe.steps:
+        for name, units in step.settings.get("plan", {}).items():
+            kept[name] = len(units)
+    return kept
 
 
 def _units_before(recipe: Recipe) -> dict[str, int]:
