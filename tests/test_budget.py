@@ -117,9 +117,9 @@ def test_the_source_has_as_many_epochs_more_as_the_others(
     asked = []
     trained = ways.plain
 
-    def plain(network: Any, problem: Any, options: Any, keep: str) -> Any:
+    def plain(network: Any, problem: Any, options: Any) -> Any:
         asked.append(options.epochs)
-        return trained(network, problem, replace(options, epochs=1), keep)
+        return trained(network, problem, replace(options, epochs=1))
 
     monkeypatch.setattr(ways, "plain", plain)
     longer = replace(run, epochs=6)

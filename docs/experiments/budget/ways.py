@@ -61,21 +61,21 @@ def lacking(settings: Mapping[str, Any]) -> str:
 
 def as_it_is(run: Run, budget: Budget) -> Trained:
     """The source itself, trained for as many epochs more as the others."""
-    return plain(budget.source, run.problem, _options(run, sum(_phases(run))), keep="best")
+    return plain(budget.source, run.problem, _options(run, sum(_phases(run))))
 
 
 def from_scratch(run: Run, budget: Budget) -> Trained:
     """A narrower network of the same price, from random weights, for all epochs in one."""
     args = {"width": _widest(run, budget)}
     network = run.problem.network(run.settings["narrow"], run.seed, args)
-    return plain(network, run.problem, _options(run, run.epochs), keep="best")
+    return plain(network, run.problem, _options(run, run.epochs))
 
 
 def by_channels(run: Run, budget: Budget) -> Trained:
     """The source with channels removed by Torch-Pruning."""
     cut, rest = _phases(run)
     network = pruned_outside(run, budget, _options(run, cut))
-    return plain(network, run.problem, _options(run, rest), keep="best")
+    return plain(network, run.problem, _options(run, rest))
 
 
 def by_gates(run: Run, budget: Budget) -> Trained:
@@ -89,7 +89,7 @@ def by_gates(run: Run, budget: Budget) -> Trained:
         limit = {"max_ms": budget.share * table.all_on_ms}
     tuned = gatecli.finetune(network, run.problem.data, replace(_options(run, cut), **limit))
     pruned = gatecli.prune(tuned.network).network
-    return plain(pruned, run.problem, _options(run, rest), keep="best")
+    return plain(pruned, run.problem, _options(run, rest))
 
 
 WAYS: dict[str, Callable[[Run, Budget], Trained]] = {
