@@ -170,7 +170,7 @@ def test_errors_that_repeat_a_file(here: Path, where: str) -> None:
 
 
 def test_names_of_classes_images_and_files(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")  # a narrower table wraps such names
+    monkeypatch.setenv("COLUMNS", "200")  # a narrower table wraps them
     evil = "\x1b[2J\u202e\n"
     for split in ("train", "val"):
         for number in range(10):

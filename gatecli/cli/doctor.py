@@ -34,7 +34,7 @@ def _print(session: Session, found: Checkup) -> None:
     runtimes = [_runtime(each) for each in found.runtimes]
     table(session, "runtimes", ("<--runtime", "<precisions", "<missing"), runtimes)
     extras = [
-        (each.name, each.purpose, "\n".join(each.missing) or "nothing") for each in found.extras
+        (each.name, each.purpose, ", ".join(each.missing) or "nothing") for each in found.extras
     ]
     if extras:
         table(session, "extras", ("<extra", "<for", "<missing"), extras)

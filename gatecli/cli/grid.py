@@ -51,7 +51,7 @@ def columns_of(headings: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[C
     """Return a table's columns; headings that begin with `<` are of text."""
     found = []
     for place, heading in enumerate(headings):
-        cells = ["\n".join(map(printable, str(row[place]).split("\n"))) for row in rows]
+        cells = [printable(row[place]) for row in rows]
         column = Column(
             heading=printable(heading.removeprefix("<")),
             is_text=heading.startswith("<"),
