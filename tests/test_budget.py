@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from budget import __main__ as command
@@ -18,6 +17,7 @@ from budget.results import compared, narrowed, outcome
 from claims.claim import Variant
 from claims.problem import Problem, read_problem
 from claims.training import Run
+from glyphs import save_glyphs
 from torch import nn
 
 from gatecli.architectures.build import build
@@ -31,15 +31,7 @@ ABOUT = {"classes": "0O", "size": 16, "train": 64, "test": 64}
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of glyphs36's form: 36 classes of noise at 8x8."""
-    draw = np.random.default_rng(0)
-    arrays = {}
-    for split, count in (("train", 36 * 12), ("val", 36 * 2), ("test", 36 * 2)):
-        arrays[f"{split}_images"] = draw.integers(0, 256, (count, 8, 8), dtype=np.uint8)
-        arrays[f"{split}_labels"] = np.arange(count) % 36
-    path = tmp_path_factory.mktemp("budget") / "glyphs.npz"
-    np.savez(path, **arrays)
-    return path
+    return save_glyphs(tmp_path_factory.mktemp("budget") / "glyphs.npz")
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from claims import __main__ as command
 from claims.claim import Claim, Column, Comparison, Paper, Variant
@@ -23,6 +22,7 @@ from claims.store import Store
 from claims.tables import comparison_line, judged, table
 from claims.training import Run, in_epochs
 from claims.verdicts import judge, overall
+from glyphs import save_glyphs
 
 from gatecli.errors import TrainingError
 
@@ -32,15 +32,7 @@ KEYS = {"epochs": 1, "settings": {"arch": "cifar:resnet20"}, "problem": ABOUT}
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of glyphs36's form: 36 classes of noise at 8x8."""
-    draw = np.random.default_rng(0)
-    arrays = {}
-    for split, count in (("train", 36 * 12), ("val", 36 * 2), ("test", 36 * 2)):
-        arrays[f"{split}_images"] = draw.integers(0, 256, (count, 8, 8), dtype=np.uint8)
-        arrays[f"{split}_labels"] = np.arange(count) % 36
-    path = tmp_path_factory.mktemp("claims") / "glyphs.npz"
-    np.savez(path, **arrays)
-    return path
+    return save_glyphs(tmp_path_factory.mktemp("claims") / "glyphs.npz")
 
 
 @pytest.fixture(scope="module")

@@ -7,43 +7,28 @@ import sys
 import tempfile
 from pathlib import Path
 
-import torch
-
+from claims.command import QUICK, add_options, finished
 from claims.laboratory import Laboratory
 from claims.page import page
 from claims.papers import papers
 from claims.problem import read_problem
 from claims.store import Store
-from gatecli.errors import GatecliError
 
 HERE = Path(__file__).parent
-QUICK = {"train": 256, "folds": 4, "each": 64}
-SEEDS = (0, 1, 2)
 
 
 def arguments(words: list[str] | None) -> argparse.Namespace:
     """What the command line says."""
     parser = argparse.ArgumentParser(prog="claims", description=__doc__)
-    parser.add_argument("--data", default="glyphs36.npz", help="an npz file with 36 classes")
+    add_options(parser, HERE)
     parser.add_argument("--paper", nargs="*", default=[], help="which papers; none: all")
-    parser.add_argument("--seeds", nargs="*", type=int, default=SEEDS)
-    parser.add_argument("--runs", type=Path, default=HERE / "runs.jsonl", help="the runs' lines")
-    parser.add_argument("--page", type=Path, default=HERE.parent.parent / "claims.md")
-    parser.add_argument("--cache", type=Path, default=Path(".claims"), help="for trained sources")
-    parser.add_argument("--write-only", action="store_true", help="the page, without any run")
-    parser.add_argument("--quick", action="store_true", help="one epoch of few images, as a try")
     return parser.parse_args(words)
 
 
 def main(words: list[str] | None = None) -> int:
     """Run the laboratory; returns the exit code."""
     args = arguments(words)
-    torch.set_num_threads(1)
-    try:
-        return _quick(args) if args.quick else _all(args)
-    except GatecliError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return finished(_quick if args.quick else _all, args)
 
 
 def _all(args: argparse.Namespace) -> int:
