@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
@@ -10,12 +10,12 @@ from torch import fx, nn
 
 from gatecli.graph import edit, prune_channels
 from gatecli.graph.ops import is_decision, is_mask
-from gatecli.kinds.base import Cut, Gone, Keeping, Kind
+from gatecli.kinds.base import MASK, Cut, Gone, Keeping, Kind
 from gatecli.kinds.units import gone_channels, narrow, widen_again
-from gatecli.traced.site import Site, SiteDecision
+from gatecli.traced.site import Saving, Site, SiteDecision
 from gatecli.traced.traced import Traced
 
-__all__ = ["MaskedKind", "output_of"]
+__all__ = ["MaskedKind", "UnitsKind", "nothing_of", "output_of", "savings_by_unit"]
 
 
 class MaskedKind(Kind):
@@ -59,6 +59,27 @@ class MaskedKind(Kind):
     def kept(self, net: Traced, site: Site, channels: int) -> Site:
         """The site without a gate, of whose value so many channels are left."""
         return replace(site, units=1, tail=())
+
+
+class UnitsKind(MaskedKind):
+    """A masked kind of whose value each channel is a unit."""
+
+    one_by_one: ClassVar[bool] = True
+    shares_batch: ClassVar[bool] = True
+    lies_in: ClassVar[frozenset[str]] = frozenset({MASK})
+    masks_outside: ClassVar[bool] = False
+
+    def whole(self, net: Traced, site: Site) -> Site:
+        return replace(site, units=net.channels(site.value), places=())
+
+    def kept(self, net: Traced, site: Site, channels: int) -> Site:
+        return replace(site, units=channels, places=())
+
+
+def savings_by_unit(net: Traced, site: Site, nodes: Iterable[str]) -> tuple[Saving, ...]:
+    """What closed units save of nodes that work for each of a site's channels apart."""
+    share = len(site.places) / net.channels(site.value) if site.places else 1.0
+    return tuple(Saving(node=node, share=share, per_unit=True) for node in nodes)
 
 
 def output_of(net: Traced, site: Site) -> fx.Node:

@@ -22,7 +22,7 @@ from gatecli.kinds.filter import coupled
 from gatecli.kinds.filter.executor import FilterBlock, FilterLayer, FilterReader, OpenFilters
 from gatecli.kinds.filter.find import ROLES, FilterFinder
 from gatecli.kinds.filter.readers import fed_by, readers_of
-from gatecli.kinds.masked import MaskedKind, nothing_of
+from gatecli.kinds.masked import UnitsKind, nothing_of, savings_by_unit
 from gatecli.kinds.units import gone_channels
 from gatecli.lowering.context import Lowering
 from gatecli.lowering.region import tail_part
@@ -32,7 +32,7 @@ from gatecli.traced.traced import Traced
 __all__ = ["FILTER", "FilterKind"]
 
 
-class FilterKind(MaskedKind):
+class FilterKind(UnitsKind):
     """The filters of a convolution, with what follows it channel by channel.
 
     Each is a unit; split in n units, each n-th part of them is one.
@@ -40,11 +40,7 @@ class FilterKind(MaskedKind):
 
     name: ClassVar[str] = "filter"
     offers: ClassVar[frozenset[str]] = frozenset({MASK, VALUE})
-    one_by_one: ClassVar[bool] = True
     splits: ClassVar[bool] = True
-    shares_batch: ClassVar[bool] = True
-    lies_in: ClassVar[frozenset[str]] = frozenset({MASK})
-    masks_outside: ClassVar[bool] = False
     roles: ClassVar[tuple[str, ...]] = ROLES
     couples: ClassVar[bool] = True
 
@@ -82,11 +78,10 @@ class FilterKind(MaskedKind):
         return replace(site, units=units)
 
     def savings(self, net: Traced, site: Site) -> tuple[Saving, ...]:
-        share = len(site.places) / net.channels(site.value) if site.places else 1.0
         nodes = [node for node in site.tail if node in net.costs]
         if site.name in net.gated_by:
             nodes += readers_of(net, site.name)
-        return tuple(Saving(node=node, share=share, per_unit=True) for node in nodes)
+        return savings_by_unit(net, site, nodes)
 
     def why_wide(self, net: Traced, site: Site, kept: Sequence[int]) -> str | None:
         if not coupled.is_coupled(site):
@@ -98,12 +93,6 @@ class FilterKind(MaskedKind):
         if not coupled.is_coupled(net.sites[site]):
             return super().keep(net, site, decision, how)
         return coupled.keep_coupled(net, net.sites[site], decision, how)
-
-    def whole(self, net: Traced, site: Site) -> Site:
-        return replace(site, units=net.channels(site.value), places=())
-
-    def kept(self, net: Traced, site: Site, channels: int) -> Site:
-        return replace(site, units=channels, places=())
 
     def why_not_removable(
         self, net: Traced, site: Site, replaced: dict[fx.Node, fx.Node]

@@ -15,7 +15,7 @@ from gatecli.kinds.head.executor import HeadBlock, OpenHeads
 from gatecli.kinds.head.find import find_heads, refused_heads, site_of
 from gatecli.kinds.head.places import NotPartedError
 from gatecli.kinds.head.surgery import kept_heads, leave_bias, narrow, repeat_decision
-from gatecli.kinds.masked import MaskedKind
+from gatecli.kinds.masked import UnitsKind, savings_by_unit
 from gatecli.kinds.units import channels_of, gone_channels, narrow_gate
 from gatecli.lowering.context import Lowering
 from gatecli.traced.site import Saving, Site, SiteDecision
@@ -24,15 +24,11 @@ from gatecli.traced.traced import Traced
 __all__ = ["HEAD", "HeadKind"]
 
 
-class HeadKind(MaskedKind):
+class HeadKind(UnitsKind):
     """The heads of an attention; each is a unit."""
 
     name: ClassVar[str] = "head"
     offers: ClassVar[frozenset[str]] = frozenset({MASK, VALUE})
-    one_by_one: ClassVar[bool] = True
-    shares_batch: ClassVar[bool] = True
-    lies_in: ClassVar[frozenset[str]] = frozenset({MASK})
-    masks_outside: ClassVar[bool] = False
 
     def find(self, net: Traced) -> list[Site]:
         return find_heads(net, self.name)
@@ -58,12 +54,8 @@ class HeadKind(MaskedKind):
         if parts > 1:
             repeat_decision(net, site, parts)
 
-    def whole(self, net: Traced, site: Site) -> Site:
-        return replace(site, units=net.channels(site.value), places=())
-
     def savings(self, net: Traced, site: Site) -> tuple[Saving, ...]:
-        share = len(site.places) / net.channels(site.value) if site.places else 1.0
-        return tuple(Saving(node=node, share=share, per_unit=True) for node in site.tail)
+        return savings_by_unit(net, site, site.tail)
 
     # --- taking heads out ---
 

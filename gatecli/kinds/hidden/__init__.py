@@ -17,7 +17,7 @@ from gatecli.graph.ops import is_decision, is_mask, module_of
 from gatecli.kinds.base import MASK, VALUE, Gone
 from gatecli.kinds.hidden.executor import APART, COLUMNS, ROWS, HiddenLayers, HiddenValue, steps_of
 from gatecli.kinds.hidden.find import Hidden, HiddenFinder, hidden_at, is_depthwise, refusals
-from gatecli.kinds.masked import MaskedKind, output_of
+from gatecli.kinds.masked import UnitsKind, output_of, savings_by_unit
 from gatecli.lowering.context import Lowering
 from gatecli.traced.site import Saving, Site
 from gatecli.traced.traced import Traced
@@ -25,15 +25,12 @@ from gatecli.traced.traced import Traced
 __all__ = ["HIDDEN", "HiddenKind"]
 
 
-class HiddenKind(MaskedKind):
+class HiddenKind(UnitsKind):
     """Hidden units, each for itself; split in n units, each n-th part of them is one."""
 
     name: ClassVar[str] = "hidden"
     offers: ClassVar[frozenset[str]] = frozenset({MASK, VALUE})
-    one_by_one: ClassVar[bool] = True
     splits: ClassVar[bool] = True
-    shares_batch: ClassVar[bool] = True
-    lies_in: ClassVar[frozenset[str]] = frozenset({MASK})
 
     def find(self, net: Traced) -> list[Site]:
         return HiddenFinder(net, self.name).run()
@@ -71,20 +68,13 @@ class HiddenKind(MaskedKind):
         edit.insert_mask(net, place, gate, sees=sees, outside=False, axis=axis)
 
     def savings(self, net: Traced, site: Site) -> tuple[Saving, ...]:
-        share = len(site.places) / net.channels(site.value) if site.places else 1.0
         hidden = _hidden(net, site)
         assert hidden is not None
         nodes = hidden.tail
         if _reads_open_units(net, site, hidden):
             nodes = [*hidden.tail, *hidden.between, hidden.last]
         heavy = [node.name for node in nodes if net.costs[node.name].macs]
-        return tuple(Saving(node=node, share=share, per_unit=True) for node in heavy)
-
-    def whole(self, net: Traced, site: Site) -> Site:
-        return replace(site, units=net.channels(site.value), places=())
-
-    def kept(self, net: Traced, site: Site, channels: int) -> Site:
-        return replace(site, units=channels, places=())
+        return savings_by_unit(net, site, heavy)
 
     # --- where no unit is left, one stays that says nothing: a layer has at least one ---
 
