@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from torch import fx, nn
 
+from gatecli.errors import SettingError
 from gatecli.graph import edit, prune_channels
 from gatecli.graph.ops import is_decision, is_mask
 from gatecli.kinds.base import MASK, Cut, Gone, Keeping, Kind
@@ -62,12 +63,26 @@ class MaskedKind(Kind):
 
 
 class UnitsKind(MaskedKind):
-    """A masked kind of whose value each channel is a unit."""
+    """A masked kind of whose value each channel is a unit; split in n, each n-th part is one.
 
+    Attributes:
+        called: What messages call its units.
+    """
+
+    called: ClassVar[str] = "units"
     one_by_one: ClassVar[bool] = True
     shares_batch: ClassVar[bool] = True
     lies_in: ClassVar[frozenset[str]] = frozenset({MASK})
     masks_outside: ClassVar[bool] = False
+
+    def split(self, net: Traced, site: Site, units: int) -> Site:
+        width = net.channels(site.value)
+        if units > width or width % units:
+            raise SettingError(
+                f"expected the number of units to divide the {width} {self.called} of"
+                f" `{site.name}`, but got {units}"
+            )
+        return replace(site, units=units)
 
     def whole(self, net: Traced, site: Site) -> Site:
         return replace(site, units=net.channels(site.value), places=())

@@ -33,8 +33,17 @@ from gatecli.stages.predict import score
 from gatecli.training.examples import Examples
 from gatecli.training.options import TrainOptions
 
-__all__ = ["Run", "Trained", "in_epochs", "one_epoch", "plain"]
+__all__ = ["FROM_SCRATCH", "Run", "Trained", "in_epochs", "one_epoch", "plain"]
 
+# how networks with gates are trained from random weights
+FROM_SCRATCH: Mapping[str, Any] = {
+    "lr": 0.1,
+    "batch_size": 64,
+    "weight_decay": 5e-4,
+    "schedule": "step",
+    "bn_batches": 46,
+    "keep": "last",
+}
 OTHER = 100  # so much higher is the seed of a network that must not be the one that it helps
 
 

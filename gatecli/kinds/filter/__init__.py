@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 from torch import fx, nn
 
-from gatecli.errors import SettingError
 from gatecli.graph import additions, prune_channels
 from gatecli.graph.edit import mask_of
 from gatecli.graph.ops import is_add, never_negative, relu_after, widen
@@ -41,6 +40,7 @@ class FilterKind(UnitsKind):
     name: ClassVar[str] = "filter"
     offers: ClassVar[frozenset[str]] = frozenset({MASK, VALUE})
     splits: ClassVar[bool] = True
+    called: ClassVar[str] = "filters"
     roles: ClassVar[tuple[str, ...]] = ROLES
     couples: ClassVar[bool] = True
 
@@ -67,15 +67,6 @@ class FilterKind(UnitsKind):
         units = site.units if _is_grouped(net, site) else net.channels(site.value)
         channels = net.channels(site.entry)
         return replace(site, branch=branch, units=units, channels=channels, macs=net.macs(branch))
-
-    def split(self, net: Traced, site: Site, units: int) -> Site:
-        width = net.channels(site.value)
-        if units > width or width % units:
-            raise SettingError(
-                f"expected the number of units to divide the {width} filters of `{site.name}`,"
-                f" but got {units}"
-            )
-        return replace(site, units=units)
 
     def savings(self, net: Traced, site: Site) -> tuple[Saving, ...]:
         nodes = [node for node in site.tail if node in net.costs]

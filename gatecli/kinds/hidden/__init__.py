@@ -11,7 +11,6 @@ from typing import ClassVar
 
 from torch import fx, nn
 
-from gatecli.errors import SettingError
 from gatecli.graph import edit, prune_channels
 from gatecli.graph.ops import is_decision, is_mask, module_of
 from gatecli.kinds.base import MASK, VALUE, Gone
@@ -31,6 +30,7 @@ class HiddenKind(UnitsKind):
     name: ClassVar[str] = "hidden"
     offers: ClassVar[frozenset[str]] = frozenset({MASK, VALUE})
     splits: ClassVar[bool] = True
+    called: ClassVar[str] = "hidden units"
 
     def find(self, net: Traced) -> list[Site]:
         return HiddenFinder(net, self.name).run()
@@ -49,15 +49,6 @@ class HiddenKind(UnitsKind):
         is_split = site.name in net.gated_by and site.units < net.channels(site.value)
         units = site.units if site.places or is_split else net.channels(site.value)
         return replace(site, branch=branch, units=units, macs=net.macs(branch))
-
-    def split(self, net: Traced, site: Site, units: int) -> Site:
-        width = net.channels(site.value)
-        if units > width or width % units:
-            raise SettingError(
-                f"expected the number of units to divide the {width} hidden units of"
-                f" `{site.name}`, but got {units}"
-            )
-        return replace(site, units=units)
 
     def insert(self, net: Traced, site: str, gate: nn.Module, sees: str = "") -> None:
         place = net.sites[site]

@@ -9,20 +9,12 @@ from typing import Any
 from claims.claim import Claim, Column, Comparison, Paper, Variant
 from claims.differences import Above, Less, Mean
 from claims.measures import on_folds, simple, with_thresholds
-from claims.training import Run
+from claims.training import FROM_SCRATCH, Run
 from gatecli.stages.evaluate import Evaluation
 
 __all__ = ["PAPER"]
 
 EPOCHS = 60
-TRAIN = {
-    "lr": 0.1,
-    "batch_size": 64,
-    "weight_decay": 5e-4,
-    "schedule": "step",
-    "bn_batches": 46,
-    "keep": "last",
-}
 EXITS = {
     "method": "early-exit",
     "width": 16,
@@ -74,7 +66,7 @@ def variant(network: str, kind: str) -> Variant:
     """A network with what is attached to it, from scratch."""
     attach = KINDS[kind]
     together = {"train": ",".join(each["method"] for each in reversed(attach))} if attach else {}
-    settings = {"arch": NETWORKS[network], "attach": attach, "train": {**TRAIN, **together}}
+    settings = {"arch": NETWORKS[network], "attach": attach, "train": {**FROM_SCRATCH, **together}}
     return Variant(name=f"{network}, {kind}", epochs=EPOCHS, settings=settings)
 
 

@@ -7,18 +7,11 @@ from typing import Any
 from claims.claim import Claim, Column, Comparison, Paper, Variant
 from claims.differences import AtEqual, Less, Mean
 from claims.measures import in_all_ways
+from claims.training import FROM_SCRATCH
 
 __all__ = ["PAPER"]
 
 EPOCHS = 60
-TRAIN = {
-    "lr": 0.1,
-    "batch_size": 64,
-    "weight_decay": 5e-4,
-    "schedule": "step",
-    "bn_batches": 46,
-    "keep": "last",
-}
 # 2 is AIG's own weight on CIFAR; the rate is the weights' own. Decay alone would close gates.
 GATES: dict[str, Any] = {"loss_weight": 2.0, "gate_lr": 0.1, "gate_weight_decay": 0.0}
 TARGETS = (0.3, 0.5, 0.7)
@@ -33,7 +26,7 @@ def variant(name: str, method: str, arch: str = "cifar:resnet20", **settings: An
     """A network with gates, from scratch."""
     attach = [{"method": method, **GATES, **settings}]
     return Variant(
-        name=name, epochs=EPOCHS, settings={"arch": arch, "attach": attach, "train": TRAIN}
+        name=name, epochs=EPOCHS, settings={"arch": arch, "attach": attach, "train": FROM_SCRATCH}
     )
 
 
@@ -80,7 +73,9 @@ DEEP = Variant(
     settings=variant("", "ind-perbatch", "cifar:resnet56", target_rate=0.5).settings,
     seeds=(0,),
 )
-PLAIN = Variant(name=CONTROL, epochs=EPOCHS, settings={"arch": "cifar:resnet20", "train": TRAIN})
+PLAIN = Variant(
+    name=CONTROL, epochs=EPOCHS, settings={"arch": "cifar:resnet20", "train": FROM_SCRATCH}
+)
 CONSTANT = [*grid("aig-perbatch"), *(each.name for each in HIGH)]
 ALL = [name for method in METHODS for name in grid(method)]
 ACCURACIES = (
