@@ -114,10 +114,14 @@ class Method(Generic[S]):
         replayed from a file there is none. Raises SettingError.
         """
         for name in sites:
-            gate = self.gate(network, network.sites[name], settings)
-            surgery.insert_gate(network.traced, name, gate, self.about.name)
+            self._insert(network, name, settings)
         network.recompile()
         network.recount()
+
+    def _insert(self, network: Network, site: str, settings: S) -> None:
+        """Let a new gate decide about one site."""
+        gate = self.gate(network, network.sites[site], settings)
+        surgery.insert_gate(network.traced, site, gate, self.about.name)
 
     def decided(self, network: Network, site: str, threshold: float | None) -> list[bool] | None:
         """For each unit of a site, whether it always runs; None where that depends on the data."""

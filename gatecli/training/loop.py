@@ -20,7 +20,7 @@ from gatecli.training.course import Course
 from gatecli.training.distill import Teacher, distillation
 from gatecli.training.goals import Row, TargetRate, goal_of
 from gatecli.training.norms import decide_in_training, reestimate
-from gatecli.training.pricing import WORDS
+from gatecli.training.pricing import PRICED, WORDS, of_first, rates_of
 from gatecli.training.run import LOG_EVERY
 from gatecli.training.synced import synced
 from gatecli.training.told import asked, mean_rate, of_epoch
@@ -31,7 +31,9 @@ __all__ = ["Loop"]
 
 V = TypeVar("V")
 RATE = "rate "  # the sums of a site's decisions are called so, with the site behind
-PRICED = "priced rate"  # and that of the first method's share, where its rate has a price
+Answered = tuple[Tensor, Tensor]  # logits (N, K), and labels (N,)
+Decisions = Mapping[str, Tensor]
+Shares = Mapping[str, float]  # see gatecli.training.pricing
 
 
 class Loop(Course):
@@ -141,7 +143,8 @@ class Loop(Course):
         if not self.options.sync_norms:
             self.processes.settle(self.network)
         self.position.step += 1
-        self._add(value, logits.detach(), y, decisions)
+        shares = rates_of(self.trained, decisions)
+        self._add(value, (logits.detach(), y), decisions, shares)
         if self.run is not None and self.position.step % LOG_EVERY == 0:
             self.run.log(
                 {
@@ -150,7 +153,7 @@ class Loop(Course):
                     "loss": value,
                     "rate": mean_rate(decisions),
                     "lr": self.optimizer.param_groups[0]["lr"],
-                    **self._priced(decisions),
+                    **of_first(self.trained, shares),
                 }
             )
 
@@ -194,31 +197,26 @@ class Loop(Course):
             loss = loss + each.objective.penalty(gates, each.settings)
         return loss
 
-    def _add(self, loss: float, logits: Tensor, y: Tensor, decisions: Mapping[str, Tensor]) -> None:
+    def _add(self, loss: float, answered: Answered, decisions: Decisions, shares: Shares) -> None:
         """Add a batch to the open epoch's sums, and let the targets follow it."""
         means = [z.detach().mean() for z in decisions.values()]
         rates = dict(zip(decisions, torch.stack(means).tolist() if means else [], strict=True))
+        logits, y = answered
         here = (logits.argmax(1) == y).double().mean()
         right = self.processes.mean(self.processes.weigh(here)).item()
         figures = {"loss": loss, "top1": 100 * right}
         figures.update({RATE + site: rate for site, rate in rates.items()})
-        figures.update(self._priced(decisions))
+        figures.update(of_first(self.trained, shares))
         self.position.add(figures)
         count = int(self.position.sums["batches"])
         targets = dict(self.position.targets)
         for each in self.trained:
             own = each.own(self.network, targets)
             seen = each.own(self.network, rates)
-            if each.share is not None:  # one target for all of them follows one rate
-                seen = dict.fromkeys(seen, each.share.of_decisions(decisions).item())
+            if each.name in shares:  # one target for all of them follows one rate
+                seen = dict.fromkeys(seen, shares[each.name])
             targets.update(each.objective.follow(each.settings, own, seen, count))
         self.position.targets = targets
-
-    @torch.no_grad()
-    def _priced(self, decisions: Mapping[str, Tensor]) -> dict[str, float]:
-        """The rate that the first method's loss holds, where that is no mean of decisions."""
-        share = self.trained[0].share
-        return {} if share is None else {PRICED: share.of_decisions(decisions).item()}
 
     def _shown(self) -> dict[str, str]:
         """What the progress shows behind a step: the open epoch's means."""

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from typing import Any
 
+import torch
+from torch import Tensor
+
+from gatecli import together
 from gatecli.errors import SettingError
 from gatecli.methods.objective import COUNT, MACS, MS
 from gatecli.network import Network
@@ -17,8 +22,9 @@ from gatecli.training.options import TrainOptions
 from gatecli.training.run import Run
 from gatecli.training.trained import Trained
 
-__all__ = ["WORDS", "priced", "with_table"]
+__all__ = ["PRICED", "WORDS", "of_first", "priced", "rates_of", "with_table"]
 
+PRICED = "priced rate"  # what a log calls the rate of `of_first`
 WORDS = {COUNT: "", MACS: " of the MACs that gates save", MS: " of the ms that gates save"}
 
 
@@ -40,6 +46,22 @@ def priced(each: Trained, network: Network, options: TrainOptions) -> Trained:
             " CHECKPOINT --runtime NAME)"
         )
     return replace(each, share=PricedMilliseconds(network, sites, table))
+
+
+@torch.no_grad()
+def rates_of(trained: Sequence[Trained], decisions: Mapping[str, Tensor]) -> dict[str, float]:
+    """A batch's rates that losses hold where these have a price, by method."""
+    found = {}
+    for each in trained:
+        if each.share is not None:
+            found[each.name] = each.share.of_decisions(decisions).item()
+    return found
+
+
+def of_first(trained: Sequence[Trained], rates: Mapping[str, float]) -> dict[str, float]:
+    """The first method's of these rates, as a log has it, if it has a price."""
+    first = trained[0].name
+    return {PRICED: rates[first]} if first in rates else {}
 
 
 def with_table(
@@ -68,15 +90,23 @@ def with_table(
         progress.say(f"price=ms by the checkpoint's table, of {table.where}")
         return
     how = How(runtime=options.runtime or How.runtime)
-    results = None if run is None else run.table()
-    if results is None:
-        progress.say(
-            "price=ms, but the checkpoint has no latency table of this network: measuring one in"
-            f" {how.runtime}, as gatecli price does"
-        )
-        _, measured = price(network, how, progress=progress)
-        results = measured.facts()
-        progress.say(f"price=ms by the table measured now, of {measured.where}")
-        if run is not None:
-            run.keep_table(results)
+    # several processes go by one table
+    results = together.from_main(lambda: _measured(network, how, run, progress))
     network.recipe = network.recipe.with_step(Step(OP, asdict(how), results))
+
+
+def _measured(network: Network, how: How, run: Run | None, progress: Progress) -> dict[str, Any]:
+    """The results of a step `price`: those that the run keeps, or measured now and kept."""
+    results = None if run is None else run.table()
+    if results is not None:
+        return results
+    progress.say(
+        "price=ms, but the checkpoint has no latency table of this network: measuring one in"
+        f" {how.runtime}, as gatecli price does"
+    )
+    _, measured = price(network, how, progress=progress)
+    results = measured.facts()
+    progress.say(f"price=ms by the table measured now, of {measured.where}")
+    if run is not None:
+        run.keep_table(results)
+    return results

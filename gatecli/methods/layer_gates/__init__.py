@@ -24,7 +24,7 @@ site (a filter in a block) looks at what that one looks at: all is decided befor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import ClassVar, TypeVar
 
@@ -143,24 +143,19 @@ class LayerGates(CoupledFilters[L]):
         left = {site: rate for site, rate in own.items() if rate != 1}
         return gated, replace(settings, targets=FrozenDict(left) if left else None)
 
-    def attach(
-        self, network: Network, sites: Sequence[str], settings: L, gater: Network | None = None
-    ) -> None:
-        """Gate the sites; within another gated one, a gate looks at what that one looks at.
+    def _insert(self, network: Network, site: str, settings: L) -> None:
+        """Let a gate decide; within another gated site it looks at what that one looks at.
 
         So all is decided before anything within is computed, and nothing is where it is closed.
         """
-        for name in sites:
-            place = network.sites[name]
-            outer = surgery.around(network.traced, place)
-            seen, sees = place, ""
-            if outer is not None:
-                seen = replace(place, channels=outer.channels, positions=outer.positions)
-                sees = outer.entry
-            gate = self.gate(network, seen, settings)
-            surgery.insert_gate(network.traced, name, gate, self.about.name, sees)
-        network.recompile()
-        network.recount()
+        place = network.sites[site]
+        outer = surgery.around(network.traced, place)
+        seen, sees = place, ""
+        if outer is not None:
+            seen = replace(place, channels=outer.channels, positions=outer.positions)
+            sees = outer.entry
+        gate = self.gate(network, seen, settings)
+        surgery.insert_gate(network.traced, site, gate, self.about.name, sees)
 
 
 class AigLayerGates(LayerGates[AigSettings]):
