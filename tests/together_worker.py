@@ -28,7 +28,8 @@ from gatecli.data import splits
 from gatecli.data.prepare import normalised
 from gatecli.training import TrainOptions, finetune, synced
 
-METHODS = ("aig-perbatch", "ind-pergate", "cgnet", "gateconnect", "early-exit", "dgate")
+PRICED = "aig-perbatch, priced"  # blocks and filters within them, whose rate is a share of MACs
+METHODS = ("aig-perbatch", PRICED, "ind-pergate", "cgnet", "gateconnect", "early-exit", "dgate")
 BATCH = 31  # so that two processes have unequal parts
 STEPS = 3
 
@@ -63,7 +64,9 @@ def _normalised(*given: Any) -> torch.Tensor:
 def trained(method: str, data: Path, device: str = "cpu") -> dict[str, Any]:
     """What a training comes to: the tensors, and the figures that all of its parts gave."""
     torch.manual_seed(0)
-    network = gatecli.attach(_network(method), method, input_size=(SIDE, SIDE)).network
+    how = {"kinds": ("block", "filter"), "price": "macs"} if method == PRICED else {}
+    name = method.partition(",")[0]
+    network = gatecli.attach(_network(name), name, input_size=(SIDE, SIDE), **how).network
     network.to(device, torch.float64)
     images = gatecli.load_data(f"npz:{data}")
     gatecli.fit(network, images)
