@@ -315,7 +315,7 @@ def test_what_shapes_the_gates_may_be_said_again_but_not_otherwise(
 @pytest.mark.parametrize(
     ("method", "settings", "version"),
     [
-        ("ind-pergate", {}, 1),
+        ("ind-pergate", {}, 2),  # `coupled`, a switch
         ("early-exit", {}, 1),
         ("early-exit", {"after": ONE}, 2),
         ("dgate", {}, 2),

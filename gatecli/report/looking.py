@@ -101,6 +101,11 @@ class Seen:
     use: Use | None
     rates: ClassRates | None
 
+    @property
+    def counted(self) -> str:
+        """Of which images the figures are."""
+        return f"{self.images} of {self.total} images of {self.split}"
+
 
 def look(network: Network, data: DataSet, how: Look, progress: Progress = silent) -> Seen:
     """Look at what a network does with images of a split.

@@ -35,7 +35,7 @@ def _map(material: Material, key: str) -> Found:
             f" classes: {shown}."
         ),
         size=(8, 2.2 + 0.2 * min(len(names), NAMED)),
-        foot=f"{seen.images} of {seen.total} images of {seen.split}, nobody leaving by an exit.",
+        foot=f"{seen.counted}, nobody leaving by an exit.",
     )
     return (figure, _table(rates, names, varied)) if varied else (figure,)
 

@@ -30,7 +30,7 @@ def _exits(material: Material, key: str) -> Found:
         title=f"Who leaves where, {seen.images} images of {seen.split}",
         description="; ".join(_told(place, seen.images) for place in seen.leaving),
         size=(8, 1.2 + 0.4 * len(seen.leaving)),
-        foot=f"Looked at for this report: {seen.images} of {seen.total} images of {seen.split}.",
+        foot=f"Looked at for this report: {seen.counted}.",
     )
     return figure, _table(material, seen), *_galleries(seen)
 

@@ -28,7 +28,7 @@ def _gates(material: Material, key: str) -> Found:
     use = seen.use
     units = sum(site.units for site in use.sites)
     least, mean, most = use.per_image
-    foot = f"{seen.images} of {seen.total} images of {seen.split}, nobody leaving by an exit."
+    foot = f"{seen.counted}, nobody leaving by an exit."
     blocks: list[Block] = [
         draw(
             f"{key}-on",
