@@ -6,11 +6,13 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import typer.testing
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -20,6 +22,8 @@ from gatecli.architectures.build import build
 from gatecli.cli.app import app
 
 SIDE = 8  # pixels of the images below
+# All commands are built from their signatures in a twentieth of a second, anew for each invocation.
+typer.testing._get_command = cache(typer.main.get_command)
 
 
 @dataclass(frozen=True)
