@@ -160,14 +160,13 @@ def test_sites_of_timm_s_networks(name: str, count: int) -> None:
     "name",
     [
         "resnet18",
-        "densenet121",
         "mobilenet_v3_small",
-        "regnet_y_400mf",
-        "googlenet",
         "mnasnet0_5",
         "squeezenet1_1",
-        "vit_b_32",
-        "swin_t",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("densenet121", "regnet_y_400mf", "googlenet", "vit_b_32", "swin_t")
+        ),
     ],
 )
 def test_what_prune_writes_is_read(name: str, method: str, tmp_path: Path) -> None:

@@ -239,9 +239,9 @@ def test_current_by_hand(here: Path) -> None:
     refused("inspect", "no current checkpoint")
 
 
-@pytest.mark.parametrize("stem", [" before and after ", "two\nlines", "naïve 漢字"])
-def test_the_road_with_odd_names(here: Path, stem: str) -> None:
+def test_the_road_with_odd_names(here: Path) -> None:
     """Checkpoints, data, images, exports: written, current, and read again."""
+    stem = " naïve\n漢字, before and after "
     save_source(Path(f"{stem}.pt"))
     save_npz(Path(f"{stem}.npz"))
     out = call("attach", f"{stem}.pt", "--method", "ind-perbatch", "--input-size", SIDE)["out"]

@@ -425,7 +425,7 @@ def test_killed_at_random_moments(here: Path, shelf: Path, straight: Straight) -
     """While they step, validate, or write; from 10 moments on, each attempt gets a step further."""
     line = command(shelf, "--save-every", 0)
     chance, kills = random.Random(1), 0
-    while killed_at(chance.randint(10, 30), ["finetune", "--resume"] if STATE.exists() else line):
+    while killed_at(chance.randint(20, 40), ["finetune", "--resume"] if STATE.exists() else line):
         kills += 1
         assert kills < 40, "no progress between the kills"
     assert kills >= 3 and Path("gated.tuned.safetensors").exists()

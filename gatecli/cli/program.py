@@ -30,6 +30,7 @@ from gatecli.cli import (
     replay,
     report,
     run,
+    several,
     slim,
     state,
 )
@@ -165,6 +166,9 @@ def start() -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         sys.exit(app(prog_name="gatecli"))  # however it was started: completion is by that name
+    except SystemExit as end:
+        several.leave(end.code)
+        raise
     except Exception as error:  # with --debug
         text = "".join(traceback.format_exception(error))
         for line in text.splitlines():

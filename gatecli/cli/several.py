@@ -30,6 +30,7 @@ __all__ = [
     "command_line",
     "is_resumed",
     "launch",
+    "leave",
     "rank",
     "shared",
     "signed",
@@ -176,6 +177,18 @@ def wait_to_be_stopped(session: Session, error: Exception) -> None:
         os._exit(Interrupted.exit_code)  # to take apart what is broken may wait for the others
     if isinstance(error, Interrupted):
         raise typer.Exit(Interrupted.exit_code)
+
+
+def leave(code: object) -> None:
+    """End this process at once, its work being done, if it is one of several.
+
+    Threads that connected it with the others may be left. Taking Python and torch apart around
+    them has aborted a process now and then, and the whole job with it.
+    """
+    if started() > 1 and isinstance(code, int):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def launch(count: int, *, resumes: bool) -> None:
