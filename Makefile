@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 FLOOR := .venv-floor
 PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test test-floor check bench gpu campaign claims budget release
+.PHONY: demo test slow test-floor check bench gpu campaign claims budget release
 
 demo: $(VENV)/.demo
 	$(BIN)/gatecli demo
@@ -13,6 +13,10 @@ demo: $(VENV)/.demo
 # at the newest versions that pip finds
 test: $(VENV)/.test
 	$(BIN)/python $(PYTEST)
+
+# those that take long and tell little more, as large networks of a family; before a release
+slow: $(VENV)/.test
+	$(BIN)/python $(PYTEST) -m slow
 
 # at the lowest ones that pyproject.toml allows
 test-floor: $(FLOOR)/.test

@@ -76,7 +76,12 @@ class Stop(BaseException):
 
 @pytest.mark.parametrize(
     ("method", "teacher"),
-    [("cgnet", None), ("aig-perbatch", "r20.pt"), ("dgate", None), ("early-exit", "r20.pt")],
+    [
+        pytest.param("cgnet", None, marks=pytest.mark.slow),
+        pytest.param("aig-perbatch", "r20.pt", marks=pytest.mark.slow),
+        ("dgate", None),
+        ("early-exit", "r20.pt"),
+    ],
 )
 def test_goes_on_to_the_same_bits(
     method: str, teacher: str | None, here: Path, monkeypatch: pytest.MonkeyPatch

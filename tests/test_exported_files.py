@@ -42,6 +42,11 @@ KINDS: dict[str, tuple[str, list[tuple[str, dict[str, Any]]], dict[str, bool]]] 
     "cgnet": ("own", [("cgnet", COARSE)], {"decisions": True}),
     "connections": ("resnext", [("gateconnect", {})], {}),  # these look at no image
 }
+# each by itself, where another has both
+PARTS = ("layer gates", "exits")
+PARAMETERS = [
+    pytest.param(kind, marks=pytest.mark.slow) if kind in PARTS else kind for kind in KINDS
+]
 Outputs = dict[str, Any]
 
 
@@ -81,7 +86,7 @@ def gated(kind: str) -> Network:
     return network.eval() if kind == "connections" else undecided(network)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", PARAMETERS)
 @pytest.mark.parametrize(
     ("format", "suffix", "reader"),
     [

@@ -68,7 +68,9 @@ def laid_out(network: Network, images: Tensor, folder: Path) -> tuple[Path, Path
 
 
 @pytest.mark.parametrize("closed", ["none", "half", "all"])
-@pytest.mark.parametrize("case", ["bottleneck", "cifar-projection"])
+@pytest.mark.parametrize(
+    "case", [pytest.param("bottleneck", marks=pytest.mark.slow), "cifar-projection"]
+)
 def test_logits_are_those_of_the_portable_file(case: str, closed: str, tmp_path: Path) -> None:
     network = gatecli.attach(CASES[case].network(), "aig-perbatch").network
     images = CASES[case].images(2)

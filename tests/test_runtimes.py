@@ -71,7 +71,9 @@ def test_units_that_no_threshold_parts_stay_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("name", ["native", *FILES])
-@pytest.mark.parametrize("method", ["aig-perbatch", "dgate", ""])
+@pytest.mark.parametrize(
+    "method", ["aig-perbatch", pytest.param("dgate", marks=pytest.mark.slow), ""]
+)
 def test_a_runtime_computes_what_the_network_does(name: str, method: str) -> None:
     images = varied_images(CASE.network(), 4)
     network = CASE.network()
