@@ -22,8 +22,9 @@ class Training:
     epochs: Annotated[int, typer.Option(help="Passes over the training split.")] = 100
     lr: Annotated[float, typer.Option(help="Learning rate at the start.")] = 0.1
     batch_size: Annotated[int, typer.Option(help="Images a batch, of all processes.")] = 256
+    optimizer: Annotated[str, typer.Option(help="sgd or adamw.")] = "sgd"
     weight_decay: Annotated[float, typer.Option(help="Weight decay.")] = 1e-4
-    momentum: Annotated[float, typer.Option(help="Momentum of SGD.")] = 0.9
+    momentum: Annotated[float, typer.Option(help="Momentum of SGD; AdamW's beta1.")] = 0.9
     schedule: Annotated[
         str, typer.Option(help="step (x0.1 at 30, 60 and 90 % of the epochs), cosine or constant.")
     ] = "step"

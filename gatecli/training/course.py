@@ -21,6 +21,7 @@ from gatecli.stages.predict import ExitScore, Scores, score, score_exits
 from gatecli.training.distill import Teacher, check_teacher
 from gatecli.training.examples import Examples
 from gatecli.training.goals import Row, TargetRate
+from gatecli.training.optimizers import ADAMW, make_optimizer
 from gatecli.training.options import TrainOptions
 from gatecli.training.position import Position
 from gatecli.training.pricing import priced
@@ -71,13 +72,7 @@ class Course(Resumable):
         goal = self._make_goal()
         # looking for them walks through all modules, which is too slow for each step
         self.sites = {each.name: each.sites(network) for each in trained}
-        optimizer = torch.optim.SGD(
-            self._groups(),
-            lr=options.lr,
-            momentum=options.momentum,
-            nesterov=options.nesterov,
-            weight_decay=options.weight_decay,
-        )
+        optimizer = make_optimizer(self._groups(), options)
         several = processes(self.examples.batch_size, synced=options.sync_norms)
         super().__init__(network, optimizer, goal, options, progress, several)
 
@@ -133,6 +128,7 @@ class Course(Resumable):
             steps=self.total_steps,
             lr=self.options.lr,
             weight_decay=self.options.weight_decay,
+            is_adaptive=self.options.optimizer == ADAMW,
         )
 
     @property

@@ -9,6 +9,7 @@ from typing import Any
 from gatecli.data import AUGMENTS
 from gatecli.errors import SettingError
 from gatecli.methods.schedules import LEARNING_RATES
+from gatecli.training.optimizers import ADAMW, OPTIMIZERS
 
 __all__ = ["TrainOptions"]
 
@@ -35,6 +36,7 @@ RANGES = {
 BN_GATES = ("sampled", "decided")
 KEEPS = ("best", "last")
 CHOICES = {
+    "optimizer": OPTIMIZERS,
     "schedule": LEARNING_RATES,
     "precision": PRECISIONS,
     "augment": AUGMENTS,
@@ -51,8 +53,9 @@ class TrainOptions:
         epochs: Passes over the training split.
         lr: Learning rate at the start.
         batch_size: Images a batch, that of all processes together.
-        weight_decay: Of SGD.
-        momentum: Of SGD.
+        optimizer: One of OPTIMIZERS.
+        weight_decay: Of the optimizer; AdamW's is decoupled, rate times decay in a step.
+        momentum: Of SGD; of AdamW its beta1.
         schedule: One of LEARNING_RATES; the papers' milestones scale with `epochs`.
         milestones: The epochs before which schedule `step` lowers the learning rate, in place of
             the papers' or the method's own; a text has commas between them.
@@ -92,6 +95,7 @@ class TrainOptions:
     epochs: int = 100
     lr: float = 0.1
     batch_size: int = 256
+    optimizer: str = "sgd"
     weight_decay: float = 1e-4
     momentum: float = 0.9
     schedule: str = "step"
@@ -159,6 +163,14 @@ class TrainOptions:
             raise SettingError(
                 "expected --keep last to go with a target rate, but got a price to come down to,"
                 " which says itself which epoch is kept: leave one out"
+            )
+        self._check_optimizer()
+
+    def _check_optimizer(self) -> None:
+        if self.optimizer == ADAMW and self.nesterov:
+            raise SettingError(
+                "expected --nesterov to go with --optimizer sgd, but got --optimizer adamw: leave"
+                " one out"
             )
         if self.nesterov and self.momentum == 0:
             raise SettingError(
