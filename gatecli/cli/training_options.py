@@ -22,9 +22,29 @@ class Training:
     epochs: Annotated[int, typer.Option(help="Passes over the training split.")] = 100
     lr: Annotated[float, typer.Option(help="Learning rate at the start.")] = 0.1
     batch_size: Annotated[int, typer.Option(help="Images a batch, of all processes.")] = 256
+    accumulate: Annotated[
+        int, typer.Option(help="Batches whose gradients make one step, each with its own loss.")
+    ] = 1
     optimizer: Annotated[str, typer.Option(help="sgd or adamw.")] = "sgd"
     weight_decay: Annotated[float, typer.Option(help="Weight decay.")] = 1e-4
     momentum: Annotated[float, typer.Option(help="Momentum of SGD; AdamW's beta1.")] = 0.9
+    clip_grad: Annotated[
+        Optional[float],
+        typer.Option(
+            help="Norm of all gradients together that longer ones are shortened to.",
+            show_default=False,
+        ),
+    ] = None
+    ema: Annotated[
+        Optional[float],
+        typer.Option(
+            help=(
+                "Keep an average of the weights that keeps this share of itself in each step, as"
+                " 0.999; it is validated and written instead of them."
+            ),
+            show_default=False,
+        ),
+    ] = None
     schedule: Annotated[
         str, typer.Option(help="step (x0.1 at 30, 60 and 90 % of the epochs), cosine or constant.")
     ] = "step"

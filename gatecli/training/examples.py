@@ -9,7 +9,7 @@ from torch import Tensor
 from gatecli import together
 from gatecli.data import DataSet, Walk, batches, steps
 from gatecli.data.walk import DEALT, SLICED
-from gatecli.errors import DataError
+from gatecli.errors import DataError, SettingError
 from gatecli.network import Network
 from gatecli.training.options import TrainOptions
 
@@ -21,11 +21,18 @@ class Examples:
 
     Attributes:
         batch_size: Images in a training batch: as the options say, or all where there are fewer.
-        steps_per_epoch: Training batches in an epoch; what is left over is dropped.
+        batches_per_epoch: Training batches in an epoch; what is left over is dropped.
+        steps_per_epoch: Steps, of `accumulate` batches each; what is left over is dropped.
         val_steps: Batches of val.
     """
 
     def __init__(self, network: Network, data: DataSet, options: TrainOptions) -> None:
+        """Look at what there is.
+
+        Raises:
+            DataError: There is no train or val split, or too few images.
+            SettingError: A step would have more batches than an epoch.
+        """
         for name in ("train", "val"):
             if name not in data.splits:
                 raise DataError(
@@ -42,7 +49,14 @@ class Examples:
             raise DataError(
                 f"expected {data.spec} to have at least 2 training images, but it has {len(split)}"
             )
-        self.steps_per_epoch = steps(split, self.batch_size, drop_last=True)
+        self.batches_per_epoch = steps(split, self.batch_size, drop_last=True)
+        self.steps_per_epoch = self.batches_per_epoch // options.accumulate
+        if not self.steps_per_epoch:
+            raise SettingError(
+                f"expected --accumulate to be at most the {self.batches_per_epoch} batches of an"
+                f" epoch ({self.batch_size} of {len(split)} images each), but got"
+                f" {options.accumulate}"
+            )
         self.val_steps = self.steps_in_order("val")
 
     def training(

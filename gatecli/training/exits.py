@@ -9,7 +9,7 @@ hold weights for these, in a resumable state too; what becomes a checkpoint has 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import cached_property
 from itertools import islice
@@ -104,7 +104,7 @@ class ExitLoop(Course):
         sites = [site for site, gate in self.exits.items() if gate.standardises]
         if not sites:
             return {}
-        count = min(self.examples.steps_per_epoch, -(-IMAGES // self.examples.batch_size))
+        count = min(self.examples.batches_per_epoch, -(-IMAGES // self.examples.batch_size))
         kept: dict[str, list[Tensor]] = {site: [] for site in sites}
         with self.progress.task("how features lie", count) as task:
             for seen in islice(self._training(0, 0), count):
@@ -143,9 +143,11 @@ class ExitLoop(Course):
         start = self.position.step - epoch * self.examples.steps_per_epoch
         self.network.eval()
         label = f"epoch {epoch + 1}/{self.options.epochs}"
-        with self.progress.task(label, self.examples.steps_per_epoch - start) as task:
-            for seen in self._training(epoch, start):
-                self._fit(seen, epoch)
+        count = self.examples.steps_per_epoch - start
+        batches = self._training(epoch, start * self.options.accumulate)
+        with self.progress.task(label, count) as task:
+            for _ in range(count):
+                self._fit(islice(batches, self.options.accumulate), epoch)
                 self._step_done()
                 task.advance(loss=f"{self.position.means()['loss']:.3f}")
 
@@ -162,7 +164,7 @@ class ExitLoop(Course):
         count = len(everything.labels)
         order = torch.randperm(count, generator=generator(ORDER, self.options.seed, epoch))
         size = self.examples.batch_size
-        for number in range(start, self.examples.steps_per_epoch):
+        for number in range(start, self.examples.batches_per_epoch):
             rows = order[number * size : (number + 1) * size][together.part(size)]
             yield everything.take(rows).to(self.network.device)
 
@@ -203,17 +205,19 @@ class ExitLoop(Course):
             self._cache[split] = joined(together.in_order(kept))
             yield self._cache[split]
 
-    def _fit(self, seen: Seen, epoch: int) -> None:
-        self._set_learning_rate()
-        value = self._descend(self._loss(seen))
-        self.position.step += 1
-        self.position.add({"loss": value})
+    def _fit(self, batches: Iterable[Seen], epoch: int) -> None:
+        self._begin_step()
+        values = [self._backward(self._loss(seen)) for seen in batches]
+        self._move()
+        self._moved()
+        for value in values:
+            self.position.add({"loss": value})
         if self.run is not None and self.position.step % LOG_EVERY == 0:
             self.run.log(
                 {
                     "step": self.position.step,
                     "epoch": epoch + 1,
-                    "loss": value,
+                    "loss": sum(values) / len(values),
                     "lr": self.optimizer.param_groups[0]["lr"],
                 }
             )

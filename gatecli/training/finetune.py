@@ -121,7 +121,8 @@ def _finish(loop: Course, baseline: float) -> Finetuned:
     """Go back to the best epoch, re-estimate the BatchNorm statistics, and measure."""
     network = loop.network
     position = loop.position
-    last = loop.tensors()
+    with loop.descent.averaged():
+        last = loop.tensors()
     if loop.run is not None:
         loop.run.save_last(last)
     best = position.best_row()

@@ -18,6 +18,7 @@ RANGES = {
     "epochs": (1, math.inf),
     "lr": (0, 1e30),
     "batch_size": (2, math.inf),
+    "accumulate": (1, math.inf),
     "weight_decay": (0, 1e30),
     "momentum": (0, 1),
     "warmup": (0, math.inf),
@@ -33,6 +34,7 @@ RANGES = {
     "distill": (0, 1e30),
     "temperature": (0.01, 1e6),
 }
+WITHIN = {"clip_grad": (0, math.inf), "ema": (0, 1)}  # neither end is allowed
 BN_GATES = ("sampled", "decided")
 KEEPS = ("best", "last")
 CHOICES = {
@@ -53,9 +55,14 @@ class TrainOptions:
         epochs: Passes over the training split.
         lr: Learning rate at the start.
         batch_size: Images a batch, that of all processes together.
+        accumulate: Batches whose gradients a step is the mean of; each has a loss of its own.
         optimizer: One of OPTIMIZERS.
         weight_decay: Of the optimizer; AdamW's is decoupled, rate times decay in a step.
         momentum: Of SGD; of AdamW its beta1.
+        clip_grad: The norm that a step's gradients, of weights and gates together, are shortened
+            to where theirs is larger; None: they are not.
+        ema: The share that the average of the weights keeps in a step, see
+            gatecli.training.average; this average is validated, and what comes out. None: none.
         schedule: One of LEARNING_RATES; the papers' milestones scale with `epochs`.
         milestones: The epochs before which schedule `step` lowers the learning rate, in place of
             the papers' or the method's own; a text has commas between them.
@@ -95,9 +102,12 @@ class TrainOptions:
     epochs: int = 100
     lr: float = 0.1
     batch_size: int = 256
+    accumulate: int = 1
     optimizer: str = "sgd"
     weight_decay: float = 1e-4
     momentum: float = 0.9
+    clip_grad: float | None = None
+    ema: float | None = None
     schedule: str = "step"
     milestones: tuple[int, ...] | None = None
     warmup: float = 0.0
@@ -133,6 +143,8 @@ class TrainOptions:
             self._check_range(name)
         for name in CHOICES:
             self._check_choice(name)
+        for name in WITHIN:
+            self._check_within(name)
         object.__setattr__(self, "milestones", _epochs(self.milestones))
         self._check_milestones()
         self._check_together()
@@ -185,6 +197,15 @@ class TrainOptions:
         if not low <= value <= high or value == math.inf:
             span = f"at least {low}" if high == math.inf else f"between {low} and {high}"
             raise SettingError(f"expected --{name.replace('_', '-')} to be {span}, but got {value}")
+
+    def _check_within(self, name: str) -> None:
+        low, high = WITHIN[name]
+        value = getattr(self, name)
+        if value is not None and not low < value < high:
+            span = f"above {low}" if high == math.inf else f"between {low} and {high}, neither"
+            raise SettingError(
+                f"expected --{name.replace('_', '-')} to be {span}, but got {value:g}"
+            )
 
     def _check_choice(self, name: str) -> None:
         value = getattr(self, name)

@@ -63,10 +63,11 @@ def _check_optimizer(network: Network, optimizer: Optimizer, tensors: Mapping[st
     kept = {prefix + name for prefix in prefixes for name in names}
     others = [name for name in tensors if not name.startswith(MODEL) and name not in kept]
     if others:
+        words = ", ".join(prefix.strip(".") for prefix in prefixes)
         raise CheckpointError(
             f"expected the state to hold what {type(optimizer).__name__} keeps of what is trained"
-            f" ({', '.join(each.strip('.') for each in prefixes)}), but got `{others[0]}` of another"
-            " optimizer or training: start a new run without --resume"
+            f" ({words}), but got `{others[0]}` of another optimizer or training: start a new run"
+            " without --resume"
         )
 
 
