@@ -32,7 +32,7 @@ class Average:
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.tensors: dict[str, Tensor] = {}
         self._network = network
-        self._average = get_ema_multi_avg_fn(decay)
+        self._average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
 
     def _own(self) -> dict[str, Tensor]:
         """The network's tensors that are averaged, by name."""
