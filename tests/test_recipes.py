@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from commandline import SIDE, save_npz
 from torch import Tensor, nn
 
 import gatecli
+from gatecli import together
 from gatecli.architectures.cifar import CifarResNet
 from gatecli.data import DataSet
 from gatecli.errors import CheckpointError, SettingError, TrainingError
@@ -21,6 +23,7 @@ from gatecli.training import Run, TrainOptions, finetune
 from gatecli.training.average import Average
 from gatecli.training.descent import Descent
 from gatecli.training.loop import Loop
+from gatecli.training.mixing import Mixing
 from gatecli.training.optimizers import make_optimizer
 from gatecli.training.resumable import Resumable
 from gatecli.training.state import load_state, state_tensors
@@ -79,6 +82,8 @@ def test_adamw_by_hand() -> None:
     [
         ({"optimizer": "adam"}, "sgd, adamw"),
         ({"accumulate": 0}, "--accumulate to be at least 1, but got 0"),
+        ({"erase": 1.5}, "--erase to be between 0 and 1, but got 1.5"),
+        ({"mixup": -0.1}, "--mixup to be between 0 and"),
         ({"clip_grad": 0.0}, "--clip-grad to be above 0, but got 0"),
         ({"clip_grad": float("nan")}, "--clip-grad to be above 0, but got nan"),
         ({"ema": 1.0}, "--ema to be between 0 and 1, neither, but got 1"),
@@ -140,6 +145,92 @@ def test_a_step_is_the_mean_of_its_batches(data: DataSet) -> None:
 def test_a_step_has_no_more_batches_than_an_epoch(data: DataSet) -> None:
     with pytest.raises(SettingError, match="at most the 3 batches of an epoch"):
         finetune(gated(data), data, options(accumulate=STEPS + 1))
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"cache_features": True, "erase": 0.5}, "without augmentation, but got --erase 0.5"),
+        ({"cache_features": True, "mixup": 0.2}, "--mixup 0.2 is for training the network"),
+        ({"cutmix": 1.0, "mixup": 0.2}, "--mixup 0.2 and --cutmix 1 is for"),
+        ({"cache_features": True, "augment": "randaugment"}, "got --augment randaugment"),
+    ],
+    ids=str,
+)
+def test_what_exits_alone_refuse(data: DataSet, more: dict[str, Any], words: str) -> None:
+    with pytest.raises(SettingError, match=words):
+        finetune(gated(data, "dgate"), data, options(**more))
+
+
+def a_batch() -> tuple[Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    return torch.rand(5, 3, 8, 8, generator=draw), torch.tensor([3, 1, 0, 2, 2])
+
+
+def test_mixed_images_by_hand() -> None:
+    x, y = a_batch()
+    mixing = Mixing(options(mixup=0.4), 4)
+    mixed, shares = mixing(x, y, 7)
+    own = float(shares[0, 3])
+    assert 0 < own < 1 and torch.equal(mixed, mixing(x, y, 7)[0])
+    assert not torch.equal(mixed, mixing(x, y, 8)[0])
+    for i in range(5):
+        torch.testing.assert_close(mixed[i], own * x[i] + (1 - own) * x[i - 1])
+        expected = [0.0] * 4
+        expected[int(y[i])] += own
+        expected[int(y[i - 1])] += 1 - own
+        assert shares[i].tolist() == pytest.approx(expected)
+
+
+def test_cut_images_by_hand() -> None:
+    x, y = a_batch()
+    mixed, shares = Mixing(options(cutmix=1.0), 4)(x, y, 2)
+    own = (mixed == x).all(1)
+    assert torch.equal(mixed, torch.where(own[:, None], x, x.roll(1, 0)))
+    assert 0 < own[0].sum() < 64 and bool((own == own[0]).all())
+    assert shares[0].tolist() == pytest.approx([0, 0, 1 - own[0].sum() / 64, own[0].sum() / 64])
+    rows, columns = torch.nonzero(~own[0], as_tuple=True)
+    sides = (rows.max() - rows.min() + 1) * (columns.max() - columns.min() + 1)
+    assert len(rows) == sides  # one rectangle
+
+
+def test_each_batch_is_mixed_in_one_of_both_ways() -> None:
+    x, y = a_batch()
+    mixing = Mixing(options(mixup=1.0, cutmix=1.0), 4)
+    cut = 0
+    for seed in range(20):
+        mixed, _ = mixing(x, y, seed)
+        cut += bool(torch.isin(mixed, x).all())
+    assert 2 < cut < 18
+
+
+def test_the_loss_of_mixed_images_by_hand(data: DataSet) -> None:
+    loop = loop_of(data, options(mixup=0.4, label_smoothing=0.1, epochs=1))
+    x, y = next(loop.examples.training(0))
+    loss, answered = loop.loss(Record(), x, y, {}, 5)
+    mixed, shares = loop.loss.mixing(x, y, 5)
+    total = 0.0
+    for row, share in zip(answered.logits.tolist(), shares.tolist(), strict=True):
+        whole = math.log(sum(math.exp(value) for value in row))
+        for value, part in zip(row, share, strict=True):
+            total += (0.9 * part + 0.01) * (whole - value) / len(y)
+    assert loss.item() == pytest.approx(total, rel=1e-4)
+    own = y if shares[torch.arange(len(y)), y].mean() > 0.5 else y.roll(1)
+    assert torch.equal(answered.labels, own)
+
+
+def test_batches_of_several_processes_are_not_mixed(
+    data: DataSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = gated(data)
+    monkeypatch.setattr(together, "count", lambda: 2)
+    with pytest.raises(SettingError, match="one process with --cutmix 1, .* but got 2"):
+        finetune(network, data, options(cutmix=1.0))
+
+
+def test_early_exits_learn_from_mixed_images(data: DataSet) -> None:
+    found = finetune(gated(data, "early-exit"), data, options(epochs=1, mixup=0.2))
+    assert found.history[0]["train_loss"] > 0
 
 
 def test_gradients_are_shortened_to_a_norm() -> None:
@@ -222,6 +313,8 @@ RESUMED: dict[str, dict[str, Any]] = {
     "adamw": {"optimizer": "adamw", "lr": 0.002},
     "accumulate": {"accumulate": 3, "clip_grad": 0.5, "momentum": 0.9},
     "ema": {"ema": 0.5, "keep": "last"},
+    "mixed images": {"mixup": 0.2, "cutmix": 1.0, "label_smoothing": 0.1, "distill": 1.0},
+    "changed images": {"augment": "randaugment", "erase": 0.5},
 }
 
 

@@ -66,8 +66,25 @@ class Training:
     precision: Annotated[str, typer.Option(help="fp32 or bf16 (autocast).")] = "fp32"
     augment: Annotated[
         Optional[str],
-        typer.Option(help="none, shift, crop-flip or imagenet; none given: the data set's own."),
+        typer.Option(
+            help=(
+                "none, shift, crop-flip or imagenet; none given: the data set's own; randaugment:"
+                " that one, then RandAugment."
+            )
+        ),
     ] = None
+    erase: Annotated[
+        float, typer.Option(help="Chance of an image that a rectangle of it is erased.")
+    ] = 0.0
+    mixup: Annotated[
+        float, typer.Option(help="Mix images in pairs, in shares of Beta(A, A), as 0.2; 0: do not.")
+    ] = 0.0
+    cutmix: Annotated[
+        float,
+        typer.Option(
+            help="The same for rectangles of images, as 1; with both, each batch has one of them."
+        ),
+    ] = 0.0
     label_smoothing: Annotated[float, typer.Option(help="Label smoothing.")] = 0.0
     workers: Workers = 0
     bn_batches: Annotated[

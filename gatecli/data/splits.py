@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from gatecli import together
 from gatecli.data import forms
 from gatecli.data.augment import AUGMENTS, ORDER, Place, generator
+from gatecli.data.changes import changed
 from gatecli.data.prepare import normalisation, normalised
 from gatecli.data.walk import DEALT, SLICED, Plan, Walk
 from gatecli.errors import DataError, SettingError, reason
@@ -166,7 +167,13 @@ def batches(
     order = torch.arange(len(split))
     if walk.shuffle:
         order = torch.randperm(len(split), generator=generator(ORDER, walk.seed, walk.epoch))
-    plan = Plan(input=input, augment=walk.augment, seed=walk.seed, epoch=walk.epoch)
+    plan = Plan(
+        input=input,
+        augment=walk.augment,
+        seed=walk.seed,
+        epoch=walk.epoch,
+        changes=walk.changes,
+    )
     reader = _Reader(split, plan, order, batch_size, sliced=walk.divided == SLICED)
     numbers = range(start, total)
     if walk.divided == DEALT:
@@ -209,7 +216,8 @@ class _Reader(Dataset["tuple[Tensor, Tensor] | DataError"]):
             plan = replace(plan, place=Place(start=self.part.start, total=len(rows)))
             rows = rows[self.part]
         try:
-            return self.split.read(rows, number, plan), self.split.labels[rows]
+            images = self.split.read(rows, number, plan)
+            return changed(images, rows, plan), self.split.labels[rows]
         except DataError as error:
             return error
 

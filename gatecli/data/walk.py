@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gatecli.data.augment import Place
+from gatecli.data.changes import UNCHANGED, Changes
 from gatecli.traced.recipe import InputSpec
 
 __all__ = ["DEALT", "SLICED", "Plan", "Walk"]
@@ -23,6 +24,7 @@ class Plan:
         seed: what all chance follows.
         epoch: the number of the walk, which chance follows too.
         place: which of a batch's images are read; None: all.
+        changes: what happens to single images then.
     """
 
     input: InputSpec
@@ -30,6 +32,7 @@ class Plan:
     seed: int
     epoch: int
     place: Place | None = None
+    changes: Changes = UNCHANGED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +40,8 @@ class Walk:
     """How one walk through a split goes: by default through every image as it is, in order.
 
     Attributes:
-        augment: how images are changed at random.
+        augment: how images are cut out at random.
+        changes: what happens to single images then.
         shuffle: whether the order is drawn; else it is the split's own.
         seed: what all chance follows.
         epoch: the number of the walk, which chance follows too.
@@ -48,6 +52,7 @@ class Walk:
     """
 
     augment: str = "none"
+    changes: Changes = UNCHANGED
     shuffle: bool = False
     seed: int = 0
     epoch: int = 0

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gatecli import together
 from gatecli.data import DataSet, Walk, batches, steps
+from gatecli.data.changes import RANDAUGMENT, Changes
 from gatecli.data.walk import DEALT, SLICED
 from gatecli.errors import DataError, SettingError
 from gatecli.network import Network
@@ -42,7 +43,10 @@ class Examples:
         self.network = network
         self.data = data
         self.options = options
-        self.augment = options.augment or data.augment
+        is_random = options.augment == RANDAUGMENT
+        own = None if is_random else options.augment
+        self.augment = own or data.augment
+        self.changes = Changes(randaugment=is_random, erase=options.erase)
         split = data.splits["train"]
         self.batch_size = min(options.batch_size, len(split))
         if self.batch_size < 2:
@@ -78,6 +82,7 @@ class Examples:
             batch_size=self.size(batch_size),
             walk=Walk(
                 augment=self.augment,
+                changes=self.changes,
                 shuffle=True,
                 seed=seed,
                 epoch=epoch,

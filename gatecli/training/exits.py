@@ -27,6 +27,7 @@ from gatecli.training.course import Course
 from gatecli.training.distill import Teacher, distillation
 from gatecli.training.features import Seen, joined
 from gatecli.training.goals import Row, TargetRate
+from gatecli.training.mixing import check_unmixed
 from gatecli.training.run import LOG_EVERY
 from gatecli.training.standard import IMAGES, Standard
 from gatecli.training.trained import Trained
@@ -68,16 +69,18 @@ class ExitLoop(Course):
 
     def _make_goal(self) -> TargetRate:
         options = self.options
+        check_unmixed(options)
         limits = (options.max_drop, options.max_gmacs, options.max_ms)
         if any(limit is not None for limit in limits):
             raise SettingError(
                 "--max-drop, --max-gmacs and --max-ms are for layer gates: exits are set to an"
                 " accuracy or a cost with gatecli calibrate"
             )
-        if self.options.cache_features and self.options.augment not in (None, "none"):
+        if options.cache_features and (options.erase or options.augment not in (None, "none")):
+            told = f"--erase {options.erase:g}" if options.erase else f"--augment {options.augment}"
             raise SettingError(
                 "--cache-features computes each image once, so it goes without augmentation, but"
-                f" got --augment {self.options.augment}"
+                f" got {told}"
             )
         return BestExits(self.network, self.trained, self.options)
 

@@ -15,6 +15,7 @@ from gatecli.gates.decider import Decider
 from gatecli.gates.observe import Record
 from gatecli.network import Network
 from gatecli.training.distill import Teacher, distillation
+from gatecli.training.mixing import Mixing
 from gatecli.training.options import TrainOptions
 from gatecli.training.pricing import rates_of
 from gatecli.training.processes import OneProcess
@@ -33,7 +34,7 @@ class Answered:
 
     Attributes:
         logits: (N, K).
-        labels: (N,).
+        labels: (N,); of mixed images those with the larger share.
         decisions: Of the whole batch, by site, (N, units), or a row (1, units) of means.
         shares: The rates that have a price, see gatecli.training.pricing.
     """
@@ -60,6 +61,7 @@ class BatchLoss:
         self.options = options
         self.processes = processes
         self.teacher = teacher
+        self.mixing = Mixing(options, network.num_classes)
 
     @cached_property
     def model(self) -> nn.Module:
@@ -106,6 +108,7 @@ class BatchLoss:
             targets: The gates', by site.
             seed: Of all that is drawn.
         """
+        x, y = self.mixing(x, y, seed)
         with self.processes.seeded(seed, x.device):
             logits, task_loss = self._answer(x, y)
         decisions = self.processes.whole(self._own(record.latest()), self.by_image)
@@ -113,13 +116,16 @@ class BatchLoss:
         loss = self._with_exits(loss, record.answers, y)
         return loss, Answered(
             logits=logits.detach(),
-            labels=y,
+            labels=y.argmax(1) if y.ndim == 2 else y,
             decisions={site: z.detach() for site, z in decisions.items()},
             shares=rates_of(self.trained, decisions),
         )
 
     def _answer(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The logits (N, K) of images (N, C, H, W), and the loss that they come to."""
+        """The logits (N, K) of images (N, C, H, W), and the loss that they come to.
+
+        Here and below `y` are labels (N,), or shares of all classes (N, K).
+        """
         options = self.options
         half = HALVES.get(options.precision)
         with torch.autocast(x.device.type, half, enabled=half is not None):
@@ -132,7 +138,7 @@ class BatchLoss:
         return logits, loss
 
     def _task_loss(self, logits: Tensor, y: Tensor) -> Tensor:
-        """What answers (N, K) to images with labels (N,) cost: a scalar, see `weigh`."""
+        """What answers (N, K) to images cost: a scalar, see `weigh`."""
         smoothing = self.options.label_smoothing
         loss = F.cross_entropy(logits.float(), y, label_smoothing=smoothing)
         return self.processes.weigh(loss)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gatecli.data import AUGMENTS
+from gatecli.data.changes import RANDAUGMENT
 from gatecli.errors import SettingError
 from gatecli.methods.schedules import LEARNING_RATES
 from gatecli.training.optimizers import ADAMW, OPTIMIZERS
@@ -22,6 +23,9 @@ RANGES = {
     "weight_decay": (0, 1e30),
     "momentum": (0, 1),
     "warmup": (0, math.inf),
+    "erase": (0, 1),
+    "mixup": (0, 1e6),
+    "cutmix": (0, 1e6),
     "label_smoothing": (0, 1),
     "seed": (0, 2**32 - 1),
     "workers": (0, 1024),
@@ -41,7 +45,7 @@ CHOICES = {
     "optimizer": OPTIMIZERS,
     "schedule": LEARNING_RATES,
     "precision": PRECISIONS,
-    "augment": AUGMENTS,
+    "augment": (*AUGMENTS, RANDAUGMENT),
     "bn_gates": BN_GATES,
     "keep": KEEPS,
 }
@@ -69,7 +73,11 @@ class TrainOptions:
         warmup: Epochs, or part of one, in which the learning rate rises to the schedule's.
         nesterov: Let SGD's momentum be Nesterov's.
         precision: One of PRECISIONS; bf16 is autocast.
-        augment: How images are augmented; None: the data set's own way.
+        augment: How images are augmented; None: the data set's own way; RANDAUGMENT: that, and
+            then RandAugment.
+        erase: The chance of an image that a rectangle of it is filled with the mean colour.
+        mixup: Images are mixed in pairs, in shares drawn from Beta(mixup, mixup); 0: they are not.
+        cutmix: The same for rectangles of images; with both, each batch has one of them.
         label_smoothing: Of the cross-entropy.
         seed: Of all that is random.
         workers: Processes that read images.
@@ -114,6 +122,9 @@ class TrainOptions:
     nesterov: bool = False
     precision: str = "fp32"
     augment: str | None = None
+    erase: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
     label_smoothing: float = 0.0
     seed: int = 0
     workers: int = 0
