@@ -152,6 +152,7 @@ def test_a_step_has_no_more_batches_than_an_epoch(data: DataSet) -> None:
     [
         ({"cache_features": True, "erase": 0.5}, "without augmentation, but got --erase 0.5"),
         ({"cache_features": True, "mixup": 0.2}, "--mixup 0.2 is for training the network"),
+        ({"precision": "fp16"}, "--precision fp16, but got cpu"),
         ({"cutmix": 1.0, "mixup": 0.2}, "--mixup 0.2 and --cutmix 1 is for"),
         ({"cache_features": True, "augment": "randaugment"}, "got --augment randaugment"),
     ],
@@ -285,15 +286,20 @@ def test_what_is_no_number_stays_out_of_the_average() -> None:
 
 
 def stopped_and_resumed(
-    data: DataSet, folder: Path, how: TrainOptions, step: int, method: str = "ind-perbatch"
+    data: DataSet,
+    folder: Path,
+    how: TrainOptions,
+    step: int,
+    method: str = "ind-perbatch",
+    device: str = "cpu",
 ) -> dict[str, Tensor]:
     """What a training comes to that is killed after a step, and begun again from its state."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Resumable, "_step_done", dying_at(step))
         with pytest.raises(Crash):
-            finetune(gated(data, method), data, how, run=Run.begin(folder, {}))
+            finetune(gated(data, method).to(device), data, how, run=Run.begin(folder, {}))
     run = Run.unfinished(folder.parent)
-    return finetune(gated(data, method), data, how, run=run).network.state_dict()
+    return finetune(gated(data, method).to(device), data, how, run=run).network.state_dict()
 
 
 def dying_at(step: int) -> Any:
@@ -315,6 +321,7 @@ RESUMED: dict[str, dict[str, Any]] = {
     "accumulate": {"accumulate": 3, "clip_grad": 0.5, "momentum": 0.9},
     "ema": {"ema": 0.5, "keep": "last"},
     "mixed images": {"mixup": 0.2, "cutmix": 1.0, "label_smoothing": 0.1, "distill": 1.0},
+    "channels last": {"channels_last": True, "optimizer": "adamw", "ema": 0.5, "lr": 0.002},
     "changed images": {"augment": "randaugment", "erase": 0.5},
 }
 

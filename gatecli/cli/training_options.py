@@ -63,7 +63,9 @@ class Training:
         typer.Option(help="Epochs (or part of one) in which the learning rate rises from 0."),
     ] = 0.0
     nesterov: Annotated[bool, typer.Option("--nesterov", help="Nesterov's momentum.")] = False
-    precision: Annotated[str, typer.Option(help="fp32 or bf16 (autocast).")] = "fp32"
+    precision: Annotated[
+        str, typer.Option(help="fp32, bf16 (autocast), or fp16 (the same, on a GPU).")
+    ] = "fp32"
     augment: Annotated[
         Optional[str],
         typer.Option(
@@ -86,7 +88,14 @@ class Training:
         ),
     ] = 0.0
     label_smoothing: Annotated[float, typer.Option(help="Label smoothing.")] = 0.0
-    workers: Workers = 0
+    workers: Workers = None
+    channels_last: Annotated[
+        bool,
+        typer.Option(
+            "--channels-last",
+            help="Images and weights lie in memory pixel by pixel, which suits some processors.",
+        ),
+    ] = False
     bn_batches: Annotated[
         int, typer.Option(help="Batches to re-estimate BatchNorm statistics with; 0: leave them.")
     ] = 200

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from gatecli.data.augment import Place
 from gatecli.data.changes import UNCHANGED, Changes
 from gatecli.traced.recipe import InputSpec
@@ -49,6 +51,9 @@ class Walk:
         divided: how several processes (gatecli.together) share it: None: each walks through all;
             DEALT: batches go round, a whole one to each; SLICED: each has its part of every batch,
             a smaller last one being left out.
+        device: where images are wanted; None: on the CPU. Those for a GPU are normalised there, all
+            others on the CPU. Labels stay on the CPU.
+        channels_last: whether images lie in memory pixel by pixel.
     """
 
     augment: str = "none"
@@ -58,3 +63,5 @@ class Walk:
     epoch: int = 0
     drop_last: bool = False
     divided: str | None = None
+    device: torch.device | None = None
+    channels_last: bool = False

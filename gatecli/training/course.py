@@ -17,7 +17,7 @@ from gatecli.methods.settings import Length
 from gatecli.network import Network
 from gatecli.progress import Progress
 from gatecli.stages.predict import ExitScore, Scores, score, score_exits
-from gatecli.training.descent import Descent
+from gatecli.training.descent import Descent, check_precision
 from gatecli.training.distill import Teacher, check_teacher
 from gatecli.training.examples import Examples
 from gatecli.training.goals import Row, TargetRate
@@ -62,6 +62,9 @@ class Course(Resumable):
             SettingError: The options contradict each other, the method or the teacher.
             DataError: The data has no train or val split, or too few images.
         """
+        check_precision(network, options)
+        if options.channels_last:
+            network.to(memory_format=torch.channels_last)
         self.network = network
         self.data = data
         self.options = options

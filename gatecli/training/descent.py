@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from gatecli.errors import SettingError
 from gatecli.network import Network
 from gatecli.training.average import Average
 from gatecli.training.options import TrainOptions
 
-__all__ = ["Descent"]
+__all__ = ["Descent", "check_precision"]
 
 AVERAGE = "average."  # what a state calls the averages of --ema, with the tensor's name behind
+FP16 = "fp16"
 SCALE, GROWTH = "scaler.scale", "scaler.growth"
 
 
@@ -32,7 +34,9 @@ class Descent:
         self.average = None if options.ema is None else Average(network, options.ema)
         self._batches = options.accumulate
         self._limit = options.clip_grad
-        self._scaler = _scaler(network.device) if options.precision == "fp16" else None
+        self._scaler = None
+        if options.precision == FP16:
+            self._scaler = torch.amp.GradScaler(network.device.type)
 
     def begin(self) -> None:
         """A step begins: forget the gradients of the one before."""
@@ -110,5 +114,14 @@ class Descent:
         return rest
 
 
-def _scaler(device: torch.device) -> torch.amp.GradScaler:
-    return torch.amp.GradScaler(device.type)
+def check_precision(network: Network, options: TrainOptions) -> None:
+    """Check that the network's device can train in the precision asked for.
+
+    Raises:
+        SettingError: It cannot.
+    """
+    if options.precision == FP16 and network.device.type != "cuda":
+        raise SettingError(
+            f"expected a GPU (--device cuda) for --precision {FP16}, but got {network.device.type}:"
+            " take --precision bf16 there"
+        )

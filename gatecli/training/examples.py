@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from torch import Tensor
 
@@ -88,10 +89,16 @@ class Examples:
                 epoch=epoch,
                 drop_last=True,
                 divided=SLICED,
+                **self._wanted,
             ),
             start=start,
             workers=self.options.workers,
         )
+
+    @property
+    def _wanted(self) -> dict[str, Any]:
+        """Where images are wanted, and how they shall lie in memory there."""
+        return {"device": self.network.device, "channels_last": self.options.channels_last}
 
     def size(self, asked: int | None) -> int:
         """Images in a training batch of the size asked for, at most all; None: as in training."""
@@ -103,7 +110,7 @@ class Examples:
             self.data.splits[split],
             input=self.network.input,
             batch_size=self.options.batch_size,
-            walk=Walk(divided=DEALT),
+            walk=Walk(divided=DEALT, **self._wanted),
             workers=self.options.workers,
         )
 

@@ -70,6 +70,11 @@ class ExitLoop(Course):
     def _make_goal(self) -> TargetRate:
         options = self.options
         check_unmixed(options)
+        if options.precision == "fp16":
+            raise SettingError(
+                "--precision fp16 is for training the network: exits that are trained alone are"
+                " trained in fp32; leave it out"
+            )
         limits = (options.max_drop, options.max_gmacs, options.max_ms)
         if any(limit is not None for limit in limits):
             raise SettingError(

@@ -14,7 +14,7 @@ from gatecli.training.optimizers import ADAMW, OPTIMIZERS
 
 __all__ = ["TrainOptions"]
 
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "bf16", "fp16")
 RANGES = {
     "epochs": (1, math.inf),
     "lr": (0, 1e30),
@@ -72,7 +72,7 @@ class TrainOptions:
             the papers' or the method's own; a text has commas between them.
         warmup: Epochs, or part of one, in which the learning rate rises to the schedule's.
         nesterov: Let SGD's momentum be Nesterov's.
-        precision: One of PRECISIONS; bf16 is autocast.
+        precision: One of PRECISIONS; bf16 and fp16 are autocast, fp16 with a scaled loss.
         augment: How images are augmented; None: the data set's own way; RANDAUGMENT: that, and
             then RandAugment.
         erase: The chance of an image that a rectangle of it is filled with the mean colour.
@@ -80,7 +80,8 @@ class TrainOptions:
         cutmix: The same for rectangles of images; with both, each batch has one of them.
         label_smoothing: Of the cross-entropy.
         seed: Of all that is random.
-        workers: Processes that read images.
+        workers: Processes that read images; None: as many as help.
+        channels_last: Whether images and weights lie in memory pixel by pixel.
         bn_batches: Batches for the BatchNorm statistics' re-estimation, at most one pass over the
             training split.
         bn_batch_size: Images in each of these; None: as in training. The paper's are large.
@@ -127,7 +128,8 @@ class TrainOptions:
     cutmix: float = 0.0
     label_smoothing: float = 0.0
     seed: int = 0
-    workers: int = 0
+    workers: int | None = None
+    channels_last: bool = False
     bn_batches: int = 200
     bn_batch_size: int | None = None
     bn_gates: str = "sampled"
