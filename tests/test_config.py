@@ -131,6 +131,22 @@ def test_a_run_as_a_file(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert call("log", out, "--config")["config"] == yaml.safe_load(done.out)
 
 
+@pytest.mark.parametrize("number", range(2))
+def test_the_recipes_of_the_documentation_train(here: Path, number: int) -> None:
+    text = (Path(__file__).parent.parent / "docs/recipes.md").read_text(encoding="utf-8")
+    Path("c.yaml").write_text(text.split("```yaml")[1 + number].split("```")[0])
+    assert text.count("```yaml") == 2
+    short = ["--epochs", 1, "--warmup", 0, "--batch-size", 8, "--bn-batches", 0]
+    done = call(
+        "finetune", "gated.safetensors", "--data", "npz:data.npz", *short, "--config", "c.yaml"
+    )
+    options = call("log", done["out"], "--config")["config"]
+    written = yaml.safe_load(Path("c.yaml").read_text())
+    told = {"epochs": 1, "warmup": 0, "batch-size": 8, "bn-batches": 0}
+    for name, value in {**written, **told}.items():
+        assert options[name] == value or options[name] == float(value), name
+
+
 def test_what_a_file_must_not_say_is_a_comment(here: Path) -> None:
     from gatecli.cli.config import config_text
 

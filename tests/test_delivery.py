@@ -8,8 +8,8 @@ import pytest
 import torch
 from accelerator import There, stand_in
 from test_changes import AS_IT_IS, split
-from test_recipes import assert_same, data, gated, options, stopped_and_resumed
 from torch import nn
+from trainings import gated, images, options, stopped_and_resumed
 
 from gatecli.data import DataSet, Walk, batches, delivery
 from gatecli.data.delivery import suitable_workers
@@ -18,10 +18,13 @@ from gatecli.training import finetune
 from gatecli.training.descent import Descent
 from gatecli.training.optimizers import make_optimizer
 
-__all__ = ["data"]  # a fixture
-
 GPU = torch.device("cuda:0")
 real = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
+    return images(tmp_path_factory.mktemp("delivery"))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -29,10 +32,10 @@ def test_images_for_a_gpu_are_normalised_there(
     channels: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
-    images = split(5, channels)
-    (expected, labels), *_ = batches(images, input=AS_IT_IS, batch_size=4)
+    own = split(5, channels)
+    (expected, labels), *_ = batches(own, input=AS_IT_IS, batch_size=4)
     with stand_in():
-        (found, same), *_ = batches(images, input=AS_IT_IS, batch_size=4, walk=Walk(device=GPU))
+        (found, same), *_ = batches(own, input=AS_IT_IS, batch_size=4, walk=Walk(device=GPU))
         assert isinstance(found, There) and torch.equal(found.inner, expected)
         assert not isinstance(same, There) and torch.equal(same, labels)
 
@@ -107,9 +110,9 @@ def test_a_step_whose_scale_was_too_high_is_left_out(limit: float | None) -> Non
 @pytest.mark.gpu
 @real
 def test_batches_on_a_gpu() -> None:
-    images = split(20)
-    ((expected, _),) = batches(images, input=AS_IT_IS, batch_size=20)
-    ((found, labels),) = batches(images, input=AS_IT_IS, batch_size=20, walk=Walk(device=GPU))
+    own = split(20)
+    ((expected, _),) = batches(own, input=AS_IT_IS, batch_size=20)
+    ((found, labels),) = batches(own, input=AS_IT_IS, batch_size=20, walk=Walk(device=GPU))
     assert found.device == GPU and labels.device.type == "cpu"
     torch.testing.assert_close(found.cpu(), expected, rtol=1e-6, atol=1e-6)
 

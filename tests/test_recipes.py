@@ -8,18 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from commandline import SIDE, save_npz
 from torch import Tensor, nn
+from trainings import STEPS, gated, images, options, stopped_and_resumed
 
-import gatecli
 from gatecli import together
 from gatecli.architectures.cifar import CifarResNet
 from gatecli.data import DataSet
 from gatecli.errors import CheckpointError, SettingError, TrainingError
 from gatecli.gates.observe import Record, observe
-from gatecli.network import Network
 from gatecli.progress import silent
-from gatecli.training import Run, TrainOptions, finetune
+from gatecli.training import TrainOptions, finetune
 from gatecli.training.average import Average
 from gatecli.training.descent import Descent
 from gatecli.training.loop import Loop
@@ -29,31 +27,10 @@ from gatecli.training.resumable import Resumable
 from gatecli.training.state import load_state, state_tensors
 from gatecli.training.trained import trained_methods
 
-BATCH, STEPS = 16, 3
-
-
-class Crash(BaseException):
-    """What no handler catches, as a kill."""
-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> DataSet:
-    folder = tmp_path_factory.mktemp("recipes")
-    save_npz(folder / "data.npz", train=BATCH * STEPS, val=20)
-    return gatecli.load_data(f"npz:{folder / 'data.npz'}")
-
-
-def gated(data: DataSet, method: str = "ind-perbatch") -> Network:
-    """The smallest network with gates, always the same."""
-    torch.manual_seed(0)
-    network = gatecli.attach(CifarResNet(8), method, input_size=(SIDE, SIDE)).network
-    gatecli.fit(network, data)
-    return network
-
-
-def options(**more: Any) -> TrainOptions:
-    usual = {"epochs": 2, "lr": 0.02, "batch_size": BATCH, "bn_batches": 1, "save_every": 0.0}
-    return TrainOptions(**{**usual, **more})
+    return images(tmp_path_factory.mktemp("recipes"))
 
 
 def of_parameters(momentum: float = 0.9, **more: Any) -> tuple[nn.Parameter, torch.optim.Optimizer]:
@@ -283,32 +260,6 @@ def test_what_is_no_number_stays_out_of_the_average() -> None:
     with average.shown():
         assert network.running_mean.tolist() == [2.0, 2.0] and network.threshold.isposinf()
     assert network.running_mean.tolist() == [3.0, 3.0]
-
-
-def stopped_and_resumed(
-    data: DataSet,
-    folder: Path,
-    how: TrainOptions,
-    step: int,
-    method: str = "ind-perbatch",
-    device: str = "cpu",
-) -> dict[str, Tensor]:
-    """What a training comes to that is killed after a step, and begun again from its state."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Resumable, "_step_done", dying_at(step))
-        with pytest.raises(Crash):
-            finetune(gated(data, method).to(device), data, how, run=Run.begin(folder, {}))
-    run = Run.unfinished(folder.parent)
-    return finetune(gated(data, method).to(device), data, how, run=run).network.state_dict()
-
-
-def dying_at(step: int) -> Any:
-    def done(self: Resumable, original: Any = Resumable._step_done) -> None:
-        original(self)
-        if self.position.step == step:
-            raise Crash
-
-    return done
 
 
 def assert_same(one: dict[str, Tensor], two: dict[str, Tensor]) -> None:
