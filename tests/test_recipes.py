@@ -60,7 +60,8 @@ def test_adamw_by_hand() -> None:
         ({"optimizer": "adam"}, "sgd, adamw"),
         ({"accumulate": 0}, "--accumulate to be at least 1, but got 0"),
         ({"erase": 1.5}, "--erase to be between 0 and 1, but got 1.5"),
-        ({"mixup": -0.1}, "--mixup to be between 0 and"),
+        ({"mixup": -0.1}, "--mixup to be between 0 and 1000, but got -0.1"),
+        ({"cutmix": 1e-300}, "--cutmix to be 0, or at least 0.001, but got 1e-300"),
         ({"clip_grad": 0.0}, "--clip-grad to be above 0, but got 0"),
         ({"clip_grad": float("nan")}, "--clip-grad to be above 0, but got nan"),
         ({"ema": 1.0}, "--ema to be between 0 and 1, neither, but got 1"),
@@ -175,7 +176,7 @@ def test_cut_images_by_hand() -> None:
 
 def test_each_batch_is_mixed_in_one_of_both_ways() -> None:
     x, y = a_batch()
-    mixing = Mixing(options(mixup=1.0, cutmix=1.0), 4)
+    mixing = Mixing(options(mixup=1, cutmix=1), 4)
     cut = 0
     for seed in range(20):
         mixed, _ = mixing(x, y, seed)

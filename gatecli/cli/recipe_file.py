@@ -54,19 +54,24 @@ def read_recipe_file(path: Path) -> Mapping[Any, Any]:
 def _check_once(path: Path, node: Any) -> None:
     """Check that no option stands in the file twice: YAML itself would take the last one.
 
+    Nor may a name within an option, as of --set.
+
     Raises:
         SettingError: One does, perhaps in another spelling.
     """
-    seen: dict[str, str] = {}
-    for key, value in node.value if node is not None and node.id == "mapping" else ():
-        name = str(key.value).replace("_", "-")
-        if name in seen:
-            raise SettingError(
-                f"expected {path} to say each option once, but it says `{seen[name]}` and then"
-                f" `{key.value}`: take one away"
-            )
-        seen[name] = str(key.value)
-        _check_once(path, value)
+    if not hasattr(node, "value") or node.id != "mapping":
+        return
+    inner = {id(value): value for _, value in node.value if value.id == "mapping"}
+    for mapping in (node, *inner.values()):
+        seen: dict[str, str] = {}
+        for key, _ in mapping.value:
+            name = str(key.value).replace("_", "-")
+            if name in seen:
+                raise SettingError(
+                    f"expected {path} to say each option once, but it says `{seen[name]}` and then"
+                    f" `{key.value}`: take one away"
+                )
+            seen[name] = str(key.value)
 
 
 def told_by(

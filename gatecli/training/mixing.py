@@ -31,9 +31,9 @@ class Mixing:
 
         self._ways: list[Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = []
         if options.mixup:
-            self._ways.append(v2.MixUp(alpha=options.mixup, num_classes=classes))
+            self._ways.append(v2.MixUp(alpha=float(options.mixup), num_classes=classes))
         if options.cutmix:
-            self._ways.append(v2.CutMix(alpha=options.cutmix, num_classes=classes))
+            self._ways.append(v2.CutMix(alpha=float(options.cutmix), num_classes=classes))
 
     def __call__(self, x: Tensor, y: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """A batch, mixed.

@@ -24,8 +24,8 @@ RANGES = {
     "momentum": (0, 1),
     "warmup": (0, math.inf),
     "erase": (0, 1),
-    "mixup": (0, 1e6),
-    "cutmix": (0, 1e6),
+    "mixup": (0, 1000),
+    "cutmix": (0, 1000),
     "label_smoothing": (0, 1),
     "seed": (0, 2**32 - 1),
     "workers": (0, 1024),
@@ -39,6 +39,7 @@ RANGES = {
     "temperature": (0.01, 1e6),
 }
 WITHIN = {"clip_grad": (0, math.inf), "ema": (0, 1)}  # neither end is allowed
+LEAST_MIXED = 0.001  # below, float32 has no Beta distribution
 BN_GATES = ("sampled", "decided")
 KEEPS = ("best", "last")
 CHOICES = {
@@ -189,6 +190,12 @@ class TrainOptions:
                 "expected --keep last to go with a target rate, but got a price to come down to,"
                 " which says itself which epoch is kept: leave one out"
             )
+        for name in ("mixup", "cutmix"):
+            if 0 < getattr(self, name) < LEAST_MIXED:
+                raise SettingError(
+                    f"expected --{name} to be 0, or at least {LEAST_MIXED}, but got"
+                    f" {getattr(self, name)}"
+                )
         self._check_optimizer()
 
     def _check_optimizer(self) -> None:
