@@ -29,7 +29,20 @@ from gatecli.data.prepare import normalised
 from gatecli.training import TrainOptions, finetune, synced
 
 PRICED = "aig-perbatch, priced"  # blocks and filters within them, whose rate is a share of MACs
-METHODS = ("aig-perbatch", PRICED, "ind-pergate", "cgnet", "gateconnect", "early-exit", "dgate")
+RECIPE = "ind-perbatch, recipe"  # all that several batches to a step and its end have to agree on
+MORE: dict[str, dict[str, Any]] = {
+    RECIPE: {"optimizer": "adamw", "accumulate": 3, "clip_grad": 0.5, "ema": 0.5, "lr": 0.002}
+}
+METHODS = (
+    "aig-perbatch",
+    PRICED,
+    "ind-pergate",
+    "cgnet",
+    "gateconnect",
+    "early-exit",
+    "dgate",
+    RECIPE,
+)
 BATCH = 31  # so that two processes have unequal parts
 STEPS = 3
 
@@ -70,9 +83,9 @@ def trained(method: str, data: Path, device: str = "cpu") -> dict[str, Any]:
     network.to(device, torch.float64)
     images = gatecli.load_data(f"npz:{data}")
     gatecli.fit(network, images)
-    options = TrainOptions(
-        epochs=1, lr=0.02, batch_size=BATCH, sync_norms=True, bn_batches=2, augment="shift"
-    )
+    usual: dict[str, Any] = {"epochs": 1, "lr": 0.02, "batch_size": BATCH, "bn_batches": 2}
+    more = MORE.get(method, {})
+    options = TrainOptions(sync_norms=True, augment="shift", **{**usual, **more})
     result = finetune(network, images, options)
     return {
         "tensors": {name: each.cpu() for name, each in network.state_dict().items()},

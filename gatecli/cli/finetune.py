@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from gatecli.cli.begun import Begun, check_alike
+from gatecli.cli.config import configured
 from gatecli.cli.images import open_data
 from gatecli.cli.options import Checkpoint, Data, Output, Set, reads_checkpoints, spreads
 from gatecli.cli.parsing import is_function, parse_pairs, remembered
 from gatecli.cli.progress import Reporter
-from gatecli.cli.render import exit_facts, gmacs
+from gatecli.cli.recipe_file import group_of, set_common
 from gatecli.cli.resuming import restarted, resumable, unfinished
 from gatecli.cli.session import Session
 from gatecli.cli.tracking import Track, opened_trackers, shown
 from gatecli.cli.training_options import Training
+from gatecli.cli.tuned import next_command, report_tuned, tuned_json
 from gatecli.cli.workspace import default_out, run_folder
 
 if TYPE_CHECKING:
@@ -58,6 +60,16 @@ def finetune(
         ),
     ] = None,
     track: Track = None,
+    config: Annotated[
+        Optional[Path],
+        typer.Option(
+            help=(
+                "YAML file with these options, as `lr: 0.05`; what is typed comes before it. See"
+                " gatecli log --config."
+            ),
+            show_default=False,
+        ),
+    ] = None,
     resume: Annotated[
         bool,
         typer.Option(
@@ -70,39 +82,45 @@ def finetune(
     from gatecli.checkpoint import check_output
     from gatecli.stages.chance import chance_notes
 
+    params = dict(context.params)
+    if config is not None:
+        params |= configured(config, context, resume=resume)
+        set_common(session, params)
     run = None
-    if resume or restarted(session, context.params):
+    if resume or restarted(session, params):
         run, begun = unfinished(session, context, force=output.force)
     else:
-        begun = _begun(session, context.params, training)
+        begun = _begun(session, params)
     path = Path(begun.checkpoint)
     target = Path(begun.out)
     check_output(target, force=output.force, inputs=[path])
     # where a log goes changes no training: a resumed run may name others
-    shows = opened_trackers(begun, track, tensorboard)
-    # a state's word is not the user's
-    work = _opened(session, begun, trusted=not resume or data is not None)
+    shows = opened_trackers(begun, params["track"], params["tensorboard"])
+    # a state's word is not the user's, nor is a file's
+    told = resume or params["data"] != data
+    work = _opened(session, begun, trusted=data is not None or not told)
     result, run = _trained(session, work, run, shows)
-    _report(session, result, run)
+    report_tuned(session, result, run)
     for line in chance_notes(result.baseline_top1, work.dataset, "val"):
         session.say(f"note: before training, {line}")
     session.written(target)
-    session.say(f"next: gatecli {_next(result.network)}")
-    return _json(result, path, target)
+    session.say(f"next: gatecli {next_command(result.network)}")
+    return tuned_json(result, path, target)
 
 
-def _begun(session: Session, params: Mapping[str, Any], training: Training) -> Begun:
+def _begun(session: Session, params: Mapping[str, Any]) -> Begun:
     """All that is needed to start the run that the command line asks for again.
 
     Args:
         session: The command's.
         params: Every option by its parameter's name.
-        training: Those that say how to train.
     """
     import torch
 
     from gatecli.checkpoint.formats import file_sha256
 
+    if session.threads is not None:  # a file may have said so
+        torch.set_num_threads(session.threads)
     path = session.checkpoint(params["checkpoint"])
     teacher = params["teacher"]
     tensorboard = params["tensorboard"]
@@ -112,7 +130,7 @@ def _begun(session: Session, params: Mapping[str, Any], training: Training) -> B
         out=str(params["out"] or default_out(path, "tuned")),
         data=remembered(params["data"]),
         settings=parse_pairs(params["set_"]),
-        options={**asdict(training), "seed": session.seed},
+        options={**asdict(group_of(params, Training)), "seed": session.seed},
         threads=torch.get_num_threads(),
         device=session.device,
         reading=session.reading,
@@ -212,74 +230,3 @@ def _data(
     samples = fingerprint(dataset, pixels=not is_function(dataset.spec))
     check_same(dataset, samples, begun.samples)
     return dataset, samples
-
-
-def _next(network: Network) -> str:
-    """The command that comes next."""
-    if not network.gated_by:
-        return "profile"
-    return "calibrate --max-drop 1" if network.site_exits else "prune"
-
-
-def _report(session: Session, result: Finetuned, run: Run) -> None:
-    session.say(f"chosen {result.chosen}")
-    norms = result.batchnorm
-    if norms["after"] is not None:
-        session.say(
-            f"BatchNorm re-estimated: val top-1 {norms['before']:.2f} before, {norms['after']:.2f}"
-            f" after; kept: {norms['kept']}"
-        )
-    for site, each in result.exits.items():
-        chosen = "" if each.top1_chosen is None else f", {each.top1_chosen:.2f} of those"
-        session.say(
-            f"{site}: {100 * each.share:.1f} % leave; top-1 {each.top1_all:.2f} of all val"
-            f" images{chosen}"
-        )
-    session.say(
-        f"val top-1 {result.top1:.2f} (all gates open before training: {result.baseline_top1:.2f}),"
-        f" {_rates(result)}, {gmacs(result.macs_expected)} GMACs of"
-        f" {gmacs(result.network.macs_dense)}; log, best and last state in {run.folder}"
-    )
-
-
-def _rates(result: Finetuned) -> str:
-    """What to say of the rate that was reached."""
-    from gatecli import methods
-    from gatecli.training.pricing import WORDS
-
-    step = result.network.recipe.last("finetune")
-    if not result.network.gated_by:
-        return "no gates"
-    if step is not None and step.settings["method"] in methods.names():
-        objective = methods.get(step.settings["method"]).objective
-        if objective.traits.trains == "exits":
-            return "no exit taken until gatecli calibrate"
-    asked = "" if result.target_rate is None else f" for {result.target_rate:.2f} asked"
-    return f"rate {result.achieved_rate:.3f}{asked}{WORDS[result.price]}"
-
-
-def _json(result: Finetuned, path: Path, target: Path) -> dict[str, Any]:
-    from gatecli.network.costs import site_rates
-
-    network = result.network
-    return {
-        "checkpoint": str(path),
-        "out": str(target),
-        "arch": network.recipe.source.arch,
-        "epochs": result.epochs,
-        "split": "val",
-        "top1": result.top1,
-        "baseline_top1": result.baseline_top1,
-        "params": network.params,
-        "macs_dense": network.macs_dense,
-        "macs_expected": result.macs_expected,
-        "rates": site_rates(result.rates),
-        "target_rate": result.target_rate,
-        "achieved_rate": result.achieved_rate,
-        "price": result.price,
-        "chosen": result.chosen,
-        "batchnorm": result.batchnorm,
-        "suited": result.suited,
-        "history": result.history,
-        **exit_facts(result.exits),
-    }

@@ -210,7 +210,14 @@ Set = Annotated[
     ),
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", help="Images a batch.")]
-Workers = Annotated[int, typer.Option("--workers", help="Processes that read image files.")]
+Workers = Annotated[
+    typing.Optional[int],
+    typer.Option(
+        "--workers",
+        help="Processes that read image files; none: as many as help.",
+        show_default=False,
+    ),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +225,7 @@ class Loading:
     """The options of a command that reads images."""
 
     batch_size: BatchSize = 256
-    workers: Workers = 0
+    workers: Workers = None
 
 
 @dataclass(frozen=True, kw_only=True)

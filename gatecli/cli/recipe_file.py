@@ -1,21 +1,25 @@
-"""A command's options out of a YAML file, as `--recipe` names it."""
+"""A command's options out of a YAML file, as `--recipe` and `--config` name it."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import typer
 
-from gatecli.cli.parsing import is_function
+from gatecli.cli.options import READING
+from gatecli.cli.parsing import check_between, is_function
 from gatecli.cli.resuming import named
+from gatecli.cli.session import LARGEST_SEED, MOST_THREADS, Session
 from gatecli.cli.trust import option_of
 from gatecli.errors import SettingError
 
-__all__ = ["read_recipe_file", "spelled_name", "told_by"]
+__all__ = ["group_of", "read_recipe_file", "set_common", "spelled_name", "told_by"]
 
+G = TypeVar("G")
 LARGEST = 1 << 20  # bytes
 SCALARS = (str, int, float)
 
@@ -31,7 +35,9 @@ def read_recipe_file(path: Path) -> Mapping[Any, Any]:
     try:
         if path.stat().st_size > LARGEST:
             raise SettingError(f"expected {path} to be a recipe, but it is too large for one")
-        held = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        _check_once(path, yaml.compose(text, yaml.SafeLoader))
+        held = yaml.safe_load(text)
     except OSError as error:
         raise SettingError(f"cannot read {path}: {error.strerror}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -45,12 +51,36 @@ def read_recipe_file(path: Path) -> Mapping[Any, Any]:
     return held
 
 
+def _check_once(path: Path, node: Any) -> None:
+    """Check that no option stands in the file twice: YAML itself would take the last one.
+
+    Nor may a name within an option, as of --set.
+
+    Raises:
+        SettingError: One does, perhaps in another spelling.
+    """
+    if not hasattr(node, "value") or node.id != "mapping":
+        return
+    inner = {id(value): value for _, value in node.value if value.id == "mapping"}
+    for mapping in (node, *inner.values()):
+        seen: dict[str, str] = {}
+        for key, _ in mapping.value:
+            name = str(key.value).replace("_", "-")
+            if name in seen:
+                raise SettingError(
+                    f"expected {path} to say each option once, but it says `{seen[name]}` and then"
+                    f" `{key.value}`: take one away"
+                )
+            seen[name] = str(key.value)
+
+
 def told_by(
     held: Mapping[Any, Any], path: Path, context: typer.Context, leave: Collection[str]
 ) -> dict[str, Any]:
     """Return what a file says of a command's options, by the parameter's name.
 
-    What the user has typed is left out: it comes first.
+    What the user has typed is left out: it comes first. Of a mapping, as of --set, what the user
+    has typed comes name by name.
 
     Args:
         held: What the file holds: options without their dashes, and their values.
@@ -81,6 +111,8 @@ def told_by(
             raise SettingError(f"{path}: `{key}`: {said}") from error
         if parameter.name not in typed:
             told[str(parameter.name)] = found
+        elif isinstance(value, Mapping):
+            told[str(parameter.name)] = [*found, *context.params[parameter.name]]
     _check_code(path, told)
     return told
 
@@ -88,6 +120,27 @@ def told_by(
 def spelled_name(parameter: str) -> str:
     """A parameter's name as a file has it: `max_drop` is `max-drop`."""
     return option_of(parameter).removeprefix("--")
+
+
+def set_common(session: Session, params: Mapping[str, Any]) -> None:
+    """Let the session be as a file's options say, those that every command has.
+
+    Raises:
+        SettingError: A value is none.
+    """
+    check_between("seed", params["seed"], 0, LARGEST_SEED)
+    session.seed = params["seed"]
+    session.device = params["device"]
+    session.threads = params["threads"]
+    session.reading = {name: params[name] for name in READING}
+    if session.threads is not None:
+        check_between("threads", session.threads, 1, MOST_THREADS)
+    session.torch_device()  # a slip shows before any work
+
+
+def group_of(params: Mapping[str, Any], group: type[G]) -> G:
+    """A group of options, of all of them by the parameter's name."""
+    return group(**{each.name: params[each.name] for each in fields(cast("Any", group))})
 
 
 def _unknown(path: Path, key: str, known: Collection[str]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -173,14 +172,12 @@ class _Work:
 
 def _changes(network: Network, step: Step) -> dict[str, Any]:
     """The settings that a training was told, rather than what it took from its own length."""
+    from gatecli.stages.told_steps import changes_of
+
     attached = network.recipe.last("attach")
-    name = step.settings["method"]
-    if attached is None or name not in network.gated_by.values():
+    if attached is None or step.settings["method"] not in network.gated_by.values():
         return {}
-    own = attached.settings["settings"] if attached.settings["method"] == name else {}
-    suited = step.results.get("suited", {}).get(name, {})
-    told: Mapping[str, Any] = step.settings["settings"]
-    return {each: told[each] for each in told if each not in suited and told[each] != own.get(each)}
+    return changes_of(step, attached)
 
 
 def _json(network: Network, on: str, target: Path, steps: list[dict[str, Any]]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -11,7 +10,13 @@ import typer
 
 from gatecli.cli.options import READING, Checkpoint, Data, Output, reads_checkpoints
 from gatecli.cli.parsing import parse_pairs
-from gatecli.cli.recipe_file import read_recipe_file, spelled_name, told_by
+from gatecli.cli.recipe_file import (
+    group_of,
+    read_recipe_file,
+    set_common,
+    spelled_name,
+    told_by,
+)
 from gatecli.cli.resuming import named
 from gatecli.cli.road import Road, State, latest
 from gatecli.cli.session import Session
@@ -61,7 +66,7 @@ def slim(
         params |= told_by(read_recipe_file(recipe), recipe, context, TYPED)
     if resume:
         params |= _resumed(context, params, *latest())
-    _set_common(session, params)
+    set_common(session, params)
     asked = _asked(params)
     _check(asked)
     road = Road(session, asked.out, _about(params), session.threads or torch.get_num_threads())
@@ -138,21 +143,13 @@ def _kept(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _set_common(session: Session, params: Mapping[str, Any]) -> None:
-    """Let the session be as a recipe or an earlier run says."""
-    session.seed = params["seed"]
-    session.device = params["device"]
-    session.threads = params["threads"]
-    session.reading = {name: params[name] for name in READING}
-
-
 def _asked(params: Mapping[str, Any]) -> Asked:
     """What the options come to.
 
     Raises:
         SettingError: One that is needed is missing, or goals contradict each other.
     """
-    goal, limit = Wanted(**_own(params, Wanted)).named
+    goal, limit = group_of(params, Wanted).named
     for name, what in (("checkpoint", "a checkpoint"), ("data", "a data set: --data DATA")):
         if params[name] is None:
             raise SettingError(f"expected {what}, but none is named")
@@ -164,17 +161,12 @@ def _asked(params: Mapping[str, Any]) -> Asked:
         data=params["data"],
         goal=goal,
         limit=limit,
-        how=How(**_own(params, How)),
+        how=group_of(params, How),
         reading=reading,
         code=_code(params),
         out=default_out(source, "slim") if out is None else Path(out),
         force=params["force"],
     )
-
-
-def _own(params: Mapping[str, Any], group: Any) -> dict[str, Any]:
-    """The options of a group."""
-    return {each.name: params[each.name] for each in fields(group)}
 
 
 def _words(params: Mapping[str, Any], names: Mapping[str, Any]) -> list[str]:

@@ -91,7 +91,7 @@ class How:
         typer.Option(help="The same of the last epochs; none: a tenth of --lr."),
     ] = None
     batch_size: Annotated[int, typer.Option("--batch-size", help="Images a batch.")] = 64
-    workers: Workers = 0
+    workers: Workers = None
     runtime: Annotated[
         str, typer.Option(help=f"Where it is timed: {', '.join(registry.names())}.")
     ] = "native"

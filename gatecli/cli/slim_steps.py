@@ -187,7 +187,7 @@ class Slimming:
         how = self.asked.how
         words = ["--data", self.asked.data, "--epochs", epochs, "--lr", lr]
         words += ["--batch-size", how.batch_size, "--schedule", "cosine"]
-        return words + (["--workers", how.workers] if how.workers else [])
+        return words + ([] if how.workers is None else ["--workers", how.workers])
 
     def _finetune(self, gated: Path) -> dict[str, Any]:
         how = self.asked.how

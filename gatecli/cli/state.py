@@ -10,6 +10,7 @@ import typer
 
 from gatecli.checkpoint.atomic import check_name
 from gatecli.cli import workspace
+from gatecli.cli.config import config_of, config_text
 from gatecli.cli.options import Checkpoint
 from gatecli.cli.render import gmacs, percent, table
 from gatecli.cli.session import Session
@@ -21,7 +22,18 @@ if TYPE_CHECKING:
 __all__ = ["log", "use"]
 
 
-def log(session: Session, checkpoint: Checkpoint = None) -> dict[str, Any]:
+def log(
+    session: Session,
+    *,
+    checkpoint: Checkpoint = None,
+    config: Annotated[
+        bool,
+        typer.Option(
+            "--config",
+            help="Print instead the latest finetune's options, as a file for finetune --config.",
+        ),
+    ] = False,
+) -> dict[str, Any]:
     """Print the steps that made a checkpoint.
 
     What, when, with which settings, accuracy and MACs then.
@@ -36,11 +48,14 @@ def log(session: Session, checkpoint: Checkpoint = None) -> dict[str, Any]:
         raise CheckpointError(f"{path} is no gatecli checkpoint, so it carries no steps")
     try:
         rows = _rows(recipe)
-    except (TypeError, ValueError, AttributeError) as error:
+        options = {"config": config_of(recipe, path)} if config else {}
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise CheckpointError(
             f"{path} carries steps that make no sense ({error}): the file is damaged"
         ) from error
-    if not session.json_:
+    if config and not session.json_:
+        print(config_text(options["config"]), end="")
+    elif not session.json_:
         table(session, str(path), ("<step", "<when", "<settings", "val top-1", "GMACs"), rows)
     return {
         "checkpoint": str(path),
@@ -48,6 +63,7 @@ def log(session: Session, checkpoint: Checkpoint = None) -> dict[str, Any]:
         "source": asdict(recipe.source),
         "baseline": recipe.baseline,
         "steps": [asdict(step) for step in recipe.steps],
+        **options,
     }
 
 

@@ -22,8 +22,29 @@ class Training:
     epochs: Annotated[int, typer.Option(help="Passes over the training split.")] = 100
     lr: Annotated[float, typer.Option(help="Learning rate at the start.")] = 0.1
     batch_size: Annotated[int, typer.Option(help="Images a batch, of all processes.")] = 256
+    accumulate: Annotated[
+        int, typer.Option(help="Batches whose gradients make one step, each with its own loss.")
+    ] = 1
+    optimizer: Annotated[str, typer.Option(help="sgd or adamw.")] = "sgd"
     weight_decay: Annotated[float, typer.Option(help="Weight decay.")] = 1e-4
-    momentum: Annotated[float, typer.Option(help="Momentum of SGD.")] = 0.9
+    momentum: Annotated[float, typer.Option(help="Momentum of SGD; AdamW's beta1.")] = 0.9
+    clip_grad: Annotated[
+        Optional[float],
+        typer.Option(
+            help="Norm of all gradients together that longer ones are shortened to.",
+            show_default=False,
+        ),
+    ] = None
+    ema: Annotated[
+        Optional[float],
+        typer.Option(
+            help=(
+                "Keep an average of the weights that keeps this share of itself in each step, as"
+                " 0.999; it is validated and written instead of them."
+            ),
+            show_default=False,
+        ),
+    ] = None
     schedule: Annotated[
         str, typer.Option(help="step (x0.1 at 30, 60 and 90 % of the epochs), cosine or constant.")
     ] = "step"
@@ -42,13 +63,39 @@ class Training:
         typer.Option(help="Epochs (or part of one) in which the learning rate rises from 0."),
     ] = 0.0
     nesterov: Annotated[bool, typer.Option("--nesterov", help="Nesterov's momentum.")] = False
-    precision: Annotated[str, typer.Option(help="fp32 or bf16 (autocast).")] = "fp32"
+    precision: Annotated[
+        str, typer.Option(help="fp32, bf16 (autocast), or fp16 (the same, on a GPU).")
+    ] = "fp32"
     augment: Annotated[
         Optional[str],
-        typer.Option(help="none, shift, crop-flip or imagenet; none given: the data set's own."),
+        typer.Option(
+            help=(
+                "none, shift, crop-flip or imagenet; none given: the data set's own; randaugment:"
+                " that one, then RandAugment."
+            )
+        ),
     ] = None
+    erase: Annotated[
+        float, typer.Option(help="Chance of an image that a rectangle of it is erased.")
+    ] = 0.0
+    mixup: Annotated[
+        float, typer.Option(help="Mix images in pairs, in shares of Beta(A, A), as 0.2; 0: do not.")
+    ] = 0.0
+    cutmix: Annotated[
+        float,
+        typer.Option(
+            help="The same for rectangles of images, as 1; with both, each batch has one of them."
+        ),
+    ] = 0.0
     label_smoothing: Annotated[float, typer.Option(help="Label smoothing.")] = 0.0
-    workers: Workers = 0
+    workers: Workers = None
+    channels_last: Annotated[
+        bool,
+        typer.Option(
+            "--channels-last",
+            help="Images and weights lie in memory pixel by pixel, which suits some processors.",
+        ),
+    ] = False
     bn_batches: Annotated[
         int, typer.Option(help="Batches to re-estimate BatchNorm statistics with; 0: leave them.")
     ] = 200

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,19 +13,23 @@ from torch.nn import functional as F
 
 __all__ = [
     "AUGMENTS",
+    "CHANGES",
     "ORDER",
     "PIXELS",
     "Place",
     "augmented",
     "crop_flip",
     "generator",
+    "lent",
     "shift",
 ]
 
 AUGMENTS = ("none", "shift", "crop-flip", "imagenet")
-# What a generator is for: the order of the samples, or their augmentation.
+# What a generator is for: the order of the samples, their augmentation, or what changes them then
+# (gatecli.data.changes). gatecli.training has numbers of its own.
 ORDER = 0
 PIXELS = 1
+CHANGES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +49,20 @@ def generator(purpose: int, seed: int, epoch: int, index: int = 0) -> torch.Gene
     words = np.array(numbers, dtype=np.uint64).view(np.uint32)
     state = np.random.SeedSequence(words.tolist()).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]))
+
+
+@contextmanager
+def lent(draw: torch.Generator) -> Iterator[None]:
+    """Let what knows torch's global generator alone draw what `draw` would.
+
+    Both are afterwards as they were.
+    """
+    before = torch.get_rng_state()
+    torch.set_rng_state(draw.get_state())
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before)
 
 
 def augmented(

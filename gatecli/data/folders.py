@@ -15,7 +15,7 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as TF
 
 from gatecli import limits
-from gatecli.data.augment import PIXELS, augmented, generator
+from gatecli.data.augment import PIXELS, augmented, generator, lent
 from gatecli.data.depths import to_bytes
 from gatecli.data.prepare import centre_crop, mode_for, pixels
 from gatecli.data.splits import Digest, Split
@@ -163,13 +163,9 @@ def random_crop(
     Returns:
         uint8 (C, height, width).
     """
-    before = torch.get_rng_state()  # get_params knows the global generator only
-    torch.set_rng_state(draw.get_state())
-    try:
+    with lent(draw):
         top, left, height, width = RandomResizedCrop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3])
         mirrored = torch.rand(()).item() < 0.5
-    finally:
-        torch.set_rng_state(before)
     how = InterpolationMode(interpolation)
     image = TF.resized_crop(image, top, left, height, width, list(size), how)
     cropped: Tensor = TF.pil_to_tensor(TF.hflip(image) if mirrored else image)

@@ -203,7 +203,7 @@ def normalised(
     mean, std = normalisation(input)
     repeated = images.expand(-1, input.channels, -1, -1)
     x = repeated.to(torch.float32, memory_format=memory_format)
-    return x.div_(255).sub_(mean).div_(std)
+    return x.div_(255).sub_(mean.to(x.device)).div_(std.to(x.device))
 
 
 def normalisation(input: InputSpec) -> tuple[Tensor, Tensor]:

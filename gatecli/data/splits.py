@@ -17,7 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 from gatecli import together
 from gatecli.data import forms
 from gatecli.data.augment import AUGMENTS, ORDER, Place, generator
-from gatecli.data.prepare import normalisation, normalised
+from gatecli.data.changes import changed
+from gatecli.data.delivery import delivered, is_pinned, suitable_workers
+from gatecli.data.prepare import normalisation
 from gatecli.data.walk import DEALT, SLICED, Plan, Walk
 from gatecli.errors import DataError, SettingError, reason
 from gatecli.traced.recipe import InputSpec
@@ -132,7 +134,7 @@ def batches(
     batch_size: int,
     walk: Walk = Walk(),
     start: int = 0,
-    workers: int = 0,
+    workers: int | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Walk through a split once.
 
@@ -145,7 +147,7 @@ def batches(
         batch_size: images a batch.
         walk: the order, the augmentation, and what they are drawn from.
         start: the first batch to yield.
-        workers: processes that read, where that gains anything.
+        workers: processes that read, where that gains anything; None: as many as help.
 
     Yields:
         Images, float32 (n, input.channels, H, W), normalised, and labels, int64 (n,).
@@ -156,6 +158,8 @@ def batches(
         SettingError: a `batch_size` below 1, or `start` or `workers` below 0.
     """
     total = steps(split, batch_size, drop_last=walk.drop_last)
+    if workers is None:
+        workers = suitable_workers(walk)
     if start < 0 or workers < 0:
         raise SettingError(
             f"expected `start` and `workers` to be at least 0, but got {start} and {workers}"
@@ -166,12 +170,18 @@ def batches(
     order = torch.arange(len(split))
     if walk.shuffle:
         order = torch.randperm(len(split), generator=generator(ORDER, walk.seed, walk.epoch))
-    plan = Plan(input=input, augment=walk.augment, seed=walk.seed, epoch=walk.epoch)
+    plan = Plan(
+        input=input,
+        augment=walk.augment,
+        seed=walk.seed,
+        epoch=walk.epoch,
+        changes=walk.changes,
+    )
     reader = _Reader(split, plan, order, batch_size, sliced=walk.divided == SLICED)
     numbers = range(start, total)
     if walk.divided == DEALT:
         numbers = numbers[together.rank() :: together.count()]
-    return _walk(reader, numbers, workers if split.parallel else 0)
+    return _walk(reader, numbers, workers if split.parallel else 0, walk)
 
 
 def _check_augment(split: Split, augment: str) -> None:
@@ -209,23 +219,29 @@ class _Reader(Dataset["tuple[Tensor, Tensor] | DataError"]):
             plan = replace(plan, place=Place(start=self.part.start, total=len(rows)))
             rows = rows[self.part]
         try:
-            return self.split.read(rows, number, plan), self.split.labels[rows]
+            images = self.split.read(rows, number, plan)
+            return changed(images, rows, plan), self.split.labels[rows]
         except DataError as error:
             return error
 
 
-def _walk(reader: _Reader, numbers: range, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _walk(
+    reader: _Reader, numbers: range, workers: int, walk: Walk
+) -> Iterator[tuple[Tensor, Tensor]]:
     items: Iterator[tuple[Tensor, Tensor] | DataError]
-    items = _in_workers(reader, numbers, workers) if workers else map(reader.__getitem__, numbers)
+    if workers:
+        items = _in_workers(reader, numbers, workers, pinned=is_pinned(walk))
+    else:
+        items = map(reader.__getitem__, numbers)
     for item in items:
         if isinstance(item, DataError):
             raise item
         images, labels = item
-        yield normalised(images, reader.plan.input, torch.contiguous_format), labels
+        yield delivered(images, reader.plan.input, walk), labels
 
 
 def _in_workers(
-    reader: _Reader, numbers: range, workers: int
+    reader: _Reader, numbers: range, workers: int, *, pinned: bool
 ) -> Iterator[tuple[Tensor, Tensor] | DataError]:
     """The same batches from worker processes.
 
@@ -239,6 +255,7 @@ def _in_workers(
         collate_fn=_as_is,
         worker_init_fn=_on_start,
         generator=torch.Generator(),
+        pin_memory=pinned,
     )
     items = iter(loader)
     while True:

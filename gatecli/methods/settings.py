@@ -61,6 +61,8 @@ class Length:
         weight_decay: The weights'.
         alike: How many parts the mean in the gates' loss has, each with so much less of its
             gradient: units, or gates.
+        is_adaptive: Whether the optimizer's steps are as long as the learning rate, however small
+            the gradient is: then nobody needs a higher one.
     """
 
     epochs: int
@@ -68,6 +70,7 @@ class Length:
     lr: float
     weight_decay: float
     alike: float = 1.0
+    is_adaptive: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,10 @@ class Settings:
         None, "weight decay of the gates; none: that of the weights", low=0, high=1e30
     )
     gate_momentum: float | None = setting(
-        None, "momentum of the gates; none: that of the weights", low=0, high=1
+        None,
+        "momentum of the gates (AdamW: beta1); none: that of the weights",
+        low=0,
+        high=1,
     )
 
     def check(self, epochs: int) -> None:

@@ -32,7 +32,7 @@ class Look:
         examples: Images kept of those that leave at each exit.
         seed: Which images are drawn.
         batch_size: Images at a time.
-        workers: Processes that read images.
+        workers: Processes that read images; None: as many as help.
     """
 
     split: str = "val"
@@ -40,7 +40,7 @@ class Look:
     examples: int = 6
     seed: int = 0
     batch_size: int = 256
-    workers: int = 0
+    workers: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -75,7 +75,7 @@ def evaluate(  # noqa: PLR0913 - its command's options, by keyword
     split: str = "val",
     strategy: str = "threshold",
     batch_size: int = 256,
-    workers: int = 0,
+    workers: int | None = None,
     seed: int = 0,
     progress: Progress = silent,
 ) -> Evaluation:
@@ -87,7 +87,7 @@ def evaluate(  # noqa: PLR0913 - its command's options, by keyword
         split: Its name.
         strategy: How the gates decide, one of ALL_STRATEGIES.
         batch_size: Images at a time.
-        workers: Processes that read images.
+        workers: Processes that read images; None: as many as help.
         seed: Of the first run, where gates are sampled; each further one has the next.
         progress: Is told of each batch.
 
@@ -131,7 +131,9 @@ def evaluate(  # noqa: PLR0913 - its command's options, by keyword
 class _Images:
     """A split in batches for a network, as often as they are asked for; processes share them."""
 
-    def __init__(self, network: Network, split: Split, batch_size: int, workers: int) -> None:
+    def __init__(
+        self, network: Network, split: Split, batch_size: int, workers: int | None
+    ) -> None:
         self.network = network
         self.split = split
         self.batch_size = batch_size
@@ -143,7 +145,7 @@ class _Images:
             self.split,
             input=self.network.input,
             batch_size=self.batch_size,
-            walk=Walk(divided=DEALT),
+            walk=Walk(divided=DEALT, device=self.network.device),
             workers=self.workers,
         )
 

@@ -13,19 +13,22 @@ from torch import Tensor
 from gatecli.data import DataSet
 from gatecli.errors import CheckpointError, Interrupted, TrainingError
 from gatecli.gates.observe import strategy
-from gatecli.methods.schedules import learning_rate, warmed
 from gatecli.methods.settings import Length
 from gatecli.network import Network
 from gatecli.progress import Progress
 from gatecli.stages.predict import ExitScore, Scores, score, score_exits
+from gatecli.training.descent import Descent, check_precision
 from gatecli.training.distill import Teacher, check_teacher
 from gatecli.training.examples import Examples
 from gatecli.training.goals import Row, TargetRate
+from gatecli.training.optimizers import ADAMW, make_optimizer
 from gatecli.training.options import TrainOptions
 from gatecli.training.position import Position
 from gatecli.training.pricing import priced
 from gatecli.training.processes import processes
+from gatecli.training.rates import set_learning_rates
 from gatecli.training.resumable import Resumable
+from gatecli.training.told import of_suited
 from gatecli.training.trained import Trained
 
 __all__ = ["Course"]
@@ -59,6 +62,9 @@ class Course(Resumable):
             SettingError: The options contradict each other, the method or the teacher.
             DataError: The data has no train or val split, or too few images.
         """
+        check_precision(network, options)
+        if options.channels_last:
+            network.to(memory_format=torch.channels_last)
         self.network = network
         self.data = data
         self.options = options
@@ -71,15 +77,10 @@ class Course(Resumable):
         goal = self._make_goal()
         # looking for them walks through all modules, which is too slow for each step
         self.sites = {each.name: each.sites(network) for each in trained}
-        optimizer = torch.optim.SGD(
-            self._groups(),
-            lr=options.lr,
-            momentum=options.momentum,
-            nesterov=options.nesterov,
-            weight_decay=options.weight_decay,
-        )
+        optimizer = make_optimizer(self._groups(), options)
         several = processes(self.examples.batch_size, synced=options.sync_norms)
-        super().__init__(network, optimizer, goal, options, progress, several)
+        descent = Descent(network, optimizer, options)
+        super().__init__(network, descent, goal, options, progress, several)
 
     @abstractmethod
     def _make_teacher(self, given: Network | None) -> Teacher | None:
@@ -133,20 +134,13 @@ class Course(Resumable):
             steps=self.total_steps,
             lr=self.options.lr,
             weight_decay=self.options.weight_decay,
+            is_adaptive=self.options.optimizer == ADAMW,
         )
 
     @property
     def suited(self) -> dict[str, dict[str, float]]:
         """The settings that nobody set and that follow from the training's length, by method."""
         return {each.name: each.told for each in self.trained if each.told}
-
-    def _say_what_suits(self) -> None:
-        for name, found in self.suited.items():
-            values = " ".join(f"{setting}={value:g}" for setting, value in found.items())
-            self.progress.say(
-                f"a short run, {self.total_steps} steps: {name} is trained with {values}, as nobody"
-                " has set them (gatecli methods says more)"
-            )
 
     def train(self) -> float:
         """Run to the end of the last epoch, from wherever the position is.
@@ -158,7 +152,8 @@ class Course(Resumable):
             Interrupted: The user stopped it; what was done is saved before.
             TrainingError: The loss or a weight is no longer finite.
         """
-        self._say_what_suits()
+        for line in of_suited(self.suited, self.total_steps):
+            self.progress.say(line)
         try:
             baseline = self._baseline()
             self.goal.begin(baseline)
@@ -194,27 +189,15 @@ class Course(Resumable):
             )
         return self.position.baseline
 
-    def _set_learning_rate(self) -> None:
-        step = self.position.step
-        warmup = self.options.warmup * self.examples.steps_per_epoch
-        for group in self.optimizer.param_groups:
-            rate = self._scheduled(group["base_lr"], step / self.total_steps)
-            group["lr"] = warmed(rate, step, warmup)
-
-    def _scheduled(self, base: float, done: float) -> float:
-        """The learning rate for its `base`, the share `done` of the training lying behind.
-
-        Milestones that the user tells come before the method's own.
-        """
-        options = self.options
-        if options.milestones is not None:
-            shares = [epoch / options.epochs for epoch in options.milestones]
-            return learning_rate(options.schedule, base, done, shares)
+    def _begin_step(self) -> None:
+        """Set the learning rates of the next step, and forget the gradients of the one before."""
         first = self.trained[0]
-        return first.objective.learning_rate(options.schedule, base, done, first.settings)
+        steps = self.examples.steps_per_epoch
+        set_learning_rates(self.optimizer, first, self.options, self.position.step, steps)
+        self.descent.begin()
 
-    def _descend(self, loss: Tensor) -> float:
-        """Move the parameters by a loss, a scalar.
+    def _backward(self, loss: Tensor) -> float:
+        """Add the gradients of a batch's loss, a scalar, to those of the step.
 
         Returns:
             The loss, averaged over the processes.
@@ -225,23 +208,38 @@ class Course(Resumable):
         value = self.processes.mean(loss.detach()).item()
         if not math.isfinite(value):
             raise TrainingError(self._diverged(f"the loss is {value}"))
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self._share_gradients()
-        self.optimizer.step()
+        self.descent.add(loss)
         return value
+
+    def _move(self) -> None:
+        """Move the parameters by the gradients that the step's batches have added up.
+
+        Raises:
+            TrainingError: The gradients are not finite, where their norm is looked at.
+        """
+        self._share_gradients()
+        norm = self.descent.clip()
+        if not math.isfinite(norm):
+            raise TrainingError(self._diverged(f"the norm of the gradients is {norm}"))
+        self.descent.move()
+
+    def _moved(self) -> None:
+        """All that a step changes in the network is changed: it is made."""
+        self.descent.follow()
+        self.position.step += 1
 
     def _share_gradients(self) -> None:
         """Average the gradients over the processes, where nothing has done so yet."""
 
     def _close(self, epoch: int) -> None:
         """Validate the epoch that has ended, keep it if it is the best, and save."""
-        row = self._row(epoch)
-        if self._is_best(row):
-            self.position.best = epoch
-            self.best_tensors = self.tensors()
-            if self.run is not None:
-                self.run.save_best(self.best_tensors)
+        with self.descent.averaged():
+            row = self._row(epoch)
+            if self._is_best(row):
+                self.position.best = epoch
+                self.best_tensors = self.tensors()
+                if self.run is not None:
+                    self.run.save_best(self.best_tensors)
         self.goal.learn(row)
         self.position.goal = self.goal.state
         self.position.close(row)

@@ -9,7 +9,7 @@ hold weights for these, in a resumable state too; what becomes a checkpoint has 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import cached_property
 from itertools import islice
@@ -27,6 +27,7 @@ from gatecli.training.course import Course
 from gatecli.training.distill import Teacher, distillation
 from gatecli.training.features import Seen, joined
 from gatecli.training.goals import Row, TargetRate
+from gatecli.training.mixing import check_unmixed
 from gatecli.training.run import LOG_EVERY
 from gatecli.training.standard import IMAGES, Standard
 from gatecli.training.trained import Trained
@@ -68,16 +69,23 @@ class ExitLoop(Course):
 
     def _make_goal(self) -> TargetRate:
         options = self.options
+        check_unmixed(options)
+        if options.precision == "fp16":
+            raise SettingError(
+                "--precision fp16 is for training the network: exits that are trained alone are"
+                " trained in fp32; leave it out"
+            )
         limits = (options.max_drop, options.max_gmacs, options.max_ms)
         if any(limit is not None for limit in limits):
             raise SettingError(
                 "--max-drop, --max-gmacs and --max-ms are for layer gates: exits are set to an"
                 " accuracy or a cost with gatecli calibrate"
             )
-        if self.options.cache_features and self.options.augment not in (None, "none"):
+        if options.cache_features and (options.erase or options.augment not in (None, "none")):
+            told = f"--erase {options.erase:g}" if options.erase else f"--augment {options.augment}"
             raise SettingError(
                 "--cache-features computes each image once, so it goes without augmentation, but"
-                f" got --augment {self.options.augment}"
+                f" got {told}"
             )
         return BestExits(self.network, self.trained, self.options)
 
@@ -104,7 +112,7 @@ class ExitLoop(Course):
         sites = [site for site, gate in self.exits.items() if gate.standardises]
         if not sites:
             return {}
-        count = min(self.examples.steps_per_epoch, -(-IMAGES // self.examples.batch_size))
+        count = min(self.examples.batches_per_epoch, -(-IMAGES // self.examples.batch_size))
         kept: dict[str, list[Tensor]] = {site: [] for site in sites}
         with self.progress.task("how features lie", count) as task:
             for seen in islice(self._training(0, 0), count):
@@ -143,9 +151,11 @@ class ExitLoop(Course):
         start = self.position.step - epoch * self.examples.steps_per_epoch
         self.network.eval()
         label = f"epoch {epoch + 1}/{self.options.epochs}"
-        with self.progress.task(label, self.examples.steps_per_epoch - start) as task:
-            for seen in self._training(epoch, start):
-                self._fit(seen, epoch)
+        count = self.examples.steps_per_epoch - start
+        batches = self._training(epoch, start * self.options.accumulate)
+        with self.progress.task(label, count) as task:
+            for _ in range(count):
+                self._fit(islice(batches, self.options.accumulate), epoch)
                 self._step_done()
                 task.advance(loss=f"{self.position.means()['loss']:.3f}")
 
@@ -162,7 +172,7 @@ class ExitLoop(Course):
         count = len(everything.labels)
         order = torch.randperm(count, generator=generator(ORDER, self.options.seed, epoch))
         size = self.examples.batch_size
-        for number in range(start, self.examples.steps_per_epoch):
+        for number in range(start, self.examples.batches_per_epoch):
             rows = order[number * size : (number + 1) * size][together.part(size)]
             yield everything.take(rows).to(self.network.device)
 
@@ -203,17 +213,19 @@ class ExitLoop(Course):
             self._cache[split] = joined(together.in_order(kept))
             yield self._cache[split]
 
-    def _fit(self, seen: Seen, epoch: int) -> None:
-        self._set_learning_rate()
-        value = self._descend(self._loss(seen))
-        self.position.step += 1
-        self.position.add({"loss": value})
+    def _fit(self, batches: Iterable[Seen], epoch: int) -> None:
+        self._begin_step()
+        values = [self._backward(self._loss(seen)) for seen in batches]
+        self._move()
+        self._moved()
+        for value in values:
+            self.position.add({"loss": value})
         if self.run is not None and self.position.step % LOG_EVERY == 0:
             self.run.log(
                 {
                     "step": self.position.step,
                     "epoch": epoch + 1,
-                    "loss": value,
+                    "loss": sum(values) / len(values),
                     "lr": self.optimizer.param_groups[0]["lr"],
                 }
             )

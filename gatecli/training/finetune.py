@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import torch
+
 from gatecli import together
 from gatecli.data import DataSet
 from gatecli.errors import Interrupted
@@ -121,7 +123,8 @@ def _finish(loop: Course, baseline: float) -> Finetuned:
     """Go back to the best epoch, re-estimate the BatchNorm statistics, and measure."""
     network = loop.network
     position = loop.position
-    last = loop.tensors()
+    with loop.descent.averaged():
+        last = loop.tensors()
     if loop.run is not None:
         loop.run.save_last(last)
     best = position.best_row()
@@ -146,6 +149,8 @@ def _finish(loop: Course, baseline: float) -> Finetuned:
         exits=loop.exit_scores(),
         suited=loop.suited,
     )
+    if loop.options.channels_last:
+        network.to(memory_format=torch.contiguous_format)
     network.recipe = network.recipe.with_step(_step(loop, result, scores.top5))
     return result
 

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, TypeVar
+from itertools import islice
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from gatecli.errors import SettingError
-from gatecli.gates.decider import Decider
 from gatecli.gates.observe import Record, observe, record_answers
 from gatecli.network import Network
 from gatecli.network.costs import expected_macs, overall_rate, site_rates
 from gatecli.stages.predict import Scores
 from gatecli.training.course import Course
-from gatecli.training.distill import Teacher, distillation
+from gatecli.training.distill import Teacher
 from gatecli.training.goals import Row, TargetRate, goal_of
+from gatecli.training.loss import Answered, BatchLoss
+from gatecli.training.mixing import check_alone
 from gatecli.training.norms import decide_in_training, reestimate
-from gatecli.training.pricing import PRICED, WORDS, of_first, rates_of
+from gatecli.training.pricing import PRICED, WORDS, of_first
 from gatecli.training.run import LOG_EVERY
 from gatecli.training.synced import synced
 from gatecli.training.told import asked, mean_rate, of_epoch
@@ -29,11 +30,7 @@ from gatecli.training.weights import PLAIN, check_no_exits
 
 __all__ = ["Loop"]
 
-V = TypeVar("V")
 RATE = "rate "  # the sums of a site's decisions are called so, with the site behind
-Answered = tuple[Tensor, Tensor]  # logits (N, K), and labels (N,)
-Decisions = Mapping[str, Tensor]
-Shares = Mapping[str, float]  # see gatecli.training.pricing
 
 
 class Loop(Course):
@@ -51,6 +48,7 @@ class Loop(Course):
         return Teacher(given or self.network.copy())
 
     def _make_goal(self) -> TargetRate:
+        check_alone(self.options)
         if self.trained[0].method is PLAIN:
             check_no_exits(self.network)
         if self.options.cache_features:
@@ -64,56 +62,27 @@ class Loop(Course):
         return optimizer_groups(self.network, self.trained, self.options)
 
     @cached_property
-    def model(self) -> nn.Module:
-        """What is called in training: the network, or what averages its gradients."""
-        return self.processes.wrap(self.network)
-
-    @cached_property
-    def by_image(self) -> list[str]:
-        """The sites of which a loss looks at each image by itself."""
-        found = []
-        for each in self.trained:
-            if each.objective.traits.by_image or each.share is not None:
-                found.extend(self.sites[each.name])
-        return found
-
-    @cached_property
-    def gates(self) -> dict[str, list[Decider]]:
-        """Each trained method's gates, by the method's name."""
-        found = {}
-        for each in self.trained:
-            own = each.own(self.network, self.network.site_gates)
-            found[each.name] = list(own.values())
-        return found
-
-    def own(self, by_site: Mapping[str, V]) -> dict[str, V]:
-        """What belongs to the gates being trained, in the order of their methods.
-
-        Other methods' gates may stand in the network too.
-        """
-        found: dict[str, V] = {}
-        for each in self.trained:
-            found.update(each.own(self.network, by_site))
-        return found
+    def loss(self) -> BatchLoss:
+        """What a batch costs."""
+        return BatchLoss(self.network, self.trained, self.options, self.processes, self.teacher)
 
     def _epoch(self, epoch: int) -> None:
         start = self.position.step - epoch * self.examples.steps_per_epoch
         if start == 0:
             self._begin_epoch(epoch)
         self._to_training()
-        device = self.network.device
         record = Record()
         label = f"epoch {epoch + 1}/{self.options.epochs}"
         count = self.examples.steps_per_epoch - start
+        batches = self.examples.training(epoch, start * self.options.accumulate)
         with (
             observe(self.network, record),
             record_answers(self.network, record),
             synced(self.network, on=self.options.sync_norms),
             self.progress.task(label, count) as task,
         ):
-            for x, y in self.examples.training(epoch, start):
-                record.clear()
-                self._step(record, x.to(device), y.to(device), epoch)
+            for _ in range(count):
+                self._step(record, islice(batches, self.options.accumulate), epoch)
                 self._step_done()
                 task.advance(**self._shown())
 
@@ -130,84 +99,60 @@ class Loop(Course):
         for module in idle_modules(self.network, self.trained):
             module.training = False
 
-    def _step(self, record: Record, x: Tensor, y: Tensor, epoch: int) -> None:
-        self._set_learning_rate()
-        seed = self.options.seed * 1_000_003 + self.position.step
-        with self.processes.seeded(seed, x.device):
-            logits, task_loss = self._answer(x, y)
-        decisions = self.processes.whole(self.own(record.latest()), self.by_image)
-        loss = self._with_exits(self._with_gates(task_loss, decisions), record.answers, y)
-        value = self._descend(loss)
+    def _step(self, record: Record, batches: Iterable[tuple[Tensor, Tensor]], epoch: int) -> None:
+        self._begin_step()
+        done = []
+        for number, (x, y) in enumerate(batches):
+            record.clear()
+            done.append(self._batch(record, x, y, number))
+        self._move()
         for each in self.trained:
             each.objective.after_step(self.network, self.sites[each.name])
         if not self.options.sync_norms:
             self.processes.settle(self.network)
-        self.position.step += 1
-        shares = rates_of(self.trained, decisions)
-        self._add(value, (logits.detach(), y), decisions, shares)
+        self._moved()
+        for value, answered in done:
+            self._add(value, answered)
         if self.run is not None and self.position.step % LOG_EVERY == 0:
-            self.run.log(
-                {
-                    "step": self.position.step,
-                    "epoch": epoch + 1,
-                    "loss": value,
-                    "rate": mean_rate(decisions),
-                    "lr": self.optimizer.param_groups[0]["lr"],
-                    **of_first(self.trained, shares),
-                }
+            self.run.log({"step": self.position.step, "epoch": epoch + 1, **self._logged(done)})
+
+    def _batch(self, record: Record, x: Tensor, y: Tensor, number: int) -> tuple[float, Answered]:
+        """Add the gradients of a step's batch, by its number; its loss, and what it came to."""
+        device = self.network.device
+        drawn = self.position.step * self.options.accumulate + number
+        seed = self.options.seed * 1_000_003 + drawn
+        is_last = number + 1 == self.options.accumulate
+        with self.processes.apart(self.loss.model, on=not is_last):
+            loss, answered = self.loss(
+                record, x.to(device), y.to(device), self.position.targets, seed
             )
+            return self._backward(loss), answered
 
-    def _answer(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The logits (N, K) of images (N, C, H, W), and the loss that they come to."""
-        options = self.options
-        half = options.precision == "bf16"
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
-            logits = self.model(x)
-            loss = self._task_loss(logits, y)
-            if self.teacher is not None:
-                taught = self.teacher(x)
-                distilled = distillation(logits, taught, options.temperature)
-                loss = loss + options.distill * self.processes.weigh(distilled)
-        return logits, loss
+    def _logged(self, done: Sequence[tuple[float, Answered]]) -> dict[str, float]:
+        """What the log says of a step: the means over its batches."""
+        rows = []
+        for value, answered in done:
+            rate = mean_rate(answered.decisions)
+            rows.append({"loss": value, "rate": rate, **of_first(self.trained, answered.shares)})
+        means = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+        lr = {"lr": self.optimizer.param_groups[0]["lr"]}
+        return {"loss": means.pop("loss"), "rate": means.pop("rate"), **lr, **means}
 
-    def _task_loss(self, logits: Tensor, y: Tensor) -> Tensor:
-        """What answers (N, K) to images with labels (N,) cost: a scalar, see `weigh`."""
-        smoothing = self.options.label_smoothing
-        loss = F.cross_entropy(logits.float(), y, label_smoothing=smoothing)
-        return self.processes.weigh(loss)
-
-    def _with_exits(self, loss: Tensor, answers: Mapping[str, Tensor], y: Tensor) -> Tensor:
-        """The loss with what the methods add to it for their exits' answers, (N, K) each."""
-        for each in self.trained:
-            own = each.own(self.network, answers)
-            losses = {site: self._task_loss(logits, y) for site, logits in own.items()}
-            loss = loss + each.objective.traits.supervision(losses, each.settings)
-        return loss
-
-    def _with_gates(self, loss: Tensor, decisions: Mapping[str, Tensor]) -> Tensor:
-        """The loss with what the methods add to it for their gates' decisions, (N, units) each.
-
-        The decisions are the whole batch's: rates are of all its images before they are squared.
-        """
-        targets = self.position.targets
-        for each in self.trained:
-            gates = self.gates[each.name]
-            own = each.own(self.network, decisions)
-            loss = loss + each.loss(own, each.own(self.network, targets))
-            loss = loss + each.objective.penalty(gates, each.settings)
-        return loss
-
-    def _add(self, loss: float, answered: Answered, decisions: Decisions, shares: Shares) -> None:
+    def _add(self, loss: float, answered: Answered) -> None:
         """Add a batch to the open epoch's sums, and let the targets follow it."""
-        means = [z.detach().mean() for z in decisions.values()]
+        decisions = answered.decisions
+        means = [z.mean() for z in decisions.values()]
         rates = dict(zip(decisions, torch.stack(means).tolist() if means else [], strict=True))
-        logits, y = answered
-        here = (logits.argmax(1) == y).double().mean()
+        here = (answered.logits.argmax(1) == answered.labels).double().mean()
         right = self.processes.mean(self.processes.weigh(here)).item()
         figures = {"loss": loss, "top1": 100 * right}
         figures.update({RATE + site: rate for site, rate in rates.items()})
-        figures.update(of_first(self.trained, shares))
+        figures.update(of_first(self.trained, answered.shares))
         self.position.add(figures)
+        self._follow(rates, answered.shares)
+
+    def _follow(self, rates: Mapping[str, float], shares: Mapping[str, float]) -> None:
+        """Let the targets follow a batch's rates, by site, and those that have a price."""
         count = int(self.position.sums["batches"])
         targets = dict(self.position.targets)
         for each in self.trained:

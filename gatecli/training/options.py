@@ -7,19 +7,25 @@ from dataclasses import dataclass
 from typing import Any
 
 from gatecli.data import AUGMENTS
+from gatecli.data.changes import RANDAUGMENT
 from gatecli.errors import SettingError
 from gatecli.methods.schedules import LEARNING_RATES
+from gatecli.training.optimizers import ADAMW, OPTIMIZERS
 
 __all__ = ["TrainOptions"]
 
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = ("fp32", "bf16", "fp16")
 RANGES = {
     "epochs": (1, math.inf),
     "lr": (0, 1e30),
     "batch_size": (2, math.inf),
+    "accumulate": (1, math.inf),
     "weight_decay": (0, 1e30),
     "momentum": (0, 1),
     "warmup": (0, math.inf),
+    "erase": (0, 1),
+    "mixup": (0, 1000),
+    "cutmix": (0, 1000),
     "label_smoothing": (0, 1),
     "seed": (0, 2**32 - 1),
     "workers": (0, 1024),
@@ -32,12 +38,15 @@ RANGES = {
     "distill": (0, 1e30),
     "temperature": (0.01, 1e6),
 }
+WITHIN = {"clip_grad": (0, math.inf), "ema": (0, 1)}  # neither end is allowed
+LEAST_MIXED = 0.001  # below, float32 has no Beta distribution
 BN_GATES = ("sampled", "decided")
 KEEPS = ("best", "last")
 CHOICES = {
+    "optimizer": OPTIMIZERS,
     "schedule": LEARNING_RATES,
     "precision": PRECISIONS,
-    "augment": AUGMENTS,
+    "augment": (*AUGMENTS, RANDAUGMENT),
     "bn_gates": BN_GATES,
     "keep": KEEPS,
 }
@@ -51,18 +60,29 @@ class TrainOptions:
         epochs: Passes over the training split.
         lr: Learning rate at the start.
         batch_size: Images a batch, that of all processes together.
-        weight_decay: Of SGD.
-        momentum: Of SGD.
+        accumulate: Batches whose gradients a step is the mean of; each has a loss of its own.
+        optimizer: One of OPTIMIZERS.
+        weight_decay: Of the optimizer; AdamW's is decoupled, rate times decay in a step.
+        momentum: Of SGD; of AdamW its beta1.
+        clip_grad: The norm that a step's gradients, of weights and gates together, are shortened
+            to where theirs is larger; None: they are not.
+        ema: The share that the average of the weights keeps in a step, see
+            gatecli.training.average; this average is validated, and what comes out. None: none.
         schedule: One of LEARNING_RATES; the papers' milestones scale with `epochs`.
         milestones: The epochs before which schedule `step` lowers the learning rate, in place of
             the papers' or the method's own; a text has commas between them.
         warmup: Epochs, or part of one, in which the learning rate rises to the schedule's.
         nesterov: Let SGD's momentum be Nesterov's.
-        precision: One of PRECISIONS; bf16 is autocast.
-        augment: How images are augmented; None: the data set's own way.
+        precision: One of PRECISIONS; bf16 and fp16 are autocast, fp16 with a scaled loss.
+        augment: How images are augmented; None: the data set's own way; RANDAUGMENT: that, and
+            then RandAugment.
+        erase: The chance of an image that a rectangle of it is filled with the mean colour.
+        mixup: Images are mixed in pairs, in shares drawn from Beta(mixup, mixup); 0: they are not.
+        cutmix: The same for rectangles of images; with both, each batch has one of them.
         label_smoothing: Of the cross-entropy.
         seed: Of all that is random.
-        workers: Processes that read images.
+        workers: Processes that read images; None: as many as help.
+        channels_last: Whether images and weights lie in memory pixel by pixel.
         bn_batches: Batches for the BatchNorm statistics' re-estimation, at most one pass over the
             training split.
         bn_batch_size: Images in each of these; None: as in training. The paper's are large.
@@ -92,17 +112,25 @@ class TrainOptions:
     epochs: int = 100
     lr: float = 0.1
     batch_size: int = 256
+    accumulate: int = 1
+    optimizer: str = "sgd"
     weight_decay: float = 1e-4
     momentum: float = 0.9
+    clip_grad: float | None = None
+    ema: float | None = None
     schedule: str = "step"
     milestones: tuple[int, ...] | None = None
     warmup: float = 0.0
     nesterov: bool = False
     precision: str = "fp32"
     augment: str | None = None
+    erase: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
     label_smoothing: float = 0.0
     seed: int = 0
-    workers: int = 0
+    workers: int | None = None
+    channels_last: bool = False
     bn_batches: int = 200
     bn_batch_size: int | None = None
     bn_gates: str = "sampled"
@@ -129,6 +157,8 @@ class TrainOptions:
             self._check_range(name)
         for name in CHOICES:
             self._check_choice(name)
+        for name in WITHIN:
+            self._check_within(name)
         object.__setattr__(self, "milestones", _epochs(self.milestones))
         self._check_milestones()
         self._check_together()
@@ -160,6 +190,20 @@ class TrainOptions:
                 "expected --keep last to go with a target rate, but got a price to come down to,"
                 " which says itself which epoch is kept: leave one out"
             )
+        for name in ("mixup", "cutmix"):
+            if 0 < getattr(self, name) < LEAST_MIXED:
+                raise SettingError(
+                    f"expected --{name} to be 0, or at least {LEAST_MIXED}, but got"
+                    f" {getattr(self, name)}"
+                )
+        self._check_optimizer()
+
+    def _check_optimizer(self) -> None:
+        if self.optimizer == ADAMW and self.nesterov:
+            raise SettingError(
+                "expected --nesterov to go with --optimizer sgd, but got --optimizer adamw: leave"
+                " one out"
+            )
         if self.nesterov and self.momentum == 0:
             raise SettingError(
                 "expected --nesterov to go with a momentum, but got --momentum 0: leave one out"
@@ -173,6 +217,15 @@ class TrainOptions:
         if not low <= value <= high or value == math.inf:
             span = f"at least {low}" if high == math.inf else f"between {low} and {high}"
             raise SettingError(f"expected --{name.replace('_', '-')} to be {span}, but got {value}")
+
+    def _check_within(self, name: str) -> None:
+        low, high = WITHIN[name]
+        value = getattr(self, name)
+        if value is not None and not low < value < high:
+            span = f"above {low}" if high == math.inf else f"between {low} and {high}, neither"
+            raise SettingError(
+                f"expected --{name.replace('_', '-')} to be {span}, but got {value:g}"
+            )
 
     def _check_choice(self, name: str) -> None:
         value = getattr(self, name)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,15 @@ class OneProcess:
             network: The one being trained.
         """
         return network
+
+    def apart(self, model: nn.Module, *, on: bool) -> AbstractContextManager[None]:
+        """Let each process add up gradients by itself inside the block, until one without.
+
+        Args:
+            model: What `wrap` gave.
+            on: Whether to.
+        """
+        return nullcontext()
 
     def weigh(self, value: Tensor) -> Tensor:
         """A mean over the images here, so weighed that the processes' mean is that over all."""
@@ -113,6 +122,11 @@ class Several(OneProcess):
             return DistributedDataParallel(
                 network, broadcast_buffers=False, find_unused_parameters=True
             )
+
+    def apart(self, model: nn.Module, *, on: bool) -> AbstractContextManager[None]:
+        if on and isinstance(model, DistributedDataParallel):
+            return model.no_sync()
+        return nullcontext()
 
     def weigh(self, value: Tensor) -> Tensor:
         return value * self._weight

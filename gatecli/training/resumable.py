@@ -1,8 +1,8 @@
 """A training whose state is saved, and that goes on from there, equal to the bit.
 
 Nothing random is carried from step to step: each step seeds the generators from (seed, step), each
-batch is a function of (seed, epoch, index). So the weights, the momentum and the position are the
-whole state.
+batch is a function of (seed, epoch, index). So the weights, their averages, the optimizer's tensors
+and the position are the whole state. It is saved between steps, never within one.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from torch import Tensor
-from torch.optim import Optimizer
 
 from gatecli import together
 from gatecli.errors import TrainingError
 from gatecli.network import Network
 from gatecli.progress import Progress
+from gatecli.training.descent import Descent
 from gatecli.training.goals import TargetRate
 from gatecli.training.options import TrainOptions
 from gatecli.training.position import Position
@@ -51,14 +51,15 @@ class Resumable(ABC):
     def __init__(
         self,
         network: Network,
-        optimizer: Optimizer,
+        descent: Descent,
         goal: TargetRate,
         options: TrainOptions,
         progress: Progress,
         processes: OneProcess,
     ) -> None:
         self.network = network
-        self.optimizer = optimizer
+        self.descent = descent
+        self.optimizer = descent.optimizer
         self.goal = goal
         self.options = options
         self.progress = progress
@@ -124,7 +125,7 @@ class Resumable(ABC):
         """
         if self.run is None or not self.processes.is_main:
             return
-        tensors = state_tensors(self.network, self.optimizer)
+        tensors = {**state_tensors(self.network, self.optimizer), **self.descent.tensors()}
         if not is_finite(tensors):
             raise TrainingError(self._diverged("a weight is no longer finite"))
         self.position.processes = together.count()
@@ -150,7 +151,7 @@ class Resumable(ABC):
             if self.position.goal.keys() != self.goal.state.keys():
                 raise KeyError("goal")
             self.goal.state = self.position.goal
-            load_state(self.network, self.optimizer, found.tensors)
+            load_state(self.network, self.optimizer, self.descent.load(found.tensors))
             self._check_position()
         self.saved_step = self.position.step
         self.best_tensors = found.best

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from gatecli.training.goals import Row
 
-__all__ = ["asked", "in_ms", "mean_rate", "of_epoch"]
+__all__ = ["asked", "in_ms", "mean_rate", "of_epoch", "of_suited"]
 
 
 def in_ms(row: Row) -> str:
@@ -29,6 +29,16 @@ def of_epoch(row: Row, epochs: int, of: str) -> str:
         f" {row['val_top1']:.2f}, rate {row['achieved_rate']:.3f}{asked(row['target_rate'])}{of},"
         f" {row['macs_expected'] / 1e9:.4g} GMACs{in_ms(row)}"
     )
+
+
+def of_suited(suited: Mapping[str, Mapping[str, float]], steps: int) -> Iterator[str]:
+    """A line for each method whose settings follow from the training's length, in steps."""
+    for name, found in suited.items():
+        values = " ".join(f"{setting}={value:g}" for setting, value in found.items())
+        yield (
+            f"a short run, {steps} steps: {name} is trained with {values}, as nobody has set them"
+            " (gatecli methods says more)"
+        )
 
 
 def mean_rate(decisions: Mapping[str, Tensor]) -> float:

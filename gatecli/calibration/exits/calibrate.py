@@ -56,7 +56,7 @@ def calibrate_exits(  # noqa: PLR0913 - its command's options, by keyword
     thresholds: Mapping[str, float] | None = None,
     seed: int = 0,
     batch_size: int = 256,
-    workers: int = 0,
+    workers: int | None = None,
     progress: Progress = silent,
 ) -> ExitsCalibrated:
     """Choose the exits' thresholds on `data`'s val split; `network` itself stays as it is.
@@ -78,7 +78,7 @@ def calibrate_exits(  # noqa: PLR0913 - its command's options, by keyword
             Exits that are not named keep theirs.
         seed: Of the halves that a confidence is tested with.
         batch_size: Images at a time.
-        workers: Processes that read images.
+        workers: Processes that read images; None: as many as help.
         progress: Is told how far the pass is.
 
     Raises:

@@ -22,7 +22,7 @@ __all__ = ["gather", "rates_at"]
 
 
 def gather(
-    network: Network, data: DataSet, batch_size: int, workers: int, progress: Progress
+    network: Network, data: DataSet, batch_size: int, workers: int | None, progress: Progress
 ) -> tuple[Samples, dict[str, Tensor]]:
     """Every exit's score of every image of val, who is right, and what leaving there costs.
 
@@ -38,7 +38,7 @@ def gather(
         split,
         input=network.input,
         batch_size=batch_size,
-        walk=Walk(divided=DEALT),
+        walk=Walk(divided=DEALT, device=network.device),
         workers=workers,
     )
     with (

@@ -80,7 +80,7 @@ def calibrate(  # noqa: PLR0913 - its command's options, by keyword
     candidates: int = CANDIDATES,
     refine: int = REFINE,
     batch_size: int = 256,
-    workers: int = 0,
+    workers: int | None = None,
     progress: Progress = silent,
 ) -> Calibrated:
     """Choose the gates' thresholds on `data`'s val split.
@@ -101,7 +101,7 @@ def calibrate(  # noqa: PLR0913 - its command's options, by keyword
             elsewhere all that differ are.
         refine: Passes at most to look between them.
         batch_size: Images at a time.
-        workers: Processes that read images.
+        workers: Processes that read images; None: as many as help.
         progress: Is told how far the passes are.
 
     Raises:

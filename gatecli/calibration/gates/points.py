@@ -150,7 +150,7 @@ class Loading:
     """How images are read: so many at a time, by so many processes."""
 
     batch_size: int = 256
-    workers: int = 0
+    workers: int | None = None
 
 
 class Measure:
@@ -219,7 +219,7 @@ class Measure:
             self.split,
             input=self.network.input,
             batch_size=self.loading.batch_size,
-            walk=Walk(divided=DEALT),
+            walk=Walk(divided=DEALT, device=self.network.device),
             workers=self.loading.workers,
         )
         seen = predict(self.network, images, self._within, meter=meter)

@@ -76,7 +76,7 @@ class GateConnectSettings(Settings):
     )
     gate_momentum: float | None = setting(
         0.0,
-        "momentum of the real gates; none: that of the weights",
+        "momentum of the real gates (AdamW: beta1); none: that of the weights",
         low=0,
         high=1,
         before=lambda stored: None,
@@ -138,7 +138,8 @@ class GateConnectSettings(Settings):
         """What lets connections be learned in a short joint phase, where it has not been set."""
         usual = FACTOR * length.lr
         steps = round(length.steps * joint_share(self.phases))
-        if self.gate_lr is not None or not 0 < steps < self.short_run:
+        is_short = 0 < steps < self.short_run
+        if self.gate_lr is not None or not is_short or length.is_adaptive:
             return {}
         rate = raised(usual, TRAVEL, steps, FASTEST)
         return {"gate_lr": rate} if rate > usual else {}

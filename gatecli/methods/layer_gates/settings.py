@@ -133,14 +133,15 @@ class LayerGateSettings(Settings):
         same way in as many steps the learning rate goes with n. A heavier loss would do it too, but
         drown what the network's own loss says of single units, which gets smaller with n as well.
 
-        The step that weight decay takes, rate times decay, stays that of the weights.
+        The step that weight decay takes, rate times decay, stays that of the weights. Where steps
+        do not depend on the gradient's size, the rate is left alone.
         """
         many = max(1.0, length.alike / FEW)
         if length.steps >= many * self.short_run:
             return {}
         rate = raised(length.lr, many * TRAVEL, length.steps, many * FASTEST)
         found = {}
-        if self.gate_lr is None and rate > length.lr:
+        if self.gate_lr is None and rate > length.lr and not length.is_adaptive:
             found["gate_lr"] = rate
             if self.gate_weight_decay is None:
                 found["gate_weight_decay"] = float(f"{length.weight_decay * length.lr / rate:.2g}")
