@@ -1,0 +1,33 @@
+"""What the site holds beside the pages in docs/: see mkdocs.yml, which names this file."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).parent.parent.parent
+# Files of the project's top level that are pages too, and under which names.
+OUTSIDE = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+EXPERIMENT = re.compile(r"\[([^\]]+)\]\s*\((experiments/[^)]*)\)")
+
+
+def on_files(files: Files, *, config: Any) -> Files:
+    """Add the pages that do not lie in docs/."""
+    for name, page in OUTSIDE.items():
+        text = (ROOT / name).read_text(encoding="utf-8").replace("](docs/", "](")
+        files.append(File.generated(config, page, content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
+    """Lead links that are right in the project's folder to the site's pages.
+
+    Those to scripts and figures of experiments, which are no pages, become plain text.
+    """
+    up = "../" * page.file.src_uri.count("/")
+    for name, target in OUTSIDE.items():
+        markdown = re.sub(rf"\]\((\.\./)+{re.escape(name)}", f"]({up}{target}", markdown)
+    return EXPERIMENT.sub(lambda link: link[0] if ".md" in link[2] else link[1], markdown)
