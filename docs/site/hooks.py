@@ -6,12 +6,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+from from_code import PARTS
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parent.parent.parent
 # Files of the project's top level that are pages too, and under which names.
 OUTSIDE = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 EXPERIMENT = re.compile(r"\[([^\]]+)\]\s*\((experiments/[^)]*)\)")
+GENERATED = re.compile(r"^<!-- generated: ([\w-]+)(?: ([\w-]+))? -->$", re.M)
 
 
 def on_files(files: Files, *, config: Any) -> Files:
@@ -23,11 +25,17 @@ def on_files(files: Files, *, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
-    """Lead links that are right in the project's folder to the site's pages.
+    """Put in what is made from the code, and lead links to the site's pages.
 
-    Those to scripts and figures of experiments, which are no pages, become plain text.
+    Links are right in the project's folder. Those to scripts and figures of experiments, which are
+    no pages, become plain text.
     """
+    markdown = GENERATED.sub(_part, markdown)
     up = "../" * page.file.src_uri.count("/")
     for name, target in OUTSIDE.items():
         markdown = re.sub(rf"\]\((\.\./)+{re.escape(name)}", f"]({up}{target}", markdown)
     return EXPERIMENT.sub(lambda link: link[0] if ".md" in link[2] else link[1], markdown)
+
+
+def _part(mark: re.Match[str]) -> str:
+    return PARTS[mark[1]](*([mark[2]] if mark[2] else []))
