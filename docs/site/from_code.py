@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from claims_page import claims
 from command_line import command_line
+from figures import FIGURES
 from json_objects import JSON_OBJECTS
 from tables import plain, table
 
@@ -47,6 +49,11 @@ def _setting(known: Known) -> tuple[str, ...]:
     return f"`{known.name}`", f"`{known.words}`", f"`{told(known.default)}`", meaning
 
 
+def figure(method: str) -> str:
+    """A drawing of where its gates stand."""
+    return FIGURES[method]().svg()
+
+
 def meetings() -> str:
     """Which method gates which kind: its paper's, or with --kind."""
     columns = ("", *kinds.names())
@@ -84,6 +91,8 @@ PARTS = {
     "command-line": command_line,
     "card": card,
     "settings": settings,
+    "figure": figure,
+    "claims": claims,
     "meetings": meetings,
     "functions": functions,
     "json-objects": json_objects,

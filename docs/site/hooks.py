@@ -13,6 +13,8 @@ ROOT = Path(__file__).parent.parent.parent
 # Files of the project's top level that are pages too, and under which names.
 OUTSIDE = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 EXPERIMENT = re.compile(r"\[([^\]]+)\]\s*\((experiments/[^)]*)\)")
+# In tables GitHub wants a bar in code with a backslash before it, the site without.
+BAR = re.compile(r"`[^`\n]*\\\|[^`\n]*`")
 GENERATED = re.compile(r"^<!-- generated: ([\w-]+)(?: ([\w-]+))? -->$", re.M)
 
 
@@ -31,6 +33,7 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
     no pages, become plain text.
     """
     markdown = GENERATED.sub(_part, markdown)
+    markdown = BAR.sub(lambda code: code[0].replace("\\|", "|"), markdown)
     up = "../" * page.file.src_uri.count("/")
     for name, target in OUTSIDE.items():
         markdown = re.sub(rf"\]\((\.\./)+{re.escape(name)}", f"]({up}{target}", markdown)
