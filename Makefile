@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 FLOOR := .venv-floor
-SITE := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --config-file docs/site/mkdocs.yml
+SITE := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --config-file docs/site/mkdocs.yml
 PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 .PHONY: demo test test-floor check docs bench gpu campaign claims budget release
@@ -26,7 +26,7 @@ check: $(VENV)/.dev
 	$(SITE)
 	$(BIN)/python $(PYTEST)
 
-# The documentation site, in .site/index.html; a warning, as of a link that leads nowhere, is an error.
+# The documentation site, in .site/index.html; a warning, as of a link that leads nowhere, is an error (but not with --quiet, which hides it).
 docs: $(VENV)/.docs
 	$(SITE)
 

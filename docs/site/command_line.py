@@ -80,7 +80,10 @@ def _names(option: inspect.Parameter) -> list[str]:
     word = option.name.strip("_").replace("_", "-")
     if _is_argument(option):
         return [word.upper()]
-    return list(_about(option).param_decls or ()) or [f"--{word}"]
+    about = _about(option)
+    # behind Annotated, typer takes what stands in its default's place for the first name
+    given = (about.default, *(about.param_decls or ()))
+    return [each for each in given if isinstance(each, str)] or [f"--{word}"]
 
 
 def _is_required(option: inspect.Parameter) -> bool:

@@ -69,9 +69,11 @@ def by_gater() -> Drawing:
     drawing.arrow((60, 95), (80, 95), (80, 37), (130, 37))
     drawing.arrow((260, 37), (300, 37), of="gate")
     drawing.arrow((60, 105), (80, 105), (80, 147), (130, 147))
+    drawing.arrow((420, 54), (420, 92), of="gate", tip=False)
+    drawing.arrow((185, 92), (505, 92), of="gate", tip=False)
     for place, x in enumerate((130, 290, 450)):
         drawing.box(x, 130, 110, f"conv {place + 1}")
-        drawing.arrow((x + 55, 54), (x + 55, 130), of="gate")
+        drawing.arrow((x + 55, 92), (x + 55, 130), of="gate")
         drawing.arrow((x + 110, 147), (x + 160, 147))
     return drawing
 
@@ -116,11 +118,11 @@ def by_channel() -> Drawing:
 def _exits(title: str, answer: str) -> Drawing:
     """Three stages, an exit behind each of the first two."""
     drawing = Drawing(title)
-    drawing.text(30, 155, "image")
+    drawing.text(25, 155, "image")
+    drawing.arrow((48, 150), (70, 150))
     for place, x in enumerate((70, 250, 430)):
         drawing.box(x, 133, 110, f"stage {place + 1}")
-        drawing.arrow((x - 20, 150), (x, 150))
-        drawing.arrow((x + 110, 150), (x + 160, 150))
+        drawing.arrow((x + 110, 150), (x + 180 if place < 2 else x + 160, 150))
         if place < 2:
             drawing.box(x + 60, 40, 150, answer, of="gate")
             drawing.arrow((x + 135, 150), (x + 135, 74), of="gate")
