@@ -29,6 +29,7 @@ BENCHMARKS = (
     "heads",
     "export",
     "runtimes",
+    "deciding",
     "reading",
     "peers",
     "growth",
