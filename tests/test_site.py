@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+from command_line import about, names_of
 from figures import FIGURES
 from from_code import PARTS
 
@@ -49,6 +52,36 @@ def test_every_method_has_a_whole_card(name: str) -> None:
     assert FIGURES[name]().svg().count("<rect") > 1
     table = PARTS["settings"](name)
     assert all(f"| `{each}` |" in table for each in known(methods.get(name).about.settings))
+
+
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md")), *sorted(DOCS.glob("[!e]*/*.md"))]
+COMMAND = re.compile(rf"^(?: {{4}})?gatecli ((?:{'|'.join(COMMANDS)})\b.*)$", re.M)
+TYPED = [
+    (page.name, line)
+    for page in PAGES
+    for line in COMMAND.findall(page.read_text(encoding="utf-8"))
+]
+
+
+def test_commands_in_pages_have_options_and_settings_that_exist() -> None:
+    assert len(TYPED) > 100
+    for page, line in TYPED:
+        name, *words = shlex.split(line, comments=True)
+        options = {each for each in words if each.startswith("--")}
+        assert options <= options_of(name), (page, line)
+        if "--method" in words:
+            settings = known(methods.get(words[words.index("--method") + 1]).about.settings)
+            for place, word in enumerate(words):
+                if word == "--set":
+                    setting, _, value = words[place + 1].partition("=")
+                    settings[setting].read(value)
+
+
+@functools.cache
+def options_of(name: str) -> set[str]:
+    every = inspect.signature(command(COMMANDS[name])).parameters.values()
+    spelled = [word for each in every if about(each) for word in names_of(each)]
+    return {part for word in spelled for part in word.split("/")}
 
 
 def test_what_pages_ask_for_is_made() -> None:

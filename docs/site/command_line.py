@@ -13,7 +13,7 @@ from tables import plain, table
 from gatecli.cli.app import COMMANDS
 from gatecli.cli.commands import command
 
-__all__ = ["command_line"]
+__all__ = ["about", "command_line", "names_of"]
 
 Options = dict[str, inspect.Parameter]  # by the parameter's name
 
@@ -25,11 +25,11 @@ def command_line() -> str:
     for name, body in COMMANDS.items():
         own = []
         for each in inspect.signature(command(body)).parameters.values():
-            about = _about(each)
-            if about is None:  # typer's own context
+            told = about(each)
+            if told is None:  # typer's own context
                 continue
-            if about.rich_help_panel:
-                shared.setdefault(about.rich_help_panel, {})[each.name] = each
+            if told.rich_help_panel:
+                shared.setdefault(told.rich_help_panel, {})[each.name] = each
             else:
                 own.append(each)
         parts += [f"## {name}\n", f"    {_usage(name, own)}\n", plain(body.__doc__), "", _rows(own)]
@@ -38,14 +38,14 @@ def command_line() -> str:
     return "\n".join(parts)
 
 
-def _about(parameter: inspect.Parameter) -> Any:
+def about(parameter: inspect.Parameter) -> Any:
     """What typer is told of a parameter."""
     told = typing.get_args(parameter.annotation)[1:]
     return next((each for each in told if isinstance(each, typer.models.ParameterInfo)), None)
 
 
 def _is_argument(parameter: inspect.Parameter) -> bool:
-    return isinstance(_about(parameter), typer.models.ArgumentInfo)
+    return isinstance(about(parameter), typer.models.ArgumentInfo)
 
 
 def _usage(name: str, own: Iterable[inspect.Parameter]) -> str:
@@ -53,7 +53,7 @@ def _usage(name: str, own: Iterable[inspect.Parameter]) -> str:
     for each in own:
         if _is_argument(each):
             more = "..." if _is_list(each) else ""
-            word = f"{_names(each)[0]}{more}"
+            word = f"{names_of(each)[0]}{more}"
             arguments.append(word if _is_required(each) else f"[{word}]")
     return " ".join(["gatecli", name, *arguments, "[OPTIONS]"])
 
@@ -65,24 +65,25 @@ def _rows(options: Iterable[inspect.Parameter]) -> str:
 
 def _row(option: inspect.Parameter) -> tuple[str, ...]:
     """An option or an argument as a row."""
-    names = ", ".join(f"`{each}`" for each in _names(option))
+    names = ", ".join(f"`{each}`" for each in names_of(option))
     unset = option.default in (None, "", False, inspect.Parameter.empty)
     default = "" if unset else f"`{option.default}`"
     return (
         names,
         _takes(option),
         "required" if _is_required(option) else default,
-        plain(_about(option).help),
+        plain(about(option).help),
     )
 
 
-def _names(option: inspect.Parameter) -> list[str]:
+def names_of(option: inspect.Parameter) -> list[str]:
+    """How an option is spelled, or an argument is called."""
     word = option.name.strip("_").replace("_", "-")
     if _is_argument(option):
         return [word.upper()]
-    about = _about(option)
+    told = about(option)
     # behind Annotated, typer takes what stands in its default's place for the first name
-    given = (about.default, *(about.param_decls or ()))
+    given = (told.default, *(told.param_decls or ()))
     return [each for each in given if isinstance(each, str)] or [f"--{word}"]
 
 
