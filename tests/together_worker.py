@@ -24,7 +24,7 @@ import gatecli
 from gatecli import together
 from gatecli.architectures.build import build
 from gatecli.architectures.cifar import CifarResNet
-from gatecli.data import splits
+from gatecli.data import delivery
 from gatecli.data.prepare import normalised
 from gatecli.training import TrainOptions, finetune, synced
 
@@ -62,7 +62,7 @@ def in_double() -> Iterator[None]:
     try:
         with (
             mock.patch.object(torch.Tensor, "float", torch.Tensor.double),
-            mock.patch.object(splits, "normalised", _normalised),
+            mock.patch.object(delivery, "normalised", _normalised),
         ):
             yield
     finally:
