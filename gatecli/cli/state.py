@@ -14,6 +14,7 @@ from gatecli.cli.config import config_of, config_text
 from gatecli.cli.options import Checkpoint
 from gatecli.cli.render import gmacs, percent, table
 from gatecli.cli.session import Session
+from gatecli.cli.text import show
 from gatecli.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ def log(
             f"{path} carries steps that make no sense ({error}): the file is damaged"
         ) from error
     if config and not session.json_:
-        print(config_text(options["config"]), end="")
+        for line in config_text(options["config"]).splitlines():
+            show(line)
     elif not session.json_:
         table(session, str(path), ("<step", "<when", "<settings", "val top-1", "GMACs"), rows)
     return {
