@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ from networks import CASES
 from torch import Tensor
 
 import gatecli
-from gatecli.calibration import Calibrated, Point, calibrate
+from gatecli.calibration import Calibrated, Point, Reference, calibrate, open_notes
 from gatecli.calibration.gates import uniform
 from gatecli.calibration.gates.points import Measure, choose, pareto, set_thresholds, site_values
 from gatecli.data import DataSet, batches, load_data
@@ -69,9 +70,11 @@ def gated(kind: str, seed: int, case: str = "own") -> Network:
     return network
 
 
-def labelled(network: Network, path: Path, seed: int, count: int = 30) -> DataSet:
-    """Noise whose labels are mostly what the network with all gates open says, so that skipping
-    costs accuracy.
+def labelled(
+    network: Network, path: Path, seed: int, count: int = 30, by: str = "always-on"
+) -> DataSet:
+    """Noise whose labels are mostly what the network says by a strategy: with all gates open, so
+    that skipping costs accuracy; by "threshold" as gates decide, so that opening them does.
     """
     chance = np.random.RandomState(seed)
     images = chance.randint(0, 256, (count, *SIZE, 3)).astype(np.uint8)
@@ -94,7 +97,7 @@ def labelled(network: Network, path: Path, seed: int, count: int = 30) -> DataSe
 
     data = save(chance.randint(0, classes, count))
     gatecli.fit(network, data)
-    with strategy(network, "always-on"), torch.no_grad():
+    with strategy(network, by), torch.no_grad():
         said = torch.cat(
             [
                 network(x).argmax(1)
@@ -453,6 +456,7 @@ KEYS = {
     "top1",
     "baseline_top1",
     "target_top1",
+    "counted_from",
     "params",
     "macs_dense",
     "macs_expected",
@@ -603,6 +607,51 @@ def test_points_below_all_gates_open(here: Path, drop: float) -> None:
     assert {name: asked[name] for name in ("thresholds", "top1", "macs_expected")} == {
         name: found[name] for name in ("thresholds", "top1", "macs_expected")
     }
+
+
+def trained_closed(path: Path) -> tuple[Network, DataSet]:
+    """A network that knows its classes with its gates as they are, not with all of them open."""
+    network = gated("ind", 3)
+    return network, labelled(network, path / "data.npz", 3, by="threshold")
+
+
+def test_a_drop_is_not_counted_from_gates_open_that_know_less(tmp_path: Path) -> None:
+    network, data = trained_closed(tmp_path)
+    present = measured(network, data)[0]
+    found = calibrate(network, data, max_drop=0)
+    assert found.baseline_top1 < present - 20
+    assert found.counted_from == Reference(top1=present, of="the gates as they were")
+    assert found.top1 >= present == found.target_top1
+    assert found.network.recipe.steps[-1].results["counted_from"]["top1"] == present
+    assert "with gates closed" in open_notes(found.baseline_top1, found.present_top1)[0]
+    assert not open_notes(89.5, 90.0)
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_drop_is_counted_from_the_source_on_the_same_data(
+    tmp_path: Path, elsewhere: bool
+) -> None:
+    network, data = trained_closed(tmp_path)
+    present = measured(network, data)[0]
+    spec = "npz:other.npz" if elsewhere else data.spec
+    source = {"top1": 100.0, "split": "val", "data": spec, "images": network.input.key()}
+    network.recipe = replace(network.recipe, baseline=source)
+    if elsewhere:
+        assert calibrate(network, data, max_drop=1).target_top1 == present - 1
+        return
+    assert calibrate(network, data, max_drop=101 - present).target_top1 == present - 1
+    with pytest.raises(SettingError, match=r"99\.00 \(--max-drop 1 below 100\.00, of the source\)"):
+        calibrate(network, data, max_drop=1)
+
+
+def test_it_is_said_what_a_drop_is_counted_from(here: Path) -> None:
+    network, data = trained_closed(here)
+    source = replace(network.recipe.source, arch="networks:own")
+    network.recipe = replace(network.recipe, source=source)
+    gatecli.write(network, "closed.safetensors")
+    told = ["--max-drop", 0, "--data", data.spec, "--arch", "networks:own"]
+    done = run("calibrate", "closed.safetensors", *told)
+    assert "of the gates as they were; " in done.err and "note: all gates open reach" in done.err
 
 
 @pytest.mark.parametrize("target", ["120", "-1", "nan", "inf"])

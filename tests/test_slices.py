@@ -14,11 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import CASES, branches, dense, infer, lively, traced
 from torch import Tensor, fx, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import gatecli
 from gatecli.errors import SettingError
-from gatecli.graph.ops import add_at, mask, runs_of, widen
+from gatecli.graph.ops import add_at, mask, widen
 from gatecli.graph.patterns import is_channelwise, tail_of
+from gatecli.graph.runs import runs_of
 from gatecli.graph.trace import compile_graph
 from gatecli.lowering.narrowed import AddAt
 from gatecli.network import Network
@@ -66,6 +68,19 @@ def test_widening_and_adding_at_places(places: set[int]) -> None:
     assert torch.equal(widen(value, runs, 12), wide) and torch.allclose(
         add_at(x, value, runs), x + wide
     )
+
+
+@pytest.mark.parametrize("count", [6, 60])
+@pytest.mark.parametrize("axis", [1, -1])
+def test_widening_is_as_many_nodes_however_many_runs(count: int, axis: int) -> None:
+    """Exporters take seconds for hundreds of nodes: a pruned network may have as many runs."""
+    runs = tuple((2 * number, 2 * number + 1) for number in range(count))
+    shape = (2, count, 3, 3) if axis == 1 else (2, 3, 3, count)
+
+    def wide(value: Tensor) -> Tensor:
+        return widen(value, runs, 2 * count, axis)
+
+    assert len(make_fx(wide)(torch.randn(shape)).graph.nodes) < 16
 
 
 CHANNELWISE: dict[str, Any] = {

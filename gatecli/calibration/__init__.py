@@ -3,5 +3,15 @@
 from gatecli.calibration.gates.calibrate import Calibrated, calibrate
 from gatecli.calibration.gates.goal import Asked, check_target
 from gatecli.calibration.gates.points import Point, site_values
+from gatecli.calibration.gates.reference import Reference, open_notes
 
-__all__ = ["Asked", "Calibrated", "Point", "calibrate", "check_target", "site_values"]
+__all__ = [
+    "Asked",
+    "Calibrated",
+    "Point",
+    "Reference",
+    "calibrate",
+    "check_target",
+    "open_notes",
+    "site_values",
+]

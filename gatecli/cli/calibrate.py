@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -98,7 +99,8 @@ def calibrate(
     if session.is_main:
         write(result.network, target)
     _report(session, result)
-    for line in chance_notes(result.baseline_top1, dataset, "val"):
+    notes = chance_notes(max(result.baseline_top1, result.top1), dataset, "val")
+    for line in [*calibration.open_notes(result.baseline_top1, result.present_top1), *notes]:
         session.say(f"note: {line}")
     session.written(target)
     session.say(f"next: gatecli prune --data {shlex.quote(data or dataset.spec)}")
@@ -165,7 +167,13 @@ def _cost(macs: float, ms: float | None) -> str:
 
 
 def _asked(result: Calibrated) -> str:
-    return "" if result.target_top1 is None else f"{percent(result.target_top1)} asked, "
+    """What was asked for, and what it is counted from; empty for a budget."""
+    if result.target_top1 is None:
+        return ""
+    asked, reference = f"{percent(result.target_top1)} asked", result.counted_from
+    if reference is None:
+        return f"{asked}, "
+    return f"{asked}, counted from {percent(reference.top1)} of {reference.of}; "
 
 
 def _print_frontier(session: Session, result: Calibrated) -> None:
@@ -203,7 +211,7 @@ def _json(result: Calibrated, path: Path, target: Path) -> dict[str, Any]:
     from gatecli.calibration import site_values
     from gatecli.network.costs import site_rates
 
-    network = result.network
+    network, counted_from = result.network, result.counted_from
     frontier = []
     for point in result.frontier:
         thresholds = site_values(point.thresholds)
@@ -218,6 +226,7 @@ def _json(result: Calibrated, path: Path, target: Path) -> dict[str, Any]:
         "top1": result.top1,
         "baseline_top1": result.baseline_top1,
         "target_top1": result.target_top1,
+        "counted_from": None if counted_from is None else asdict(counted_from),
         "params": network.params,
         "macs_dense": network.macs_dense,
         "macs_expected": result.macs_expected,

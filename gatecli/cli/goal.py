@@ -19,7 +19,12 @@ class Goal:
     ] = None
     max_drop: Annotated[
         Optional[float],
-        typer.Option(help="The same, in points below all gates open, or nobody leaving early."),
+        typer.Option(
+            help=(
+                "The same, in points below the best that is known: the source, all gates open, or"
+                " the gates as they were (exits: below nobody leaving early)."
+            )
+        ),
     ] = None
     max_gmacs: Annotated[
         Optional[float],

@@ -11,7 +11,8 @@ from typing import Any
 from torch import fx, nn
 
 from gatecli.graph.normalize import TRAINING
-from gatecli.graph.ops import decided_by, is_mask, mask, runs_of, widen
+from gatecli.graph.ops import decided_by, is_mask, mask, widen
+from gatecli.graph.runs import runs_of
 from gatecli.graph.trace import remove_dead
 from gatecli.traced.site import Site
 from gatecli.traced.traced import Traced

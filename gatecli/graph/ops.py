@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from gatecli.graph.runs import Runs, are_few, sources_of
+
 __all__ = [
     "FRESH_LAYERS",
-    "Runs",
     "add_at",
     "decided_by",
     "describe",
@@ -30,10 +31,8 @@ __all__ = [
     "mask",
     "module_of",
     "never_negative",
-    "others",
     "pick",
     "relu_after",
-    "runs_of",
     "shake",
     "spread",
     "sum_branches",
@@ -78,9 +77,6 @@ def mask(value: Tensor, z: Tensor, axis: int = 1) -> Tensor:
     return value * (z.reshape(*z.shape, *ones) if axis == 1 else z.reshape(len(z), *ones, -1))
 
 
-Runs = tuple[tuple[int, int], ...]  # channels as (first, one past the last) pairs
-
-
 def spread(z: Tensor, places: Sequence[int], width: int) -> Tensor:
     """Decisions z (N, k) of the channels `places` among `width` ones: (N, width).
 
@@ -98,8 +94,12 @@ def widen(value: Tensor, runs: Runs, width: int, axis: int = 1) -> Tensor:
     """
     if axis != 1:
         return widen(value.movedim(axis, 1), runs, width).movedim(1, axis)
-    return add_at(
-        value.new_zeros(value.shape[0], width, *value.shape[2:]), value, runs, in_place=True
+    if are_few(runs):
+        return add_at(
+            value.new_zeros(value.shape[0], width, *value.shape[2:]), value, runs, in_place=True
+        )
+    return take_channels(
+        torch.cat((value, torch.zeros_like(value[:, :1])), 1), sources_of(runs, width)
     )
 
 
@@ -129,22 +129,6 @@ def take_channels(x: Tensor, channels: tuple[int, ...]) -> Tensor:
     ):  # index_select alone would turn it into NCHW
         return x.permute(0, 2, 3, 1).index_select(3, index).permute(0, 3, 1, 2)
     return x.index_select(1, index)
-
-
-def others(count: int, channels: Sequence[int]) -> tuple[int, ...]:
-    """Those of `count` channels that are not among `channels`."""
-    return tuple(sorted(set(range(count)) - set(channels)))
-
-
-def runs_of(numbers: Sequence[int]) -> list[tuple[int, int]]:
-    """Ascending numbers as runs: [0, 1, 4] -> [(0, 2), (4, 5)]."""
-    runs: list[tuple[int, int]] = []
-    for number in numbers:
-        if runs and runs[-1][1] == number:
-            runs[-1] = (runs[-1][0], number + 1)
-        else:
-            runs.append((number, number + 1))
-    return runs
 
 
 def pick(logits: Tensor, *exits: tuple[Tensor, Tensor]) -> Tensor:

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from gatecli.graph.ops import Runs, is_add, is_cat, widen
+from gatecli.graph.ops import is_add, is_cat, widen
+from gatecli.graph.runs import Runs
 from gatecli.graph.trace import remove_dead
 from gatecli.traced.traced import NodeCost
 

@@ -84,6 +84,10 @@ class Kind(ABC):
     def find(self, net: Traced) -> list[Site]:
         """The kind's sites in a network; those of the kinds before it are in `net.sites`."""
 
+    def of(self, site: Site) -> Kind:
+        """What stands for the kind at this site: itself, or one that differs by the site's role."""
+        return self
+
     def split(self, net: Traced, site: Site, units: int) -> Site:
         """The site in so many units.
 

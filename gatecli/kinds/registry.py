@@ -57,8 +57,8 @@ def get(name: str) -> Kind:
 
 
 def of(site: Site) -> Kind:
-    """The kind of a site."""
-    return get(site.kind)
+    """The kind of a site, as it is for sites of that role."""
+    return get(site.kind).of(site)
 
 
 for _kind in (BLOCK, LAYER, BRANCH, FILTER, EXIT, CONV, HIDDEN, HEAD):

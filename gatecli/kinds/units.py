@@ -13,8 +13,9 @@ from torch import fx, nn
 
 from gatecli.errors import SettingError
 from gatecli.graph import edit, prune_channels
-from gatecli.graph.ops import decided_by, module_of, runs_of, spread, take_channels, widen
+from gatecli.graph.ops import decided_by, module_of, spread, take_channels, widen
 from gatecli.graph.patterns import tail_of
+from gatecli.graph.runs import runs_of
 from gatecli.graph.trace import remove_dead
 from gatecli.traced.site import Site, SiteDecision
 from gatecli.traced.traced import Traced

@@ -6,14 +6,13 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from gatecli.graph.ops import Runs, add_at, never_negative, relu_after, widen
+from gatecli.graph.ops import add_at, never_negative, relu_after, widen
+from gatecli.graph.runs import Runs, are_few
 from gatecli.lowering.context import Lowering
 from gatecli.lowering.gather import Places, add_channels
 from gatecli.lowering.inplace import WritingExecutor
 
 __all__ = ["AddAt", "lower_addition"]
-
-FEW = 4  # runs of channels up to which slices are quicker than an index
 
 
 class AddAt(WritingExecutor):
@@ -33,7 +32,7 @@ class AddAt(WritingExecutor):
     def forward(self, value: Tensor, shortcut: Tensor, *others: Tensor) -> Tensor:
         """`value` (N, k, H, W), `shortcut` (N, C, H, W) -> the shape of the shortcut."""
         value = value.to(shortcut.dtype)
-        if len(self.runs) <= FEW:
+        if are_few(self.runs):
             return self.finish(add_at(shortcut, value, self.runs, in_place=self.may_write()))
         return self.finish(
             add_channels(shortcut, self.places.on(value.device), value, in_place=self.may_write())

@@ -127,6 +127,14 @@ class Recipe:
         """The latest step that is one of `ops`."""
         return next((step for step in reversed(self.steps) if step.op in ops), None)
 
+    def known_top1(self, data: str) -> float | None:
+        """The baseline's percentage, unless it is of other data or images prepared otherwise."""
+        now = {"data": data, "images": self.input.key()}
+        known = self.baseline
+        if known is None or any(known.get(name, now[name]) != now[name] for name in now):
+            return None
+        return float(known["top1"])
+
     def to_json(self) -> str:
         """The recipe as strict JSON, in the oldest format that can say it.
 

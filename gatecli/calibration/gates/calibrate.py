@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from gatecli.calibration.gates.goal import Asked, Budget, Goal, Target
@@ -17,6 +17,7 @@ from gatecli.calibration.gates.points import (
     set_thresholds,
     site_values,
 )
+from gatecli.calibration.gates.reference import Reference, best_known
 from gatecli.calibration.gates.uniform import UniformSearch
 from gatecli.data import DataSet
 from gatecli.errors import SettingError, TrainingError
@@ -44,7 +45,9 @@ class Calibrated:
         thresholds: Of each unit, by site.
         top1: Percent.
         baseline_top1: Percent, with all gates open.
+        present_top1: Percent, with the thresholds that the network came with.
         target_top1: Percent asked for; None where a cost was limited.
+        counted_from: What a drop that was asked for is counted from; else None.
         macs_expected: Mean MACs of an image.
         ms_expected: Mean milliseconds of one by the table, where that was the price; else None.
         rates: Each unit's rate, by site.
@@ -58,7 +61,9 @@ class Calibrated:
     thresholds: Thresholds
     top1: float
     baseline_top1: float
+    present_top1: float
     target_top1: float | None
+    counted_from: Reference | None
     macs_expected: float
     ms_expected: float | None
     rates: dict[str, list[float]]
@@ -91,7 +96,8 @@ def calibrate(  # noqa: PLR0913 - its command's options, by keyword
         network: A gated network without exits.
         data: Chosen on its val split.
         target_acc: Val top-1 to reach, in percent.
-        max_drop: The same, in points below all gates open.
+        max_drop: The same, in points below the best that is known: the source's recorded baseline
+            on these images, all gates open, or the gates as they were.
         max_gmacs: The highest val top-1 for at most so many GMACs an image.
         max_ms: For at most so many milliseconds. One of the four is given.
         table: What milliseconds are counted by, and what the price is in place of MACs; with
@@ -125,9 +131,10 @@ def calibrate(  # noqa: PLR0913 - its command's options, by keyword
     with strategy(copy, "threshold"):
         loading = Loading(batch_size=batch_size, workers=workers)
         measure = Measure(copy, data.splits["val"], loading, price, progress)
-        search = UniformSearch(measure)
-        goal = _goal(price, asked, search.opened.top1)
-        search.run(goal, candidates, refine)
+        search = UniformSearch(measure, candidates)
+        reference = _reference(network, data, asked, search)
+        goal = _goal(price, asked, reference)
+        search.run(goal, refine)
         single = goal.choose(measure.points)
         if single is None:
             raise SettingError(goal.out_of_reach(measure.points, network))
@@ -138,6 +145,8 @@ def calibrate(  # noqa: PLR0913 - its command's options, by keyword
         thresholds=chosen.thresholds,
         top1=chosen.top1,
         baseline_top1=search.opened.top1,
+        present_top1=search.present.top1,
+        counted_from=reference,
         target_top1=goal.top1 if isinstance(goal, Target) else None,
         macs_expected=chosen.macs,
         ms_expected=chosen.ms,
@@ -167,13 +176,24 @@ def _price(network: Network, asked: Asked, table: LatencyTable | None) -> Price:
     return Macs() if table is None else Milliseconds(table)
 
 
-def _goal(price: Price, asked: Asked, opened: float) -> Goal:
-    """What is asked for, where all gates open give a top-1 of `opened`."""
+def _reference(
+    network: Network, data: DataSet, asked: Asked, search: UniformSearch
+) -> Reference | None:
+    """What a drop is counted from; None where none is asked for."""
+    if asked.max_drop is None:
+        return None
+    source = network.recipe.known_top1(data.spec)
+    return best_known(source, search.opened.top1, search.present.top1)
+
+
+def _goal(price: Price, asked: Asked, reference: Reference | None) -> Goal:
+    """What is asked for."""
     if asked.budget is not None:
         return Budget(price, asked.budget)
-    if asked.target_acc is not None:
-        return Target(price, asked.target_acc)
-    return Target(price, max(0.0, opened - (asked.max_drop or 0.0)))
+    if reference is not None and asked.max_drop is not None:
+        return Target.below(price, reference, asked.max_drop)
+    assert asked.target_acc is not None  # one of the four is given
+    return Target(price, asked.target_acc)
 
 
 def _check_gates(network: Network) -> None:
@@ -206,6 +226,8 @@ def _record(result: Calibrated, data: DataSet, asked: Asked, searched: Mapping[s
         "unit_rates": result.rates,
         "frontier": [_prices(point) for point in result.frontier],
     }
+    if result.counted_from is not None:
+        measured["counted_from"] = asdict(result.counted_from)
     if result.ms_expected is not None:
         measured["ms_expected"] = result.ms_expected
     recipe = network.recipe.with_step(Step("calibrate", settings, measured))

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from gatecli.calibration.gates.points import Point, choose
+from gatecli.calibration.gates.reference import Reference
 from gatecli.errors import SettingError
 from gatecli.network import Network
 from gatecli.network.price import Price
@@ -27,7 +28,8 @@ class Asked:
 
     Attributes:
         target_acc: Val top-1 to reach, in percent.
-        max_drop: The same, in points below all gates open.
+        max_drop: The same, in points below the best that is known: the source, all gates open, or
+            the gates as they were.
         max_gmacs: GMACs of an image, at most.
         max_ms: Milliseconds of an image, at most.
     """
@@ -126,11 +128,25 @@ class Goal(ABC):
 
 
 class Target(Goal):
-    """At least `top1` percent at the least cost."""
+    """At least `top1` percent at the least cost.
 
-    def __init__(self, price: Price, top1: float) -> None:
+    Args:
+        price: Says what things cost.
+        top1: Percent.
+        said: How it was asked for.
+    """
+
+    def __init__(self, price: Price, top1: float, said: str = "") -> None:
         super().__init__(price)
         self.top1 = top1
+        self.said = said or f"--target-acc {top1:g}"
+
+    @classmethod
+    def below(cls, price: Price, reference: Reference, drop: float) -> Target:
+        """At most `drop` points below what is known."""
+        top1 = max(0.0, reference.top1 - drop)
+        counted = f"--max-drop {drop:g} below {reference.top1:.2f}, of {reference.of}"
+        return cls(price, top1, f"{top1:.2f} ({counted})")
 
     def choose(self, points: Iterable[Point]) -> Point | None:
         return choose(points, self.top1)
@@ -145,10 +161,10 @@ class Target(Goal):
         highest = max(points, key=lambda point: (point.top1, -point.cost))
         reachable = math.floor(highest.top1 * 100) / 100  # rounded up, it would be out of reach
         return (
-            f"no threshold measured reaches --target-acc {self.top1:g} on val: the highest top-1 is"
+            f"no threshold measured reaches {self.said} on val: the highest top-1 is"
             f" {reachable:.2f}, at {highest.macs / 1e9:.4g} GMACs of"
-            f" {network.macs_dense / 1e9:.4g}; ask for at most that, or train on with gatecli"
-            " finetune"
+            f" {network.macs_dense / 1e9:.4g}; ask for at most that (--target-acc), or train on"
+            " with gatecli finetune"
         )
 
 

@@ -125,27 +125,35 @@ def between(odds: Tensor, low: float, high: float) -> Tensor:
 class UniformSearch:
     """Finds one threshold for all gates.
 
-    Every point it measures is in `measure.points`, and `opened` is the one with all gates open.
+    It begins with all gates open, the present thresholds, and others spread over what was seen.
+
+    Every point it measures is in `measure.points`; `opened` is the one with all gates open,
+    `present` that of the thresholds which the network came with.
+
+    Args:
+        measure: Measures a setting.
+        candidates: How many others at most; all, where no gate depends on the image.
     """
 
-    def __init__(self, measure: Measure) -> None:
+    def __init__(self, measure: Measure, candidates: int) -> None:
         self.measure = measure
         self.network = measure.network
-        self.present = get_thresholds(self.network)
+        present = get_thresholds(self.network)
         with measure.passes("all gates open", 1):
-            self.opened, self._seen = self._at(0.0)
+            self.opened, seen = self._at(0.0)
+        self._gaps = self._spread(self.opened, seen, candidates)
+        with measure.passes("the present thresholds", 1):
+            self.present = measure(present)
 
-    def run(self, goal: Goal, candidates: int, refine: int) -> None:
-        """Measure the present thresholds and others.
+    def run(self, goal: Goal, refine: int) -> None:
+        """Measure further thresholds, where gates depend on the image.
 
         Args:
             goal: Near which it looks closer.
-            candidates: How many others at most; all, where no gate depends on the image.
-            refine: How many more at most, near the goal.
+            refine: How many more at most.
         """
-        gaps = self._spread(self.opened, self._seen, candidates)
         if any(gate.data_dependent for gate in self.network.site_gates.values()):
-            self._refine(gaps, goal, refine)
+            self._refine(self._gaps, goal, refine)
 
     def _at(self, tau: float) -> tuple[Point, Tensor]:
         """What one threshold gives, and all log-odds that its pass saw, (n,)."""
@@ -160,7 +168,7 @@ class UniformSearch:
         gaps = []
         left = start
         low = 0.0
-        with self.measure.passes("candidates", len(taus) + 1):
+        with self.measure.passes("candidates", len(taus)):
             for tau in taus:
                 right, after = self._at(tau)
                 gap = Gap(
@@ -175,7 +183,6 @@ class UniformSearch:
                 left = right
                 low = tau
                 seen = after
-            self.measure(self.present)
         return gaps
 
     def _refine(self, gaps: list[Gap], goal: Goal, passes: int) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from gatecli.graph.ops import runs_of
+from gatecli.graph.runs import runs_of
 from gatecli.lowering.gather import Branch, add_rows, add_to, take
 from gatecli.lowering.inplace import Executor, WritingExecutor
 

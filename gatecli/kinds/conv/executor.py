@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gatecli.gates.cache import Forgetful, Remembered
-from gatecli.graph.ops import others, take_channels
+from gatecli.graph.ops import take_channels
+from gatecli.graph.runs import others
 from gatecli.kinds.conv.ops import (
     Channels,
     Parts,

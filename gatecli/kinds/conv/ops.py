@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gatecli.graph.ops import describe, others, take_channels
+from gatecli.graph.ops import describe, take_channels
+from gatecli.graph.runs import others
 
 __all__ = [
     "BasePath",

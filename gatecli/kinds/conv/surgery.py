@@ -24,8 +24,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from gatecli.graph.edit import place
-from gatecli.graph.ops import module_of, others, take_channels
+from gatecli.graph.ops import module_of, take_channels
 from gatecli.graph.prune_channels import cut_norm, keep_entries, keep_outputs
+from gatecli.graph.runs import others
 from gatecli.graph.trace import remove_dead
 from gatecli.kinds.conv.find import SUFFIX
 from gatecli.kinds.conv.ops import (

@@ -16,7 +16,7 @@ from gatecli.graph.edit import mask_of
 from gatecli.graph.ops import is_add, never_negative, relu_after, widen
 from gatecli.graph.patterns import tail_of
 from gatecli.graph.trace import remove_dead
-from gatecli.kinds.base import MASK, VALUE, Cut, Gone, Keeping
+from gatecli.kinds.base import MASK, VALUE, Cut, Gone, Keeping, Kind
 from gatecli.kinds.filter import coupled
 from gatecli.kinds.filter.executor import FilterBlock, FilterLayer, FilterReader, OpenFilters
 from gatecli.kinds.filter.find import ROLES, FilterFinder
@@ -28,7 +28,7 @@ from gatecli.lowering.region import tail_part
 from gatecli.traced.site import Saving, Site, SiteDecision
 from gatecli.traced.traced import Traced
 
-__all__ = ["FILTER", "FilterKind"]
+__all__ = ["FILTER", "CoupledFilters", "FilterKind"]
 
 
 class FilterKind(UnitsKind):
@@ -50,15 +50,10 @@ class FilterKind(UnitsKind):
     def couple(self, net: Traced) -> bool:
         return coupled.couple(net, self.name)
 
-    def insert(self, net: Traced, site: str, gate: nn.Module, sees: str = "") -> None:
-        if not coupled.is_coupled(net.sites[site]):
-            super().insert(net, site, gate, sees)
-        else:
-            coupled.insert_masks(net, net.sites[site], gate, sees)
+    def of(self, site: Site) -> Kind:
+        return COUPLED_FILTERS if coupled.is_coupled(site) else self
 
     def refresh(self, net: Traced, site: Site) -> Site | None:
-        if coupled.is_coupled(site):
-            return coupled.refreshed(net, site)
         if not net.has(site.value, site.entry):
             return None
         if site.tail[-1] != site.value:
@@ -74,22 +69,9 @@ class FilterKind(UnitsKind):
             nodes += readers_of(net, site.name)
         return savings_by_unit(net, site, nodes)
 
-    def why_wide(self, net: Traced, site: Site, kept: Sequence[int]) -> str | None:
-        if not coupled.is_coupled(site):
-            return super().why_wide(net, site, kept)
-        gone = gone_channels(site, net.channels(site.value), kept)
-        return coupled.why_coupled_wide(net, site, gone)
-
-    def keep(self, net: Traced, site: str, decision: SiteDecision, how: Keeping) -> Cut:
-        if not coupled.is_coupled(net.sites[site]):
-            return super().keep(net, site, decision, how)
-        return coupled.keep_coupled(net, net.sites[site], decision, how)
-
     def why_not_removable(
         self, net: Traced, site: Site, replaced: dict[fx.Node, fx.Node]
     ) -> str | None:
-        if coupled.is_coupled(site):
-            return "nothing would be left of the stream that it is"
         if not _is_summand(net, site):
             return prune_channels.foldable(net.root, net.graph, net.costs, nothing_of(net, site))
         added = additions.additions_of_zero(net.root, net.node(site.value), replaced)
@@ -123,6 +105,28 @@ class FilterKind(UnitsKind):
     def lower(self, low: Lowering, node: fx.Node) -> bool:
         site = low.site_of(node)
         return site is not None and site.kind == self.name  # done, or it stays a mask
+
+
+class CoupledFilters(FilterKind):
+    """The filters of all convolutions that write one stream: channel i of all of them is unit i."""
+
+    def insert(self, net: Traced, site: str, gate: nn.Module, sees: str = "") -> None:
+        coupled.insert_masks(net, net.sites[site], gate, sees)
+
+    def refresh(self, net: Traced, site: Site) -> Site | None:
+        return coupled.refreshed(net, site)
+
+    def why_wide(self, net: Traced, site: Site, kept: Sequence[int]) -> str | None:
+        gone = gone_channels(site, net.channels(site.value), kept)
+        return coupled.why_coupled_wide(net, site, gone)
+
+    def keep(self, net: Traced, site: str, decision: SiteDecision, how: Keeping) -> Cut:
+        return coupled.keep_coupled(net, net.sites[site], decision, how)
+
+    def why_not_removable(
+        self, net: Traced, site: Site, replaced: dict[fx.Node, fx.Node]
+    ) -> str | None:
+        return "nothing would be left of the stream that it is"
 
 
 def _is_grouped(net: Traced, site: Site) -> bool:
@@ -190,3 +194,4 @@ def _widened(masked: fx.Node) -> tuple[fx.Node, list[int] | None]:
 
 
 FILTER = FilterKind()
+COUPLED_FILTERS = CoupledFilters()

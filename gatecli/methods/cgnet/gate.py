@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from gatecli.gates.cache import Remembered
 from gatecli.gates.gate import Gate
-from gatecli.graph.ops import others
 from gatecli.graph.prune_channels import cut_norm, keep_entries, on_one_device
+from gatecli.graph.runs import others
 from gatecli.methods.cgnet.settings import FC, FINE, L1, CGNetSettings
 
 __all__ = ["ChannelGate", "smoothed"]
