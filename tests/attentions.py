@@ -168,6 +168,14 @@ def windows() -> nn.Module:
     return SwinTransformer([2, 2], 12, [2, 1], [3, 2], [2, 2], num_classes=5)
 
 
+def windows_v2() -> nn.Module:
+    """Its second version: cosines, scaled by head; a perceptron makes the bias of positions."""
+    from torchvision.models import swin_transformer as swin
+
+    parts = {"block": swin.SwinTransformerBlockV2, "downsample_layer": swin.PatchMergingV2}
+    return swin.SwinTransformer([2, 2], 12, [2, 1], [3, 2], [2, 2], num_classes=5, **parts)
+
+
 WAYS: dict[str, Callable[[], nn.Module]] = {
     **{each.__name__: each for each in (Fused, Explicit, Split, Three, Torchs)},
 }
