@@ -119,6 +119,16 @@ class InBatch(Base):
         return self.proj(x.reshape(n, length, WIDTH))
 
 
+class Summed(Base):
+    """The products are written as einsum, as in MaxViT."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, HEADS, EACH)).permute(2, 0, 3, 1, 4).unbind(0)
+        weights = torch.softmax(torch.einsum("nhid,nhjd->nhij", q, k), dim=-1)
+        x = torch.einsum("nhij,nhjd->nhid", weights, v)
+        return self.proj(x.transpose(1, 2).flatten(2))
+
+
 class Normed(Fused):
     """A normalisation over all heads stands before the output projection."""
 
@@ -183,6 +193,7 @@ NOT_PARTED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "Grouped": (Grouped, "grouped-query"),
     "InBatch": (InBatch, "batch"),
     "Normed": (Normed, "mixed by `layers_0_norm`"),
+    "Summed": (Summed, "einsum"),
     "SequenceFirst": (SequenceFirst, "batch_first"),
 }
 
