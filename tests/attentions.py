@@ -119,6 +119,16 @@ class InBatch(Base):
         return self.proj(x.reshape(n, length, WIDTH))
 
 
+class Summed(Base):
+    """The products are written as einsum, as in MaxViT."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, HEADS, EACH)).permute(2, 0, 3, 1, 4).unbind(0)
+        weights = torch.softmax(torch.einsum("nhid,nhjd->nhij", q, k), dim=-1)
+        x = torch.einsum("nhij,nhjd->nhid", weights, v)
+        return self.proj(x.transpose(1, 2).flatten(2))
+
+
 class Normed(Fused):
     """A normalisation over all heads stands before the output projection."""
 
@@ -168,6 +178,14 @@ def windows() -> nn.Module:
     return SwinTransformer([2, 2], 12, [2, 1], [3, 2], [2, 2], num_classes=5)
 
 
+def windows_v2() -> nn.Module:
+    """Its second version: cosines, scaled by head; a perceptron makes the bias of positions."""
+    from torchvision.models import swin_transformer as swin
+
+    parts = {"block": swin.SwinTransformerBlockV2, "downsample_layer": swin.PatchMergingV2}
+    return swin.SwinTransformer([2, 2], 12, [2, 1], [3, 2], [2, 2], num_classes=5, **parts)
+
+
 WAYS: dict[str, Callable[[], nn.Module]] = {
     **{each.__name__: each for each in (Fused, Explicit, Split, Three, Torchs)},
 }
@@ -175,6 +193,7 @@ NOT_PARTED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "Grouped": (Grouped, "grouped-query"),
     "InBatch": (InBatch, "batch"),
     "Normed": (Normed, "mixed by `layers_0_norm`"),
+    "Summed": (Summed, "einsum"),
     "SequenceFirst": (SequenceFirst, "batch_first"),
 }
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from attentions import EACH, HEADS, NOT_PARTED, SIZE, WAYS, made, transformer, windows
+from attentions import EACH, HEADS, NOT_PARTED, SIZE, WAYS, made, transformer, windows, windows_v2
 from counting import counted
 from networks import infer, masked, traced
 from torch import Tensor, nn
@@ -22,15 +22,16 @@ from gatecli.network.costs import expected_macs
 
 LIMIT = 1e-5
 WINDOWS = (24, 24)
-NAMES = [*WAYS, "windows"]
+WINDOWED: dict[str, Callable[[], nn.Module]] = {"windows": windows, "windows, v2": windows_v2}
+NAMES = [*WAYS, *WINDOWED]
 
 
 def size_of(name: str) -> tuple[int, int]:
-    return WINDOWS if name == "windows" else SIZE
+    return WINDOWS if name in WINDOWED else SIZE
 
 
 def source(name: str) -> nn.Module:
-    return made(windows) if name == "windows" else transformer(name)
+    return made(WINDOWED[name]) if name in WINDOWED else transformer(name)
 
 
 def images(name: str, count: int = 3) -> Tensor:
@@ -98,7 +99,7 @@ def test_closed_heads_are_left_out_as_by_hand() -> None:
 def test_heads_are_found_skipped_and_cut(name: str) -> None:
     network, x = attached(name), images(name)
     units = [gate.units for gate in network.site_gates.values()]
-    assert units == ([3, 3, 2] if name == "windows" else [HEADS, HEADS])
+    assert units == ([3, 3, 2] if name in WINDOWED else [HEADS, HEADS])
     assert all(site.endswith(".heads") for site in network.gated_by)
     assert close(infer(source(name), x), infer(network, x))
     z = {site: torch.eye(3)[:, : gate.units] for site, gate in network.site_gates.items()}
@@ -126,7 +127,7 @@ def check_cut(network: Network, decisions: dict[str, list[int]], x: Tensor) -> N
     assert pruned.params < network.params
 
 
-@pytest.mark.parametrize("name", ["Explicit", "windows"])
+@pytest.mark.parametrize("name", ["Explicit", "windows, v2"])
 def test_some_heads_stay_dynamic(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     network, x = attached_to_images(name), images(name)
     rates = {s: [0.0, *[0.5] * (gate.units - 1)] for s, gate in network.site_gates.items()}
@@ -163,7 +164,7 @@ def test_heads_that_cannot_be_told_apart_are_named(name: str) -> None:
         gatecli.attach(model, "ind-perbatch", kinds=["head"], input_size=SIZE)
 
 
-@pytest.mark.parametrize("name", ["Torchs", "windows"])
+@pytest.mark.parametrize("name", ["Torchs", *WINDOWED])
 def test_unfolding_changes_neither_training_nor_the_source(name: str) -> None:
     """Logits of a training step, dropout drawn alike; the source's modules are its own."""
     model, x = source(name), images(name)
@@ -176,6 +177,13 @@ def test_unfolding_changes_neither_training_nor_the_source(name: str) -> None:
         torch.manual_seed(0)
         logits.append(infer(each, x))
     assert close(*logits)
+
+
+def test_what_looks_at_no_image_has_no_hidden_units() -> None:
+    """As the perceptron that makes the bias of positions: no gate could look at anything."""
+    sites = attached("windows, v2").sites
+    hidden = [name for name, site in sites.items() if site.kind == "hidden"]
+    assert hidden == [f"features.{name}.mlp.0.hidden" for name in ("1.0", "1.1", "3.0")]
 
 
 @pytest.mark.parametrize("family", ["timm", "transformers"])

@@ -925,6 +925,9 @@ def test_the_image_is_not_written_into() -> None:
         lambda m, x: _assigned(
             m.body(x), x, lambda a, b: nn.LeakyReLU(0.5, inplace=True).forward(a)
         ),
+        lambda m, x: _assigned(m.body(x), x, lambda a, b: a[:, 1:2].zero_()),
+        lambda m, x: _assigned(m.body(x), x, lambda a, b: a[..., 1:][:, 0].mul_(b[:, 0, :, 1:])),
+        lambda m, x: _assigned(m.body(x), x, lambda a, b: F.relu(a[:2], inplace=True)),
     ],
 )
 def test_later_readers_see_what_was_written(function: Callable[[Any, Tensor], Tensor]) -> None:

@@ -23,6 +23,7 @@ from gatecli.errors import SettingError
 
 if TYPE_CHECKING:
     from gatecli.calibration import Calibrated, Point
+    from gatecli.data import DataSet
     from gatecli.traced.latency import LatencyTable
 
 __all__ = ["calibrate"]
@@ -65,7 +66,6 @@ def calibrate(
     """Choose thresholds: an asked accuracy on val at the least cost, or an asked cost."""
     from gatecli import calibration
     from gatecli.checkpoint import write
-    from gatecli.stages.chance import chance_notes
 
     if goal.target_acc is not None:
         calibration.check_target(goal.target_acc)
@@ -99,9 +99,7 @@ def calibrate(
     if session.is_main:
         write(result.network, target)
     _report(session, result)
-    notes = chance_notes(max(result.baseline_top1, result.top1), dataset, "val")
-    for line in [*calibration.open_notes(result.baseline_top1, result.present_top1), *notes]:
-        session.say(f"note: {line}")
+    _say_notes(session, result, dataset)
     session.written(target)
     session.say(f"next: gatecli prune --data {shlex.quote(data or dataset.spec)}")
     facts = _json(result, path, target)
@@ -159,6 +157,17 @@ def _report(session: Session, result: Calibrated) -> None:
         f" {_cost(result.macs_expected, result.ms_expected)} of"
         f" {gmacs(result.network.macs_dense)} GMACs"
     )
+
+
+def _say_notes(session: Session, result: Calibrated, dataset: DataSet) -> None:
+    """Say what is odd about the accuracies measured."""
+    from gatecli.calibration import open_notes
+    from gatecli.stages.chance import chance_notes
+
+    best = max(result.baseline_top1, result.top1)
+    opened = open_notes(result.baseline_top1, result.present_top1)
+    for line in [*opened, *chance_notes(best, dataset, "val")]:
+        session.say(f"note: {line}")
 
 
 def _cost(macs: float, ms: float | None) -> str:

@@ -17,6 +17,7 @@ from gatecli.cli.session import Session
 from gatecli.cli.text import show
 
 if TYPE_CHECKING:
+    from gatecli.network import Network
     from gatecli.stages.evaluate import Evaluation
 
 __all__ = ["evaluate"]
@@ -44,7 +45,6 @@ def evaluate(
     loading: Loading = Loading(),
 ) -> dict[str, Any]:
     """Measure accuracy, expected MACs and rates on one split."""
-    from gatecli.network.costs import site_rates
     from gatecli.stages import evaluate as evaluation
     from gatecli.stages.chance import chance_notes
     from gatecli.stages.fit import split_of
@@ -67,12 +67,21 @@ def evaluate(
         _print(session, result, path)
     for line in chance_notes(result.top1, dataset, split):
         session.say(f"note: {line}")
-    facts: dict[str, Any] = {
+    return {
         "checkpoint": str(path),
-        "arch": network.recipe.source.arch,
         "split": split,
         "strategy": strategy,
         "precision": precision,
+        **_facts(network, result),
+    }
+
+
+def _facts(network: Network, result: Evaluation) -> dict[str, Any]:
+    """What the JSON says of a network and what was measured of it."""
+    from gatecli.network.costs import site_rates
+
+    facts: dict[str, Any] = {
+        "arch": network.recipe.source.arch,
         "samples": result.samples,
         "top1": result.top1,
         "top5": result.top5,

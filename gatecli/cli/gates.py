@@ -82,12 +82,21 @@ def gates(
     files = [] if plot is None else _draw(session, network, use, found, plot, picture)
     for file in files:
         session.say(f"wrote {file}")
-    least, mean, most = use.per_image
     return {
         "checkpoint": str(path),
         "arch": network.recipe.source.arch,
         "split": split,
         "strategy": strategy,
+        **_facts(use, found),
+        "exits": exits,
+        "files": [str(file) for file in files],
+    }
+
+
+def _facts(use: Use, found: ClassMap | None) -> dict[str, Any]:
+    """What the JSON says of what gates were seen to do."""
+    least, mean, most = use.per_image
+    return {
         "images": len(use.labels),
         "sites": [asdict(site) for site in use.sites],
         "histogram": use.histogram,
@@ -95,9 +104,7 @@ def gates(
         "classes": [] if found is None else found.facts(),
         "units_on": {"least": least, "mean": mean, "most": most, "histogram": asdict(use.counts)},
         "distance": asdict(use.alike),
-        "exits": exits,
         "macs_per_image": use.macs,
-        "files": [str(file) for file in files],
     }
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from gatecli.data import Split
     from gatecli.network import Network
     from gatecli.network.costs import Rates
-    from gatecli.stages.profile import Subject
+    from gatecli.stages.profile import Profile, Subject
 
 __all__ = ["profile"]
 
@@ -60,7 +60,6 @@ def profile(
 
     They stand beside the source's and beside what the MACs promise.
     """
-    from gatecli.network.costs import known_rates
     from gatecli.stages import profile as profiling
     from gatecli.stages.subject import source_of
 
@@ -68,16 +67,8 @@ def profile(
     runtimes = _chosen(session, runtime, precision)
     paths = [Path(name) for name in checkpoints] if checkpoints else [session.checkpoint(None)]
     networks = [session.open(path) for path in paths]
-    rates: list[Rates]
-    images: Tensor | None = None
-    if data is None:
-        rates = [known_rates(network) for network in networks]
-    else:
-        rates, images = _measured(session, networks, remembered(data))
-    subjects = []
-    for path, network, known in zip(paths, networks, rates, strict=True):
-        size = path.stat().st_size if path.exists() else network.recipe.source.file_bytes
-        subjects.append(profiling.subject_of(path.name, network, size, known))
+    rates, images = _rates(session, networks, data)
+    subjects = _subjects(paths, networks, rates)
     result = profiling.profile(
         source_of(networks[0]),
         subjects,
@@ -95,16 +86,36 @@ def profile(
         "checkpoint": str(paths[-1]),
         "arch": networks[0].recipe.source.arch,
         "uncounted": networks[-1].uncounted,
+        **_facts(result),
+        "params": networks[-1].params,
+        "macs_dense": networks[-1].macs_dense,
+        "macs_expected": subjects[-1].macs_expected,
+    }
+
+
+def _facts(result: Profile) -> dict[str, Any]:
+    """What the JSON says of what was measured."""
+    return {
         "rows": [asdict(row) for row in result.rows],
         "sites": [asdict(site) for site in result.sites],
         "decisions": result.decisions,
         "threads": result.threads,
         "repeats": result.repeats,
         "machine": result.machine,
-        "params": networks[-1].params,
-        "macs_dense": networks[-1].macs_dense,
-        "macs_expected": subjects[-1].macs_expected,
     }
+
+
+def _subjects(
+    paths: Sequence[Path], networks: Sequence[Network], rates: Sequence[Rates]
+) -> list[Subject]:
+    """What is to be profiled, with the sizes of its files and its rates."""
+    from gatecli.stages.profile import subject_of
+
+    subjects = []
+    for path, network, known in zip(paths, networks, rates, strict=True):
+        size = path.stat().st_size if path.exists() else network.recipe.source.file_bytes
+        subjects.append(subject_of(path.name, network, size, known))
+    return subjects
 
 
 def _say_what_is_real(session: Session, subject: Subject, sizes: Sequence[int]) -> None:
@@ -138,6 +149,17 @@ def _sizes(text: str) -> list[int]:
     if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
         raise SettingError(f"expected --batch to be batch sizes, as 1,32, but got `{text}`")
     return [int(part) for part in parts]
+
+
+def _rates(
+    session: Session, networks: Sequence[Network], data: str | None
+) -> tuple[list[Rates], Tensor | None]:
+    """Each network's rates, recorded or, with a data set, measured; images of it to time with."""
+    from gatecli.network.costs import known_rates
+
+    if data is None:
+        return [known_rates(network) for network in networks], None
+    return _measured(session, networks, remembered(data))
 
 
 def _measured(

@@ -81,10 +81,6 @@ def slim(
     road.finish()
     goal = goal_facts(asked, rows)
     _report(session, asked, rows, goal)
-    steps = []
-    for each in road.steps:
-        line = f"gatecli {each.line}"
-        steps.append({"command": line, "out": each.out, "seconds": each.seconds})
     after = rows[-1]
     return {
         "checkpoint": str(asked.source),
@@ -94,11 +90,20 @@ def slim(
         "params": after["params"],
         "macs_dense": after["macs_dense"],
         "macs_expected": after["macs_expected"],
-        "steps": steps,
+        "steps": _steps(road),
         "rows": rows,
         "goal": goal,
         "threads": road.state.threads,
     }
+
+
+def _steps(road: Road) -> list[dict[str, Any]]:
+    """The commands of the road, as the JSON has them."""
+    steps = []
+    for each in road.steps:
+        line = f"gatecli {each.line}"
+        steps.append({"command": line, "out": each.out, "seconds": each.seconds})
+    return steps
 
 
 def _resumed(

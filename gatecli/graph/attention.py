@@ -11,6 +11,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from gatecli.graph.normalize import (
     dropout_follows_mode,
     same_but_for_dropout,
     without_writes,
+    writes,
 )
 from gatecli.graph.ops import module_of
 from gatecli.graph.patterns import calls
@@ -212,7 +214,7 @@ def _traced(module: nn.Module, size: Shape) -> fx.Graph | None:
             with as_before(module), _without_wraps():
                 alone = _OfOne(module)
                 graphs.append(SizedTracer(alone, size).trace(alone))
-            remove_dead(graphs[-1])
+            remove_dead(graphs[-1], stays=partial(writes, alone))
     except Exception:  # whatever tracing comes to: it stays whole
         return None
     finally:

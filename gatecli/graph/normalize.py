@@ -17,7 +17,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from gatecli.graph.ops import FRESH_LAYERS, module_of, shake
+from gatecli.graph.ops import FRESH_LAYERS, module_of, shake, with_part
 
 __all__ = [
     "ASSIGNING",
@@ -26,6 +26,7 @@ __all__ = [
     "dropout_follows_mode",
     "same_but_for_dropout",
     "without_writes",
+    "writes",
 ]
 
 DROPOUTS = {
@@ -55,17 +56,49 @@ def without_writes(root: nn.Module, graph: fx.Graph) -> None:
     `inplace`.
     """
     order = {node: index for index, node in enumerate(graph.nodes)}
-    for node in graph.nodes:
-        if not _writes(root, node):
+    for node in list(graph.nodes):
+        if not writes(root, node):
             continue
         target = node.all_input_nodes[0]
-        for reader in [user for user in target.users if order[user] > order[node]]:
-            reader.replace_input_with(target, node)
+        _read_instead(target, node, order)
+        _write_through(target, node, order)
         if len(target.users) > 1 or not isinstance(module_of(root, target), FRESH_LAYERS):
             _write_elsewhere(root, node)
 
 
-def _writes(root: nn.Module, node: fx.Node) -> bool:
+def _read_instead(value: fx.Node, written: fx.Node, order: dict[fx.Node, int]) -> None:
+    """Let who reads a value after it was written into read what was written."""
+    for reader in _later(value, written, order):
+        reader.replace_input_with(value, written)
+
+
+def _later(value: fx.Node, written: fx.Node, order: dict[fx.Node, int]) -> list[fx.Node]:
+    return [user for user in value.users if order[user] > order[written]]
+
+
+def _write_through(target: fx.Node, written: fx.Node, order: dict[fx.Node, int]) -> None:
+    """Let who reads a whole after a part of it was written into, as `x[:, :3]`, read that too."""
+    whole = target.args[0] if _is_part(target) else None
+    if not isinstance(whole, fx.Node) or not (_later(whole, written, order) or _is_part(whole)):
+        return
+    with written.graph.inserting_after(written):
+        anew = written.graph.call_function(with_part, (whole, target.args[1], written))
+    order[anew] = order[written]
+    _read_instead(whole, anew, order)
+    _write_through(whole, anew, order)
+
+
+def _is_part(node: fx.Node) -> bool:
+    """Whether a node is a view of a part of a tensor, taken by slices."""
+    if node.target is not operator.getitem:
+        return False
+    index = node.args[1]
+    each = index if isinstance(index, tuple) else (index,)
+    is_view = all(part is None or isinstance(part, (slice, int)) or part is ... for part in each)
+    return is_view and any(isinstance(part, slice) for part in each)
+
+
+def writes(root: nn.Module, node: fx.Node) -> bool:
     """Whether the node writes into its first input.
 
     By its name (`+=`, `relu_`, `x.add_()`), its module's `inplace`, or its argument of that name.
@@ -84,7 +117,13 @@ def _write_elsewhere(root: nn.Module, node: fx.Node) -> None:
     if module is not None:
         module.inplace = False
     elif node.op == "call_method":
-        node.target = str(node.target).removesuffix("_")
+        name = str(node.target).removesuffix("_")
+        if hasattr(torch.Tensor, name):
+            node.target = name
+        else:  # as `zero_`: only in place, so into a copy
+            with node.graph.inserting_before(node):
+                copy = node.graph.call_method("clone", (node.args[0],))
+            node.args = (copy, *node.args[1:])
     elif node.target in ELSEWHERE:
         node.target = ELSEWHERE[node.target]
     else:

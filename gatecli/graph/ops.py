@@ -39,6 +39,7 @@ __all__ = [
     "summands",
     "take_channels",
     "widen",
+    "with_part",
 ]
 
 
@@ -129,6 +130,13 @@ def take_channels(x: Tensor, channels: tuple[int, ...]) -> Tensor:
     ):  # index_select alone would turn it into NCHW
         return x.permute(0, 2, 3, 1).index_select(3, index).permute(0, 3, 1, 2)
     return x.index_select(1, index)
+
+
+def with_part(x: Tensor, index: Any, value: Any) -> Tensor:
+    """`x` with its part at `index` set to `value`, as `x[index] = value` leaves it."""
+    result = x.clone()
+    result[index] = value
+    return result
 
 
 def pick(logits: Tensor, *exits: tuple[Tensor, Tensor]) -> Tensor:

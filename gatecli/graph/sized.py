@@ -16,22 +16,16 @@ import torch
 from torch import Tensor, fx, nn
 
 from gatecli.graph.builtin import traced_numbers
+from gatecli.graph.ops import with_part
 from gatecli.graph.shapes import Values
 from gatecli.graph.tracer import Assignable, SiteTracer
 from gatecli.traced.traced import Shape
 
-__all__ = ["SizedTracer", "with_part"]
+__all__ = ["SizedTracer"]
 
 # What a value of a network in evaluation is not.
 UNTRUE = {"requires_grad", "is_cuda", "is_meta", "is_sparse", "is_quantized", "is_nested"}
 MADE = {"new_zeros", "new_ones", "new_full"}
-
-
-def with_part(x: Tensor, index: Any, value: Any) -> Tensor:
-    """`x` with its part at `index` set to `value`, as `x[index] = value` leaves it."""
-    result = x.clone()
-    result[index] = value
-    return result
 
 
 class SizedTracer(SiteTracer):

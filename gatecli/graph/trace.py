@@ -130,14 +130,16 @@ def _numbers_open(path: str) -> str:
     return ".".join("*" if part.isdecimal() else part for part in path.split("."))
 
 
-def remove_dead(graph: fx.Graph) -> None:
+def remove_dead(graph: fx.Graph, stays: Callable[[fx.Node], bool] = lambda node: False) -> None:
     """Erase every node that nothing reads, and unread inputs but the first.
 
-    Evaluation has no side effects to lose.
+    Evaluation has no side effects to lose, once nothing writes in place; what `stays` is true of
+    does, until then.
     """
     first = next(node for node in graph.nodes if node.op == "placeholder")
     for node in reversed(graph.nodes):
-        if not node.users and node.op != "output" and node is not first:
+        is_unread = not node.users and node.op != "output" and node is not first
+        if is_unread and not stays(node):
             graph.erase_node(node)
 
 

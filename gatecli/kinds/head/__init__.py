@@ -55,7 +55,12 @@ class HeadKind(UnitsKind):
             repeat_decision(net, site, parts)
 
     def savings(self, net: Traced, site: Site) -> tuple[Saving, ...]:
-        return savings_by_unit(net, site, site.tail)
+        by_head = savings_by_unit(net, site, site.tail)
+        if site.places:
+            return by_head
+        # what all heads share, as layers that a bias of positions is made by
+        others = [node for node in site.branch if net.costs[node].macs and node not in site.tail]
+        return (*by_head, *(Saving(node=node) for node in others))
 
     # --- taking heads out ---
 

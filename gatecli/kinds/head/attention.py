@@ -13,6 +13,7 @@ from gatecli.graph.flow import constants, reads_size
 from gatecli.graph.heads import for_parts
 from gatecli.graph.ops import is_decision, is_mask, module_of, spread
 from gatecli.graph.patterns import calls, is_plain
+from gatecli.kinds.head.bias import bias_of, held_in, zeroes_alike
 from gatecli.kinds.head.places import (
     RESHAPES,
     TURNS,
@@ -78,7 +79,9 @@ def attention_at(net: Traced, value: fx.Node) -> Attention:
     chain, output, columns = _read_by(net, value, heads)
     projections = {node: place for node, place in made.items() if _projects(net, node)}
     tables = {node: place for node, place in made.items() if node.op == "get_attr"}
-    entries = list(dict.fromkeys(node.all_input_nodes[0] for node in projections))
+    fixed = constants(value.graph)  # what makes a bias of positions looks at no image
+    read = [node.all_input_nodes[0] for node in projections]
+    entries = list(dict.fromkeys(node for node in read if node not in fixed))
     if len(entries) != 1:
         raise NotPartedError("its queries, keys and values are made of different values")
     region = _between(net.root, entries[0], output)
@@ -104,7 +107,7 @@ def weights_of(node: fx.Node) -> tuple[str, str]:
     """The paths of a projection's weight and bias."""
     if node.op == "call_module":
         return f"{node.target}.weight", f"{node.target}.bias"
-    bias = node.args[2] if len(node.args) > 2 else None
+    bias = held_in(bias_of(node))
     return str(node.args[1].target), str(getattr(bias, "target", ""))  # type: ignore[union-attr]
 
 
@@ -115,7 +118,7 @@ def _projects(net: Traced, node: fx.Node) -> bool:
     if node.target is not F.linear or node.kwargs:
         return False
     held = [each for each in node.args[1:] if each is not None]
-    return all(isinstance(each, fx.Node) and each.op == "get_attr" for each in held)
+    return all(held_in(each) is not None for each in held)
 
 
 def _followed(net: Traced, value: fx.Node, heads: int) -> dict[fx.Node, Place]:
@@ -155,6 +158,9 @@ def _is_end(net: Traced, node: fx.Node, place: Place) -> bool:
         return False
     if place.dim != len(net.shape(node)) - 1:
         raise NotPartedError(f"the heads of `{node.name}` are not made of rows of its weights")
+    bias = bias_of(node) if node.op == "call_function" else None
+    if bias is not None and not zeroes_alike(net, bias, place):
+        raise NotPartedError(f"the bias of `{node.name}` is set to zero for parts of heads")
     once = node.op != "call_module" or calls(node.graph, node) == 1
     if not once or any(len(held.users) > 1 for held in _held(node)):
         raise NotPartedError(f"`{node.name}` has weights that are used more than once")
@@ -162,7 +168,8 @@ def _is_end(net: Traced, node: fx.Node, place: Place) -> bool:
 
 
 def _held(node: fx.Node) -> list[fx.Node]:
-    return [source for source in node.all_input_nodes if source.op == "get_attr"]
+    sources = [held_in(source) for source in node.all_input_nodes]
+    return [source for source in sources if source is not None]
 
 
 def _read_by(

@@ -18,6 +18,7 @@ from gatecli.graph.heads import bias_alone, for_parts, mask_where, some_heads
 from gatecli.graph.ops import is_decision, is_mask, spread
 from gatecli.graph.trace import compile_graph
 from gatecli.kinds.head.attention import Attention, weights_of
+from gatecli.kinds.head.bias import bias_of
 from gatecli.kinds.head.places import Place
 from gatecli.kinds.head.resize import resized
 from gatecli.lowering.inplace import Executor
@@ -159,7 +160,8 @@ class _Writer:
         weight, bias = weights_of(node)
         given = [x, self._some(self.graph.get_attr(weight), dim, place)]
         if _tensor(self.net.root, bias) is not None:
-            held = self.graph.get_attr(bias)
+            told = bias_of(node) if node.op == "call_function" else None
+            held = self.copies[told] if isinstance(told, fx.Node) else self.graph.get_attr(bias)
             given.append(held if dim else self._some(held, 0, place))
         return self.graph.call_function(F.linear, tuple(given))
 

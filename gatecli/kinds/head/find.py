@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
@@ -42,6 +43,10 @@ def refused_heads(net: Traced) -> dict[str, str]:
         except NotPartedError as error:
             reasons[_near(net, value) + SUFFIX] = f"cannot be gated by head: {error}"
     for node in net.graph.nodes:
+        if node.target is torch.functional.einsum and _attends(net, node, first=1):
+            reasons[_near(net, node) + SUFFIX] = (
+                "cannot be gated by head: its products are einsums, which are not seen into"
+            )
         module = module_of(net.root, node)
         if module is not None and any(map(_is_torchs, module.modules())):
             reasons[f"{node.target}{SUFFIX}"] = (
@@ -92,11 +97,14 @@ def _products(net: Traced) -> Iterator[fx.Node]:
             yield node
 
 
-def _attends(net: Traced, product: fx.Node) -> bool:
-    """Whether the first factor of a product is a softmax, or the product has one in it."""
+def _attends(net: Traced, product: fx.Node, first: int = 0) -> bool:
+    """Whether the first factor of a product is a softmax, or the product has one in it.
+
+    `first` is the number of the argument that is this factor.
+    """
     if product.target is F.scaled_dot_product_attention:
         return True
-    node: object = product.args[0]
+    node: object = product.args[first]
     while isinstance(node, fx.Node) and node.all_input_nodes:
         module = module_of(net.root, node)
         if name_of(node) == "softmax" or isinstance(module, nn.Softmax):

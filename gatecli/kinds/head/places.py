@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from gatecli.graph.flow import reads_size
+from gatecli.graph.flow import constants, reads_size
 from gatecli.graph.ops import module_of
 from gatecli.traced.traced import Shape, Traced
 
@@ -169,7 +169,8 @@ def _item(step: _Step) -> list[Spot]:
         if name_of(source) in TUPLES and source.op != "get_attr":
             return [_part(step, source)]
         return [_without(step, source, 0)]
-    if isinstance(index, fx.Node) and source.op == "get_attr":  # a table looked up by numbers
+    is_table = isinstance(index, fx.Node) and source in constants(source.graph)
+    if is_table and isinstance(index, fx.Node):  # looked up by numbers
         looked_up, rows = math.prod(step.shape(index)), step.shape(source)[0]
         if step.spot.outer % looked_up == 0:
             return [Spot(source, step.spot.outer // looked_up * rows, step.spot.inner)]

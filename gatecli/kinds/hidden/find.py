@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from torch import fx, nn
 
 from gatecli.graph import prune_channels
+from gatecli.graph.flow import constants
 from gatecli.graph.normalize import DROPOUTS
 from gatecli.graph.ops import is_decision, is_mask, module_of
 from gatecli.graph.patterns import calls, is_channelwise, is_plain, keeps_zero
@@ -61,8 +62,10 @@ class HiddenFinder:
     def run(self) -> list[Site]:
         """All sites, in the order of execution."""
         found, net = [], self.net
+        fixed = constants(net.graph)  # as what makes a bias of positions: computed of no image
         for node in net.graph.nodes:
-            hidden = hidden_at(net, node) if _is_pointwise(net.root, node) else None
+            looks = node not in fixed and _is_pointwise(net.root, node)
+            hidden = hidden_at(net, node) if looks else None
             if hidden is not None and _is_widened(net, hidden) and self._can_go(hidden):
                 found.append(self._site(hidden))
         return found
