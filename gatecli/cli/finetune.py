@@ -119,8 +119,6 @@ def _begun(session: Session, params: Mapping[str, Any]) -> Begun:
 
     from gatecli.checkpoint.formats import file_sha256
 
-    if session.threads is not None:  # a file may have said so
-        torch.set_num_threads(session.threads)
     path = session.checkpoint(params["checkpoint"])
     teacher = params["teacher"]
     tensorboard = params["tensorboard"]

@@ -11,9 +11,9 @@ from typing import Any, TypeVar, cast
 import typer
 
 from gatecli.cli.options import READING
-from gatecli.cli.parsing import check_between, is_function
+from gatecli.cli.parsing import is_function
 from gatecli.cli.resuming import named
-from gatecli.cli.session import LARGEST_SEED, MOST_THREADS, Session
+from gatecli.cli.session import Session
 from gatecli.cli.trust import option_of
 from gatecli.errors import SettingError
 
@@ -128,14 +128,11 @@ def set_common(session: Session, params: Mapping[str, Any]) -> None:
     Raises:
         SettingError: A value is none.
     """
-    check_between("seed", params["seed"], 0, LARGEST_SEED)
     session.seed = params["seed"]
     session.device = params["device"]
     session.threads = params["threads"]
     session.reading = {name: params[name] for name in READING}
-    if session.threads is not None:
-        check_between("threads", session.threads, 1, MOST_THREADS)
-    session.torch_device()  # a slip shows before any work
+    session.prepare()
 
 
 def group_of(params: Mapping[str, Any], group: type[G]) -> G:

@@ -117,7 +117,7 @@ class Session:
     def _go(self, body: Callable[[], dict[str, Any] | None], start: float) -> None:
         """Run the body, here or in processes that this one starts, and print its result."""
         is_launcher = several.to_be_launched(self)
-        self._prepare()
+        self.prepare()
         if is_launcher:
             return several.launch(self.processes or 1, resumes=self.resumes)
         with self._stdout_left_free(), several.shared(self):
@@ -152,8 +152,8 @@ class Session:
         tell("error: " + one_line(text, LONGEST - len("error: ")))
         raise typer.Exit(code)
 
-    def _prepare(self) -> None:
-        """Check the common options and set what they say of the process."""
+    def prepare(self) -> None:
+        """Check the common options, and set what they say of the process. Raises SettingError."""
         if not self.debug:
             warnings.simplefilter("ignore")
         self.quiet = self.quiet or not self.is_main

@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
-from gatecli.graph.remembered import Remembered
+from gatecli.graph.known_shapes import KnownShapes
 from gatecli.traced.traced import NodeCost, Shape
 
 __all__ = ["convolution_macs", "count_nodes", "meta_copy"]
@@ -130,7 +130,7 @@ def count_nodes(root: nn.Module, graph: fx.Graph, image: Shape) -> dict[str, Nod
     the order of execution.
     """
     counter = _Counter(root, graph)
-    with torch.no_grad(), Remembered():
+    with torch.no_grad(), KnownShapes():
         counter.run(torch.empty(1, *image, device="meta"))
     return counter.costs
 

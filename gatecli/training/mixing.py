@@ -8,7 +8,7 @@ References: Zhang et al. 2018, "mixup"; Yun et al. 2019, "CutMix". The operation
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from gatecli.training.options import TrainOptions
 
 __all__ = ["Mixing", "check_alone", "check_unmixed"]
 
+Way = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 MIXING = 4  # what a generator is for, beside those of gatecli.data.augment
 
 
@@ -27,13 +28,7 @@ class Mixing:
     """Mixes batches as the options say; where they say nothing, batches stay as they are."""
 
     def __init__(self, options: TrainOptions, classes: int) -> None:
-        from torchvision.transforms import v2
-
-        self._ways: list[Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = []
-        if options.mixup:
-            self._ways.append(v2.MixUp(alpha=float(options.mixup), num_classes=classes))
-        if options.cutmix:
-            self._ways.append(v2.CutMix(alpha=float(options.cutmix), num_classes=classes))
+        self._ways = list(_ways(options, classes))
 
     def __call__(self, x: Tensor, y: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """A batch, mixed.
@@ -52,6 +47,18 @@ class Mixing:
         with lent(generator(MIXING, seed, 0)):
             way = self._ways[int(torch.randint(len(self._ways), ()))]
             return way(x, y)
+
+
+def _ways(options: TrainOptions, classes: int) -> Iterator[Way]:
+    """Torchvision's operations for what is asked."""
+    if not _told(options):
+        return
+    from torchvision.transforms import v2
+
+    if options.mixup:
+        yield v2.MixUp(alpha=float(options.mixup), num_classes=classes)
+    if options.cutmix:
+        yield v2.CutMix(alpha=float(options.cutmix), num_classes=classes)
 
 
 def check_alone(options: TrainOptions) -> None:

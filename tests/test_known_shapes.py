@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gatecli.graph.remembered import Remembered
+from gatecli.graph.known_shapes import KnownShapes
 
 Made = Callable[[Tensor], Tensor | tuple[Tensor, ...]]
 
@@ -45,26 +45,26 @@ def test_the_second_time_is_like_the_first_and_like_none(name: str, layout: str)
     x = x.float() if name == "norm" else x
     wanted = looks(OPERATIONS[name](x))
     for _ in range(2):
-        with Remembered():
+        with KnownShapes():
             assert looks(OPERATIONS[name](x)) == wanted
 
 
 def test_what_does_not_fit_is_refused_every_time() -> None:
     for _ in range(2):
-        with Remembered(), pytest.raises(RuntimeError):
+        with KnownShapes(), pytest.raises(RuntimeError):
             torch.empty(2, 3, device="meta") + torch.empty(2, 4, device="meta")
-        with Remembered(), pytest.raises(RuntimeError):
+        with KnownShapes(), pytest.raises(RuntimeError):
             torch.empty(2, 3, device="meta").add_(torch.empty(4, 2, 3, device="meta"))
 
 
 def test_a_tensor_with_values_is_computed() -> None:
-    with Remembered():
+    with KnownShapes():
         for value in (1.0, 2.0):
             assert (torch.full((2,), value) * 3).tolist() == [3 * value] * 2
 
 
 def test_a_result_is_a_tensor_of_its_own() -> None:
     x = torch.empty(3, device="meta")
-    with Remembered():
+    with KnownShapes():
         assert x.add(1) is not x.add(1)
         assert x.mul_(2) is x

@@ -6,6 +6,7 @@ one result's shape. A network has few different operations, and is counted anew 
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cache
 from typing import Any, ClassVar, NamedTuple
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["Remembered"]
+__all__ = ["KnownShapes"]
 
 MOST = 1 << 14  # results kept, of a few hundred bytes each
 NUMBERS = (bool, int, float, str, type(None))
@@ -35,7 +36,7 @@ class _Unknown(Exception):
     """An operation is given something, or gives something, that is not told by its looks."""
 
 
-class Remembered(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class KnownShapes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Inside it, what an operation on the meta device gives is not worked out a second time.
 
     That of operations which make new tensors, or fill one element by element; others run as ever.
@@ -48,25 +49,33 @@ class Remembered(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = kwargs or {}
-        if not (_makes(func) or _fills(func)):
-            return func(*args, **given)
-        try:
-            key = (func, _looks(args), _looks(tuple(given.items())))
-            if key not in self.results:
-                return self._met(key, func(*args, **given))
-        except _Unknown:
-            return func(*args, **given)
+        key = _key(func, args, given)
+        if key not in self.results:
+            result = func(*args, **given)
+            self._keep(key, result)
+            return result
         if _fills(func):
             return args[0]
         made = tuple(ghost.tensor() for ghost in self.results[key])
         return made if len(made) > 1 else made[0]
 
-    def _met(self, key: Any, result: Any) -> Any:
-        """Keep what an operation gives. Raises _Unknown where it cannot be kept."""
-        if len(self.results) < MOST:
+    def _keep(self, key: Any, result: Any) -> None:
+        """Keep what an operation gives, where it can be kept."""
+        if key is None or len(self.results) == MOST:
+            return
+        with suppress(_Unknown):
             parts = result if isinstance(result, tuple) else (result,)
             self.results[key] = tuple(map(_ghost, parts))
-        return result
+
+
+def _key(func: Any, args: Any, kwargs: Any) -> Any:
+    """What an operation's result follows from; None where it cannot be told."""
+    if not (_makes(func) or _fills(func)):
+        return None
+    try:
+        return func, _looks(args), _looks(tuple(kwargs.items()))
+    except _Unknown:
+        return None
 
 
 @cache
