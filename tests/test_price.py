@@ -16,6 +16,7 @@ from networks import CASES
 from torch import Tensor, nn
 
 import gatecli
+from gatecli.architectures.build import build
 from gatecli.errors import CheckpointError, SettingError
 from gatecli.gates.observe import observe
 from gatecli.network import Network
@@ -29,7 +30,8 @@ from gatecli.stages.price import How, known_table
 from gatecli.stages.prune import How as Plan
 from gatecli.stages.prune import prune_by
 from gatecli.stages.prune_measured import BY_RATE, CHOSEN, DYNAMIC, prune_measured
-from gatecli.traced.latency import LatencyTable, curve_at
+from gatecli.stages.same_work import first_of_form
+from gatecli.traced.latency import LatencyTable, SiteTimes, curve_at
 
 CASE = CASES["own"]
 MS_PER_MAC = 1e-6
@@ -169,6 +171,49 @@ def test_every_kind_can_be_timed(paper: Paper, method: str, case: str) -> None:
     assert table.sites and table.all_on_ms > START
     for name in table.sites:
         assert running(network, name, {name: [0.0] * network.site_gates[name].units}) == 0
+
+
+@pytest.mark.parametrize(
+    ("case", "method", "kinds"),
+    [
+        ("cifar-projection", "aig-perbatch", ["block"]),
+        ("tokens", "ind-perbatch", ["block", "head", "hidden"]),
+    ],
+)
+def test_of_sites_that_do_the_same_work_one_is_timed(
+    paper: Paper, monkeypatch: pytest.MonkeyPatch, case: str, method: str, kinds: list[str]
+) -> None:
+    """The runtime counts, so that what is timed site by site is the same to the last digit."""
+    network = gatecli.attach(CASES[case].network(), method, kinds=kinds).network
+    forms = first_of_form(network, list(network.site_gates))
+    short = table_of(network)
+    monkeypatch.setattr(pricing, "first_of_form", lambda network, sites: {s: s for s in sites})
+    full = table_of(network)
+    assert list(short.sites) == list(full.sites)
+    for site, times in full.sites.items():
+        assert_curves_equal(short.sites[site], times)
+    assert len(set(forms.values())) < len(forms)
+
+
+def assert_curves_equal(one: SiteTimes, other: SiteTimes) -> None:
+    for left, right in ((one.static, other.static), (one.dynamic, other.dynamic)):
+        assert len(left) == len(right)
+        assert all(a == pytest.approx(b) for a, b in zip(left, right, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("arch", "args", "forms"),
+    [("torchvision:resnet50", {}, 8), ("torchvision:vit_b_16", {"image_size": 32}, 2)],
+)
+def test_a_resnet_50_has_blocks_of_eight_forms_and_a_vit_of_two(
+    arch: str, args: dict[str, Any], forms: int
+) -> None:
+    model = build(arch, {**args, "num_classes": 2})
+    network = gatecli.attach(
+        model, "ind-perbatch", input_size=(32, 32), arch=arch, arch_args=args
+    ).network
+    found = first_of_form(network, list(network.site_gates))
+    assert len(set(found.values())) == forms < len(found)
 
 
 @pytest.mark.parametrize(

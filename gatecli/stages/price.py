@@ -1,7 +1,8 @@
 """What `gatecli price` measures: the milliseconds that each gated site takes in a runtime.
 
 For each site, in one interleaved run, networks that differ in this site alone: with it and without
-it, whole and in part, and with and without its gate. A variant computes the same for every image,
+it, whole and in part, and with and without its gate. Of sites that do the same work one is timed. A
+variant computes the same for every image,
 so its calls differ only by what else the machine does, which only adds to them: the fastest calls
 are compared. At the end every second site is closed, and the table's word for that compared with
 the clock's.
@@ -9,7 +10,7 @@ the clock's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -22,6 +23,7 @@ from gatecli.runtimes import registry
 from gatecli.runtimes.base import Order
 from gatecli.runtimes.machine import describe
 from gatecli.runtimes.rates import varied_images
+from gatecli.stages.same_work import first_of_form
 from gatecli.stages.timing import Timed, interleaved
 from gatecli.stages.variants import Variants, counts_of
 from gatecli.traced.latency import OP, Curve, LatencyTable, SiteTimes, recorded_table
@@ -123,9 +125,11 @@ def measure_table(network: Network, how: How, progress: Progress = silent) -> La
             "expected gates whose units can be timed one by one, but got none: attach a method"
             " first (gatecli attach CHECKPOINT --method NAME)"
         )
-    rounds = how.repeats * (len(variants.sites) + 1)
-    with progress.task(f"timing {len(variants.sites)} sites", rounds) as task:
-        return _Bench(variants, how, task.advance).table()
+    forms = first_of_form(variants.network, variants.sites)
+    timed = list(dict.fromkeys(forms.values()))
+    told = f"timing {len(timed)} forms of {len(forms)} sites"
+    with progress.task(told, how.repeats * (len(timed) + 1)) as task:
+        return _Bench(variants, how, task.advance).table(forms)
 
 
 class _Bench:
@@ -143,8 +147,10 @@ class _Bench:
         self.statics: list[float] = []  # the fastest call of each run
         self.dynamics: list[float] = []
 
-    def table(self) -> LatencyTable:
-        sites = {site: self._site(site) for site in self.variants.sites}
+    def table(self, forms: Mapping[str, str]) -> LatencyTable:
+        """What each site takes: what the first of its form does."""
+        timed = {site: self._site(site) for site in dict.fromkeys(forms.values())}
+        sites = {site: timed[first] for site, first in forms.items()}
         gates = sum(times.dynamic[-1][1] for times in sites.values() if times.dynamic)
         all_on = min(self.statics)
         table = LatencyTable(
