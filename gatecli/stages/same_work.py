@@ -1,8 +1,8 @@
 """Sites of a network that do the same work, of which one has to be timed.
 
 Most networks repeat a block many times: ResNet-50's sixteen are of eight forms, the twenty-four
-of a ViT of two. Two sites are of one form where the nodes that they save call the same things in the same
-order on values of the same sizes, and their gates look alike. Only the weights differ.
+of a ViT of two. Two sites are of one form where the nodes that they save call the same things in
+the same order on values of the same sizes, and their gates look alike. Only the weights differ.
 """
 
 from __future__ import annotations
