@@ -13,6 +13,7 @@ from torch import Tensor
 
 import gatecli
 from gatecli.errors import SettingError
+from gatecli.gates.gate import Gate
 from gatecli.gates.observe import force
 from gatecli.network import Network
 from gatecli.network.compare import relative_change
@@ -62,6 +63,25 @@ def test_gates_decide_in_half_precision_too(name: str, method: str) -> None:
     for site, gate in network.site_gates.items():
         assert torch.equal(gate.threshold, twin.site_gates[site].threshold)
         assert twin.site_gates[site].threshold.dtype == torch.float32
+
+
+@pytest.mark.parametrize("method", ["ind-perbatch", "aig-perbatch"])
+def test_layer_gates_compute_in_float32_and_decide_in_the_network_s_precision(method: str) -> None:
+    case = CASES["cifar-projection"]
+    network = gatecli.attach(case.network(), method).network
+    twin, x = half(network), torch.randn(4, 3, 8, 8).bfloat16()
+    for site, gate in network.site_gates.items():
+        theirs = twin.site_gates[site]
+        assert isinstance(gate, Gate) and isinstance(theirs, Gate)
+        for name, tensor in gate.state_dict().items():
+            assert torch.equal(tensor, theirs.state_dict()[name])
+        seen = x[:, :1].expand(-1, network.sites[site].channels, -1, -1)
+        assert theirs(seen).dtype == torch.bfloat16
+        with torch.no_grad():
+            torch.testing.assert_close(
+                theirs.log_odds(seen), gate.log_odds(seen.float()), rtol=0.01, atol=0.01
+            )
+    assert {tensor.dtype for tensor in network.parameters()} == {torch.float32}
 
 
 def test_exits_are_told_in_half_precision() -> None:

@@ -37,6 +37,8 @@ class Decider(Forgetful):
         undecayed: Names of its parameters that weight decay leaves alone.
         by_unit: Names of its parameters of which each unit has entries of its own.
         draws: Whether there is anything for the strategy `stochastic` to draw.
+        in_float32: Whether it computes in float32 in a network of half precision: with a few numbers an
+            image that is quicker on CPUs, and as it was calibrated. It takes any precision then.
     """
 
     threshold: Tensor
@@ -45,6 +47,7 @@ class Decider(Forgetful):
     undecayed: tuple[str, ...] = ()
     by_unit: tuple[str, ...] = ()
     draws = True
+    in_float32 = False
 
     def __init__(self, site: str, units: int, threshold: float = 0.5) -> None:
         super().__init__()

@@ -27,6 +27,7 @@ class DataDependentGate(Gate):
     """
 
     by_unit = ("decide.weight", "decide.bias")
+    in_float32 = True
 
     def __init__(
         self, site: str, channels: int, positions: tuple[int, ...], hidden: int, units: int = 1
@@ -94,6 +95,7 @@ class DataDependentGate(Gate):
         `mean` would divide a whole gradient of x's size.
         """
         total = x.sum(self.positions) if self.positions else x
+        total = total.to(self.reduce.weight.dtype)
         return total, 1 / math.prod([x.shape[place] for place in self.positions])
 
     def _fold(self) -> tuple[Tensor, ...]:
@@ -118,6 +120,7 @@ class DataIndependentGate(Gate):
 
     data_dependent = False
     by_unit = ("logits",)
+    in_float32 = True
 
     def __init__(self, site: str, units: int = 1) -> None:
         super().__init__(site, units)
