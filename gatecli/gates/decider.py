@@ -37,8 +37,9 @@ class Decider(Forgetful):
         undecayed: Names of its parameters that weight decay leaves alone.
         by_unit: Names of its parameters of which each unit has entries of its own.
         draws: Whether there is anything for the strategy `stochastic` to draw.
-        in_float32: Whether it computes in float32 in a network of half precision: with a few numbers an
-            image that is quicker on CPUs, and as it was calibrated. It takes any precision then.
+        in_float32: Whether it computes in float32 in a network of half precision: with a few
+            numbers an image that is quicker on CPUs, and as it was calibrated. It takes any
+            precision then.
     """
 
     threshold: Tensor
