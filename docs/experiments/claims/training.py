@@ -102,7 +102,8 @@ class Run:
         Raises:
             GatecliError: The settings are no settings, or the training diverged.
         """
-        how = {**self.settings.get("train", {}), **changes}
+        # CPUs are quicker by a quarter with pixels in that order; results differ by rounding.
+        how = {"channels_last": True, **self.settings.get("train", {}), **changes}
         options = TrainOptions(epochs=self.epochs, seed=self.seed, **in_epochs(how, self.epochs))
         network = self.attached()
         problem = problem or self.problem
