@@ -120,4 +120,5 @@ def _phases(run: Run) -> tuple[int, int]:
 
 
 def _options(run: Run, epochs: int) -> TrainOptions:
-    return TrainOptions(epochs=epochs, seed=run.seed, **run.settings["train"])
+    how = {"channels_last": True, **run.settings["train"]}  # as claims.training has it
+    return TrainOptions(epochs=epochs, seed=run.seed, **how)
