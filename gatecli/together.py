@@ -37,7 +37,6 @@ __all__ = [
     "moments",
     "part",
     "rank",
-    "seed",
     "summed",
 ]
 
@@ -136,11 +135,6 @@ def _is_lost(error: RuntimeError) -> bool:
 def part(total: int) -> slice:
     """Which of a batch's `total` images are this process's: neighbours, nearly as many each."""
     return slice(rank() * total // count(), (rank() + 1) * total // count())
-
-
-def seed(whole: int) -> int:
-    """A seed of this process's own, by that of the whole job."""
-    return whole + 7919 * rank()
 
 
 class _Summed(torch.autograd.Function):

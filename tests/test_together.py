@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 from commandline import save_npz
-from together_worker import BATCH, METHODS, STEPS, trained
+from together_worker import BATCH, METHODS, SENT, STEPS, gated, trained
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 TESTS = Path(__file__).parent
 ROUNDING = 1e-9  # of float64, after three steps
@@ -72,6 +73,18 @@ def close(one: Any, two: Any) -> bool:
 
 def test_all_processes_hold_the_same_bits(of_two: dict[str, Any]) -> None:
     assert of_two["different"] == []
+
+
+@pytest.mark.parametrize("method", SENT)
+def test_what_is_sent_besides_gradients(method: str, of_two: dict[str, Any]) -> None:
+    """The table in docs/scale.md: rates and the gradient that reaches them, loss, norms, a stop."""
+    network = gated(method)
+    asked = sum(gate.units for gate in network.site_gates.values())
+    if method == "early-exit":  # each image's decision at each exit
+        asked = BATCH * len(network.site_exits)
+    norms = [part for part in network.modules() if isinstance(part, _BatchNorm)]
+    channels = sum(norm.num_features for norm in norms)
+    assert of_two["sent"][method] == [[asked, 1, asked, 2 * channels, 1]] * STEPS
 
 
 def test_synchronised_batchnorm_against_torch_s_own(of_two: dict[str, Any]) -> None:

@@ -139,6 +139,7 @@ def test_torchrun_s_restart_resumes(here: Path) -> None:
 def test_eval_and_calibrate_of_two_are_those_of_one(here: Path) -> None:
     for line in (
         ["eval", *SEEN],
+        ["eval", *SEEN, "--strategy", "stochastic"],
         ["calibrate", *SEEN, "--max-drop", "50", "--force", "--out", "calibrated.safetensors"],
     ):
         one = call(*line)

@@ -17,6 +17,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+import torch.distributed as dist
 from commandline import SIDE
 from torch import nn
 
@@ -27,6 +28,7 @@ from gatecli.architectures.cifar import CifarResNet
 from gatecli.data import delivery
 from gatecli.data.prepare import normalised
 from gatecli.training import TrainOptions, finetune, synced
+from gatecli.training.loop import Loop
 
 PRICED = "aig-perbatch, priced"  # blocks and filters within them, whose rate is a share of MACs
 RECIPE = "ind-perbatch, recipe"  # all that several batches to a step and its end have to agree on
@@ -43,6 +45,7 @@ METHODS = (
     "dgate",
     RECIPE,
 )
+SENT = ("aig-perbatch", "gaternet", "early-exit")
 BATCH = 31  # so that two processes have unequal parts
 STEPS = 3
 
@@ -98,6 +101,33 @@ def trained(method: str, data: Path, device: str = "cpu") -> dict[str, Any]:
     }
 
 
+def gated(method: str) -> gatecli.Network:
+    """A network with a method's gates as they come."""
+    return gatecli.attach(_network(method), method, input_size=(SIDE, SIDE)).network
+
+
+def sent(method: str, data: Path) -> list[list[int]]:
+    """How many numbers each sum over the processes has, step by step, gradients left out."""
+    network = gated(method)
+    images = gatecli.load_data(f"npz:{data}")
+    gatecli.fit(network, images)
+    found: list[list[int]] = []
+    real, step = dist.all_reduce, Loop._step
+
+    def counted(numbers: torch.Tensor) -> None:
+        found[-1].append(numbers.numel())
+        real(numbers)
+
+    def stepped(*given: Any) -> Any:
+        found.append([])
+        with mock.patch.object(dist, "all_reduce", counted):
+            return step(*given)
+
+    with mock.patch.object(Loop, "_step", stepped):
+        finetune(network, images, TrainOptions(epochs=1, batch_size=BATCH, lr=0.01, bn_batches=0))
+    return found
+
+
 def normed() -> tuple[torch.Tensor, ...]:
     """What a synchronised BatchNorm gives for this process's part, and its gradients."""
     whole = torch.randn(7, 3, 4, generator=torch.Generator().manual_seed(0))
@@ -116,13 +146,15 @@ def main(data: str, out: str, kind: str = "cpu") -> None:
     with together.joined(torch.device(device)):
         parts = together.gathered(normed())
         found: dict[str, Any] = {each: trained(each, Path(data), device) for each in METHODS}
+        sums = {each: sent(each, Path(data)) for each in SENT} if kind == "cpu" else {}
         different = [
             name
             for name in METHODS
             if not _alike([each.values() for each in together.gathered(found[name]["tensors"])])
         ]
         if together.rank() == 0:
-            torch.save({**found, "normed": parts, "different": different}, out)
+            more = {"normed": parts, "different": different, "sent": sums}
+            torch.save({**found, **more}, out)
 
 
 def _alike(everyone: list[Any]) -> bool:

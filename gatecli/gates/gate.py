@@ -13,6 +13,7 @@ from torch import Tensor
 from gatecli.gates.cache import Remembered
 from gatecli.gates.decider import Decider
 from gatecli.gates.estimators import gumbel_decision
+from gatecli.gates.noise import coin
 
 __all__ = ["Gate"]
 
@@ -72,8 +73,7 @@ class Gate(Decider):
     def _evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         odds = self.log_odds(x)
         if self.strategy == "stochastic":
-            drawn = torch.bernoulli(self.probability(odds).nan_to_num(1.0))
-            return drawn.to(x.dtype), odds
+            return coin(self.probability(odds)).to(x.dtype), odds
         closed = odds <= self._limit(self._compared, self.threshold)
         # Where sums over huge values have overflowed to NaN, units run.
         return closed.logical_not().to(x.dtype), odds

@@ -1,4 +1,4 @@
-"""What gates draw in training: a function of a generator and of an image's place in its batch.
+"""What gates draw: a function of a generator and of an image's place in its batch.
 
 Where a batch is divided among processes, each draws for the whole batch and takes what its own
 images' places get. So an image gets the same, however many processes there are. The generator is
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Noise", "draw_from", "drawn", "generator"]
+__all__ = ["Noise", "coin", "draw_from", "drawn", "generator"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,3 +69,11 @@ def drawn(
         return draw(shape, _noise.generator)
     whole = draw((_noise.total, *shape[1:]), _noise.generator)
     return whole[_noise.start : _noise.start + shape[0]]
+
+
+def coin(chances: Tensor) -> Tensor:
+    """1 with these chances, else 0; where a chance is no number, 1.
+
+    Drawn for the images that are here: evaluation gives each process whole batches.
+    """
+    return torch.bernoulli(chances.nan_to_num(1.0), generator=generator())

@@ -11,7 +11,7 @@ Reference: Herrmann et al. 2018, section 3.2.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -20,9 +20,11 @@ from torch.nn import functional as F
 
 from gatecli import together
 from gatecli.data import DataSet, Split, Walk, batches, steps
+from gatecli.data.augment import generator
 from gatecli.data.walk import DEALT
 from gatecli.errors import SettingError
 from gatecli.gates.decider import STRATEGIES
+from gatecli.gates.noise import Noise, draw_from
 from gatecli.gates.observe import strategy as deciding
 from gatecli.network import Network
 from gatecli.network.costs import CostMeter, expected_macs, spread_of
@@ -34,6 +36,7 @@ __all__ = ["Evaluation", "count_ties", "evaluate", "votes"]
 ENSEMBLES = ("ensemble", "vote")
 ALL_STRATEGIES = (*STRATEGIES, *ENSEMBLES)
 RUNS = 5
+DECISIONS = 5  # what a generator is for, beside those of gatecli.data.augment
 
 
 @dataclass(frozen=True)
@@ -171,12 +174,27 @@ def _run(
     runs = []
     with deciding(network, "stochastic" if several else strategy):
         for number in range(RUNS if several else 1):
-            torch.manual_seed(together.seed(seed + number))
             meter = CostMeter(network)
             name = f"{label}, run {number + 1}/{RUNS}" if several else label
-            seen = predict(network, images.batches(), progress, name, images.steps, meter)
+            drawn = _drawing(images.batches(), network.device, seed + number)
+            seen = predict(network, drawn, progress, name, images.steps, meter)
             runs.append(_Run(seen=seen, costs=meter.costs()))
     return runs
+
+
+def _drawing(
+    dealt: Iterable[tuple[Tensor, Tensor]], device: torch.device, seed: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches dealt to this process; what gates draw for one is a function of its number.
+
+    So it is the same however many processes share them.
+    """
+    for turn, (x, y) in enumerate(dealt):
+        place = together.rank() + turn * together.count()
+        chance = generator(DECISIONS, seed, 0, place).initial_seed()
+        own = torch.Generator(device).manual_seed(chance)
+        with draw_from(Noise(generator=own, start=0, here=len(x), total=len(x))):
+            yield x, y
 
 
 def _accuracy(passes: list[Pass], strategy: str) -> tuple[float, float]:

@@ -22,7 +22,7 @@ from pathlib import Path
 from campaigns.kills import fingerprint
 
 PROCESSES = 2
-TRAIN = ["--data", "digits", "--epochs", "3", "--batch-size", "256", "--bn-batches", "1"]
+TRAIN = ["--data", "digits", "--epochs", "30", "--batch-size", "256", "--bn-batches", "1"]
 OUT = "out.safetensors"
 LONGEST = 600.0  # seconds that a run may take
 
@@ -45,7 +45,7 @@ def main() -> int:
         killed = 0
         for number in range(asked.kills):
             told = _case(
-                store, whole, chance.randrange(PROCESSES), chance.uniform(0.3, 0.8) * lasts
+                store, whole, chance.randrange(PROCESSES), chance.uniform(0.3, 0.95) * lasts
             )
             lost += "LOST" in told
             killed += "killed" in told

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from gatecli.gates.estimators import gumbel_decision
 from gatecli.gates.exit import LOG_ODDS, PROBABILITY, Exit
+from gatecli.gates.noise import coin
 from gatecli.graph.prune_channels import drop_inputs
 
 __all__ = ["GumbelExit", "Head"]
@@ -80,7 +81,7 @@ class GumbelExit(Exit):
 
     def draw(self, score: Tensor) -> Tensor:
         chance = score if self.scored == PROBABILITY else score.sigmoid()
-        return torch.bernoulli(chance.nan_to_num(0.0)) * (self.threshold < torch.inf)
+        return coin(chance.nan_to_num(0.0)) * (self.threshold < torch.inf)
 
     def let_leave(self) -> None:
         """Open an exit that nobody can take: who leaves is who does so with P(leave) >= 1/2."""
