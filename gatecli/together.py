@@ -31,6 +31,7 @@ __all__ = [
     "check_alike",
     "count",
     "from_main",
+    "from_the_one_before",
     "gathered",
     "in_order",
     "joined",
@@ -184,6 +185,18 @@ def gathered(value: T) -> list[T]:
     found: list[Any] = [None] * count()
     dist.all_gather_object(found, value)
     return found
+
+
+def from_the_one_before(value: Tensor) -> Tensor:
+    """The value, of one shape everywhere, of the process before this one; the first has the last's.
+
+    No gradient goes back.
+    """
+    if count() == 1:
+        return value
+    found = [torch.empty_like(value) for _ in range(count())]
+    dist.all_gather(found, value.contiguous())
+    return found[rank() - 1]
 
 
 def in_order(dealt: Sequence[T]) -> list[T]:

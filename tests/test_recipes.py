@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from trainings import STEPS, gated, images, options, stopped_and_resumed
 
-from gatecli import together
 from gatecli.architectures.cifar import CifarResNet
 from gatecli.data import DataSet
 from gatecli.errors import CheckpointError, SettingError, TrainingError
@@ -197,15 +196,6 @@ def test_the_loss_of_mixed_images_by_hand(data: DataSet) -> None:
     assert loss.item() == pytest.approx(total, rel=1e-4)
     own = y if shares[torch.arange(len(y)), y].mean() > 0.5 else y.roll(1)
     assert torch.equal(answered.labels, own)
-
-
-def test_batches_of_several_processes_are_not_mixed(
-    data: DataSet, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    network = gated(data)
-    monkeypatch.setattr(together, "count", lambda: 2)
-    with pytest.raises(SettingError, match=r"one process with --cutmix 1, .* but got 2"):
-        finetune(network, data, options(cutmix=1.0))
 
 
 def test_early_exits_learn_from_mixed_images(data: DataSet) -> None:

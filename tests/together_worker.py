@@ -32,8 +32,10 @@ from gatecli.training.loop import Loop
 
 PRICED = "aig-perbatch, priced"  # blocks and filters within them, whose rate is a share of MACs
 RECIPE = "ind-perbatch, recipe"  # all that several batches to a step and its end have to agree on
+MIXED = "ind-perbatch, mixed"
 MORE: dict[str, dict[str, Any]] = {
-    RECIPE: {"optimizer": "adamw", "accumulate": 3, "clip_grad": 0.5, "ema": 0.5, "lr": 0.002}
+    RECIPE: {"optimizer": "adamw", "accumulate": 3, "clip_grad": 0.5, "ema": 0.5, "lr": 0.002},
+    MIXED: {"mixup": 0.4, "cutmix": 1.0},
 }
 METHODS = (
     "aig-perbatch",
@@ -44,6 +46,7 @@ METHODS = (
     "early-exit",
     "dgate",
     RECIPE,
+    MIXED,
 )
 SENT = ("aig-perbatch", "gaternet", "early-exit")
 BATCH = 31  # so that two processes have unequal parts

@@ -19,7 +19,6 @@ from gatecli.training.course import Course
 from gatecli.training.distill import Teacher
 from gatecli.training.goals import Row, TargetRate, goal_of
 from gatecli.training.loss import Answered, BatchLoss
-from gatecli.training.mixing import check_alone
 from gatecli.training.norms import decide_in_training, reestimate
 from gatecli.training.pricing import PRICED, WORDS, of_first
 from gatecli.training.run import LOG_EVERY
@@ -48,7 +47,6 @@ class Loop(Course):
         return Teacher(given or self.network.copy())
 
     def _make_goal(self) -> TargetRate:
-        check_alone(self.options)
         if self.trained[0].method is PLAIN:
             check_no_exits(self.network)
         if self.options.cache_features:

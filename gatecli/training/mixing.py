@@ -1,7 +1,8 @@
 """Mixup and CutMix: every image of a batch with its neighbour's, and the labels in the same shares.
 
 Where both are asked for, each batch has one of them, by the toss of a coin. What is drawn is a
-function of the step's seed. A neighbour may be in another process, so there has to be one alone.
+function of the step's seed, and neighbours are those of the whole batch: of several processes each
+asks the one before it for its last image.
 
 References: Zhang et al. 2018, "mixup"; Yun et al. 2019, "CutMix". The operations are torchvision's.
 """
@@ -18,7 +19,7 @@ from gatecli.data.augment import generator, lent
 from gatecli.errors import SettingError
 from gatecli.training.options import TrainOptions
 
-__all__ = ["Mixing", "check_alone", "check_unmixed"]
+__all__ = ["Mixing", "check_unmixed"]
 
 Way = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 MIXING = 4  # what a generator is for, beside those of gatecli.data.augment
@@ -34,9 +35,9 @@ class Mixing:
         """A batch, mixed.
 
         Args:
-            x: Images (N, C, H, W).
+            x: Images (N, C, H, W), of several processes those that are here.
             y: Their labels (N,).
-            seed: Of what is drawn.
+            seed: Of what is drawn, the same in all processes.
 
         Returns:
             The images, and for each the share of every class (N, K); as given where nothing is
@@ -46,7 +47,13 @@ class Mixing:
             return x, y
         with lent(generator(MIXING, seed, 0)):
             way = self._ways[int(torch.randint(len(self._ways), ()))]
-            return way(x, y)
+            mixed, shares = way(*(_with_the_one_before(each) for each in (x, y)))
+        return mixed[1:], shares[1:]
+
+
+def _with_the_one_before(here: Tensor) -> Tensor:
+    """What is here (N, ...), behind what comes before it in the whole batch: (N + 1, ...)."""
+    return torch.cat([together.from_the_one_before(here[-1:]), here])
 
 
 def _ways(options: TrainOptions, classes: int) -> Iterator[Way]:
@@ -59,19 +66,6 @@ def _ways(options: TrainOptions, classes: int) -> Iterator[Way]:
         yield v2.MixUp(alpha=float(options.mixup), num_classes=classes)
     if options.cutmix:
         yield v2.CutMix(alpha=float(options.cutmix), num_classes=classes)
-
-
-def check_alone(options: TrainOptions) -> None:
-    """Check that one process trains, where batches are mixed.
-
-    Raises:
-        SettingError: There are several.
-    """
-    if _told(options) and together.count() > 1:
-        raise SettingError(
-            f"expected one process with {_told(options)}, as images are mixed with others of the"
-            f" whole batch, but got {together.count()}: leave one of them out"
-        )
 
 
 def check_unmixed(options: TrainOptions) -> None:
