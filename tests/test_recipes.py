@@ -15,6 +15,8 @@ from gatecli.architectures.cifar import CifarResNet
 from gatecli.data import DataSet
 from gatecli.errors import CheckpointError, SettingError, TrainingError
 from gatecli.gates.observe import Record, observe
+from gatecli.methods.layer_gates.settings import AigSettings
+from gatecli.methods.settings import Length
 from gatecli.progress import silent
 from gatecli.training import TrainOptions, finetune
 from gatecli.training.average import Average
@@ -78,12 +80,24 @@ def test_adamw_needs_a_beta_below_one() -> None:
         of_parameters(1.0, optimizer="adamw")
 
 
-def test_gates_rates_are_raised_in_short_runs_of_sgd_alone(data: DataSet) -> None:
+def test_gates_rates_in_short_runs_are_as_the_optimizer_s_steps_need_them(data: DataSet) -> None:
     def rates(**more: Any) -> set[float]:
         groups = loop_of(data, options(**more)).optimizer.param_groups
         return {group["base_lr"] for group in groups}
 
-    assert max(rates()) > 0.02 and rates(optimizer="adamw") == {0.02}
+    assert rates() == {0.02, 10.0} and rates(optimizer="adamw") == {0.02, 1.0}
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"), [(4, 1.0), (100, 0.1), (2000, 0.005), (5000, None), (400, None)]
+)
+def test_adamw_s_gates_go_ten_over_the_steps(steps: int, expected: float | None) -> None:
+    lr = 0.03 if steps == 400 else 0.001  # one is quick enough as it is
+    length = Length(epochs=1, steps=steps, lr=lr, weight_decay=0.1, alike=1000.0, is_adaptive=True)
+    found = AigSettings().suited(length)
+    assert found.get("gate_lr") == expected
+    if expected is not None:
+        assert found["gate_weight_decay"] == pytest.approx(0.1 * lr / expected, rel=0.05)
 
 
 def loop_of(data: DataSet, how: TrainOptions, method: str = "ind-perbatch") -> Loop:

@@ -62,7 +62,7 @@ class Length:
         alike: How many parts the mean in the gates' loss has, each with so much less of its
             gradient: units, or gates.
         is_adaptive: Whether the optimizer's steps are as long as the learning rate, however small
-            the gradient is: then nobody needs a higher one.
+            the gradient is.
     """
 
     epochs: int

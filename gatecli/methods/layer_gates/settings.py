@@ -18,6 +18,7 @@ EVERY, RESIDUAL = "every", "residual"
 
 TRAVEL = 500.0  # what the gates' learning rate comes to over a run's steps, at least
 FASTEST = 10.0  # ... and no rate is higher, however short the run
+ADAPTIVE = 10.0, 1.0  # the same two where steps are as long as the rate, as AdamW's are
 HEAVIEST = 4.0  # weight of the loss in the shortest runs
 FEW = 10.0  # these are for so many units; of n a unit has 1/n of the loss's gradient
 
@@ -56,7 +57,8 @@ class LayerGateSettings(Settings):
     short_run: int = setting(
         5000,
         "a run of fewer steps is short, too short for the paper's rates to move gates: gate_lr, if"
-        f" none, is then {TRAVEL:g} / steps (at most {FASTEST:g}), and loss_weight, if none,"
+        f" none, is then {TRAVEL:g} / steps (at most {FASTEST:g}; with AdamW {ADAPTIVE[0]:g} /"
+        f" steps, at most {ADAPTIVE[1]:g}), and loss_weight, if none,"
         f" short_run / steps (at most {HEAVIEST:g}). n units of a kind, more than {FEW:g}, take n /"
         f" {FEW:g} times the steps, or that rate: each has 1/n of the loss; 0: no run is short",
         low=0,
@@ -134,14 +136,16 @@ class LayerGateSettings(Settings):
         drown what the network's own loss says of single units, which gets smaller with n as well.
 
         The step that weight decay takes, rate times decay, stays that of the weights. Where steps
-        do not depend on the gradient's size, the rate is left alone.
+        do not depend on the gradient's size, neither n nor the loss's weight matters to them: their
+        rate is the way that a logit has to go, over the steps.
         """
-        many = max(1.0, length.alike / FEW)
+        many = 1.0 if length.is_adaptive else max(1.0, length.alike / FEW)
         if length.steps >= many * self.short_run:
             return {}
-        rate = raised(length.lr, many * TRAVEL, length.steps, many * FASTEST)
+        travel, fastest = ADAPTIVE if length.is_adaptive else (many * TRAVEL, many * FASTEST)
+        rate = raised(length.lr, travel, length.steps, fastest)
         found = {}
-        if self.gate_lr is None and rate > length.lr and not length.is_adaptive:
+        if self.gate_lr is None and rate > length.lr:
             found["gate_lr"] = rate
             if self.gate_weight_decay is None:
                 found["gate_weight_decay"] = float(f"{length.weight_decay * length.lr / rate:.2g}")
