@@ -52,12 +52,7 @@ def calibrate(
     ] = False,
     refine: Annotated[
         int,
-        typer.Option(
-            help=(
-                "Data-dependent gates: passes over val at most, to look between the first"
-                " thresholds tried."
-            )
-        ),
+        typer.Option(help=("Passes over val at most, to look between the first thresholds tried.")),
     ] = 12,
     where: Where = Where(),
     loading: Loading = Loading(),

@@ -103,8 +103,8 @@ def calibrate(  # noqa: PLR0913 - its command's options, by keyword
         table: What milliseconds are counted by, and what the price is in place of MACs; with
             `max_ms` and none, the one that the network keeps (gatecli.stages.price).
         per_gate: Go on with a threshold a site, by coordinate descent: a heuristic.
-        candidates: Thresholds measured at first, a pass each, where a gate depends on the image;
-            elsewhere all that differ are.
+        candidates: Thresholds measured at first, a pass each; where no gate depends on the image,
+            all that differ if there are few.
         refine: Passes at most to look between them.
         batch_size: Images at a time.
         workers: Processes that read images; None: as many as help.
