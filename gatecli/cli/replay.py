@@ -12,8 +12,8 @@ from gatecli.cli.options import READING, Output, reads_checkpoints
 from gatecli.cli.parsing import remembered
 from gatecli.cli.render import gmacs, millions
 from gatecli.cli.replay_steps import Replaying
-from gatecli.cli.road import options_spelled, spelled
 from gatecli.cli.session import Session
+from gatecli.cli.typed import options_spelled, spelled
 from gatecli.cli.workspace import output_of
 from gatecli.errors import CheckpointError
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gatecli.cli.progress import Reporter
-from gatecli.cli.road import Once, Road, road_file
+from gatecli.cli.road import Once, Road
+from gatecli.cli.road_state import road_file
 from gatecli.cli.session import Session
 from gatecli.cli.typed import as_typed
 from gatecli.errors import CheckpointError, Interrupted

@@ -6,128 +6,22 @@ line was run on the same bytes, and what it wrote is still there.
 
 from __future__ import annotations
 
-import json
 import os
-import shlex
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gatecli.checkpoint.atomic import replacing
-from gatecli.cli.options import Shared
+from gatecli.cli.road_state import Done, State, keep, read
 from gatecli.cli.session import Session
-from gatecli.cli.trust import option_of
 from gatecli.cli.typed import as_typed, typed
-from gatecli.cli.workspace import FOLDER, run_folder
-from gatecli.errors import CheckpointError, Interrupted, TrainingError
+from gatecli.cli.workspace import run_folder
+from gatecli.errors import Interrupted
 
-__all__ = [
-    "SLIM",
-    "Done",
-    "Once",
-    "Road",
-    "State",
-    "latest",
-    "options_spelled",
-    "road_file",
-    "spelled",
-]
+__all__ = ["Once", "Road"]
 
-SLIM = "slim"
-FORMAT = 1  # of the file
 STATE = "state.safetensors"  # of a training that was stopped, see gatecli.training.run
-LARGEST = 64 << 20  # bytes of a file that is read
-BROKEN = (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Done:
-    """A step that has been done.
-
-    Attributes:
-        line: What a user would have typed behind `gatecli`.
-        inputs: The SHA-256 of each file that it read.
-        out: The file that it wrote, if any, and `sha256` that file's.
-        result: What it came to, as JSON.
-        seconds: What it took, a resumed training only since it was resumed.
-    """
-
-    line: str
-    inputs: dict[str, str]
-    out: str | None
-    sha256: str | None
-    result: dict[str, Any]
-    seconds: float
-
-
-@dataclass(kw_only=True)
-class State:
-    """What the file holds.
-
-    Attributes:
-        about: The row's options, by the parameter's name.
-        threads: CPU threads of its trainings.
-        done: The steps behind it.
-        begun: The line that was running, or nothing.
-        out: What that line writes, or nothing.
-        finished: Whether the row has come to its end.
-        format: The file's.
-    """
-
-    about: dict[str, Any]
-    threads: int
-    done: list[Done] = field(default_factory=list)
-    begun: str = ""
-    out: str = ""
-    finished: bool = False
-    format: int = FORMAT
-
-
-def read(path: Path) -> State:
-    """What a file says.
-
-    Raises:
-        CheckpointError: It is damaged, or another gatecli's.
-    """
-    from gatecli.traced.strict import checked, parsed
-
-    try:
-        if path.stat().st_size > LARGEST:
-            raise ValueError("it is too large")
-        raw = parsed(path.read_text(encoding="utf-8"))
-        if raw["format"] != FORMAT:
-            raise ValueError(f"format {raw['format']!r}")
-        done = [checked(Done(**each)) for each in raw.pop("done")]
-        state = State(**raw, done=done)
-        if not isinstance(state.about, dict) or not 1 <= state.threads <= 1024:
-            raise ValueError("no options")
-        return state
-    except BROKEN as error:
-        raise CheckpointError(
-            f"{path} is damaged ({' '.join(str(error).split())[:160]}): remove it, and begin again"
-            " without --resume"
-        ) from error
-
-
-def latest() -> tuple[Path, State]:
-    """The row of gatecli slim that was stopped last.
-
-    Raises:
-        TrainingError: None is unfinished.
-        CheckpointError: One of the files is damaged.
-    """
-    paths = sorted(
-        (FOLDER / SLIM).glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True
-    )
-    for path in paths:
-        state = read(path)
-        if not state.finished:
-            return path, state
-    raise TrainingError(
-        f"there is nothing unfinished to resume in {FOLDER / SLIM}: name a checkpoint"
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,11 +41,6 @@ class Once:
     out: Path | None
     state: Path | None
     may_write: bool = True
-
-
-def road_file(command: str, out: Path) -> Path:
-    """Where a command keeps its row of steps that ends in the file `out`."""
-    return FOLDER / command / f"{out.name.removesuffix('.safetensors')}.json"
 
 
 class Road:
@@ -314,12 +203,7 @@ class Road:
         return Interrupted(f"stopped{at}; go on with: {self.again}")
 
     def _save(self) -> None:
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(self.path) as temporary:
-                temporary.write_text(json.dumps(asdict(self.state)), encoding="utf-8")
-        except OSError as error:
-            raise CheckpointError(f"cannot write {self.path}: {error.strerror}") from error
+        keep(self.path, self.state)
 
 
 def _is_there(done: Done) -> bool:
@@ -331,27 +215,3 @@ def _sha256(path: Path) -> str:
     from gatecli.checkpoint.formats import file_sha256
 
     return file_sha256(path)
-
-
-def spelled(*words: object) -> str:
-    """A line of the words of a command, as a shell takes it; numbers in their shortest form."""
-    return shlex.join(f"{word:g}" if _is_short(word) else str(word) for word in words)
-
-
-def options_spelled(values: Mapping[str, Any], options: Mapping[str, Shared]) -> list[str]:
-    """Options that are not as they are by default, as a user types them."""
-    words: list[str] = []
-    for name, option in options.items():
-        value = values[name]
-        if value == option.default or value in (None, (), []):
-            continue
-        if value is True:
-            words.append(option_of(name))
-            continue
-        for each in value if isinstance(value, (list, tuple)) else [value]:
-            words += [option_of(name), str(each)]
-    return words
-
-
-def _is_short(word: object) -> bool:
-    return isinstance(word, float) and float(f"{word:g}") == word

@@ -18,12 +18,14 @@ from gatecli.cli.recipe_file import (
     told_by,
 )
 from gatecli.cli.resuming import named
-from gatecli.cli.road import SLIM, Road, State, latest, options_spelled, road_file
+from gatecli.cli.road import Road
+from gatecli.cli.road_state import SLIM, State, latest, road_file
 from gatecli.cli.session import Session
 from gatecli.cli.slim_options import How, Wanted
 from gatecli.cli.slim_steps import Asked, Slimming
 from gatecli.cli.slim_table import goal_facts, print_rows, rows_of
 from gatecli.cli.trust import option_of
+from gatecli.cli.typed import options_spelled
 from gatecli.cli.workspace import default_out
 from gatecli.errors import GatecliError, Interrupted, SettingError
 
