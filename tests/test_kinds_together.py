@@ -57,11 +57,40 @@ def inverted() -> nn.Module:
     )
 
 
+class Squeezed(nn.Module):
+    """An inverted residual as MobileNetV3's: its expansion is squeezed, and scaled."""
+
+    def __init__(self, width: int, inside: int) -> None:
+        super().__init__()
+        self.expand = nn.Conv2d(width, inside, 1)
+        self.conv = nn.Conv2d(inside, inside, 3, 1, 1, groups=inside)
+        self.squeeze = nn.Conv2d(inside, 4, 1)
+        self.scale = nn.Conv2d(4, inside, 1)
+        self.project = nn.Conv2d(inside, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(torch.relu(self.expand(x)))
+        scale = torch.sigmoid(self.scale(torch.relu(self.squeeze(y.mean((2, 3), keepdim=True)))))
+        return x + self.project(scale * y)
+
+
+def squeezed() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, 2, 1),
+        Squeezed(6, 12),
+        Squeezed(6, 9),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(6, 5),
+    )
+
+
 PLACES = {
     "own": (CASES["own"], ["block", "filter"]),
     "cifar-projection": (CASES["cifar-projection"], ["block", "filter"]),
     "dense": (CASES["dense"], ["layer", "filter"]),
     "inverted": (Case(inverted, 2, (12, 12)), ["block", "filter"]),
+    "squeezed": (Case(squeezed, 2, (12, 12)), ["block", "filter", "hidden"]),
 }
 
 

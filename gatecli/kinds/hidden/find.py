@@ -196,7 +196,8 @@ def _scaled(net: Traced, value: fx.Node, readers: Sequence[fx.Node]) -> list[fx.
     inside = _only_for(products[0], value)
     sources = set[fx.Node]()
     for node in inside:
-        sources.update(node.all_input_nodes)
+        if not is_decision(net.root, node):  # which may look at what is before the value
+            sources.update(node.all_input_nodes)
     closed = sources - inside <= {value} and inside.issuperset(readers)
     return [node for node in net.graph.nodes if node in inside] if closed else []
 
