@@ -89,6 +89,36 @@ class Torchs(nn.Module):
         return self.attention(x, x, x)[0]
 
 
+class Rotated(nn.Module):
+    """Queries and keys are turned by their place, but for the first; a bias in three parts.
+
+    As timm's EVA and DINOv3, and its SwinV2 and BEiT as to the bias.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(WIDTH, 3 * WIDTH, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(WIDTH))
+        self.register_buffer("k_bias", torch.zeros(WIDTH), persistent=False)
+        self.v_bias = nn.Parameter(torch.zeros(WIDTH))
+        self.register_buffer("angles", torch.linspace(0, 3, 15 * EACH).view(15, EACH))
+        self.proj = nn.Linear(WIDTH, WIDTH)
+
+    def _turned(self, x: Tensor) -> Tensor:
+        first, rest = x[:, :, :1, :], x[:, :, 1:, :]
+        across = torch.stack([-rest[..., 1::2], rest[..., ::2]], -1).reshape(rest.shape)
+        turned = rest * self.angles.cos() + across * self.angles.sin()
+        return torch.cat([first, turned], dim=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, length, width = x.shape
+        bias = torch.cat((self.q_bias, self.k_bias, self.v_bias))
+        qkv = F.linear(x, weight=self.qkv.weight, bias=bias)
+        q, k, v = qkv.reshape(n, length, 3, HEADS, EACH).permute(2, 0, 3, 1, 4).unbind(0)
+        x = F.scaled_dot_product_attention(self._turned(q), self._turned(k), v)
+        return self.proj(x.transpose(1, 2).reshape(n, length, width))
+
+
 class Grouped(nn.Module):
     """Four heads of queries share two of keys and values."""
 
@@ -187,7 +217,7 @@ def windows_v2() -> nn.Module:
 
 
 WAYS: dict[str, Callable[[], nn.Module]] = {
-    **{each.__name__: each for each in (Fused, Explicit, Split, Three, Torchs)},
+    **{each.__name__: each for each in (Fused, Explicit, Split, Three, Torchs, Rotated)},
 }
 NOT_PARTED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "Grouped": (Grouped, "grouped-query"),

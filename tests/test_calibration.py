@@ -8,8 +8,10 @@ from __future__ import annotations
 import itertools
 import math
 import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,6 +47,7 @@ from gatecli.progress import Task, silent
 from gatecli.stages.predict import score
 
 KINDS = ("ind", "aig", "mixed")
+FEW = uniform.FEW
 EXACT = 10_000  # passes: more than any of these networks can use
 SIZE = (8, 8)
 
@@ -149,6 +152,31 @@ def test_brute_force_finds_nothing_cheaper(tmp_path: Path, kind: str, seed: int)
         is_pareto(found)
     with strategy(network, "always-on"):
         assert found.baseline_top1 == pytest.approx(measured(network, data)[0])
+
+
+def test_of_many_filters_few_thresholds_are_measured(tmp_path: Path) -> None:
+    """A pass each for thousands of filters would never end."""
+    torch.manual_seed(0)
+    source = CASES["own"].build()
+    network = gatecli.attach(source, "ind-perbatch", input_size=SIZE, kinds=["filter"]).network
+    for gate in network.site_gates.values():
+        torch.nn.init.normal_(gate.get_parameter("logits"), std=2)
+    assert sum(gate.units for gate in network.site_gates.values()) > FEW
+    data = labelled(network, tmp_path / "data.npz", 0)
+    target = measured(network, data)[0]
+    seen = Counter[str]()
+    whole = Measure.observe
+
+    def counted(measure: Measure, thresholds: dict[str, list[float]]) -> Any:
+        seen["passes"] += 1
+        return whole(measure, thresholds)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Measure, "observe", counted)
+        found = calibrate(network, data, target_acc=target, refine=5)
+    assert FEW <= seen["passes"] <= FEW + 5 + 2  # all open, and the present thresholds
+    assert found.top1 >= target
+    is_pareto(found)
 
 
 def is_pareto(found: Calibrated) -> None:

@@ -587,10 +587,31 @@ def test_the_library_has_both(here: Path) -> None:
         for exit_ in network.site_exits.values():
             nn.init.normal_(exit_.get_submodule("linear").weight)  # type: ignore[arg-type]
     found = gatecli.calibrate_exits(network, data, max_drop=100)
-    assert (
-        found.point == found.frontier[0]
-        and found.target_top1 == pytest.approx(found.baseline_top1 - 100)
-        and found.gap == 0
+    assert found.point == found.frontier[0] and found.target_top1 == 0 and found.gap == 0
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_drop_is_counted_from_the_source_or_from_nobody_leaving(
+    trained: Path, elsewhere: bool
+) -> None:
+    network, data = gatecli.load("trained.safetensors"), gatecli.load_data("npz:data.npz")
+    gatecli.fit(network, data)
+    spec = "npz:other.npz" if elsewhere else data.spec
+    source = {"top1": 90.0, "split": "val", "data": spec, "images": network.input.key()}
+    network.recipe = replace(network.recipe, baseline=source)
+    gatecli.write(network, "known.safetensors")
+    if elsewhere:
+        found = call("calibrate", "known.safetensors", "--max-drop", 1)
+        stay = found["baseline_top1"]
+        assert found["counted_from"] == {"top1": stay, "of": "nobody leaving early"}
+        assert found["target_top1"] == stay - 1
+        return
+    done = run("calibrate", "known.safetensors", "--max-drop", 88, "--out", "c.safetensors")
+    assert "(2.00 asked, counted from 90.00 of the source)" in done.err
+    step = gatecli.load("c.safetensors").recipe.steps[-1]
+    assert step.results["counted_from"] == {"top1": 90.0, "of": "the source"}
+    refused(
+        "calibrate known.safetensors --max-drop 1", "89.00 (--max-drop 1 below 90.00, of the source"
     )
 
 

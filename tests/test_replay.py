@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import random
 import shutil
+import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from commandline import SIDE, call, contents, edit, refused, run, save_npz, save_source
+from commandline import SIDE, call, contents, edit, refused, run, same, save_npz, save_source
+from kills import Crash, watch
 
 import gatecli
+from gatecli.training.loop import Loop
 
 SIZE = ["--input-size", SIDE]
 TRAIN = ["--data", "npz:data.npz", "--epochs", 1, "--batch-size", 32, "--lr", 0.02]
@@ -78,6 +84,72 @@ def test_trainings_run_again_where_there_is_data(here: Path, shelf: Path) -> Non
     ours, theirs = contents(given["out"])[0], contents("tuned.safetensors")[0]
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_killed_again_and_again(here: Path, monkeypatch: pytest.MonkeyPatch, threads: None) -> None:
+    """Typed again it goes on, also within a training, and ends in the same file."""
+    line = ["replay", "done.safetensors", "--on", "other.pt", "--data", "npz:data.npz"]
+    left = [10**9]
+
+    def told() -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            raise Crash
+
+    watch(monkeypatch, told)
+    straight = call(*line, "--out", "straight.safetensors")
+    events = 10**9 - left[0]
+    assert not any(Path(".gatecli/replay").iterdir())
+    chance = random.Random(3)
+    recalled = 0
+    for _ in range(12):
+        left[0] = chance.randint(2, events // 2)
+        try:
+            done = run(*line)
+        except Crash:
+            continue
+        recalled = done.err.count("(done before)")
+        break
+    assert recalled >= 1 and done.code == 0
+    assert same("other.ind-perbatch.tuned.pruned.tuned.safetensors", "straight.safetensors")
+    assert [step["done"] for step in straight["steps"]] == [True] * 4
+
+
+def test_stopped_it_says_how_to_go_on(
+    here: Path, monkeypatch: pytest.MonkeyPatch, threads: None
+) -> None:
+    original = Loop._step
+
+    def stopping(self: Loop, *args: Any) -> None:
+        original(self, *args)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Loop, "_step", stopping)
+    done = run("replay", "tuned.safetensors", "--on", "other.pt", "--data", "npz:data.npz")
+    assert done.code == 130 and done.err.count("error: ") == 1
+    assert "step 2, finetune; go on with: the same command" in done.last
+    assert not Path("other.ind-perbatch.tuned.safetensors").exists()
+    monkeypatch.setattr(Loop, "_step", original)
+    again = run("replay", "tuned.safetensors", "--on", "other.pt", "--data", "npz:data.npz")
+    assert again.code == 0 and "step 1, attach   (done before)" in again.err
+
+
+def test_thresholds_of_exits_are_chosen_again(here: Path) -> None:
+    call("attach", "r20.pt", "--method", "dgate", *SIZE)
+    call("finetune", *TRAIN)
+    call("calibrate", "--max-drop", 100)
+    last = call("calibrate", "--thresholds", "exit1=inf")["out"]
+    again = ["--data", "npz:data.npz", "--out", "again.safetensors"]
+    given = call("replay", last, "--on", "r20.pt", *again)
+    assert [step["done"] for step in given["steps"]] == [True] * 4
+    assert same(given["out"], last)
 
 
 def test_gates_that_stay_begin_anew(here: Path) -> None:

@@ -6,20 +6,20 @@ import random
 import re
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from commandline import SIDE, call, contents, current, refused, run, same, save_npz, save_source
+from kills import Crash, watch
 
 import gatecli
 from gatecli import checkpoint
 from gatecli.cli.road import Road
 from gatecli.cli.slim_steps import Slimming
 from gatecli.errors import TrainingError
-from gatecli.training import Run
 from gatecli.training.loop import Loop
 from gatecli.training.weights import check_no_exits
 
@@ -28,11 +28,6 @@ HOW = ["--epochs", 2, "--batch-size", 32, "--lr", 0.02, "--input-size", SIDE]
 LINE = ["slim", "r20.pt", "--data", "npz:data.npz", "--max-gmacs", 0.002, *HOW]
 LINE += ["--set", "gate_lr=150", "--set", "loss_weight=20"]
 NAMES = ["r20.ind-perbatch", "r20.ind-perbatch.tuned", "r20.ind-perbatch.tuned.pruned", "r20.slim"]
-EVENTS = ((Loop, "_step"), (Run, "save"), (checkpoint, "write"), (Road, "_save"))
-
-
-class Crash(BaseException):
-    """What no handler catches, as a kill."""
 
 
 @pytest.fixture(scope="module")
@@ -56,19 +51,6 @@ def here(tmp_path: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     threads = torch.get_num_threads()
     yield tmp_path
     torch.set_num_threads(threads)
-
-
-def watch(patch: pytest.MonkeyPatch, told: Callable[[], None]) -> None:
-    """Be told whenever a step is made, or something written."""
-    for owner, name in EVENTS:
-        original = getattr(owner, name)
-
-        def wrapped(*args: Any, original: Any = original, **kwargs: Any) -> Any:
-            result = original(*args, **kwargs)
-            told()
-            return result
-
-        patch.setattr(owner, name, wrapped)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 from gatecli.calibration.gates.calibrate import Calibrated, calibrate
 from gatecli.calibration.gates.goal import Asked, check_target
 from gatecli.calibration.gates.points import Point, site_values
-from gatecli.calibration.gates.reference import Reference, open_notes
+from gatecli.calibration.reference import Reference, open_notes
 
 __all__ = [
     "Asked",

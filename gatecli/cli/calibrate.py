@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gatecli.cli import exits, several
-from gatecli.cli.goal import Goal
+from gatecli.cli.goal import Goal, said_asked
 from gatecli.cli.images import open_data
 from gatecli.cli.options import Checkpoint, Data, Loading, Output, reads_checkpoints, spreads
 from gatecli.cli.parsing import remembered
@@ -52,12 +52,7 @@ def calibrate(
     ] = False,
     refine: Annotated[
         int,
-        typer.Option(
-            help=(
-                "Data-dependent gates: passes over val at most, to look between the first"
-                " thresholds tried."
-            )
-        ),
+        typer.Option(help=("Passes over val at most, to look between the first thresholds tried.")),
     ] = 12,
     where: Where = Where(),
     loading: Loading = Loading(),
@@ -176,13 +171,8 @@ def _cost(macs: float, ms: float | None) -> str:
 
 
 def _asked(result: Calibrated) -> str:
-    """What was asked for, and what it is counted from; empty for a budget."""
-    if result.target_top1 is None:
-        return ""
-    asked, reference = f"{percent(result.target_top1)} asked", result.counted_from
-    if reference is None:
-        return f"{asked}, "
-    return f"{asked}, counted from {percent(reference.top1)} of {reference.of}; "
+    asked = said_asked(result.target_top1, result.counted_from)
+    return f"{asked}; " if asked else ""
 
 
 def _print_frontier(session: Session, result: Calibrated) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gatecli.cli.frontier import Figures, print_frontier, spell_thresholds
-from gatecli.cli.goal import Goal
+from gatecli.cli.goal import Goal, said_asked
 from gatecli.cli.images import open_data
 from gatecli.cli.options import Loading
 from gatecli.cli.parsing import parse_thresholds
@@ -73,7 +73,8 @@ def calibrate(
     figures = found.figures
     if not session.json_ and figures.frontier:
         print_frontier(session, figures)
-    target = "" if figures.target_top1 is None else f" ({percent(figures.target_top1)} asked)"
+    told = said_asked(figures.target_top1, figures.counted_from)
+    target = f" ({told})" if told else ""
     spelled = spell_thresholds(figures.thresholds)
     session.say(
         f"val top-1 {percent(figures.top1)}{target}, {gmacs(figures.macs_expected)} GMACs of"
@@ -130,6 +131,7 @@ def _figures(result: ExitsCalibrated) -> Figures:
         macs_expected=result.point.cost,
         baseline_top1=result.baseline_top1,
         target_top1=result.target_top1,
+        counted_from=result.counted_from,
         gap=result.gap,
         ms=chosen.get("ms"),
         leaving_ms=result.times,
@@ -175,6 +177,7 @@ def _reused(network: Network, asked: Asked) -> Found:
         macs_expected=point["macs"],
         baseline_top1=measured["baseline_top1"],
         target_top1=asked.goal.target_acc,
+        counted_from=None,
         gap=None,
         ms=point["ms"],
         leaving_ms=None,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gatecli.cli.render import MACS_FOOT, gmacs, percent, table
 from gatecli.cli.session import Session
+
+if TYPE_CHECKING:
+    from gatecli.calibration import Reference
 
 __all__ = ["Figures", "print_frontier", "spell_thresholds"]
 
@@ -29,6 +32,7 @@ class Figures:
     macs_expected: float
     baseline_top1: float | None
     target_top1: float | None
+    counted_from: Reference | None
     gap: float | None
     ms: float | None
     leaving_ms: list[float] | None

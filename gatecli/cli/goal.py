@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-__all__ = ["Goal"]
+from gatecli.cli.render import percent
+
+if TYPE_CHECKING:
+    from gatecli.calibration import Reference
+
+__all__ = ["Goal", "said_asked"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +27,7 @@ class Goal:
         typer.Option(
             help=(
                 "The same, in points below the best that is known: the source, all gates open, or"
-                " the gates as they were (exits: below nobody leaving early)."
+                " the gates as they were (exits: the source, or nobody leaving early)."
             )
         ),
     ] = None
@@ -85,3 +90,13 @@ class Goal:
     def in_ms(self) -> bool:
         """Whether gates shall be chosen by milliseconds."""
         return self.max_ms is not None or self.cost == "latency"
+
+
+def said_asked(target_top1: float | None, counted_from: Reference | None) -> str:
+    """The top-1 asked for, and what it is counted from; empty for a budget."""
+    if target_top1 is None:
+        return ""
+    asked = f"{percent(target_top1)} asked"
+    if counted_from is None:
+        return asked
+    return f"{asked}, counted from {percent(counted_from.top1)} of {counted_from.of}"

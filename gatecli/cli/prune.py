@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from gatecli.stages.predict import Scores
 
 __all__ = ["prune"]
+
+SHOWN = 12  # units that are named of those removed at a site
 
 
 @reads_checkpoints
@@ -164,11 +167,17 @@ class Val:
         return next(iter(batches(self.split, input=network.input, batch_size=size)))[0]
 
 
+def _few(units: Sequence[int]) -> str:
+    """Some of the units, and that there are more: JSON has them all."""
+    more = ", ..." if len(units) > SHOWN else ""
+    return ", ".join(map(str, units[:SHOWN])) + more
+
+
 def _report(session: Session, network: Network, result: Any, path: Path, target: Path) -> None:
     smaller = result.network
     session.say(f"removed {len(result.removed)}: {', '.join(result.removed) or '-'}")
     for site, units in result.thinned.items():
-        session.say(f"removed {len(units)} units of {site}: {', '.join(map(str, units))}")
+        session.say(f"removed {len(units)} units of {site}: {_few(units)}")
     session.say(
         f"always on, gate removed {len(result.ungated)}: {', '.join(result.ungated) or '-'}"
     )

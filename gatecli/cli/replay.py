@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
 from gatecli.cli.images import open_data
-from gatecli.cli.options import Output, reads_checkpoints
+from gatecli.cli.options import READING, Output, reads_checkpoints
 from gatecli.cli.parsing import remembered
-from gatecli.cli.progress import Reporter
 from gatecli.cli.render import gmacs, millions
+from gatecli.cli.replay_steps import Replaying
 from gatecli.cli.session import Session
+from gatecli.cli.typed import options_spelled, spelled
 from gatecli.cli.workspace import output_of
-from gatecli.errors import CheckpointError, Interrupted
+from gatecli.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from gatecli.data import DataSet
     from gatecli.network import Network
-    from gatecli.traced.recipe import Recipe, Step
+    from gatecli.traced.recipe import Recipe
 
 __all__ = ["replay"]
 
 NAMES = {"attach": "", "finetune": "tuned", "calibrate": "calibrated", "prune": "pruned"}
-WITHOUT_DATA = "it takes data: say --data"
 
 
 @reads_checkpoints
@@ -51,35 +49,31 @@ def replay(
 ) -> dict[str, Any]:
     """Do a checkpoint's steps again, on another source.
 
-    The same sites are gated and the same units removed, on the other source's weights.
+    The same sites are gated and the same units removed, on the other source's weights. Stopped, it
+    goes on when the same is typed again.
     """
     from gatecli.checkpoint import write
     from gatecli.stages.replay import check_replayable
 
     recipe = _recipe(checkpoint)
     target = output_of(Path(on), _named(recipe, with_data=data is not None), output)
+    line = spelled("replay", checkpoint, "--on", on, *options_spelled(session.reading, READING))
     if session.reading["input_size"] is None:
         session.reading["input_size"] = "x".join(map(str, recipe.input.size))
-    network = session.open(Path(on))
-    check_replayable(recipe, network)
-    work = _Work(session=session, data=None)
+    source = session.open(Path(on))
+    check_replayable(recipe, source)
+    dataset = None
     if data is not None:
-        work = _Work(session=session, data=open_data(session, network, remembered(data)))
-    before = network
-    steps = []
-    try:
-        with session.working():
-            for step in recipe.steps:
-                network, why = work.again(network, step)
-                said = f"done again: {step.op}" if why is None else f"left out: {step.op}, as {why}"
-                session.say(said)
-                steps.append({"op": step.op, "done": why is None, "reason": why})
-    except Interrupted as error:
-        raise Interrupted(f"{error}; nothing was written") from error
+        dataset = open_data(session, source, remembered(data))
+        line = f"{line} {spelled('--data', dataset.spec)}"
+    work = Replaying(session, target, line=line, recorded=checkpoint, data=dataset)
+    with session.working():
+        network, steps = work.replay(source, Path(on), recipe)
     write(network, target, reload=True)
+    work.clear()
     session.say(
-        f"parameters {millions(before.params)} -> {millions(network.params)}, GMACs"
-        f" {gmacs(before.macs_dense)} -> {gmacs(network.macs_dense)}"
+        f"parameters {millions(source.params)} -> {millions(network.params)}, GMACs"
+        f" {gmacs(source.macs_dense)} -> {gmacs(network.macs_dense)}"
     )
     session.written(target)
     session.say(
@@ -109,75 +103,6 @@ def _named(recipe: Recipe, *, with_data: bool) -> str:
         elif step.op == "prune" or (with_data and step.op in NAMES):
             words.append(NAMES[step.op])
     return ".".join(words) or "replayed"
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Work:
-    """What steps are done again with."""
-
-    session: Session
-    data: DataSet | None
-
-    def again(self, network: Network, step: Step) -> tuple[Network, str | None]:
-        """The network behind one step more, and why it was left out, where it was."""
-        from gatecli.stages import replay as structure
-
-        try:
-            if step.op == "attach":
-                return structure.replay_attach(network, step), None
-            if step.op == "prune":
-                return structure.replay_prune(network, step), None
-            if self.data is None:
-                return network, WITHOUT_DATA
-            return self._with_data(network, step, self.data)
-        except (KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"the step {step.op} cannot be done again ({error!r}): the file is damaged"
-            ) from error
-
-    def _with_data(self, network: Network, step: Step, data: DataSet) -> tuple[Network, str | None]:
-        if step.op == "finetune":
-            return self._tuned(network, step, data), None
-        if step.op == "price":
-            return self._priced(network, step), None
-        if step.op == "calibrate" and not network.site_exits:
-            return self._calibrated(network, step, data), None
-        return network, "gatecli replay does not know how: do it by its command"
-
-    def _tuned(self, network: Network, step: Step, data: DataSet) -> Network:
-        from gatecli.training import TrainOptions, finetune
-
-        names = {each.name for each in fields(TrainOptions)}
-        told = {name: value for name, value in step.settings.items() if name in names}
-        return finetune(
-            network,
-            data,
-            TrainOptions(**told),
-            changes=_changes(network, step),
-            progress=Reporter(self.session),
-        ).network
-
-    def _priced(self, network: Network, step: Step) -> Network:
-        from gatecli.stages import price
-
-        return price.price(network, price.How(**step.settings), progress=Reporter(self.session))[0]
-
-    def _calibrated(self, network: Network, step: Step, data: DataSet) -> Network:
-        from gatecli.calibration import calibrate
-
-        names = ("target_acc", "max_drop", "max_gmacs", "max_ms", "per_gate")
-        told = {name: step.settings[name] for name in names if step.settings.get(name) is not None}
-        return calibrate(network, data, **told, progress=Reporter(self.session)).network
-
-
-def _changes(network: Network, step: Step) -> dict[str, Any]:
-    """The settings that a training was told, rather than what it took from its own length."""
-    from gatecli.stages.told_steps import changes_of
-
-    attached = network.recipe.last("attach")
-    if attached is None or step.settings["method"] not in network.gated_by.values():
-        return {}
-    return changes_of(step, attached)
 
 
 def _json(network: Network, on: str, target: Path, steps: list[dict[str, Any]]) -> dict[str, Any]:

@@ -18,12 +18,14 @@ from gatecli.cli.recipe_file import (
     told_by,
 )
 from gatecli.cli.resuming import named
-from gatecli.cli.road import Road, State, latest
+from gatecli.cli.road import Road
+from gatecli.cli.road_state import SLIM, State, latest, road_file
 from gatecli.cli.session import Session
 from gatecli.cli.slim_options import How, Wanted
 from gatecli.cli.slim_steps import Asked, Slimming
 from gatecli.cli.slim_table import goal_facts, print_rows, rows_of
 from gatecli.cli.trust import option_of
+from gatecli.cli.typed import options_spelled
 from gatecli.cli.workspace import default_out
 from gatecli.errors import GatecliError, Interrupted, SettingError
 
@@ -69,7 +71,13 @@ def slim(
     set_common(session, params)
     asked = _asked(params)
     _check(asked)
-    road = Road(session, asked.out, _about(params), session.threads or torch.get_num_threads())
+    road = Road(
+        session,
+        road_file(SLIM, asked.out),
+        _about(params),
+        session.threads or torch.get_num_threads(),
+        again="gatecli slim --resume",
+    )
     road.check_free(asked.outs, source=asked.source, force=asked.force)
     torch.set_num_threads(road.state.threads)
     work = Slimming(session, road, asked)
@@ -159,7 +167,7 @@ def _asked(params: Mapping[str, Any]) -> Asked:
         if params[name] is None:
             raise SettingError(f"expected {what}, but none is named")
     source = Path(params["checkpoint"])
-    reading = _words(params, READING)
+    reading = options_spelled(params, READING)
     out = params["out"]
     return Asked(
         source=source,
@@ -172,21 +180,6 @@ def _asked(params: Mapping[str, Any]) -> Asked:
         out=default_out(source, "slim") if out is None else Path(out),
         force=params["force"],
     )
-
-
-def _words(params: Mapping[str, Any], names: Mapping[str, Any]) -> list[str]:
-    """Options that are not as they are by default, as a user types them."""
-    words: list[str] = []
-    for name, option in names.items():
-        value = params[name]
-        if value == option.default or value in (None, (), []):
-            continue
-        if value is True:
-            words.append(option_of(name))
-            continue
-        for each in value if isinstance(value, (list, tuple)) else [value]:
-            words += [option_of(name), str(each)]
-    return words
 
 
 def _code(params: Mapping[str, Any]) -> list[str]:

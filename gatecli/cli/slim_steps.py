@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gatecli.cli.road import Road, spelled
+from gatecli.cli.road import Road
 from gatecli.cli.session import Session
 from gatecli.cli.slim_options import How
+from gatecli.cli.typed import spelled
 from gatecli.cli.workspace import default_out
 from gatecli.errors import SettingError
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from gatecli.cli.render import MACS_FOOT, gmacs, megabytes, millions, percent, table
-from gatecli.cli.road import spelled
 from gatecli.cli.session import Session
 from gatecli.cli.slim_steps import REPEATS, Asked, Slimmed, Slimming
+from gatecli.cli.typed import spelled
 from gatecli.errors import DataError
 
 __all__ = ["goal_facts", "print_rows", "rows_of"]

@@ -6,14 +6,17 @@ import contextlib
 import io
 import json
 import shlex
+from collections.abc import Mapping
 from typing import Any
 
 import typer
 
+from gatecli.cli.options import Shared
 from gatecli.cli.session import Session
+from gatecli.cli.trust import option_of
 from gatecli.errors import GatecliError, Interrupted
 
-__all__ = ["as_typed", "typed"]
+__all__ = ["as_typed", "options_spelled", "spelled", "typed"]
 
 
 def typed(session: Session, line: str, *hidden: str) -> dict[str, Any]:
@@ -66,3 +69,27 @@ def _common(session: Session) -> list[str]:
     if session.threads is not None:
         words += ["--threads", str(session.threads)]
     return words
+
+
+def spelled(*words: object) -> str:
+    """A line of the words of a command, as a shell takes it; numbers in their shortest form."""
+    return shlex.join(f"{word:g}" if _is_short(word) else str(word) for word in words)
+
+
+def options_spelled(values: Mapping[str, Any], options: Mapping[str, Shared]) -> list[str]:
+    """Options that are not as they are by default, as a user types them."""
+    words: list[str] = []
+    for name, option in options.items():
+        value = values[name]
+        if value == option.default or value in (None, (), []):
+            continue
+        if value is True:
+            words.append(option_of(name))
+            continue
+        for each in value if isinstance(value, (list, tuple)) else [value]:
+            words += [option_of(name), str(each)]
+    return words
+
+
+def _is_short(word: object) -> bool:
+    return isinstance(word, float) and float(f"{word:g}") == word

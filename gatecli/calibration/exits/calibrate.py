@@ -19,6 +19,7 @@ from gatecli.calibration.exits.result import ExitsCalibrated, measured, stored
 from gatecli.calibration.exits.samples import OperatingPoint, Samples, measure, most_accurate
 from gatecli.calibration.exits.search import search
 from gatecli.calibration.exits.table import frontier
+from gatecli.calibration.reference import Reference, best_known
 from gatecli.data import DataSet, batches
 from gatecli.errors import SettingError, TrainingError
 from gatecli.network import Network
@@ -67,7 +68,8 @@ def calibrate_exits(  # noqa: PLR0913 - its command's options, by keyword
         network: With trained exits, its input normalisation known (see gatecli.stages.fit).
         data: Chosen on its val split.
         target_acc: Val top-1 to reach, in percent, at the least cost.
-        max_drop: The same, in points below the network with nobody leaving early.
+        max_drop: The same, in points below the best that is known: the source's recorded baseline
+            on these images, or nobody leaving early.
         max_gmacs: The highest val top-1 for at most so many GMACs an image.
         max_ms: For at most so many milliseconds, with `cost` latency.
         confidence: The accuracy shall hold on unseen data with this probability (see
@@ -103,9 +105,10 @@ def calibrate_exits(  # noqa: PLR0913 - its command's options, by keyword
     times = leaving_times(copy, _first_images(copy, data)) if cost == "latency" else None
     priced = seen if times is None else Samples.of(seen.margins, seen.correct, times)
     baseline = 100 * seen.correct[:, -1].double().mean().item()
+    reference = _reference(network, data, goal, baseline)
     points = frontier(priced)
     choice = (
-        _choose(priced, points, goal, baseline, seed)
+        _choose(priced, points, goal, reference, seed)
         if by_hand is None
         else Choice(measure(priced, by_hand))
     )
@@ -120,7 +123,8 @@ def calibrate_exits(  # noqa: PLR0913 - its command's options, by keyword
         network=copy,
         point=point,
         baseline_top1=baseline,
-        target_top1=goal.target_top1(baseline),
+        target_top1=goal.target_top1(reference),
+        counted_from=reference,
         frontier=in_macs,
         rates=rates_at(copy, decisions, seen, point),
         gap=choice.gap,
@@ -151,15 +155,27 @@ def _thresholds(network: Network) -> dict[str, float]:
     return {site: gate.threshold.item() for site, gate in network.site_exits.items()}
 
 
+def _reference(network: Network, data: DataSet, goal: Goal, baseline: float) -> Reference | None:
+    """What a drop is counted from; None where none is asked for."""
+    if goal.max_drop is None:
+        return None
+    staying = Reference(top1=baseline, of="nobody leaving early")
+    return best_known(network.recipe, data, [staying])
+
+
 def _choose(
-    samples: Samples, points: list[OperatingPoint], goal: Goal, baseline: float, seed: int
+    samples: Samples,
+    points: list[OperatingPoint],
+    goal: Goal,
+    reference: Reference | None,
+    seed: int,
 ) -> Choice:
     """The thresholds to take: along `points`, the samples' frontier, or by a search.
 
     Raises:
         SettingError: The goal is out of reach.
     """
-    target = goal.target_top1(baseline)
+    target = goal.target_top1(reference)
     if target is None:
         return Choice(_within_budget(points, goal))
     if goal.confidence is not None:
@@ -168,7 +184,9 @@ def _choose(
     found = search(samples, target)
     if found is None:
         highest = math.floor(points[-1].top1 * 100) / 100
-        raise SettingError(f"val top-1 {target:g} is out of reach: the highest is {highest:.2f}")
+        raise SettingError(
+            f"no thresholds reach {goal.said(reference)} on val: the highest top-1 is {highest:.2f}"
+        )
     return Choice(found.point, gap=found.gap)
 
 

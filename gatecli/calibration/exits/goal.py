@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from gatecli.calibration.exits.result import stored
+from gatecli.calibration.reference import Reference
 from gatecli.errors import SettingError
 from gatecli.traced.recipe import finite
 
@@ -26,7 +27,7 @@ class Goal:
 
     Attributes:
         target_acc: Val top-1 to reach, in percent.
-        max_drop: The same, in points below the network with nobody leaving early.
+        max_drop: The same, in points below the best that is known: the source, or nobody leaving.
         max_gmacs: GMACs of an image, at most.
         max_ms: Milliseconds of an image, at most.
         confidence: With which probability the accuracy shall hold on unseen data.
@@ -82,12 +83,20 @@ class Goal:
         if self.cost == "latency" and given == "--max-gmacs":
             raise SettingError("--max-gmacs is no budget for --cost latency: expected --max-ms")
 
-    def target_top1(self, baseline: float) -> float | None:
-        """The top-1 to reach, in percent, where nobody leaving gives `baseline`.
+    def target_top1(self, reference: Reference | None) -> float | None:
+        """The top-1 to reach, in percent, a drop counted from `reference`.
 
         None where a cost is limited instead.
         """
-        return self.target_acc if self.max_drop is None else baseline - self.max_drop
+        if reference is None or self.max_drop is None:
+            return self.target_acc
+        return reference.less(self.max_drop)
+
+    def said(self, reference: Reference | None) -> str:
+        """That, and how it was asked for."""
+        if reference is None or self.max_drop is None:
+            return f"--target-acc {self.target_acc:g}"
+        return reference.said(self.max_drop)
 
     def by_hand(self, exits: Mapping[str, float]) -> list[float] | None:
         """The thresholds that the user wants, for exits that have these now, in their order.

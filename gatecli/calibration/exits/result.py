@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 from gatecli.calibration.exits.certify import Certified
 from gatecli.calibration.exits.samples import OperatingPoint
+from gatecli.calibration.reference import Reference
 from gatecli.network import Network
 from gatecli.network.costs import site_rates
 from gatecli.traced.recipe import finite
@@ -28,6 +29,7 @@ class ExitsCalibrated:
         point: Thresholds, top-1, mean MACs and shares.
         baseline_top1: Percent, with nobody leaving early.
         target_top1: What was asked for; None where a cost was limited instead.
+        counted_from: What a drop that was asked for is counted from; else None.
         frontier: All Pareto points of the joint table, the cheapest first, the chosen one among
             them.
         rates: Each unit's rate by site, as a share of all samples.
@@ -42,6 +44,7 @@ class ExitsCalibrated:
     point: OperatingPoint
     baseline_top1: float
     target_top1: float | None
+    counted_from: Reference | None
     frontier: list[OperatingPoint]
     rates: dict[str, list[float]]
     gap: float | None
@@ -78,9 +81,12 @@ def stored(threshold: float) -> float:
 def measured(result: ExitsCalibrated) -> dict[str, Any]:
     """The results of the recipe's step."""
     kept = thinned(result.frontier, result.point)
+    reference = result.counted_from
+    counted = {} if reference is None else {"counted_from": asdict(reference)}
     return {
         "top1": result.point.top1,
         "baseline_top1": result.baseline_top1,
+        **counted,
         "split": "val",
         "macs_expected": result.point.cost,
         "thresholds": recorded(result, result.point)["thresholds"],

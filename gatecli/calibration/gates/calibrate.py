@@ -17,8 +17,8 @@ from gatecli.calibration.gates.points import (
     set_thresholds,
     site_values,
 )
-from gatecli.calibration.gates.reference import Reference, best_known
 from gatecli.calibration.gates.uniform import UniformSearch
+from gatecli.calibration.reference import Reference, best_known
 from gatecli.data import DataSet
 from gatecli.errors import SettingError, TrainingError
 from gatecli.gates.observe import strategy
@@ -103,8 +103,8 @@ def calibrate(  # noqa: PLR0913 - its command's options, by keyword
         table: What milliseconds are counted by, and what the price is in place of MACs; with
             `max_ms` and none, the one that the network keeps (gatecli.stages.price).
         per_gate: Go on with a threshold a site, by coordinate descent: a heuristic.
-        candidates: Thresholds measured at first, a pass each, where a gate depends on the image;
-            elsewhere all that differ are.
+        candidates: Thresholds measured at first, a pass each; where no gate depends on the image,
+            all that differ if there are few.
         refine: Passes at most to look between them.
         batch_size: Images at a time.
         workers: Processes that read images; None: as many as help.
@@ -182,8 +182,9 @@ def _reference(
     """What a drop is counted from; None where none is asked for."""
     if asked.max_drop is None:
         return None
-    source = network.recipe.known_top1(data.spec)
-    return best_known(source, search.opened.top1, search.present.top1)
+    opened = Reference(top1=search.opened.top1, of="all gates open")
+    present = Reference(top1=search.present.top1, of="the gates as they were")
+    return best_known(network.recipe, data, [opened, present])
 
 
 def _goal(price: Price, asked: Asked, reference: Reference | None) -> Goal:

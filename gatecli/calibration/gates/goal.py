@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from gatecli.calibration.gates.points import Point, choose
-from gatecli.calibration.gates.reference import Reference
+from gatecli.calibration.reference import Reference
 from gatecli.errors import SettingError
 from gatecli.network import Network
 from gatecli.network.price import Price
@@ -144,9 +144,7 @@ class Target(Goal):
     @classmethod
     def below(cls, price: Price, reference: Reference, drop: float) -> Target:
         """At most `drop` points below what is known."""
-        top1 = max(0.0, reference.top1 - drop)
-        counted = f"--max-drop {drop:g} below {reference.top1:.2f}, of {reference.of}"
-        return cls(price, top1, f"{top1:.2f} ({counted})")
+        return cls(price, reference.less(drop), reference.said(drop))
 
     def choose(self, points: Iterable[Point]) -> Point | None:
         return choose(points, self.top1)

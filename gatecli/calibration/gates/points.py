@@ -124,7 +124,10 @@ def set_thresholds(network: Network, thresholds: Mapping[str, Sequence[float]]) 
 
 
 class OddsMeter(RateMeter):
-    """Keeps each sample's log-odds too, on the CPU: site -> tensors (n, units)."""
+    """Keeps each sample's log-odds too, on the CPU: site -> tensors (n, units).
+
+    Of a gate that looks at no image those of one sample.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -132,8 +135,10 @@ class OddsMeter(RateMeter):
 
     def __call__(self, gate: Decider, z: Tensor, odds: Tensor | None) -> None:
         super().__call__(gate, z, odds)
-        if odds is not None:
-            self.odds.setdefault(gate.site, []).append(odds.detach().float().cpu())
+        if odds is None or (gate.site in self.odds and not gate.data_dependent):
+            return
+        kept = odds if gate.data_dependent else odds[:1]
+        self.odds.setdefault(gate.site, []).append(kept.detach().float().cpu())
 
     def gather(self) -> None:
         """See RateMeter.gather; the samples' order is another one then."""

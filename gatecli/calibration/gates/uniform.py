@@ -1,11 +1,11 @@
 """One threshold for all gates: which values to measure.
 
 Decisions change only where the threshold passes a P(on). Where no gate depends on the image there
-are at most gates + 1 ways to decide, and each is measured. Elsewhere P(on) is known only for the
-threshold that a pass was made with, as what one gate skips changes what the next ones see:
-thresholds are taken from what the passes saw, spread evenly first, then halving the gap where a
-cheaper point that reaches the target may lie. A gap is closed for good when the passes on its two
-sides saw nothing more to part.
+are at most units + 1 ways to decide, and few of them are each measured; of filters there may be
+thousands. Elsewhere P(on) is known only for the threshold that a pass was made with, as what one
+gate skips changes what the next ones see. So thresholds are taken from what the passes saw, spread
+evenly first, then halving the gap where a cheaper point that reaches the target may lie. A gap is
+closed for good when the passes on its two sides saw nothing more to part.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from gatecli.network import Network
 
 __all__ = ["Gap", "UniformSearch", "alike", "between", "cuts", "pooled", "thin"]
 
+FEW = 64  # ways to decide that are each measured
 # log-odds closer than this are one value: a pass in other batches may round them otherwise
 NOISE = 1e-5
 
@@ -132,7 +133,8 @@ class UniformSearch:
 
     Args:
         measure: Measures a setting.
-        candidates: How many others at most; all, where no gate depends on the image.
+        candidates: How many others at most; where no gate depends on the image, all if they are
+            FEW.
     """
 
     def __init__(self, measure: Measure, candidates: int) -> None:
@@ -146,14 +148,21 @@ class UniformSearch:
             self.present = measure(present)
 
     def run(self, goal: Goal, refine: int) -> None:
-        """Measure further thresholds, where gates depend on the image.
+        """Measure further thresholds.
 
         Args:
             goal: Near which it looks closer.
             refine: How many more at most.
         """
-        if any(gate.data_dependent for gate in self.network.site_gates.values()):
-            self._refine(self._gaps, goal, refine)
+        gaps = self._gaps
+        with self.measure.passes("refining", refine):
+            for _ in range(refine):
+                found = self._promising(gaps, goal)
+                if found is None:
+                    return
+                gap, tau = found
+                gaps.remove(gap)
+                gaps += gap.split(tau, *self._at(tau))
 
     def _at(self, tau: float) -> tuple[Point, Tensor]:
         """What one threshold gives, and all log-odds that its pass saw, (n,)."""
@@ -163,8 +172,7 @@ class UniformSearch:
     def _spread(self, start: Point, seen: Tensor, candidates: int) -> list[Gap]:
         """Measure thresholds spread over what was seen at the start; the gaps between them."""
         dependent = any(gate.data_dependent for gate in self.network.site_gates.values())
-        possible = cuts(seen)
-        taus = thin(possible, candidates if dependent else len(possible))
+        taus = thin(cuts(seen), candidates if dependent else max(candidates, FEW))
         gaps = []
         left = start
         low = 0.0
@@ -184,17 +192,6 @@ class UniformSearch:
                 low = tau
                 seen = after
         return gaps
-
-    def _refine(self, gaps: list[Gap], goal: Goal, passes: int) -> None:
-        """Halve the most promising gap, again and again; changes `gaps`."""
-        with self.measure.passes("refining", passes):
-            for _ in range(passes):
-                found = self._promising(gaps, goal)
-                if found is None:
-                    return
-                gap, tau = found
-                gaps.remove(gap)
-                gaps += gap.split(tau, *self._at(tau))
 
     def _promising(self, gaps: list[Gap], goal: Goal) -> tuple[Gap, float] | None:
         """The most accurate open gap that may hold something better than the best so far.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import fx, nn
@@ -13,7 +13,7 @@ from gatecli.graph.flow import constants, reads_size
 from gatecli.graph.heads import for_parts
 from gatecli.graph.ops import is_decision, is_mask, module_of, spread
 from gatecli.graph.patterns import calls, is_plain
-from gatecli.kinds.head.bias import bias_of, held_in, zeroes_alike
+from gatecli.kinds.head.bias import bias_of, held_in, parted, parts_of, weight_of, zeroes_alike
 from gatecli.kinds.head.places import (
     RESHAPES,
     TURNS,
@@ -28,7 +28,7 @@ from gatecli.kinds.head.places import (
 from gatecli.lowering.region import branch_of
 from gatecli.traced.traced import Traced
 
-__all__ = ["Attention", "attention_at", "weights_of"]
+__all__ = ["Attention", "attention_at", "rows_of", "weights_of"]
 
 MAPS = 4  # dimensions of a product's value (N, heads, L, D)
 SHARED = "reads it too, outside of the attention"
@@ -49,7 +49,8 @@ class Attention:
         columns: Those of it that read the heads.
         tokens: The value that the projections read.
         images: The same before windows are cut: one entry an image.
-        region: All nodes behind `tokens`, up to and with the output projection.
+        region: All nodes behind `tokens`, up to and with the output projection, but for constants
+            that others read too.
     """
 
     value: fx.Node
@@ -86,6 +87,7 @@ def attention_at(net: Traced, value: fx.Node) -> Attention:
         raise NotPartedError("its queries, keys and values are made of different values")
     region = _between(net.root, entries[0], output)
     _check_closed(net.root, [*made, *chain], region)
+    region = _own(region, fixed)
     images = _images(net, entries[0], shape[0])
     sized = {node: place for node, place in made.items() if node not in (projections | tables)}
     return Attention(
@@ -104,21 +106,30 @@ def attention_at(net: Traced, value: fx.Node) -> Attention:
 
 
 def weights_of(node: fx.Node) -> tuple[str, str]:
-    """The paths of a projection's weight and bias."""
+    """The paths of a projection's weight and bias; of a bias in parts none."""
     if node.op == "call_module":
         return f"{node.target}.weight", f"{node.target}.bias"
     bias = held_in(bias_of(node))
-    return str(node.args[1].target), str(getattr(bias, "target", ""))  # type: ignore[union-attr]
+    return str(weight_of(node).target), str(getattr(bias, "target", ""))
+
+
+def rows_of(net: Traced, node: fx.Node, place: Place, heads: int) -> dict[str, Place]:
+    """The paths of the tensors whose rows a projection's heads are, and where they lie there."""
+    rows = replace(place, dim=0)
+    if node.op == "call_module":
+        return dict.fromkeys(weights_of(node), rows)
+    bias = bias_of(node)
+    parts = {} if bias is None else parted(net, bias, place, heads) or {}
+    return {weights_of(node)[0]: rows, **{str(part.target): at for part, at in parts.items()}}
 
 
 def _projects(net: Traced, node: fx.Node) -> bool:
     """Whether a node is a linear layer, or the function with weights of the network."""
     if node.op == "call_module":
         return is_plain(module_of(net.root, node), nn.Linear)
-    if node.target is not F.linear or node.kwargs:
+    if node.target is not F.linear or held_in(weight_of(node)) is None:
         return False
-    held = [each for each in node.args[1:] if each is not None]
-    return all(held_in(each) is not None for each in held)
+    return bias_of(node) is None or bool(parts_of(bias_of(node)))
 
 
 def _followed(net: Traced, value: fx.Node, heads: int) -> dict[fx.Node, Place]:
@@ -137,7 +148,7 @@ def _followed(net: Traced, value: fx.Node, heads: int) -> dict[fx.Node, Place]:
         if place.dim == 0 and spot.node not in fixed:
             raise NotPartedError("its heads lie in the batch")
         found[spot.node] = place
-        if spot.node.op != "get_attr" and not _is_end(net, spot.node, place):
+        if spot.node.op != "get_attr" and not _is_end(net, spot.node, place, heads):
             todo += sources(net, spot, heads)
     return found
 
@@ -152,7 +163,7 @@ def _placed(net: Traced, spot: Spot, heads: int) -> Place:
     return place
 
 
-def _is_end(net: Traced, node: fx.Node, place: Place) -> bool:
+def _is_end(net: Traced, node: fx.Node, place: Place, heads: int) -> bool:
     """Whether a node is a projection whose rows are heads."""
     if not _projects(net, node):
         return False
@@ -161,6 +172,8 @@ def _is_end(net: Traced, node: fx.Node, place: Place) -> bool:
     bias = bias_of(node) if node.op == "call_function" else None
     if bias is not None and not zeroes_alike(net, bias, place):
         raise NotPartedError(f"the bias of `{node.name}` is set to zero for parts of heads")
+    if bias is not None and parted(net, bias, place, heads) is None:
+        raise NotPartedError(f"the bias of `{node.name}` is put together of parts of heads")
     once = node.op != "call_module" or calls(node.graph, node) == 1
     if not once or any(len(held.users) > 1 for held in _held(node)):
         raise NotPartedError(f"`{node.name}` has weights that are used more than once")
@@ -168,8 +181,10 @@ def _is_end(net: Traced, node: fx.Node, place: Place) -> bool:
 
 
 def _held(node: fx.Node) -> list[fx.Node]:
-    sources = [held_in(source) for source in node.all_input_nodes]
-    return [source for source in sources if source is not None]
+    """The tensors of the network that a projection is given."""
+    if node.op == "call_module":
+        return []
+    return [*parts_of(weight_of(node)), *parts_of(bias_of(node))]
 
 
 def _read_by(
@@ -188,6 +203,8 @@ def _read_by(
             raise NotPartedError(f"`{spot.node.name}` is read {len(readers)} times")
         (reader,) = readers
         if _projects(net, reader):
+            if reader.op == "call_function" and len(parts_of(bias_of(reader))) > 1:
+                raise NotPartedError(f"the bias of `{reader.name}` is put together of several")
             place = _placed(net, spot, heads)
             if place.dim == len(net.shape(spot.node)) - 1:
                 return chain, reader, place
@@ -222,6 +239,15 @@ def _between(root: nn.Module, first: fx.Node, last: fx.Node) -> set[fx.Node]:
         region.add(node)
         todo += node.all_input_nodes
     return {node for node in region if node.target is not spread}
+
+
+def _own(region: set[fx.Node], fixed: set[fx.Node]) -> set[fx.Node]:
+    """A region without constants that are read outside of it, as rotations of all layers are."""
+    own = set(region)
+    for node in reversed(next(iter(region)).graph.nodes):
+        if node in own and node in fixed and not own.issuperset(node.users):
+            own.remove(node)
+    return own
 
 
 def _check_closed(root: nn.Module, heads: Iterable[fx.Node], region: set[fx.Node]) -> None:

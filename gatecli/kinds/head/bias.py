@@ -1,4 +1,8 @@
-"""A projection's bias that a forward sets to zero in part, as SwinV2 does for the keys."""
+"""A projection's weight and bias, where a forward calls the function.
+
+The bias may be set to zero in part, as torchvision's SwinV2 does for the keys, or put together of
+one each for queries, keys and values, as timm does.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +17,39 @@ from gatecli.kinds.head.places import Place
 from gatecli.lowering.region import branch_of
 from gatecli.traced.traced import Traced
 
-__all__ = ["bias_of", "held_in", "zeroes_alike"]
+__all__ = ["bias_of", "held_in", "parted", "parts_of", "weight_of", "zeroes_alike"]
+
+
+def weight_of(node: fx.Node) -> Any:
+    """The weight that a call of F.linear is given."""
+    return node.args[1] if len(node.args) > 1 else node.kwargs["weight"]
 
 
 def bias_of(node: fx.Node) -> Any:
     """The bias that a call of F.linear is given; None where it has none."""
-    return node.args[2] if len(node.args) > 2 else None
+    return node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
+
+
+def parts_of(bias: object) -> list[fx.Node]:
+    """The tensors of the network that a bias is put together of, in order; empty: it is not."""
+    held = held_in(bias)
+    if held is not None:
+        return [held]
+    if not isinstance(bias, fx.Node) or bias.target is not torch.cat:
+        return []
+    parts: Any = bias.args[0]
+    return list(parts) if all(part.op == "get_attr" for part in parts) else []
+
+
+def parted(net: Traced, bias: fx.Node, place: Place, heads: int) -> dict[fx.Node, Place] | None:
+    """Where heads lie in each part of a bias, of which they lie at `place`; None: in none."""
+    found = {}
+    for part in parts_of(bias):
+        before, rest = divmod(net.shape(part)[0], heads * place.after)
+        if rest:
+            return None
+        found[part] = Place(dim=0, before=before, after=place.after)
+    return found
 
 
 def held_in(value: object) -> fx.Node | None:
@@ -45,8 +76,7 @@ def _zeroes_a_part(node: fx.Node) -> bool:
 def zeroes_alike(net: Traced, bias: fx.Node, place: Place) -> bool:
     """Whether what is set to zero in a bias, whose heads lie at `place`, is so for each head."""
     held = held_in(bias)
-    assert held is not None
-    if bias is held:
+    if held is None or bias is held:
         return True
     (width,) = net.shape(bias)
     inside = constants(bias.graph) - {held}

@@ -159,9 +159,9 @@ class _Writer:
         x = self.copies[node.all_input_nodes[0]]
         weight, bias = weights_of(node)
         given = [x, self._some(self.graph.get_attr(weight), dim, place)]
-        if _tensor(self.net.root, bias) is not None:
-            told = bias_of(node) if node.op == "call_function" else None
-            held = self.copies[told] if isinstance(told, fx.Node) else self.graph.get_attr(bias)
+        told = bias_of(node) if node.op == "call_function" else None
+        if told is not None or _tensor(self.net.root, bias) is not None:
+            held = self.graph.get_attr(bias) if told is None else self.copies[told]
             given.append(held if dim else self._some(held, 0, place))
         return self.graph.call_function(F.linear, tuple(given))
 

@@ -34,9 +34,10 @@ TURNS = {"transpose", "permute", "swapaxes"}
 TUPLES = {"unbind", "chunk", "split"}
 APART = {
     "add", "iadd", "sub", "mul", "imul", "truediv", "div", "softmax", "dropout", "to", "float",
-    "type_as", "clamp", "exp", "masked_fill", "relu", "sigmoid", "normalize", "pow",
+    "type_as", "clamp", "exp", "masked_fill", "relu", "sigmoid", "normalize", "pow", "neg",
 }  # fmt: skip
 LAYERS = (nn.Identity, nn.Dropout, nn.Softmax, nn.LayerNorm, nn.RMSNorm)
+JOINS = {"cat", "concat", "stack"}
 PRODUCTS = {"matmul", "scaled_dot_product_attention"}
 
 
@@ -135,6 +136,7 @@ def _step_of(net: Traced, node: fx.Node) -> Callable[[_Step], list[Spot]] | None
         (RESHAPES, _same),
         (TURNS, _turned),
         ({"getitem"}, _item),
+        (JOINS, _joined),
         ({*APART, "expand"}, _apart),
         (PRODUCTS, _multiplied),
     ]
@@ -180,12 +182,32 @@ def _item(step: _Step) -> list[Spot]:
 
 
 def _sliced(step: _Step, source: fx.Node, index: Sequence[Any]) -> Spot:
-    """`x[:, :, 0]`: one number among whole dimensions."""
-    numbers = [dim for dim, each in enumerate(index) if isinstance(each, int)]
-    others = [each for each in index if not isinstance(each, int) and each != slice(None)]
-    if len(numbers) == 1 and not others:
-        return _without(step, source, numbers[0])
-    raise NotPartedError(f"its heads go through `{step.node.name}`, which picks some of them")
+    """`x[:, :, 0]`, `x[..., ::2]`: numbers and slices, all of the heads."""
+    known = all(each is ... or isinstance(each, (int, slice)) for each in index)
+    given = list(index)
+    if ... in given:
+        whole = [slice(None)] * (len(step.shape(source)) - len(given) + 1)
+        place = given.index(...)
+        given[place : place + 1] = whole
+    given += [slice(None)] * (len(step.shape(source)) - len(given))
+    kept = [dim for dim, each in enumerate(given) if not isinstance(each, int)]
+    if not known or given[kept[step.axis()]] != slice(None):
+        raise NotPartedError(f"its heads go through `{step.node.name}`, which picks some of them")
+    return step.at(source, kept[step.axis()])
+
+
+def _joined(step: _Step) -> list[Spot]:
+    """Values that are put one behind another, or side by side, in a dimension without heads."""
+    parts: Any = step.node.args[0]
+    positional = step.node.args[1] if len(step.node.args) > 1 else 0
+    dim: Any = step.node.kwargs.get("dim", positional)
+    dim %= len(step.shape(step.node))
+    axis = step.axis()
+    if dim == axis:
+        raise NotPartedError(f"its heads are put together in `{step.node.name}`")
+    if name_of(step.node) == "stack" and dim < axis:
+        axis -= 1
+    return [step.at(part, axis) for part in parts]
 
 
 def _without(step: _Step, source: fx.Node, dim: int) -> Spot:

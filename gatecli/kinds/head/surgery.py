@@ -14,7 +14,7 @@ from gatecli.graph.heads import bias_alone, for_parts
 from gatecli.graph.ops import module_of
 from gatecli.graph.prune_channels import keep_entries
 from gatecli.graph.trace import remove_dead
-from gatecli.kinds.head.attention import Attention, weights_of
+from gatecli.kinds.head.attention import Attention, rows_of, weights_of
 from gatecli.kinds.head.places import Place
 from gatecli.kinds.head.resize import resized
 from gatecli.traced.traced import Traced
@@ -42,9 +42,8 @@ def narrow(net: Traced, found: Attention, kept: Kept) -> None:
     count = len(kept.places)
     for node, place in found.projections.items():
         width = place.before * count * place.after
-        index = _entries(place, found.heads, kept.places)
-        for path in weights_of(node):
-            _cut(net.root, path, index, 0)
+        for path, rows in rows_of(net, node, place, found.heads).items():
+            _cut(net.root, path, _entries(rows, found.heads, kept.places), 0)
         _set_width(net.root, node, "out_features", width)
     for node, place in found.tables.items():
         _cut(net.root, str(node.target), _entries(place, found.heads, kept.places), place.dim)

@@ -82,6 +82,8 @@ class HiddenKind(UnitsKind):
         return {output_of(net, site): gone} if gone else {}
 
     def remove(self, net: Traced, site: Site) -> dict[str, str]:
+        if not net.has(site.value, *site.tail):
+            return {}  # it went with what was around it
         tail = [net.node(name) for name in site.tail]
         prune_channels.keep_outputs(net.root, tail, [0], silent={0})
         edit.remove_mask(net.graph, site.name)

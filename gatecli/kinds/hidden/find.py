@@ -196,7 +196,8 @@ def _scaled(net: Traced, value: fx.Node, readers: Sequence[fx.Node]) -> list[fx.
     inside = _only_for(products[0], value)
     sources = set[fx.Node]()
     for node in inside:
-        sources.update(node.all_input_nodes)
+        if not is_decision(net.root, node):  # which may look at what is before the value
+            sources.update(node.all_input_nodes)
     closed = sources - inside <= {value} and inside.issuperset(readers)
     return [node for node in net.graph.nodes if node in inside] if closed else []
 
@@ -243,7 +244,7 @@ def _is_widened(net: Traced, hidden: Hidden) -> bool:
 
 
 def refusals(net: Traced) -> dict[str, str]:
-    """Products of two linear layers (SwiGLU), by the names that their sites would have."""
+    """Products of two linear layers, or of parts of one (SwiGLU), by their sites' names."""
     found = {}
     for node in net.graph.nodes:
         if not is_product(node):
@@ -252,7 +253,8 @@ def refusals(net: Traced) -> dict[str, str]:
         for first in firsts if None not in firsts else ():
             assert first is not None
             found[f"{first.target}{SUFFIX}"] = (
-                "is one of two layers whose product is taken (a gated MLP): these are not gated"
+                "is one of two layers, or of two parts of one, whose product is taken (a gated MLP,"
+                " as SwiGLU): these are not gated"
             )
     return found
 
