@@ -16,11 +16,14 @@ from networks import CASES, Case, infer, masked
 from torch import Tensor, nn
 
 import gatecli
+from gatecli import methods
 from gatecli.checkpoint import write
 from gatecli.exporting.export import export
 from gatecli.gates.observe import observe
 from gatecli.network import Network
 from gatecli.network.costs import CostMeter
+from gatecli.stages.proof import verify_logits
+from gatecli.traced.site import SiteDecision
 
 Decided = dict[str, list[int]]
 METHODS = ["ind-perbatch", "aig-perbatch"]
@@ -172,6 +175,31 @@ def test_pruned_is_forced_and_what_goes_takes_what_lies_within(name: str) -> Non
             own = network.sites[site]
             gone = network.traced.node(own.branch[0]).target
             assert not any(node.target == gone for node in result.network.graph.nodes)
+
+
+def test_what_scales_hidden_units_is_not_gated_beside_them() -> None:
+    sites = gated("squeezed", "ind-perbatch").site_gates
+    assert "1.expand.hidden" in sites and "1.squeeze.filters" in sites
+    assert not {"1.expand.filters", "1.scale.filters"} & set(sites)
+
+
+def test_hidden_units_are_cut_where_their_scale_is_gated_too() -> None:
+    """In two steps both can be gated: then the value is widened again, and its gate stays."""
+    case = PLACES["squeezed"][0]
+    first = gatecli.attach(
+        case.build(), "ind-perbatch", kinds=["hidden"], input_size=case.size, arch=""
+    ).network
+    include = ["*.scale.filters"]
+    network = gatecli.attach(first, "aig-perbatch", kinds=["filter"], include=include).network
+    decision = SiteDecision.of(12, [1, 4, 5], dynamic=[0, 7, 8, 11])
+    decisions = {"1.expand.hidden": decision}
+    smaller = network.copy().eval()
+    methods.apply_decisions(smaller, decisions)
+    assert "1.expand.hidden" in smaller.gated_by and smaller.params < network.params
+    assert verify_logits(network, smaller, decisions) <= 1e-5
+    images = case.images(3)
+    with gatecli.force(smaller, {"1.expand.hidden": [0, 1, 0, 1]}):
+        assert near(infer(smaller, images), masked(smaller, images))
 
 
 @pytest.mark.parametrize("name", PLACES)

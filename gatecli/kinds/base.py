@@ -193,6 +193,10 @@ class Kind(ABC):
         """Cut the whole lowered graph once, at the end; None: nothing to cut."""
         return None
 
+    def decided(self, net: Traced, site: Site) -> list[str]:
+        """The nodes whose channels the site's units are; none where it decides otherwise."""
+        return list(site.tail[:1]) if self.one_by_one else []
+
     def savings(self, net: Traced, site: Site) -> tuple[Saving, ...]:
         """What the site's decisions save, node by node."""
         return site.savings

@@ -19,6 +19,7 @@ from gatecli.network.compare import logits, random_images, relative_change
 from gatecli.stages.own_module import network_of
 from gatecli.traced.recipe import Step
 from gatecli.traced.site import Site
+from gatecli.traced.traced import Traced
 
 __all__ = ["Attached", "Choice", "attach", "choose_sites"]
 
@@ -151,7 +152,7 @@ def choose_sites(network: Network, method: Method[S], choice: Choice, settings: 
             )
     chosen = [site for site in free if _is_chosen(network, method, choice, site)]
     if chosen:
-        return [site.name for site in _once(chosen)]
+        return [site.name for site in _once(network.traced, chosen)]
     if choice.include or choice.exclude:
         raise SettingError(
             f"--include and --exclude leave none of the {len(free)} sites that"
@@ -164,22 +165,19 @@ def choose_sites(network: Network, method: Method[S], choice: Choice, settings: 
     )
 
 
-def _once(sites: Sequence[Site]) -> list[Site]:
+def _once(net: Traced, sites: Sequence[Site]) -> list[Site]:
     """The sites, but of those that decide about the same channels only the one that saves most.
 
-    An inverted residual's hidden units are its first convolution's filters.
+    An inverted residual's hidden units are its first convolution's filters, and those of the
+    layer that scales them.
     """
     best: dict[str, Site] = {}
+    layers = {site.name: registry.of(site).decided(net, site) for site in sites}
     for site in sites:
-        layer = _layer(site)
-        if layer not in best or site.macs > best[layer].macs:
-            best[layer] = site
-    return [site for site in sites if not _layer(site) or best[_layer(site)] is site]
-
-
-def _layer(site: Site) -> str:
-    """The node whose channels a site decides about one by one; empty: it decides otherwise."""
-    return site.tail[0] if site.tail and registry.of(site).one_by_one else ""
+        for layer in layers[site.name]:
+            if layer not in best or site.macs > best[layer].macs:
+                best[layer] = site
+    return [site for site in sites if all(best[layer] is site for layer in layers[site.name])]
 
 
 def _check_kinds(network: Network, method: Method[Any], asked: Sequence[str]) -> None:

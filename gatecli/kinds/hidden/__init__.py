@@ -12,7 +12,7 @@ from typing import ClassVar
 from torch import fx, nn
 
 from gatecli.graph import edit, prune_channels
-from gatecli.graph.ops import is_decision, is_mask, module_of
+from gatecli.graph.ops import is_decision, is_mask, module_of, widen
 from gatecli.kinds.base import MASK, VALUE, Gone
 from gatecli.kinds.hidden.executor import APART, COLUMNS, ROWS, HiddenLayers, HiddenValue, steps_of
 from gatecli.kinds.hidden.find import Hidden, HiddenFinder, hidden_at, is_depthwise, refusals
@@ -49,6 +49,12 @@ class HiddenKind(UnitsKind):
         is_split = site.name in net.gated_by and site.units < net.channels(site.value)
         units = site.units if site.places or is_split else net.channels(site.value)
         return replace(site, branch=branch, units=units, macs=net.macs(branch))
+
+    def decided(self, net: Traced, site: Site) -> list[str]:
+        hidden = _hidden(net, site)
+        assert hidden is not None
+        scale = [node.name for node in _between(net.root, hidden)[-1:]]
+        return [*super().decided(net, site), *scale]
 
     def insert(self, net: Traced, site: str, gate: nn.Module, sees: str = "") -> None:
         place = net.sites[site]
@@ -111,6 +117,8 @@ def _hidden(net: Traced, site: Site) -> Hidden | None:
 
 def _reads_open_units(net: Traced, site: Site, hidden: Hidden) -> bool:
     """Whether what reads the units looks at open ones alone: no other gate decides there."""
+    if any(user.target is widen for user in output_of(net, site).users):
+        return False
     inside = {hidden.last.name}
     for node in hidden.between:
         if is_mask(node) or is_decision(net.root, node):
@@ -153,11 +161,16 @@ def _hows(root: nn.Module, hidden: Hidden) -> dict[fx.Node, str]:
     for node in hidden.tail[1:]:
         if isinstance(module_of(root, node), nn.BatchNorm2d) or is_depthwise(root, node):
             hows[node] = APART
-    layers = [node for node in hidden.between if isinstance(module_of(root, node), nn.Conv2d)]
+    layers = _between(root, hidden)
     if layers:
         hows[layers[0]] = COLUMNS
         hows[layers[-1]] = ROWS
     return hows
+
+
+def _between(root: nn.Module, hidden: Hidden) -> list[fx.Node]:
+    """The layers of squeeze-and-excitation; the last one makes the scale."""
+    return [node for node in hidden.between if isinstance(module_of(root, node), nn.Conv2d)]
 
 
 HIDDEN = HiddenKind()

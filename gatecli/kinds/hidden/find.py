@@ -25,7 +25,7 @@ from torch import fx, nn
 from gatecli.graph import prune_channels
 from gatecli.graph.flow import constants
 from gatecli.graph.normalize import DROPOUTS
-from gatecli.graph.ops import is_decision, is_mask, module_of
+from gatecli.graph.ops import is_decision, is_mask, module_of, widen
 from gatecli.graph.patterns import calls, is_channelwise, is_plain, keeps_zero
 from gatecli.graph.prune_channels.together import is_product
 from gatecli.traced.site import Site
@@ -172,9 +172,12 @@ def _is_pointwise(root: nn.Module, node: fx.Node) -> bool:
 
 
 def _readers(net: Traced, value: fx.Node, *, gated: bool) -> tuple[list[fx.Node], fx.Node]:
-    """Who reads a value, or its one mask; and which of the two they read."""
+    """Who reads a value, or its one mask, in full width again; and which of these they read."""
     readers = _read_by(net, value)
     if gated and len(readers) == 1:
+        value = readers[0]
+        readers = _read_by(net, value)
+    if len(readers) == 1 and readers[0].target is widen:
         value = readers[0]
         readers = _read_by(net, value)
     return readers, value
