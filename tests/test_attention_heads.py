@@ -212,6 +212,20 @@ def test_heads_of_other_libraries(family: str) -> None:
     check_cut(network, some(network), x)
 
 
+def test_attention_that_is_told_a_mask_is_named() -> None:
+    library = pytest.importorskip("transformers")
+    config = library.SwinConfig(
+        image_size=24, patch_size=2, embed_dim=12, depths=[2], num_heads=[3], window_size=4
+    )
+    model = made(functools.partial(Logits, library.SwinForImageClassification, config))
+    path = "network.swin.encoder.layers.0.blocks.{}.attention.heads"
+    include = [path.format(1)]
+    with pytest.raises(SettingError, match="it is given several values, such as a mask"):
+        gatecli.attach(model, "ind-perbatch", kinds=["head"], include=include, input_size=WINDOWS)
+    found = gatecli.attach(model, "ind-perbatch", kinds=["head"], input_size=WINDOWS).network
+    assert list(found.site_gates) == [path.format(0)]
+
+
 class Logits(nn.Module):
     """What a Hugging Face classifier says, alone."""
 

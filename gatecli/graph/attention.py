@@ -35,7 +35,7 @@ from gatecli.graph.sized import SizedTracer
 from gatecli.graph.trace import remove_dead
 from gatecli.traced.traced import Shape
 
-__all__ = ["is_product", "unfold_attention"]
+__all__ = ["is_product", "may_attend", "unfold_attention"]
 
 TOKENS = 3  # dimensions of (N, L, C)
 PRODUCTS = {torch.matmul, operator.matmul, torch.bmm, F.scaled_dot_product_attention}
@@ -58,7 +58,7 @@ def unfold_attention(root: nn.Module, graph: fx.Graph, image: Shape) -> None:
     """
     whole = []
     for node in graph.nodes:
-        if _may_attend(module_of(root, node)) and calls(graph, node) == 1:
+        if may_attend(module_of(root, node)) and calls(graph, node) == 1:
             whole.append(node)
     if not whole:
         return
@@ -71,7 +71,7 @@ def unfold_attention(root: nn.Module, graph: fx.Graph, image: Shape) -> None:
     remove_dead(graph)
 
 
-def _may_attend(module: nn.Module | None) -> bool:
+def may_attend(module: nn.Module | None) -> bool:
     """Whether a module is torch's attention, or another one, kept whole, with linear layers."""
     if module is None or type(module) is nn.MultiheadAttention:
         return module is not None

@@ -8,7 +8,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from gatecli.graph.attention import is_product
+from gatecli.graph.attention import is_product, may_attend
 from gatecli.graph.ops import module_of
 from gatecli.kinds.head.attention import Attention, attention_at, weights_of
 from gatecli.kinds.head.places import NotPartedError, name_of
@@ -52,6 +52,11 @@ def refused_heads(net: Traced) -> dict[str, str]:
             reasons[f"{node.target}{SUFFIX}"] = (
                 "cannot be gated by head: it is kept whole, as it is not batch_first, is told a"
                 " mask, looks at several values, or its file is of an earlier gatecli"
+            )
+        elif may_attend(module) and len(node.all_input_nodes) > 1:
+            reasons[f"{node.target}{SUFFIX}"] = (
+                "cannot be gated by head: it is kept whole, as it is given several values, such as"
+                " a mask (of Hugging Face's shifted windows)"
             )
     return reasons
 
