@@ -251,10 +251,12 @@ def test_some_units_stay_dynamic_and_are_replayed(tmp_path: Path) -> None:
 def test_beside_filters_and_within_blocks() -> None:
     """Gates on the convolutions that read the units, and on what squeezes them."""
     case = EXPANSIONS
-    network = expansions(
-        kinds=["hidden", "filter"],
+    network = gatecli.attach(
+        expansions(kinds=["hidden"]),
+        "ind-perbatch",
+        kinds=["filter"],
         exclude=["*expand.filters", "mlp.0.filters"],
-    )
+    ).network
     assert {"first.project.filters", "first.excite.filters"} <= set(network.gated_by)
     x = case.images(3)
     with gatecli.force(network, drawn(network, 3, 5)):
