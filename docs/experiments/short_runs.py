@@ -4,7 +4,8 @@ python docs/experiments/short_runs.py --optimizer adamw --lr 1e-3
 
 Two networks on scikit-learn's digits, each trained from scratch first: a ResNet-20 at 16 pixels and
 torchvision's MobileNetV2 at 32. `travel` is what the gates' learning rate comes to over all steps:
-gate_lr is travel / steps; none: what finetune takes by itself. Works in the current folder.
+gate_lr is travel / steps; none: what finetune takes by itself; off: without its rule for short
+runs. Works in the current folder.
 """
 
 from __future__ import annotations
@@ -82,11 +83,14 @@ def row(
     into = ["--input-size", size, "--out", gated, "--force"]
     gatecli("attach", source, "--method", method, *target, *into)
     train = steps(load_data("digits").splits["train"], BATCH, drop_last=True)
-    rate = [] if travel == "none" else ["--set", f"gate_lr={float(travel) / epochs / train:.3g}"]
-    how: list[Any] = ["--optimizer", args.optimizer, "--lr", args.lr, "--epochs", epochs, *rate]
+    rate = {"none": "", "off": "short_run=0"}.get(travel)
+    if rate is None:
+        rate = f"gate_lr={float(travel) / epochs / train:.3g}"
+    how: list[Any] = ["--optimizer", args.optimizer, "--lr", args.lr, "--epochs", epochs]
+    how += ["--set", rate] if rate else []
     found = gatecli("finetune", gated, *DATA, *how, "--out", tuned, "--force")
     suited = found["suited"].get(method, {}).get("gate_lr")
-    told = rate[1].partition("=")[2] if rate else suited or args.lr
+    told = rate.partition("gate_lr=")[2] or suited or args.lr
     achieved, top1 = found["achieved_rate"], found["top1"]
     return f"{told} | {achieved:.3f} | {top1:.2f}"
 

@@ -42,9 +42,13 @@ def rows(asked: argparse.Namespace) -> list[timing.Row]:
     network, rates = undecided(asked.quick)
     found: list[timing.Row] = []
     for name, precision in places():
-        where = Where(runtime=name, precision=precision, repeats=5 if asked.quick else 30)
+        where = Where(runtime=name, precision=precision, repeats=5 if asked.quick else 15)
         case = f"ResNet-50, {name}, {precision}"
         print(case, flush=True)
+        if asked.only and f"{name}/{precision}" not in asked.only.split(","):
+            note = "not measured: left out by --only"
+            found.append(timing.Row(case, "all", None, None, note=note))
+            continue
         try:
             decided = prune_measured(network, How(), where, rates=rates)
         except GatecliError as error:
@@ -80,5 +84,15 @@ def told(case: str, decided: DecidedBy, sites: int) -> Iterator[timing.Row]:
         )
 
 
+def main() -> None:
+    """Measure what is asked for, and write the table."""
+    parser = timing.parser(__doc__)
+    parser.add_argument("--only", default="", help="RUNTIME/PRECISION, commas between; none: all")
+    asked = parser.parse_args()
+    timing.one_thread()
+    title = "What is worth its gate, by runtime: one image, one thread"
+    timing.report(title, rows(asked), {**timing.facts(), "clock": "wall time"}, asked)
+
+
 if __name__ == "__main__":
-    timing.main(__doc__, "What is worth its gate, by runtime: one image, one thread", rows)
+    main()

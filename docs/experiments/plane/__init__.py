@@ -1,0 +1,1 @@
+"""All methods on one network: accuracy against measured milliseconds."""
