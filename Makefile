@@ -6,7 +6,7 @@ FLOOR := .venv-floor
 SITE := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --config-file docs/site/mkdocs.yml
 PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
-.PHONY: demo test slow test-floor check docs bench gpu campaign claims budget release
+.PHONY: demo test slow test-floor check docs bench gpu campaign claims plane budget release
 
 demo: $(VENV)/.demo
 	$(BIN)/gatecli demo
@@ -74,6 +74,10 @@ DATA ?= glyphs36.npz
 SEEDS ?= 0 1 2
 claims: $(VENV)/.test
 	PYTHONPATH=docs/experiments $(BIN)/python -m claims --data $(DATA) --paper $(PAPER) --seeds $(SEEDS) $(MORE)
+
+# All methods on one network, and docs/plane.md: make plane DATA=glyphs36.npz, then, on an idle machine, make plane DATA=glyphs36.npz MORE=--time
+plane: $(VENV)/.test
+	PYTHONPATH=docs/experiments $(BIN)/python -m plane --data $(DATA) $(MORE)
 
 # One budget met in several ways, and docs/budget.md: make budget DATA=glyphs36.npz PART=resnet20 SEEDS="0 1 2" MORE=--quick, as above
 budget: $(VENV)/.bench

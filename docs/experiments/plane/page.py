@@ -12,11 +12,11 @@ from plane.networks import PAPER, SOURCE, TUNING
 
 __all__ = ["draw", "page"]
 
-COMMAND = "PYTHONPATH=docs/experiments python -m plane --data glyphs36.npz"
+COMMAND = "make plane DATA=glyphs36.npz"
 HEAD = f"""# All methods on one network
 
-    {COMMAND}           # trains what is missing; then, on an idle machine:
-    {COMMAND} --time    # measures milliseconds; both write this page
+    {COMMAND}                 # trains what is missing; then, on an idle machine:
+    {COMMAND} MORE=--time     # measures milliseconds; both write this page
 
 A ResNet-20 on ten letters and digits that look alike, 16x16 pixels, as in [claims.md](claims.md):
 trained for {SOURCE} epochs, then with each method's gates for {TUNING} more, their settings as they
@@ -28,6 +28,9 @@ val, one by one on one thread, gates deciding by themselves.
 """
 FOOT = """
 `gateconnect` is not among them: it gates the branches of a ResNeXt, and this network has none.
+`early-exit` as it comes has exits 128 channels wide, which cost more than this whole network: take
+`--set width=16`, as in [claims.md](claims.md), where a network is so small. `gaternet`'s second
+network is as large as the one that it gates, and is in every figure.
 """
 
 
@@ -61,26 +64,28 @@ def _ms(times: Mapping[str, Any] | None, runtime: str, name: str) -> str:
 
 def draw(lines: list[dict[str, Any]], times: Mapping[str, Any], out: Path) -> None:
     """Accuracy against milliseconds, a panel a runtime."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     figure = Figure(figsize=(10, 4.5), layout="constrained")
+    figure.patch.set_facecolor("white")  # to be read on dark pages too
     tops = {line["variant"]: _top1(line["figures"]) for line in lines}
     panels = figure.subplots(1, len(RUNTIMES), sharey=True)
     for axes, runtime in zip(panels, RUNTIMES, strict=True):
-        for variant in PAPER.variants:
+        for number, variant in enumerate(PAPER.variants):
             ms = times["ms"][runtime].get(variant.name)
             if ms is None or variant.name not in tops:
                 continue
-            plain = not variant.settings.get("attach")
-            axes.plot(ms, tops[variant.name], "s" if plain else "o", color="0.5" if plain else None)
-            axes.annotate(
-                variant.name,
-                (ms, tops[variant.name]),
-                (4, 3),
-                fontsize=6,
-                textcoords="offset points",
-            )
-        axes.set(xlabel=f"ms an image, {runtime}", title=runtime)
+            shape = "o" if variant.settings.get("attach") else "s"
+            look = {"color": colormaps["tab20"](number), "label": variant.name}
+            axes.plot(ms, tops[variant.name], shape, **look)
+        axes.set(xlabel="ms an image", title=runtime, xscale="log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3)
+    known = panels[0].get_legend_handles_labels()
+    figure.legend(*known, loc="outside right upper", fontsize=7)
     panels[0].set_ylabel("test top-1, %")
     figure.savefig(out, metadata={"Date": None})
