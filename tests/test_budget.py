@@ -257,7 +257,7 @@ def test_a_try_prints_the_page_and_says_what_it_leaves_out(
         Variant(name="no", epochs=2, settings=missing),
     ]
     monkeypatch.setitem(PARTS, "resnet20", replace(PARTS["resnet20"], variants=variants))
-    monkeypatch.setattr(command, "QUICK", {"train": 64, "folds": 2, "each": 8})
+    monkeypatch.setattr("claims.command.QUICK", {"train": 64, "folds": 2, "each": 8})
     assert command.main(["--data", str(data), "--part", "resnet20", "--quick"]) == 0
     said = capsys.readouterr()
     assert f"| {SOURCE} | 1 of 3 | " in said.out

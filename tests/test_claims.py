@@ -317,7 +317,7 @@ def test_a_try_trains_for_an_epoch_and_prints_the_page(
 ) -> None:
     asked = paper({})
     monkeypatch.setitem(PAPERS, "p", asked)
-    monkeypatch.setattr(command, "QUICK", {"train": 64, "folds": 2, "each": 8})
+    monkeypatch.setattr("claims.command.QUICK", {"train": 64, "folds": 2, "each": 8})
     assert command.main(["--data", str(data), "--paper", "p", "--quick"]) == 0
     assert "| p | It learns. |" in capsys.readouterr().out
 

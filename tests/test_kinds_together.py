@@ -49,17 +49,6 @@ class Inverted(nn.Module):
         return x + self.body(x)
 
 
-def inverted() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(3, 6, 3, 2, 1),
-        Inverted(6, 12),
-        Inverted(6, 9),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(6, 5),
-    )
-
-
 class Squeezed(nn.Module):
     """An inverted residual as MobileNetV3's: its expansion is squeezed, and scaled."""
 
@@ -77,24 +66,27 @@ class Squeezed(nn.Module):
         return x + self.project(scale * y)
 
 
-def squeezed() -> nn.Module:
+def two_of(block: type[Inverted] | type[Squeezed]) -> nn.Module:
+    """A classifier of two such blocks."""
     return nn.Sequential(
         nn.Conv2d(3, 6, 3, 2, 1),
-        Squeezed(6, 12),
-        Squeezed(6, 9),
+        block(6, 12),
+        block(6, 9),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
         nn.Linear(6, 5),
     )
 
 
+INVERTED = Case(functools.partial(two_of, Inverted), 2, (12, 12))
+SQUEEZED = Case(functools.partial(two_of, Squeezed), 2, (12, 12))
 PLACES = {
     "own": (CASES["own"], ["block", "filter"]),
     "cifar-projection": (CASES["cifar-projection"], ["block", "filter"]),
     "dense": (CASES["dense"], ["layer", "filter"]),
-    "inverted": (Case(inverted, 2, (12, 12)), ["block", "filter"]),
-    "inverted, hidden": (Case(inverted, 2, (12, 12)), ["block", "filter", "hidden"]),
-    "squeezed": (Case(squeezed, 2, (12, 12)), ["block", "filter", "hidden"]),
+    "inverted": (INVERTED, ["block", "filter"]),
+    "inverted, hidden": (INVERTED, ["block", "filter", "hidden"]),
+    "squeezed": (SQUEEZED, ["block", "filter", "hidden"]),
 }
 
 

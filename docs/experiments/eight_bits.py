@@ -16,9 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
-import onnxruntime
 import openvino
 import torch
 
@@ -26,12 +24,14 @@ import gatecli
 from gatecli.data import batches, load_data
 from gatecli.exporting.export import export
 from gatecli.exporting.onnx.int8 import quantise
+from gatecli.exporting.onnx.run import logits_of
+from gatecli.exporting.registry import Logits
 from gatecli.progress import silent
-from gatecli.stages.clock import milliseconds
+from gatecli.runtimes.base import Prepared
 from gatecli.stages.int8 import Samples
+from gatecli.stages.timing import Timed, interleaved
+from gatecli.traced.images import InputSpec
 
-Call = Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]
-Way = tuple[str, str]  # a file, and where it runs
 ROUNDS = 200
 
 
@@ -50,17 +50,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         files = dict(written(Path(folder), network, samples))
         print("| file | runtime | val top-1 | ms | MB |\n|---|---|---|---|---|")
-        calls = {
-            (name, runtime): opened(str(file))
+        runs = {
+            (name, runtime): opened(file)
             for name, file in files.items()
             for runtime, opened in RUNTIMES.items()
         }
-        times = interleaved(calls, network.input)
-        for (name, runtime), call in calls.items():
+        everyone = [ready(run, network.input) for run in runs.values()]
+        times = interleaved(everyone, 1, ROUNDS, lambda: None)
+        for ((name, runtime), run), ms in zip(runs.items(), times, strict=True):
             size = files[name].stat().st_size / 1e6
-            right = top1(call, samples)
-            ms = min(times[name, runtime])
-            print(f"| {name} | {runtime} | {right:.2f} | {ms:.3f} | {size:.2f} |")
+            print(f"| {name} | {runtime} | {top1(run, samples):.2f} | {min(ms):.3f} | {size:.2f} |")
 
 
 def written(folder: Path, network: Any, samples: Samples) -> Iterator[tuple[str, Path]]:
@@ -88,42 +87,31 @@ def by_nncf(folder: Path, full: Path, name: str, shown: list[Any]) -> Path:
     return out
 
 
-def in_onnxruntime(path: str) -> Call:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda images: session.run(["logits"], {name: images})[0]
-
-
-def in_openvino(path: str) -> Call:
+def in_openvino(path: Path) -> Logits:
     how = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
     core = openvino.Core()
     request = core.compile_model(core.read_model(path), "CPU", how).create_infer_request()
-    return lambda images: request.infer([images], share_inputs=True, share_outputs=True)[0]
+    return lambda images: torch.from_numpy(request.infer([images.numpy()])[0])
 
 
-RUNTIMES: dict[str, Callable[[str], Call]] = {
-    "onnxruntime": in_onnxruntime,
+RUNTIMES: dict[str, Callable[[Path], Logits]] = {
+    "onnxruntime": logits_of,
     "openvino": in_openvino,
 }
 
 
-def interleaved(calls: dict[Way, Call], spec: Any) -> dict[Way, list[float]]:
-    """Milliseconds of each call, in turns."""
-    image = np.random.default_rng(0).standard_normal((1, spec.channels, *spec.size))
-    found: dict[Way, list[float]] = {each: [] for each in calls}
-    for _ in range(ROUNDS):
-        for each, call in calls.items():
-            found[each].append(milliseconds(call, image.astype(np.float32)))
-    return found
+def ready(run: Logits, spec: InputSpec) -> Timed:
+    """A file to be timed with an image that is none."""
+    image = torch.randn(1, spec.channels, *spec.size, generator=torch.Generator().manual_seed(0))
+    prepared = Prepared(feed=lambda images: images, call=run, logits=lambda found: found)
+    return Timed(prepared=prepared, images=image, rates={})
 
 
-def top1(call: Call, samples: Samples) -> float:
+def top1(run: Logits, samples: Samples) -> float:
     right = total = 0
     split = samples.drawn("val", samples.val)
     for images, labels in batches(split, input=samples.input, batch_size=32):
-        right += int((call(images.numpy()).argmax(1) == labels.numpy()).sum())
+        right += int((run(images).argmax(1) == labels).sum())
         total += len(labels)
     return 100 * right / total
 

@@ -73,7 +73,7 @@ class Gate(Decider):
     def _evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         odds = self.log_odds(x)
         if self.strategy == "stochastic":
-            return coin(self.probability(odds)).to(x.dtype), odds
+            return coin(self.probability(odds).nan_to_num(1.0)).to(x.dtype), odds
         closed = odds <= self._limit(self._compared, self.threshold)
         # Where sums over huge values have overflowed to NaN, units run.
         return closed.logical_not().to(x.dtype), odds

@@ -72,8 +72,8 @@ def drawn(
 
 
 def coin(chances: Tensor) -> Tensor:
-    """1 with these chances, else 0; where a chance is no number, 1.
+    """1 with these chances, else 0.
 
     Drawn for the images that are here: evaluation gives each process whole batches.
     """
-    return torch.bernoulli(chances.nan_to_num(1.0), generator=generator())
+    return torch.bernoulli(chances, generator=generator())

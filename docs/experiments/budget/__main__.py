@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from claims.claim import Paper
-from claims.command import QUICK, add_options, finished
+from claims.command import add_options, finished, tried
 from claims.laboratory import Laboratory
 from claims.problem import read_problem
 from claims.store import Store
@@ -55,15 +54,9 @@ def _all(args: argparse.Namespace) -> int:
 
 
 def _quick(args: argparse.Namespace) -> int:
-    """Every run that differs in more than its learning rate, in a folder that goes."""
-    with tempfile.TemporaryDirectory() as folder:
-        store = Store(Path(folder) / "runs.jsonl")
-        problem = read_problem(args.data, **QUICK)
-        lab = Laboratory(problem=problem, store=store, cache=Path(folder), epochs=1)
-        chosen = [_at_one_rate(part) for part in _possible(args)]
-        failed = lab.work(chosen, args.seeds[:1])
-        print(page(store.lines(), chosen, epochs=1))
-    return int(failed > 0)
+    """Every run that differs in more than its learning rate."""
+    chosen = [_at_one_rate(part) for part in _possible(args)]
+    return tried(chosen, args, lambda lines: page(lines, chosen, epochs=1))
 
 
 def _at_one_rate(part: Paper) -> Paper:

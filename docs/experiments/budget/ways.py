@@ -23,7 +23,6 @@ from gatecli.architectures.build import build
 from gatecli.kinds import registry as kinds
 from gatecli.runtimes import registry as runtimes
 from gatecli.stages.price import How, price
-from gatecli.training.options import TrainOptions
 
 __all__ = ["WAYS", "lacking", "make"]
 
@@ -61,21 +60,21 @@ def lacking(settings: Mapping[str, Any]) -> str:
 
 def as_it_is(run: Run, budget: Budget) -> Trained:
     """The source itself, trained for as many epochs more as the others."""
-    return plain(budget.source, run.problem, _options(run, sum(_phases(run))))
+    return plain(budget.source, run.problem, run.options(sum(_phases(run))))
 
 
 def from_scratch(run: Run, budget: Budget) -> Trained:
     """A narrower network of the same price, from random weights, for all epochs in one."""
     args = {"width": _widest(run, budget)}
     network = run.problem.network(run.settings["narrow"], run.seed, args)
-    return plain(network, run.problem, _options(run, run.epochs))
+    return plain(network, run.problem, run.options(run.epochs))
 
 
 def by_channels(run: Run, budget: Budget) -> Trained:
     """The source with channels removed by Torch-Pruning."""
     cut, rest = _phases(run)
-    network = pruned_outside(run, budget, _options(run, cut))
-    return plain(network, run.problem, _options(run, rest))
+    network = pruned_outside(run, budget, run.options(cut))
+    return plain(network, run.problem, run.options(rest))
 
 
 def by_gates(run: Run, budget: Budget) -> Trained:
@@ -87,9 +86,9 @@ def by_gates(run: Run, budget: Budget) -> Trained:
     else:
         network, table = price(network, How(runtime=RUNTIME))
         limit = {"max_ms": budget.share * table.all_on_ms}
-    tuned = gatecli.finetune(network, run.problem.data, replace(_options(run, cut), **limit))
+    tuned = gatecli.finetune(network, run.problem.data, replace(run.options(cut), **limit))
     pruned = gatecli.prune(tuned.network).network
-    return plain(pruned, run.problem, _options(run, rest))
+    return plain(pruned, run.problem, run.options(rest))
 
 
 WAYS: dict[str, Callable[[Run, Budget], Trained]] = {
@@ -117,8 +116,3 @@ def _phases(run: Run) -> tuple[int, int]:
     tuning = max(2, run.epochs - run.settings["start"]["epochs"])
     cut = min(run.settings["cut_epochs"], tuning - 1)
     return cut, tuning - cut
-
-
-def _options(run: Run, epochs: int) -> TrainOptions:
-    how = {"channels_last": True, **run.settings["train"]}  # as claims.training has it
-    return TrainOptions(epochs=epochs, seed=run.seed, **how)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from pathlib import Path
 
-from claims.command import QUICK, add_options, finished
+from claims.command import add_options, finished, tried
 from claims.laboratory import Laboratory
 from claims.page import page
 from claims.papers import papers
@@ -44,15 +43,8 @@ def _all(args: argparse.Namespace) -> int:
 
 
 def _quick(args: argparse.Namespace) -> int:
-    """Every run for an epoch, in a folder that goes; the page is printed."""
     chosen = papers(args.paper)
-    with tempfile.TemporaryDirectory() as folder:
-        store = Store(Path(folder) / "runs.jsonl")
-        problem = read_problem(args.data, **QUICK)
-        lab = Laboratory(problem=problem, store=store, cache=Path(folder), epochs=1)
-        failed = lab.work(chosen, args.seeds[:1])
-        print(page(store.lines(), chosen, epochs=1))
-    return int(failed > 0)
+    return tried(chosen, args, lambda lines: page(lines, chosen, epochs=1))
 
 
 if __name__ == "__main__":

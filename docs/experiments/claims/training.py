@@ -102,15 +102,19 @@ class Run:
         Raises:
             GatecliError: The settings are no settings, or the training diverged.
         """
-        # CPUs are quicker by a quarter with pixels in that order; results differ by rounding.
-        how = {"channels_last": True, **self.settings.get("train", {}), **changes}
-        options = TrainOptions(epochs=self.epochs, seed=self.seed, **in_epochs(how, self.epochs))
+        options = self.options(self.epochs, **changes)
         network = self.attached()
         problem = problem or self.problem
         if not self.settings.get("attach"):
             return plain(network, problem, options)
         tuned = gatecli.finetune(network, problem.data, options)
         return Trained(network=tuned.network.eval(), history=tuned.history)
+
+    def options(self, epochs: int, **changes: Any) -> TrainOptions:
+        """How the settings want so many epochs to be trained; `changes` differ from them."""
+        # CPUs are quicker by a quarter with pixels in that order; results differ by rounding.
+        how = {"channels_last": True, **self.settings.get("train", {}), **changes}
+        return TrainOptions(epochs=epochs, seed=self.seed, **in_epochs(how, epochs))
 
     def attached(self) -> Network:
         """The network with its gates, before they are trained."""

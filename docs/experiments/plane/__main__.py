@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from claims.command import add_options, finished
+from claims.command import add_options, finished, tried
 from claims.laboratory import Laboratory
 from claims.problem import read_problem
 from claims.store import Store
@@ -24,7 +24,8 @@ def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="plane", description=__doc__)
     add_options(parser, HERE)
     parser.add_argument("--time", action="store_true", help="measure, rather than train")
-    return finished(_all, parser.parse_args(words))
+    args = parser.parse_args(words)
+    return finished(_quick if args.quick else _all, args)
 
 
 def _all(args: argparse.Namespace) -> int:
@@ -45,6 +46,10 @@ def _all(args: argparse.Namespace) -> int:
     if times is not None:
         draw(store.lines(), times, args.page.with_suffix(".svg"))
     return int(failed > 0)
+
+
+def _quick(args: argparse.Namespace) -> int:
+    return tried([PAPER], args, lambda lines: page(lines, None))
 
 
 if __name__ == "__main__":

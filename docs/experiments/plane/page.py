@@ -71,7 +71,7 @@ def draw(lines: list[dict[str, Any]], times: Mapping[str, Any], out: Path) -> No
     figure = Figure(figsize=(10, 4.5), layout="constrained")
     figure.patch.set_facecolor("white")  # to be read on dark pages too
     tops = {line["variant"]: _top1(line["figures"]) for line in lines}
-    panels = figure.subplots(1, len(RUNTIMES), sharey=True)
+    panels = figure.subplots(1, len(RUNTIMES), sharey=True, squeeze=False)[0]
     for axes, runtime in zip(panels, RUNTIMES, strict=True):
         for number, variant in enumerate(PAPER.variants):
             ms = times["ms"][runtime].get(variant.name)
