@@ -45,9 +45,8 @@ def rows(asked: argparse.Namespace) -> list[timing.Row]:
         where = Where(runtime=name, precision=precision, repeats=5 if asked.quick else 15)
         case = f"ResNet-50, {name}, {precision}"
         print(case, flush=True)
-        if asked.only and f"{name}/{precision}" not in asked.only.split(","):
-            note = "not measured: left out by --only"
-            found.append(timing.Row(case, "all", None, None, note=note))
+        if why := timing.why_not(asked, name, precision):
+            found.append(timing.Row(case, "all", None, None, note=f"not measured: {why}"))
             continue
         try:
             decided = prune_measured(network, How(), where, rates=rates)
@@ -87,7 +86,7 @@ def told(case: str, decided: DecidedBy, sites: int) -> Iterator[timing.Row]:
 def main() -> None:
     """Measure what is asked for, and write the table."""
     parser = timing.parser(__doc__)
-    parser.add_argument("--only", default="", help="RUNTIME/PRECISION, commas between; none: all")
+    timing.add_only(parser)
     asked = parser.parse_args()
     timing.one_thread()
     title = "What is worth its gate, by runtime: one image, one thread"

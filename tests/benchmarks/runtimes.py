@@ -158,6 +158,8 @@ def _why_not(group: Group, runtime: Runtime, precision: str, asked: argparse.Nam
     """Why a group is not measured in a runtime; empty: it is."""
     if runtime.name in asked.without.split(","):
         return "left out by --without"
+    if why := timing.why_not(asked, runtime.name, precision):
+        return why
     try:
         runtime.require(precision)
     except GatecliError as error:
@@ -194,6 +196,7 @@ def main() -> None:
     """Measure what is asked for, and write the table."""
     parser = timing.parser(__doc__)
     parser.add_argument("--without", default="", help="runtimes to leave out, commas between")
+    timing.add_only(parser)
     asked = parser.parse_args()
     timing.one_thread()
     versions = timing.versions("onnxruntime", "openvino", "timm")

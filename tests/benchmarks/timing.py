@@ -108,6 +108,17 @@ def parser(about: str | None, out: Path | None = None) -> argparse.ArgumentParse
     return parser
 
 
+def add_only(parser: argparse.ArgumentParser) -> None:
+    """Let a benchmark of runtimes be told which of them to measure."""
+    parser.add_argument("--only", default="", help="RUNTIME/PRECISION, commas between; none: all")
+
+
+def why_not(asked: argparse.Namespace, runtime: str, precision: str) -> str:
+    """Why `--only` leaves a runtime out; empty: it does not."""
+    wanted = asked.only.split(",") if asked.only else []
+    return "left out by --only" if wanted and f"{runtime}/{precision}" not in wanted else ""
+
+
 def one_thread() -> None:
     """Compute with one thread on one core, and let glibc keep freed memory.
 
