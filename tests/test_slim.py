@@ -27,7 +27,8 @@ HOW = ["--epochs", 2, "--batch-size", 32, "--lr", 0.02, "--input-size", SIDE]
 # so few steps close gates only where their learning rate is high
 LINE = ["slim", "r20.pt", "--data", "npz:data.npz", "--max-gmacs", 0.002, *HOW]
 LINE += ["--set", "gate_lr=150", "--set", "loss_weight=20"]
-NAMES = ["r20.ind-perbatch", "r20.ind-perbatch.tuned", "r20.ind-perbatch.tuned.pruned", "r20.slim"]
+TUNED = "r20.ind-perbatch.tuned"
+NAMES = ["r20.ind-perbatch", TUNED, f"{TUNED}.calibrated", f"{TUNED}.calibrated.pruned", "r20.slim"]
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,8 @@ def test_the_road(straight: tuple[Path, dict[str, Any], int]) -> None:
     assert all((folder / name).is_file() for name in written)
     assert (folder / ".gatecli/current").read_text() == "r20.slim.safetensors\n"
     tensors, recipe = contents(folder / "r20.slim.safetensors")
-    assert [step["op"] for step in recipe["steps"]] == ["attach", "finetune", "prune", "finetune"]
+    ops = ["attach", "finetune", "calibrate", "prune", "finetune"]
+    assert [step["op"] for step in recipe["steps"]] == ops
     assert recipe["steps"][-1]["settings"]["method"] == "weights"
     assert not any(name.startswith("gates.") for name in tensors)
     before, after = given["rows"]
@@ -185,6 +187,7 @@ def test_gates_that_look_at_images_get_thresholds(here: Path) -> None:
 
 
 GATED = "a.aig-perbatch"
+PLAIN = "a.ind-perbatch"
 WHERE = "--runtime native --precision fp32"
 TRAIN = "--data D --epochs 20 --lr 0.05 --batch-size 64 --schedule cosine"
 LAST = "--data D --epochs 5 --lr 0.005 --batch-size 64 --schedule cosine"
@@ -216,6 +219,15 @@ PLANS = {
         f"finetune {GATED}.tuned.pruned.safetensors --train weights {LAST} --out"
         " a.slim.safetensors",
     ],
+    "--max-gmacs .5 --method ind-perbatch": [  # no training is sure to meet a budget
+        "inspect a.pt",
+        "attach a.pt --method ind-perbatch",
+        f"finetune {PLAIN}.safetensors {TRAIN} --max-gmacs 0.5",
+        f"calibrate {PLAIN}.tuned.safetensors --data D --max-gmacs 0.5",
+        f"prune {PLAIN}.tuned.calibrated.safetensors",
+        f"finetune {PLAIN}.tuned.calibrated.pruned.safetensors --train weights {LAST} --out"
+        " a.slim.safetensors",
+    ],
 }
 
 
@@ -230,7 +242,8 @@ def commands(monkeypatch: pytest.MonkeyPatch, words: str, finished: float = 90.0
         row = {"latency_ms": {"1": {"median": 9.0}}}
         top1 = finished if "--train weights" in line else 89.0
         facts = {"macs_dense": 1e9, "sites": [], "baseline_top1": 90.0, "top1": top1}
-        return {**facts, "kept_dynamic": ["x"], "out": str(out), "rows": [row, row]}
+        kept = ["x"] if "aig" in words else []
+        return {**facts, "kept_dynamic": kept, "out": str(out), "rows": [row, row]}
 
     monkeypatch.setattr(Road, "take", take)
     monkeypatch.setattr(Slimming, "_asks_images", lambda self, path: "aig" in words)
@@ -241,11 +254,10 @@ def commands(monkeypatch: pytest.MonkeyPatch, words: str, finished: float = 90.0
 
 
 @pytest.mark.parametrize("goal", PLANS)
-def test_commands_where_gates_look_at_images(
-    here: Path, monkeypatch: pytest.MonkeyPatch, goal: str
-) -> None:
-    """Thresholds are chosen before prune, and again behind the last training."""
-    assert commands(monkeypatch, f"--method aig-perbatch {goal}") == PLANS[goal]
+def test_commands(here: Path, monkeypatch: pytest.MonkeyPatch, goal: str) -> None:
+    """Thresholds are chosen before prune, and again behind the last training if gates stay."""
+    method = "" if "--method" in goal else "--method aig-perbatch "
+    assert commands(monkeypatch, f"{method}{goal}") == PLANS[goal]
 
 
 @pytest.mark.parametrize("finished", [88.9, 89.0])

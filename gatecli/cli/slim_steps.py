@@ -109,10 +109,7 @@ class Slimming:
             gated = _out(self._make("price", gated, PRICED, *self.asked.where))
         tuned = self._finetune(gated)
         dynamic = self._asks_images(gated)
-        if dynamic:
-            self._dynamic(tuned)
-        else:
-            self._static(tuned)
+        self._cut(tuned, dynamic=dynamic)
         return Slimmed(tuned=tuned, dynamic=dynamic)
 
     def _check_unmet(self, unit: str, now: float, *, goal: str) -> None:
@@ -201,21 +198,6 @@ class Slimming:
         words = self._training(how.finish_epochs, how.finish_lr)
         return self._make("finetune", pruned, TUNED, "--train", "weights", *words, last=last)
 
-    def _static(self, tuned: Mapping[str, Any]) -> None:
-        """What comes after the training where gates decide alike for all images."""
-        last = self.asked.how.finish_epochs == 0
-        pruned = self._make("prune", _out(tuned), PRUNED, last=last)
-        if last:
-            return
-        finished = self._finish(_out(pruned))
-        if finished["top1"] < tuned["top1"]:
-            self.session.say(
-                f"note: the last epochs took val top-1 from {tuned['top1']:.2f} to"
-                f" {finished['top1']:.2f}, so the result is what prune had left;"
-                " a lower --last-lr may do better"
-            )
-            self._make("prune", _out(tuned), PRUNED, last=True, replace=True)
-
     def _asks_images(self, gated: Path) -> bool:
         """Whether the gates that were put in look at images, so that they have thresholds."""
         from gatecli import checkpoint
@@ -224,11 +206,11 @@ class Slimming:
         network = checkpoint.load(gated, code.get("--arch"))
         return any(gate.data_dependent for gate in network.site_gates.values())
 
-    def _dynamic(self, tuned: Mapping[str, Any]) -> None:
-        """What comes after the training where gates look at images.
+    def _cut(self, tuned: Mapping[str, Any], *, dynamic: bool) -> None:
+        """What comes after the training.
 
-        Thresholds are chosen before prune, by which it decides, and again behind the last training,
-        as gates then see other values.
+        Thresholds are chosen before prune, which decides by them. Where gates stay they are chosen
+        again behind the last training, as gates then see other values.
         """
         data = ("--data", self.asked.data)
         goal = self._threshold_goal(tuned)
@@ -236,14 +218,23 @@ class Slimming:
         if goal:
             done = self._make("calibrate", _out(tuned), CALIBRATED, *data, *goal)
         last = self.asked.how.finish_epochs == 0
-        deciding = ("--decide", "measured", *self.asked.where) if self._by_time else ()
-        pruned = self._make("prune", _out(done), PRUNED, *data, *deciding, last=last)
+        pruning: list[object] = [*data] if dynamic else []
+        if dynamic and self._by_time:
+            pruning += ["--decide", "measured", *self.asked.where]
+        pruned = self._make("prune", _out(done), PRUNED, *pruning, last=last)
         if last:
             return
         again = bool(goal) and bool(pruned["kept_dynamic"])
         finished = self._finish(_out(pruned), last=not again)
         if again:
             self._make("calibrate", _out(finished), CALIBRATED, *data, *goal, last=True)
+        elif finished["top1"] < done["top1"]:
+            self.session.say(
+                f"note: the last epochs took val top-1 from {done['top1']:.2f} to"
+                f" {finished['top1']:.2f}, so the result is what prune had left;"
+                " a lower --last-lr may do better"
+            )
+            self._make("prune", _out(done), PRUNED, *pruning, last=True, replace=True)
 
     @property
     def _by_time(self) -> bool:

@@ -86,8 +86,10 @@ def by_gates(run: Run, budget: Budget) -> Trained:
     else:
         network, table = price(network, How(runtime=RUNTIME))
         limit = {"max_ms": budget.share * table.all_on_ms}
-    tuned = gatecli.finetune(network, run.problem.data, replace(run.options(cut), **limit))
-    pruned = gatecli.prune(tuned.network).network
+    data = run.problem.data
+    tuned = gatecli.finetune(network, data, replace(run.options(cut), **limit))
+    within = gatecli.calibrate(tuned.network, data, **limit)  # a training may end above a budget
+    pruned = gatecli.prune(within.network).network
     return plain(pruned, run.problem, run.options(rest))
 
 
