@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from claims import __main__ as command
 from claims.claim import Claim, Column, Comparison, Paper, Variant
 from claims.differences import Above, AtEqual, Best, Less, Mean
 from claims.laboratory import Laboratory
 from claims.measures import decided
 from claims.page import page
-from claims.papers import PAPERS
+from claims.papers import PAPERS, channel_gating
 from claims.problem import Problem, read_problem
 from claims.results import figures_of, lines_of
 from claims.store import Store
@@ -23,7 +24,9 @@ from claims.tables import comparison_line, judged, table
 from claims.training import Run, in_epochs
 from claims.verdicts import judge, overall
 from glyphs import save_glyphs
+from torch import nn
 
+import gatecli
 from gatecli.errors import TrainingError
 
 ABOUT = {"classes": "0O", "size": 16, "train": 64, "test": 64}
@@ -230,6 +233,7 @@ def test_milestones_are_shares_of_whatever_epochs_there_are() -> None:
     assert in_epochs({"lr": 1.0, "milestones": [0.5, 0.75]}, 60)["milestones"] == [30, 45]
     assert in_epochs({"milestones": [0.5, 0.75]}, 1) == {"milestones": None}
     assert in_epochs({"lr": 1.0}, 60) == {"lr": 1.0}
+    assert in_epochs({"warmup": 0.1}, 60) == {"warmup": 6.0}
 
 
 def test_the_images_reported_on_are_those_not_trained_on(data: Path, problem: Problem) -> None:
@@ -263,6 +267,10 @@ def test_a_table_says_which_seeds_are_missing_and_what_had_not_converged() -> No
     text = table(claim, results, [], 3)
     assert "| v0 | 3 | 52.00 ± 1.00 |" in text
     assert "| v1 * | 1 of 3 | 41.00 |" in text and "had not converged" in text
+    results["v1"][0].update(late_gain=0.0)
+    assert "*" not in table(claim, results, [], 3).replace("**", "")
+    results["v1"][0].update(train_top1=12.0)
+    assert "| v1 * | 1 of 3 | 41.00 |" in table(claim, results, [], 3)
 
 
 def test_a_difference_is_said_with_its_error_and_seeds() -> None:
@@ -328,3 +336,34 @@ def test_a_variant_may_be_for_some_seeds_alone(tmp_path: Path, problem: Problem)
     lab = Laboratory(problem=problem, store=Store(tmp_path / "runs.jsonl"), cache=tmp_path)
     lab.work([asked], [0, 1])
     assert [line["seed"] for line in lab.store.lines()] == [0]
+
+
+# --- what the papers' runs measure ---
+
+
+@pytest.mark.parametrize("function", channel_gating.FUNCTIONS)
+def test_what_channel_gates_compute_themselves(function: str, problem: Problem) -> None:
+    """Table 5's columns, layer by layer: c w h additions, and c c' multiplications of fc."""
+    network = problem.network("cifar:resnet20", 0, {})
+    convs = [each for each in network.modules() if _is_wide(each)]
+    wanted = {"gate_additions": 0.0, "gate_multiplications": 0.0}
+    for conv, (given, made) in zip(convs, _shapes(network, convs), strict=True):
+        reads = {"fine": 0, "coarse": made, "l1": given, "fc": given}[function]
+        wanted["gate_additions"] += reads
+        if function == "fc":
+            wanted["gate_multiplications"] += conv.in_channels * conv.out_channels
+    gated = gatecli.attach(network, "cgnet", gate=function, base_path=False).network
+    assert channel_gating.overhead(gated, 16) == wanted
+
+
+def _is_wide(each: nn.Module) -> bool:
+    return isinstance(each, nn.Conv2d) and each.kernel_size == (3, 3) and each.in_channels > 3
+
+
+def _shapes(network: Any, convs: list[nn.Conv2d]) -> list[tuple[int, int]]:
+    """Elements of an image that each convolution reads and makes."""
+    found: list[tuple[int, int]] = []
+    for conv in convs:
+        conv.register_forward_hook(lambda _, x, y: found.append((x[0][0].numel(), y[0].numel())))
+    network.eval()(torch.zeros(1, 3, 16, 16))
+    return found

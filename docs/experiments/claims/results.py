@@ -11,6 +11,7 @@ from claims.claim import Figures, Paper, Variant
 __all__ = ["Line", "converged", "diverged", "figures_of", "lines_of"]
 
 Line = Mapping[str, Any]
+CHANCE = 20.0  # percent of the images trained on: no more were right, and nothing was learnt
 LATE_GAIN = 0.5  # points of val in the last tenth of the epochs: more, and it had not converged
 
 
@@ -51,5 +52,12 @@ def diverged(lines: Sequence[Line], variant: str) -> int:
 
 
 def converged(figures: Mapping[int, Figures]) -> bool:
-    """Whether none of a variant's runs still gained when it ended."""
-    return all(float(each.get("late_gain", 0.0)) < LATE_GAIN for each in figures.values())  # type: ignore[arg-type]
+    """Whether each of a variant's runs learnt something, and none still gained when it ended."""
+    return all(
+        _number(each, "late_gain", 0.0) < LATE_GAIN and _number(each, "train_top1", 100.0) > CHANCE
+        for each in figures.values()
+    )
+
+
+def _number(figures: Figures, name: str, missing: float) -> float:
+    return float(figures.get(name, missing))  # type: ignore[arg-type]

@@ -24,7 +24,8 @@ def table(claim: Claim, results: Results, lines: Sequence[Line], seeds: int) -> 
         rows.append([name + mark, _seeds(len(runs), seeds, diverged(lines, name)), *cells])
     text = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     if any(not converged(results.get(name, {})) for name in claim.rows):
-        text += "\n\n\\* had not converged: val top-1 still rose by half a point or more"
+        text += "\n\n\\* had not converged: val top-1 still rose by half a point or more, or"
+        text += " nothing was learnt"
     return text
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from claims.claim import Claim, Column, Comparison, Paper, Variant
 from claims.differences import Best, Less, Mean
 from claims.measures import simple
-from claims.training import Run
+from claims.training import WARMED, Run
 from gatecli.data import batches
 from gatecli.stages.analyse import Use, analyse
 
@@ -15,7 +15,10 @@ __all__ = ["PAPER"]
 
 EPOCHS = 60
 ALONE = {"lr": 0.1, "batch_size": 64, "weight_decay": 5e-4, "schedule": "step"}
-START = {"epochs": 60, "train": ALONE}
+STARTS: dict[str, dict[str, Any]] = {
+    "ResNet-20": {"epochs": 60, "train": ALONE},
+    "ResNet-56": {"epochs": 60, "train": {**ALONE, **WARMED}},
+}
 TRAIN = {**ALONE, "lr": 0.05, "keep": "last"}
 # Statistics are those of the network that evaluation runs: gates on in training are drawn.
 JOINT = {**TRAIN, "bn_batches": 46, "bn_gates": "decided"}
@@ -55,8 +58,8 @@ def gated(network: str, weight: float) -> Variant:
     """The trained network with a trained gater."""
     settings = {
         "arch": NETWORKS[network],
-        "start": START,
-        "gater": {"arch": "cifar:resnet20", **START},
+        "start": STARTS[network],
+        "gater": {"arch": "cifar:resnet20", **STARTS["ResNet-20"]},
         "attach": [
             {"method": "gaternet", "l1_weight": weight, "gate_lr": GATE_LR, "start": "drawn"}
         ],
@@ -69,7 +72,7 @@ def control(network: str, kind: str) -> Variant:
     """A network without gates, with as many epochs in all."""
     settings: dict[str, Any] = {
         "arch": NETWORKS[network],
-        "start": START,
+        "start": STARTS[network],
         "train": TRAIN,
     }
     if kind in BASELINES:

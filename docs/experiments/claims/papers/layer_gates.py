@@ -7,7 +7,7 @@ from typing import Any
 from claims.claim import Claim, Column, Comparison, Paper, Variant
 from claims.differences import AtEqual, Less, Mean
 from claims.measures import in_all_ways
-from claims.training import FROM_SCRATCH
+from claims.training import FROM_SCRATCH, WARMED
 
 __all__ = ["PAPER"]
 
@@ -67,10 +67,11 @@ ANNEALED = [annealed(0.6), annealed(0.8)]
 VARIABLE = [
     variable(form, momentum) for form in ("quadratic", "const-quad") for momentum in (0, 0.9)
 ]
+OF_DEEP = variant("", "ind-perbatch", "cifar:resnet56", target_rate=0.5).settings
 DEEP = Variant(
     name="ResNet-56, ind-perbatch, t = 0.5",
     epochs=EPOCHS,
-    settings=variant("", "ind-perbatch", "cifar:resnet56", target_rate=0.5).settings,
+    settings={**OF_DEEP, "train": {**FROM_SCRATCH, **WARMED}},
     seeds=(0,),
 )
 PLAIN = Variant(
