@@ -172,6 +172,41 @@ class Normed(Fused):
         return self.proj(self.norm(x))
 
 
+class Told(Base):
+    """Windows of images, with a mask for each window of one, as Hugging Face's Swin.
+
+    It looks at its mode, so that tracing keeps it whole.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(HEADS, 4, 4))
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, None]:
+        n, length, width = x.shape
+        q, k, v = self.qkv(x).view(n, length, 3, HEADS, EACH).permute(2, 0, 3, 1, 4).unbind(0)
+        bias = self.table
+        if mask is not None:
+            many = mask[:, None].unsqueeze(0).expand(n // mask.shape[0], -1, -1, -1, -1)
+            bias = bias + many.reshape(-1, 1, length, length)
+        x = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=bias, dropout_p=0.5 if self.training else 0.0
+        )
+        return self.proj(x.transpose(1, 2).reshape(n, length, width)), None
+
+
+class Asked(nn.Module):
+    """An attention whose mask is made of what it looks at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = Told()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.reshape(-1, 4, WIDTH)
+        return self.attention(x, x @ x.transpose(1, 2))[0].reshape(-1, 16, WIDTH)
+
+
 class SequenceFirst(nn.Module):
     """torch's own, of places first."""
 
@@ -201,6 +236,36 @@ class Transformer(nn.Module):
         return self.head(x.mean(1))
 
 
+class Shifted(nn.Module):
+    """Patches, attention in windows of 2 x 2, and in those moved by one, told which are apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, WIDTH, 2, 2)
+        self.layers = nn.ModuleList(Told() for _ in range(2))
+        self.head = nn.Linear(WIDTH, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).permute(0, 2, 3, 1)
+        for shift, layer in enumerate(self.layers):
+            moved = x.roll((-shift, -shift), (1, 2))
+            parts = self._parts(moved).reshape(-1, 4, WIDTH)
+            found = layer(parts, self._mask(moved, parts) if shift else None)[0]
+            found = found.view(-1, 2, 2, 2, 2, WIDTH).transpose(2, 3).reshape(-1, 4, 4, WIDTH)
+            x = x + found.roll((shift, shift), (1, 2))
+        return self.head(x.mean((1, 2)))
+
+    def _parts(self, maps: Tensor) -> Tensor:
+        return maps.reshape(-1, 2, 2, 2, 2, maps.shape[3]).transpose(2, 3)
+
+    def _mask(self, maps: Tensor, parts: Tensor) -> Tensor:
+        """-100 between what lies at opposite edges of the image, (4, 4, 4)."""
+        last = (torch.arange(maps.shape[1], device=parts.device) > 2).to(maps.dtype)
+        where = (2 * last[:, None] + last)[None, :, :, None]
+        where = self._parts(where).reshape(-1, 4)
+        return (where[:, None] != where[:, :, None]).to(maps.dtype) * -100
+
+
 def windows() -> nn.Module:
     """torchvision's Swin, small: 4 x 4 windows, every second layer's shifted."""
     from torchvision.models.swin_transformer import SwinTransformer
@@ -225,6 +290,7 @@ NOT_PARTED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "Normed": (Normed, "mixed by `layers_0_norm`"),
     "Summed": (Summed, "einsum"),
     "SequenceFirst": (SequenceFirst, "batch_first"),
+    "Asked": (Asked, "several values that depend on the image"),
 }
 
 
@@ -243,5 +309,7 @@ def made(make: Callable[[], nn.Module]) -> nn.Module:
 
 def transformer(name: str) -> nn.Module:
     """A network with attention of one of these ways."""
+    if name == "Shifted":
+        return made(Shifted)
     way = WAYS[name] if name in WAYS else NOT_PARTED[name][0]
     return made(lambda: Transformer(way))

@@ -23,7 +23,7 @@ from gatecli.network.costs import expected_macs
 LIMIT = 1e-5
 WINDOWS = (24, 24)
 WINDOWED: dict[str, Callable[[], nn.Module]] = {"windows": windows, "windows, v2": windows_v2}
-NAMES = [*WAYS, *WINDOWED]
+NAMES = [*WAYS, "Shifted", *WINDOWED]
 
 
 def size_of(name: str) -> tuple[int, int]:
@@ -164,7 +164,7 @@ def test_heads_that_cannot_be_told_apart_are_named(name: str) -> None:
         gatecli.attach(model, "ind-perbatch", kinds=["head"], input_size=SIZE)
 
 
-@pytest.mark.parametrize("name", ["Torchs", *WINDOWED])
+@pytest.mark.parametrize("name", ["Torchs", "Shifted", *WINDOWED])
 def test_unfolding_changes_neither_training_nor_the_source(name: str) -> None:
     """Logits of a training step, dropout drawn alike; the source's modules are its own."""
     model, x = source(name), images(name)
@@ -212,18 +212,16 @@ def test_heads_of_other_libraries(family: str) -> None:
     check_cut(network, some(network), x)
 
 
-def test_attention_that_is_told_a_mask_is_named() -> None:
+def test_heads_of_shifted_windows_that_are_told_a_mask() -> None:
     library = pytest.importorskip("transformers")
     config = library.SwinConfig(
         image_size=24, patch_size=2, embed_dim=12, depths=[2], num_heads=[3], window_size=4
     )
     model = made(functools.partial(Logits, library.SwinForImageClassification, config))
+    network = gatecli.attach(model, "ind-perbatch", kinds=["head"], input_size=WINDOWS).network
     path = "network.swin.encoder.layers.0.blocks.{}.attention.heads"
-    include = [path.format(1)]
-    with pytest.raises(SettingError, match="it is given several values, such as a mask"):
-        gatecli.attach(model, "ind-perbatch", kinds=["head"], include=include, input_size=WINDOWS)
-    found = gatecli.attach(model, "ind-perbatch", kinds=["head"], input_size=WINDOWS).network
-    assert list(found.site_gates) == [path.format(0)]
+    assert list(network.site_gates) == [path.format(0), path.format(1)]
+    check_cut(network, some(network), images("windows"))
 
 
 class Logits(nn.Module):

@@ -3,7 +3,9 @@
 torch's nn.MultiheadAttention, where it looks at one value alone, becomes its projection, the
 product of each head, and its output projection. A library's own attention module is traced by
 itself once the size of what it is given is known: most are kept whole only because they read
-`training`, or a size. Either becomes nodes of the flat graph; tensors keep their names.
+`training`, or a size. It looks at one value, and may be told what does not depend on what images
+show, as the mask of shifted windows. Either becomes nodes of the flat graph; tensors keep their
+names.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from torch.fx import _symbolic_trace
 from torch.nn import functional as F
 
 from gatecli.graph import edit
+from gatecli.graph.flow import data_nodes
 from gatecli.graph.normalize import (
     TRAINING,
     dropout_follows_mode,
@@ -63,10 +66,11 @@ def unfold_attention(root: nn.Module, graph: fx.Graph, image: Shape) -> None:
     if not whole:
         return
     values = evaluate(root, graph, image)
+    of_images = data_nodes(graph)
     for node in whole:
         if isinstance(module_of(root, node), nn.MultiheadAttention):
             _unfold_torchs(root, node, values)
-        else:
+        elif of_images.isdisjoint(node.all_input_nodes[1:]):
             _unfold_traced(root, node, values)
     remove_dead(graph)
 
@@ -155,20 +159,21 @@ def _dropout(graph: fx.Graph, share: float) -> dict[str, Any]:
 
 def _unfold_traced(root: nn.Module, node: fx.Node, values: Values) -> None:
     """Trace a module by itself, and let its nodes take its place where they are attention."""
-    module: Any = module_of(root, node)
     size = _size_of_input(node, values)
-    inner = None if size is None else _traced(module, size)
+    if size is None:
+        return
+    alone = _Alone(module_of(root, node), node, values)
+    inner = _traced(alone, size)
     if inner is None or not any(map(is_product, inner.nodes)) or not _holds_all(inner):
         return
-    first: Any = node.args[0]
     returned: Any = next(each for each in inner.nodes if each.op == "output").args[0]
     if not isinstance(returned, fx.Node) and not _reads_by_number(node, returned):
         return
-    without_writes(_OfOne(module), inner)
+    without_writes(alone, inner)
     dropout_follows_mode(inner)
-    copies = _copied_before(node, inner, first)
+    copies = _copied_before(node, inner, alone)
     shell = nn.Module()
-    edit.adopt(shell, _OfOne(module), inner)
+    edit.adopt(shell, alone, inner)
     _put(root, str(node.target), shell.get_submodule("module"))
     if isinstance(returned, fx.Node):
         node.replace_all_uses_with(copies[returned])
@@ -178,41 +183,59 @@ def _unfold_traced(root: nn.Module, node: fx.Node, values: Values) -> None:
 
 
 def _size_of_input(node: fx.Node, values: Values) -> Shape | None:
-    """The size of the one value that a module is given, for one image; None where there are more.
+    """The size of the first value that a module is given, for one image.
 
-    None too where the value has parts of images in its batch in numbers that vary.
+    None where others are no tensors of one size, or where the value has parts of images in its
+    batch in numbers that vary.
     """
-    first = node.args[0] if node.args else None
-    if node.all_input_nodes != [first] or any([*node.args[1:], *node.kwargs.values()]):
+    first, *told = [*node.args, *node.kwargs.values()]
+    if not isinstance(first, fx.Node) or first in told:
         return None
-    assert isinstance(first, fx.Node)
+    for each in told:
+        sizes = values.tensor(each) if isinstance(each, fx.Node) else None
+        if each and (sizes is None or sizes[0].shape != sizes[1].shape):
+            return None
     one, other = values.tensor(first) or (None, None)
     if one is None or other is None or one.ndim < TOKENS or one.shape[1:] != other.shape[1:]:
         return None
     return tuple(one.shape[1:])
 
 
-class _OfOne(nn.Module):
-    """Calls a module with one value alone, whatever else it may take."""
+class _Alone(nn.Module):
+    """Calls a module with one value; what else its node gives it are tensors of this one's own.
 
-    def __init__(self, module: nn.Module) -> None:
+    Attributes: told: their names -> the nodes that they stand for.
+    """
+
+    def __init__(self, module: Any, node: fx.Node, values: Values) -> None:
         super().__init__()
         self.module = module
+        self.told: dict[str, fx.Node] = {}
+        for number, each in enumerate(node.all_input_nodes[1:]):
+            likes: Any = values.tensor(each)
+            self.told[f"told{number}"] = each
+            self.register_buffer(f"told{number}", torch.zeros_like(likes[0], device="cpu"))
+        self.names = {each: name for name, each in self.told.items()}
+        self.others = (node.args[1:], node.kwargs)
 
     def forward(self, x: Any) -> Any:
+        def held(node: fx.Node) -> Any:
+            return getattr(self, self.names[node])
+
+        args, kwargs = fx.node.map_arg(self.others, held)
         # not a call that the tracer sees: it would ask whether to keep the module whole
-        return type(self.module).forward(self.module, x)
+        return type(self.module).forward(self.module, x, *args, **kwargs)
 
 
-def _traced(module: nn.Module, size: Shape) -> fx.Graph | None:
+def _traced(alone: _Alone, size: Shape) -> fx.Graph | None:
     """The module's graph, where training changes nothing in it but functional dropout."""
+    module: nn.Module = alone.module
     graphs = []
     modes = [(part, part.training) for part in module.modules()]
     try:
         for training in (True, False):
             module.train(training)
             with as_before(module), _without_wraps():
-                alone = _OfOne(module)
                 graphs.append(SizedTracer(alone, size).trace(alone))
             remove_dead(graphs[-1], stays=partial(writes, alone))
     except Exception:  # whatever tracing comes to: it stays whole
@@ -220,7 +243,28 @@ def _traced(module: nn.Module, size: Shape) -> fx.Graph | None:
     finally:
         for part, was_training in modes:
             part.training = was_training
-    return graphs[1] if same_but_for_dropout(graphs[1], graphs[0]) else None
+    dropped = _dropped(graphs[1], graphs[0])
+    if not same_but_for_dropout(graphs[1], graphs[0]):
+        return None
+    for node, share in dropped.items():
+        with graphs[1].inserting_before(node):
+            node.kwargs = {**node.kwargs, **_dropout(graphs[1], share)}
+    return graphs[1]
+
+
+def _dropped(evaluation: fx.Graph, training: fx.Graph) -> dict[fx.Node, float]:
+    """What calls of torch's function in a trace of evaluation drop in training, a share.
+
+    The trace of training is left with what evaluation drops.
+    """
+    found = {}
+    calls = ([each for each in graph.nodes if is_product(each)] for graph in (evaluation, training))
+    for node, other in zip(*calls, strict=False):
+        shares: Any = [each.kwargs.get("dropout_p") for each in (node, other)]
+        if shares[0] != shares[1]:
+            found[node] = shares[1]
+            other.update_kwarg("dropout_p", shares[0])
+    return found
 
 
 @contextmanager
@@ -236,11 +280,11 @@ def _without_wraps() -> Iterator[None]:
 
 
 def _holds_all(inner: fx.Graph) -> bool:
-    """Whether all that a graph reaches is the module's, and no constant of its trace."""
+    """Whether all that a graph reaches is the module's or told, and no constant of its trace."""
     for node in inner.nodes:
         path = str(node.target)
         reaches = node.op in ("call_module", "get_attr") and path != TRAINING
-        if reaches and not path.startswith("module."):
+        if reaches and not path.startswith(("module.", "told")):
             return False
     return True
 
@@ -257,13 +301,16 @@ def _reads_by_number(node: fx.Node, returned: Any) -> bool:
     return True
 
 
-def _copied_before(node: fx.Node, inner: fx.Graph, first: fx.Node) -> dict[fx.Node, fx.Node]:
+def _copied_before(node: fx.Node, inner: fx.Graph, alone: _Alone) -> dict[fx.Node, fx.Node]:
     """Copy a module's graph in front of the node that calls it; which is whose copy."""
+    first: Any = node.args[0]
     copies: dict[fx.Node, fx.Node] = {}
     with node.graph.inserting_before(node):
         for each in inner.nodes:
             if each.op == "placeholder":
                 copies[each] = first
+            elif each.op == "get_attr" and each.target in alone.told:
+                copies[each] = alone.told[str(each.target)]
             elif each.op != "output":
                 copy = node.graph.node_copy(each, lambda source: copies[source])
                 if each.op in ("call_module", "get_attr") and each.target != TRAINING:

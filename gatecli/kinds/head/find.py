@@ -55,8 +55,8 @@ def refused_heads(net: Traced) -> dict[str, str]:
             )
         elif may_attend(module) and len(node.all_input_nodes) > 1:
             reasons[f"{node.target}{SUFFIX}"] = (
-                "cannot be gated by head: it is kept whole, as it is given several values, such as"
-                " a mask (of Hugging Face's shifted windows)"
+                "cannot be gated by head: it is kept whole, as it is given several values that"
+                " depend on the image, or cannot be traced by itself"
             )
     return reasons
 
