@@ -188,7 +188,8 @@ def _size_of_input(node: fx.Node, values: Values) -> Shape | None:
     None where others are no tensors of one size, or where the value has parts of images in its
     batch in numbers that vary.
     """
-    first, *told = [*node.args, *node.kwargs.values()]
+    first = node.args[0] if node.args else None
+    told = [*node.args[1:], *node.kwargs.values()]
     if not isinstance(first, fx.Node) or first in told:
         return None
     for each in told:

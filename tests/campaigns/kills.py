@@ -30,15 +30,25 @@ EXITS = ["finetune", "attached.dgate.safetensors", *TRAIN, "--save-every", "0"]
 CALIBRATE = ["calibrate", "tuned.aig-pergate.safetensors", "--data", "digits", "--max-drop", "5"]
 PRUNE = ["prune", "tuned.ind-perbatch.safetensors", "--data", "digits"]
 SIZE = ["--input-size", "8"]
+# so few steps close gates only where their learning rate is high
+STEEP = ["--set", "gate_lr=150", "--set", "loss_weight=20"]
+BRIEF = ["--data", "digits", "--epochs", "2", "--last-epochs", "1", "--batch-size", "512"]
+SLIM = ["slim", "zip.pt", "--max-gmacs", "0.002", *BRIEF, *STEEP, *SIZE]
+REPLAY = ["replay", "pruned.ind-perbatch.safetensors", "--on", "zip.pt", "--data", "digits"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
-    """A command and what it writes; `old`: an output is there already and --force replaces it."""
+    """A command and what it writes.
+
+    Attributes: old: an output is there already and --force replaces it. goes_on: of several steps,
+    so that it goes on when it is typed again.
+    """
 
     command: list[str]
     outputs: tuple[str, ...]
     old: bool = False
+    goes_on: bool = False
 
     @property
     def line(self) -> list[str]:
@@ -68,6 +78,8 @@ SCENARIOS = {
     "export onnx": Scenario(
         command=["export", "zip.pt", "--format", "onnx", *SIZE], outputs=("out.onnx",)
     ),
+    "slim": Scenario(command=SLIM, outputs=OUT, goes_on=True),
+    "replay": Scenario(command=REPLAY, outputs=OUT, goes_on=True),
     "use": Scenario(command=["use", "zip.pt"], outputs=()),
 }
 
@@ -217,6 +229,10 @@ def _wrong_current(folder: Path, known: Undisturbed) -> list[str]:
 
 def _not_repeated(folder: Path, scenario: Scenario) -> list[str]:
     """Resume, or repeat, the command; a fault where it does not work."""
+    if scenario.goes_on:
+        done = _run(folder, scenario.line, 0)
+        is_over = b"exists already" in done.stderr  # killed behind its last step
+        return [] if is_over else _failure(scenario.line, done)
     resumable = bool(list(folder.glob(".gatecli/runs/*/state.safetensors")))
     line = ["finetune", "--resume", "--quiet"] if resumable else list(scenario.line)
     there = any((folder / name).exists() for name in scenario.outputs)
@@ -224,7 +240,10 @@ def _not_repeated(folder: Path, scenario: Scenario) -> list[str]:
         line.append("--force")
     if resumable and scenario.old:  # a state's word is not enough to replace a stranger's file
         line += ["--out", scenario.outputs[0]]
-    done = _run(folder, line, 0)
+    return _failure(line, _run(folder, line, 0))
+
+
+def _failure(line: list[str], done: subprocess.CompletedProcess[bytes]) -> list[str]:
     said = " ".join(done.stderr.decode(errors="replace").split())[-200:]
     return [f"{' '.join(line[:2])} then failed: {said}"] if done.returncode else []
 
