@@ -110,9 +110,27 @@ def test_a_section_is_filled_between_its_marks_alone(
     assert docs.read_text() == before
 
 
+def test_what_is_left_out_stays_as_it_was(
+    bench: Callable[[str], ModuleType], tmp_path: Path
+) -> None:
+    """A case comes twice, as a runtime that two networks are measured in."""
+    rows = ["| case | x |", "|---|", "| a | 1 |", "| a | 2 |", "| b | 3 |", "| a | 4 |"]
+    docs = tmp_path / "docs.md"
+    docs.write_text("\n".join(["<!-- it: measured -->", *rows, "<!-- it: end -->"]))
+    text = "\n".join(["| case | x |", "|---|", "| a | - |", "| b | 5 |", "| a | - |", "| c | - |"])
+    with_old = bench("sections").with_old
+    assert with_old(docs, "it", text, {"a", "c"}).splitlines() == [
+        *rows[:4],
+        "| b | 5 |",
+        "| a | 4 |",
+        "| c | - |",
+    ]
+    assert with_old(docs, "it", text, set()) == text
+
+
 def test_the_documentation_has_the_marks_of_what_fills_it() -> None:
     docs = (BENCHMARKS.parent.parent / "docs" / "benchmarks.md").read_text(encoding="utf-8")
-    for name in ("runtimes", "gpu"):
+    for name in ("runtimes", "deciding", "heads", "hidden", "gpu"):
         assert docs.count(f"<!-- {name}: measured -->") == docs.count(f"<!-- {name}: end -->") == 1
 
 
@@ -136,5 +154,5 @@ def test_a_runtime_that_is_missing_is_a_line(
     monkeypatch.setattr(type(gone), "missing", lambda self: "it is not installed")
     monkeypatch.setattr(runtimes.registry, "names", lambda: ["onnxruntime"])
     monkeypatch.setattr(runtimes, "groups", lambda quick: [SimpleNamespace(name="it")])
-    (row,) = runtimes.rows(argparse.Namespace(quick=True, without=""))
+    (row,) = runtimes.rows(argparse.Namespace(quick=True, without="", only=""))
     assert row.note.startswith("not measured: ") and "it is not installed" in row.note

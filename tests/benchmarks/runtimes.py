@@ -64,7 +64,8 @@ def ready(group: Group, runtime: Runtime, precision: str) -> Ready:
     for name, model in group.models.items():
         order = Order(model=model, recipe=group.recipe, precision=precision)
         try:
-            prepared = runtime.prepare(order)
+            with torch.inference_mode(mode=False):  # else weights are folded anew in every call
+                prepared = runtime.prepare(order)
             _check(model, prepared, x, precision)
         except GatecliError as error:
             found.reasons[name] = first_line(error)

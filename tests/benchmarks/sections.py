@@ -9,7 +9,31 @@ is replaced.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from itertools import groupby
 from pathlib import Path
+
+
+def with_old(path: Path, name: str, text: str, cases: Collection[str]) -> str:
+    """A table whose rows of some cases are those that the section has, where it has them.
+
+    A case may come several times: each time it has rows that follow one another.
+    """
+    _, _, rest = path.read_text(encoding="utf-8").partition(f"<!-- {name}: measured -->")
+    section, _, _ = rest.partition(f"<!-- {name}: end -->")
+    old: dict[str, list[list[str]]] = {}
+    for case, rows in groupby(section.splitlines(), _case):
+        old.setdefault(case, []).append(list(rows))
+    lines = []
+    for line in text.splitlines():
+        case = _case(line)
+        lines += old[case].pop(0) if case in cases and old.get(case) else [line]
+    return "\n".join(lines)
+
+
+def _case(line: str) -> str:
+    """The first cell of a table's row; empty: it is none."""
+    return line.split(" | ")[0].removeprefix("| ") if line.startswith("| ") else ""
 
 
 def fill(path: Path, name: str, text: str) -> None:

@@ -28,6 +28,7 @@ from typing import Any
 import sections
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
+LEFT_OUT = "left out by --only"
 Times = dict[str, list[float]]  # variant -> seconds, one a round
 
 
@@ -116,7 +117,7 @@ def add_only(parser: argparse.ArgumentParser) -> None:
 def why_not(asked: argparse.Namespace, runtime: str, precision: str) -> str:
     """Why `--only` leaves a runtime out; empty: it does not."""
     wanted = asked.only.split(",") if asked.only else []
-    return "left out by --only" if wanted and f"{runtime}/{precision}" not in wanted else ""
+    return LEFT_OUT if wanted and f"{runtime}/{precision}" not in wanted else ""
 
 
 def one_thread() -> None:
@@ -275,11 +276,17 @@ def in_ms(value: float | None) -> str:
 def report(
     title: str, rows: list[Row], known: Mapping[str, Any], asked: argparse.Namespace
 ) -> None:
-    """Print the table as Markdown, and write it, and the same as JSON, where asked."""
-    text = f"({', '.join(f'{key} {value}' for key, value in known.items())})\n\n{table(rows)}"
+    """Print the table as Markdown, and write it, and the same as JSON, where asked.
+
+    What `--only` has left out stays in the documentation as it was.
+    """
+    facts = f"({', '.join(f'{key} {value}' for key, value in known.items())})"
+    text = f"{facts}\n\n{table(rows)}"
     print(f"\n{title}\n{text}")
     if asked.docs is not None:
-        sections.fill(asked.docs, Path(sys.argv[0]).stem, text)
+        name = Path(sys.argv[0]).stem
+        left_out = {row.case for row in rows if row.note == f"not measured: {LEFT_OUT}"}
+        sections.fill(asked.docs, name, sections.with_old(asked.docs, name, text, left_out))
     if asked.json is not None:
         write(
             asked.json,
