@@ -269,6 +269,31 @@ def test_a_last_training_that_harms_is_left_out(
     assert again == (finished < 89)
 
 
+def test_stopped_behind_a_last_training_that_harms(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The result is written twice: by the training, and by prune once more."""
+    line = [*LINE, "--last-epochs", 1]
+    finish = Slimming._finish
+
+    def harming(self: Slimming, pruned: Path, *, last: bool = True) -> dict[str, Any]:
+        return {**finish(self, pruned, last=last), "top1": -1.0}
+
+    def crash(self: Road) -> None:
+        raise Crash
+
+    monkeypatch.setattr(Slimming, "_finish", harming)
+    with monkeypatch.context() as patch:
+        patch.setattr(Road, "finish", crash)
+        with pytest.raises(Crash):
+            run(*line)
+    written = Path("r20.slim.safetensors").read_bytes()
+    done = run(*line)
+    assert done.code == 0 and "so the result is what prune had left" in done.err
+    assert done.err.count("(done before)") >= 6
+    assert Path("r20.slim.safetensors").read_bytes() == written
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -116,7 +116,9 @@ class Road:
         Returns:
             The command's JSON.
         """
-        may_write = out is None or force or not out.exists()
+        is_free = out is None or force or not out.exists()
+        # whichever step was writing it: the one before it has to be done again, if it wrote it too
+        is_own = self.state.out == str(out)
         state = None if out is None else run_folder(out) / STATE
         words = [line, "--force"] if force and out is not None else [line]
 
@@ -124,12 +126,13 @@ class Road:
         begun = self._has_begun(said, out)
 
         def do() -> dict[str, Any]:
-            hidden = [] if may_write or not begun else ["--force"]
+            hidden = [] if is_free or not is_own else ["--force"]
             if begun and state is not None and state.is_file():
                 os.utime(state)  # finetune --resume takes the one that was saved last
                 hidden.append("--resume")
             return typed(self.session, " ".join(words), *hidden)
 
+        may_write = is_free or is_own
         step = Once(line=said, reads=list(reads), out=out, state=state, may_write=may_write)
         return self.once(step, do)
 
@@ -167,9 +170,13 @@ class Road:
         return result
 
     def _recalled(self, line: str, inputs: Mapping[str, str]) -> Done | None:
-        """The step, if it has been done on these very inputs and its file is as it left it."""
-        for each in self.state.done:
-            if each.line == line and each.inputs == inputs and _is_there(each):
+        """The step, if it has been done on these very inputs and its file is as it left it.
+
+        Or as a later step left it, which wrote the same one.
+        """
+        for number, each in enumerate(self.state.done):
+            later = [other for other in self.state.done[number:] if other.out == each.out]
+            if each.line == line and each.inputs == inputs and any(map(_is_there, later)):
                 self.session.say("")
                 self.session.say(f"$ gatecli {line}   (done before)")
                 self.steps.append(each)
