@@ -25,7 +25,8 @@ METHOD = methods.get("early-exit")
 OBJECTIVE = METHOD.objective
 FIRST = torch.tensor([[1.0], [0.0], [0.0], [0.0]])
 SECOND = torch.tensor([[1.0], [1.0], [0.0], [0.0]])
-OLD = {"supervise": 0.0, "rate_of": "all"}  # what files without these settings mean
+# what files without these settings mean
+OLD = {"supervise": 0.0, "supervise_end": 0.0, "rate_of": "all"}
 
 
 def settings_of(**given: Any) -> EarlyExitSettings:
@@ -116,29 +117,40 @@ def test_exits_of_another_method_count_as_left_before() -> None:
 
 
 def test_supervision_is_the_mean_loss_of_the_exits() -> None:
-    losses = {"exit1": torch.tensor(2.0), "exit2": torch.tensor(4.0)}
+    losses, end = {"exit1": torch.tensor(2.0), "exit2": torch.tensor(4.0)}, torch.tensor(8.0)
     supervision = OBJECTIVE.traits.supervision
-    assert float(supervision(losses, settings_of(supervise=0.5))) == pytest.approx(1.5)
-    endless = {"exit1": torch.tensor(torch.inf)}
-    assert supervision(endless, settings_of(supervise=0)) == 0  # and not 0 * inf
+    for weights, expected in (((0.5, 0.25), 3.5), ((0.5, 0), 1.5), ((0, 0.25), 2.0)):
+        settings = settings_of(supervise=weights[0], supervise_end=weights[1])
+        assert float(supervision(losses, end, settings)) == pytest.approx(expected)
+    endless = torch.tensor(torch.inf)
+    without = settings_of(supervise=0, supervise_end=0)
+    assert supervision({"exit1": endless}, endless, without) == 0  # and not 0 * inf
 
 
 def test_answers_are_those_to_all_images() -> None:
     case = CASES["cifar-projection"]
     network = gatecli.attach(case.network(), "early-exit", width=4).network
-    values, _ = network.at_exits(case.images(5))
+    values, end = network.at_exits(case.images(5))
     network.train()
     for norm in network.modules():
         if isinstance(norm, nn.BatchNorm2d):
             norm.eval()
     record = Record()
-    with record_answers(network, record):
-        network(case.images(5))
+    images = case.images(5)
+    everybody = {site: [1.0] for site in network.site_exits}
+    with (
+        record_answers(network, record),
+        network.watching_end(record.see_end),
+        gatecli.force(network, everybody),  # leaves at the first
+    ):
+        left = network(images)
     for site, exit_ in network.site_exits.items():
         torch.testing.assert_close(record.answers[site], exit_.classify(values[site]))
+    torch.testing.assert_close(record.end, end)
+    torch.testing.assert_close(left, record.answers["exit1"])
     record.clear()
-    network(case.images(5))
-    assert not record.answers
+    network(images)
+    assert not record.answers and record.end is None
 
 
 @pytest.fixture

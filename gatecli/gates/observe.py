@@ -46,11 +46,13 @@ class Record:
         decisions: Site -> one tensor (N, units) a forward.
         odds: Site -> one tensor (N, units) a forward.
         answers: Site -> the last forward's logits (N, K), of exits, see `record_answers`.
+        end: The last forward's logits (N, K) of the final classifier, if it was watched.
     """
 
     decisions: dict[str, list[Tensor]] = field(default_factory=dict)
     odds: dict[str, list[Tensor]] = field(default_factory=dict)
     answers: dict[str, Tensor] = field(default_factory=dict)
+    end: Tensor | None = None
 
     def __call__(self, gate: Decider, z: Tensor, odds: Tensor | None) -> None:
         self.decisions.setdefault(gate.site, []).append(z)
@@ -61,8 +63,13 @@ class Record:
         """The last forward's decisions: site -> (N, units)."""
         return {site: seen[-1] for site, seen in self.decisions.items()}
 
+    def see_end(self, logits: Tensor) -> None:
+        """Keep what the final classifier says, see Network.watching_end."""
+        self.end = logits
+
     def clear(self) -> None:
         """Drop what was kept."""
+        self.end = None
         self.decisions.clear()
         self.odds.clear()
         self.answers.clear()

@@ -32,7 +32,7 @@ def mean_of_units(
     return overall_rate({site: rates[site] for site in sites})
 
 
-def unsupervised(losses: Losses, settings: Settings) -> Tensor | float:
+def unsupervised(losses: Losses, end: Tensor, settings: Settings) -> Tensor | float:
     """Nothing: what exits answer is judged where it is the network's answer, and nowhere else."""
     return 0.0
 
@@ -56,8 +56,8 @@ class Traits:
         achieved: From the network, evaluation's rates of all its gated sites (shares of all
             samples), the method's own sites and its settings to what is compared with the mean
             target.
-        supervision: From the exits' losses and the method's settings to what is added to the loss
-            for what exits answer, whoever leaves there.
+        supervision: From the losses on all images of the method's exits and of the end, and the
+            settings, to what is added to the loss, whoever leaves where.
         price: From the settings to what the rate is a share of, one of PRICES. Raises SettingError
             where the loss cannot hold such a rate.
         loss_of_rate: From a rate, its target and the settings to the weighted loss, a scalar: it
@@ -72,7 +72,7 @@ class Traits:
     samples: bool = True
     gate_lr_factor: float = 1.0
     achieved: Achieved = mean_of_units
-    supervision: Callable[[Losses, Any], Tensor | float] = unsupervised
+    supervision: Callable[[Losses, Tensor, Any], Tensor | float] = unsupervised
     price: Callable[[Any], str] = counted
     loss_of_rate: Callable[[Tensor, float, Any], Tensor] | None = None
     by_image: bool = False

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from gatecli.graph.ops import is_pick, pick
 from gatecli.graph.trace import compile_graph
 from gatecli.lowering.inplace import economical
 from gatecli.network.lower import skipping
@@ -19,15 +20,38 @@ Form = Callable[..., Any]  # (root, images) -> logits
 
 
 class Forms:
-    """The forms of one graph, each made when first needed; another graph has others."""
+    """The forms of one graph, each made when first needed; another graph has others.
+
+    Attributes:
+        watch: Is shown in training what the final classifier says of all images, (N, K).
+    """
 
     def __init__(self, net: Traced) -> None:
         self.net = net
+        self.watch: Callable[[Tensor], None] | None = None
 
     @cached_property
     def masked(self) -> Form:
         """What training runs."""
         return compile_graph(economical(self.net.root, self.net.graph))
+
+    @cached_property
+    def unpicked(self) -> Form:
+        """The same up to the final logits and the exits, of which `pick` makes the answer."""
+        graph = economical(self.net.root, self.net.graph)
+        (picked,) = (node for node in graph.nodes if is_pick(node))
+        output = next(iter(picked.users))
+        output.args = (tuple(picked.args),)
+        graph.erase_node(picked)
+        return compile_graph(graph)
+
+    def in_training(self, x: Tensor) -> Any:
+        """Logits (N, K) of images in training."""
+        if self.watch is None:
+            return self.masked(self.net.root, x)
+        end, *exits = self.unpicked(self.net.root, x)
+        self.watch(end)
+        return pick(end, *exits)
 
     @cached_property
     def skipping(self) -> Form:

@@ -76,6 +76,7 @@ class Loop(Course):
         with (
             observe(self.network, record),
             record_answers(self.network, record),
+            self.network.watching_end(record.see_end),
             synced(self.network, on=self.options.sync_norms),
             self.progress.task(label, count) as task,
         ):

@@ -113,7 +113,7 @@ class BatchLoss:
             logits, task_loss = self._answer(x, y)
         decisions = self.processes.whole(self._own(record.latest()), self.by_image)
         loss = self._with_gates(task_loss, decisions, targets)
-        loss = self._with_exits(loss, record.answers, y)
+        loss = self._with_exits(loss, record, y)
         return loss, Answered(
             logits=logits.detach(),
             labels=y.argmax(1) if y.ndim == 2 else y,
@@ -143,12 +143,15 @@ class BatchLoss:
         loss = F.cross_entropy(logits.float(), y, label_smoothing=smoothing)
         return self.processes.weigh(loss)
 
-    def _with_exits(self, loss: Tensor, answers: Mapping[str, Tensor], y: Tensor) -> Tensor:
-        """The loss with what the methods add to it for their exits' answers, (N, K) each."""
+    def _with_exits(self, loss: Tensor, record: Record, y: Tensor) -> Tensor:
+        """The loss with what the methods add to it for what exits and end say of all images."""
+        if record.end is None:
+            return loss
+        end = self._task_loss(record.end, y)
         for each in self.trained:
-            own = each.own(self.network, answers)
+            own = each.own(self.network, record.answers)
             losses = {site: self._task_loss(logits, y) for site, logits in own.items()}
-            loss = loss + each.objective.traits.supervision(losses, each.settings)
+            loss = loss + each.objective.traits.supervision(losses, end, each.settings)
         return loss
 
     def _with_gates(

@@ -14,11 +14,13 @@ large as the map (ours).
 
 All is trained end to end: z is sampled with the straight-through Gumbel-softmax, and y is the
 answer that the cross-entropy judges:
-    CE(y) + supervise * mean over exits e of CE(c_e(x_e))
+    CE(y) + supervise * mean over exits e of CE(c_e(x_e)) + supervise_end * CE(c(x))
         + loss_weight * mean over exits e of min(0, rate_e - t)^2
 The second term is on all images (ours: the paper does not say how its classifiers learn, but its
 second one errs on 6.65 % of all images where 11.56 % leave). Without it a classifier learns from
-those images alone that its gate lets go, which as long as it knows nothing are any, or none.
+those images alone that its gate lets go, which as long as it knows nothing are any, or none. The
+third one is on all images too (ours): without it the end of a network that is trained from scratch
+learns nothing once everybody leaves before, and everybody goes on leaving.
 
 The target t (.3) is one for each exit, with the mirrored const-quad: leaving more often is not
 punished. With come_e = prod over earlier exits of (1 - z), who has not left before:

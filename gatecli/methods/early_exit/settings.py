@@ -38,6 +38,14 @@ class EarlyExitSettings(ExitSettings):
         high=1e30,
         before=lambda stored: 0.0,
     )
+    supervise_end: float = setting(
+        1.0,
+        "weight of the final classifier's cross-entropy on all images; 0: it learns from those"
+        " alone that have not left before",
+        low=0,
+        high=1e30,
+        before=lambda stored: 0.0,
+    )
     score: str = setting(
         LOG_ODDS,
         "what thresholds are compared with: log-odds, or the probability of leaving, which ties"

@@ -21,6 +21,7 @@ EXITS = {
     "target_rate": 0.3,
     "loss_weight": 2.0,
     "supervise": 1.0,
+    "supervise_end": 1.0,
     "gate_lr": 0.1,
 }
 LAYERS = {
