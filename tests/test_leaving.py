@@ -19,6 +19,7 @@ from gatecli import methods
 from gatecli.gates.observe import Record, record_answers
 from gatecli.methods.early_exit import EarlyExitSettings
 from gatecli.methods.losses import MIRRORED, distance
+from gatecli.network.forms import watching_end
 from gatecli.training.trained import Trained
 
 METHOD = methods.get("early-exit")
@@ -140,7 +141,7 @@ def test_answers_are_those_to_all_images() -> None:
     everybody = {site: [1.0] for site in network.site_exits}
     with (
         record_answers(network, record),
-        network.watching_end(record.see_end),
+        watching_end(network, record.see_end),
         gatecli.force(network, everybody),  # leaves at the first
     ):
         left = network(images)

@@ -64,7 +64,7 @@ class Record:
         return {site: seen[-1] for site, seen in self.decisions.items()}
 
     def see_end(self, logits: Tensor) -> None:
-        """Keep what the final classifier says, see Network.watching_end."""
+        """Keep what the final classifier says, see gatecli.network.forms.watching_end."""
         self.end = logits
 
     def clear(self) -> None:

@@ -11,30 +11,19 @@ names.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.fx import _symbolic_trace
 from torch.nn import functional as F
 
 from gatecli.graph import edit
+from gatecli.graph.alone import Alone, dropped_in_training, holds_all, traced_alone
 from gatecli.graph.flow import data_nodes
-from gatecli.graph.normalize import (
-    TRAINING,
-    dropout_follows_mode,
-    same_but_for_dropout,
-    without_writes,
-    writes,
-)
+from gatecli.graph.normalize import TRAINING, dropout_follows_mode, without_writes
 from gatecli.graph.ops import module_of
 from gatecli.graph.patterns import calls
-from gatecli.graph.remnants import as_before
 from gatecli.graph.shapes import Values, evaluate
-from gatecli.graph.sized import SizedTracer
 from gatecli.graph.trace import remove_dead
 from gatecli.traced.traced import Shape
 
@@ -109,7 +98,7 @@ def _unfold_torchs(root: nn.Module, node: fx.Node, values: Values) -> None:
         qkv = graph.call_method("unflatten", (qkv, -1, parts))
         qkv = graph.call_method("permute", (qkv, 2, 0, 3, 1, 4))
         q, k, v = (graph.call_function(operator.getitem, (qkv, part)) for part in range(3))
-        drops = _dropout(graph, attention.dropout)
+        drops = dropped_in_training(graph, attention.dropout)
         value = graph.call_function(F.scaled_dot_product_attention, (q, k, v), drops)
         value = graph.call_method("flatten", (graph.call_method("transpose", (value, 1, 2)), 2))
         result = graph.call_module(f"{path}.out_proj", (value,))
@@ -146,14 +135,6 @@ def _is_usual(attention: Any) -> bool:
     return bool(attention.in_proj_weight is not None and attention.batch_first and not adds)
 
 
-def _dropout(graph: fx.Graph, share: float) -> dict[str, Any]:
-    """The argument that drops this share of the weights in training alone."""
-    if not share:
-        return {}
-    training = graph.create_node("get_attr", TRAINING)
-    return {"dropout_p": graph.call_function(operator.mul, (training, share))}
-
-
 # --- a library's own ---
 
 
@@ -162,9 +143,9 @@ def _unfold_traced(root: nn.Module, node: fx.Node, values: Values) -> None:
     size = _size_of_input(node, values)
     if size is None:
         return
-    alone = _Alone(module_of(root, node), node, values)
-    inner = _traced(alone, size)
-    if inner is None or not any(map(is_product, inner.nodes)) or not _holds_all(inner):
+    alone = Alone(module_of(root, node), node, values)
+    inner = traced_alone(alone, size)
+    if inner is None or not any(map(is_product, inner.nodes)) or not holds_all(inner):
         return
     returned: Any = next(each for each in inner.nodes if each.op == "output").args[0]
     if not isinstance(returned, fx.Node) and not _reads_by_number(node, returned):
@@ -192,102 +173,18 @@ def _size_of_input(node: fx.Node, values: Values) -> Shape | None:
     told = [*node.args[1:], *node.kwargs.values()]
     if not isinstance(first, fx.Node) or first in told:
         return None
-    for each in told:
-        sizes = values.tensor(each) if isinstance(each, fx.Node) else None
-        if each and (sizes is None or sizes[0].shape != sizes[1].shape):
-            return None
+    if not all(_is_told(each, values) for each in told if each):
+        return None
     one, other = values.tensor(first) or (None, None)
     if one is None or other is None or one.ndim < TOKENS or one.shape[1:] != other.shape[1:]:
         return None
     return tuple(one.shape[1:])
 
 
-class _Alone(nn.Module):
-    """Calls a module with one value; what else its node gives it are tensors of this one's own.
-
-    Attributes: told: their names -> the nodes that they stand for.
-    """
-
-    def __init__(self, module: Any, node: fx.Node, values: Values) -> None:
-        super().__init__()
-        self.module = module
-        self.told: dict[str, fx.Node] = {}
-        for number, each in enumerate(node.all_input_nodes[1:]):
-            likes: Any = values.tensor(each)
-            self.told[f"told{number}"] = each
-            self.register_buffer(f"told{number}", torch.zeros_like(likes[0], device="cpu"))
-        self.names = {each: name for name, each in self.told.items()}
-        self.others = (node.args[1:], node.kwargs)
-
-    def forward(self, x: Any) -> Any:
-        def held(node: fx.Node) -> Any:
-            return getattr(self, self.names[node])
-
-        args, kwargs = fx.node.map_arg(self.others, held)
-        # not a call that the tracer sees: it would ask whether to keep the module whole
-        return type(self.module).forward(self.module, x, *args, **kwargs)
-
-
-def _traced(alone: _Alone, size: Shape) -> fx.Graph | None:
-    """The module's graph, where training changes nothing in it but functional dropout."""
-    module: nn.Module = alone.module
-    graphs = []
-    modes = [(part, part.training) for part in module.modules()]
-    try:
-        for training in (True, False):
-            module.train(training)
-            with as_before(module), _without_wraps():
-                graphs.append(SizedTracer(alone, size).trace(alone))
-            remove_dead(graphs[-1], stays=partial(writes, alone))
-    except Exception:  # whatever tracing comes to: it stays whole
-        return None
-    finally:
-        for part, was_training in modes:
-            part.training = was_training
-    dropped = _dropped(graphs[1], graphs[0])
-    if not same_but_for_dropout(graphs[1], graphs[0]):
-        return None
-    for node, share in dropped.items():
-        with graphs[1].inserting_before(node):
-            node.kwargs = {**node.kwargs, **_dropout(graphs[1], share)}
-    return graphs[1]
-
-
-def _dropped(evaluation: fx.Graph, training: fx.Graph) -> dict[fx.Node, float]:
-    """What calls of torch's function in a trace of evaluation drop in training, a share.
-
-    The trace of training is left with what evaluation drops.
-    """
-    found = {}
-    calls = ([each for each in graph.nodes if is_product(each)] for graph in (evaluation, training))
-    for node, other in zip(*calls, strict=False):
-        shares: Any = [each.kwargs.get("dropout_p") for each in (node, other)]
-        if shares[0] != shares[1]:
-            found[node] = shares[1]
-            other.update_kwarg("dropout_p", shares[0])
-    return found
-
-
-@contextmanager
-def _without_wraps() -> Iterator[None]:
-    """Trace through functions that their libraries asked torch.fx to keep whole (`fx.wrap`)."""
-    wrapped: Any = getattr(_symbolic_trace, "_wrapped_fns_to_patch", {})
-    before = dict(wrapped)
-    wrapped.clear()
-    try:
-        yield
-    finally:
-        wrapped.update(before)
-
-
-def _holds_all(inner: fx.Graph) -> bool:
-    """Whether all that a graph reaches is the module's or told, and no constant of its trace."""
-    for node in inner.nodes:
-        path = str(node.target)
-        reaches = node.op in ("call_module", "get_attr") and path != TRAINING
-        if reaches and not path.startswith(("module.", "told")):
-            return False
-    return True
+def _is_told(given: Any, values: Values) -> bool:
+    """Whether what a module is given is a tensor of one size, however many images there are."""
+    tensors = values.tensor(given) if isinstance(given, fx.Node) else None
+    return tensors is not None and tensors[0].shape == tensors[1].shape
 
 
 def _reads_by_number(node: fx.Node, returned: Any) -> bool:
@@ -302,7 +199,7 @@ def _reads_by_number(node: fx.Node, returned: Any) -> bool:
     return True
 
 
-def _copied_before(node: fx.Node, inner: fx.Graph, alone: _Alone) -> dict[fx.Node, fx.Node]:
+def _copied_before(node: fx.Node, inner: fx.Graph, alone: Alone) -> dict[fx.Node, fx.Node]:
     """Copy a module's graph in front of the node that calls it; which is whose copy."""
     first: Any = node.args[0]
     copies: dict[fx.Node, fx.Node] = {}

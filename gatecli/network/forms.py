@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -14,7 +15,10 @@ from gatecli.lowering.inplace import economical
 from gatecli.network.lower import skipping
 from gatecli.traced.traced import Traced
 
-__all__ = ["Form", "Forms"]
+if TYPE_CHECKING:
+    from gatecli.network.network import Network
+
+__all__ = ["Form", "Forms", "watching_end"]
 
 Form = Callable[..., Any]  # (root, images) -> logits
 
@@ -66,3 +70,19 @@ class Forms:
         seen, logits = values(self.net.root, x)
         exits = [path.partition(".")[2] for path in getattr(self.skipping, "exits", ())]
         return dict(zip(exits, seen, strict=True)), logits
+
+
+@contextmanager
+def watching_end(network: Network, watch: Callable[[Tensor], None]) -> Iterator[None]:
+    """Show what the final classifier says in training of all images, whoever leaves before.
+
+    Args:
+        network: Has its exits for as long as the block lasts.
+        watch: Called with logits (N, K) at every forward; never, where there are no exits.
+    """
+    forms = network._forms
+    forms.watch = watch if network.site_exits else None
+    try:
+        yield
+    finally:
+        forms.watch = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -252,21 +252,6 @@ class Network(nn.Module):
             The values at which the exits stand, by site, and the final classifier's logits.
         """
         return self._forms.at_exits(x)
-
-    @contextmanager
-    def watching_end(self, watch: Callable[[Tensor], None]) -> Iterator[None]:
-        """Show what the final classifier says in training of all images, whoever leaves before.
-
-        Args:
-            watch: Called with logits (N, K) at every forward inside the block; never, where there
-                are no exits.
-        """
-        forms = self._forms
-        forms.watch = watch if self.site_exits else None
-        try:
-            yield
-        finally:
-            forms.watch = None
 
     def set_operating_point(
         self,

@@ -14,6 +14,7 @@ from gatecli.errors import SettingError
 from gatecli.gates.observe import Record, observe, record_answers
 from gatecli.network import Network
 from gatecli.network.costs import expected_macs, overall_rate, site_rates
+from gatecli.network.forms import watching_end
 from gatecli.stages.predict import Scores
 from gatecli.training.course import Course
 from gatecli.training.distill import Teacher
@@ -76,7 +77,7 @@ class Loop(Course):
         with (
             observe(self.network, record),
             record_answers(self.network, record),
-            self.network.watching_end(record.see_end),
+            watching_end(self.network, record.see_end),
             synced(self.network, on=self.options.sync_norms),
             self.progress.task(label, count) as task,
         ):
