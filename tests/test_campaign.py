@@ -126,7 +126,7 @@ def test_what_a_kill_breaks_is_noticed(store: Path, tmp_path: Path) -> None:
     )
     (torn,) = kills._wrong_outputs(tmp_path, scenario, known, finished=False)
     assert torn.startswith("after the kill out.safetensors is")
-    assert kills._wrong_current(tmp_path, known) == ["after the kill current is 'gone'"]
+    assert kills._wrong_current(tmp_path, scenario, known) == ["after the kill current is 'gone'"]
 
 
 def test_times_alone_do_not_make_another_checkpoint(store: Path, tmp_path: Path) -> None:
