@@ -46,13 +46,12 @@ def rows(asked: argparse.Namespace) -> list[timing.Row]:
         case = f"ResNet-50, {name}, {precision}"
         print(case, flush=True)
         if why := timing.why_not(asked, name, precision):
-            found.append(timing.Row(case, "all", None, None, note=f"not measured: {why}"))
+            found.append(timing.missing(case, "all", why))
             continue
         try:
             decided = prune_measured(network, How(), where, rates=rates)
         except GatecliError as error:
-            note = f"not measured: {first_line(error)}"
-            found.append(timing.Row(case, "all", None, None, note=note))
+            found.append(timing.missing(case, "all", first_line(error)))
             continue
         found.extend(told(case, decided, len(rates)))
     return found

@@ -97,7 +97,7 @@ def measured(group: Group, runtime: Runtime, precision: str, rounds: int) -> lis
     case = f"{group.name}, {runtime.name}, {precision}"
     found = ready(group, runtime, precision)
     if "plain" in found.reasons:
-        return [_missing(case, "all", found.reasons["plain"])]
+        return [timing.missing(case, "all", found.reasons["plain"])]
     times = timing.interleaved(found.runs, rounds, warmup=3, seconds=timing.process_seconds)
     rows = [timing.row(case, "plain", times)]
     for variant in group.variants:
@@ -105,7 +105,7 @@ def measured(group: Group, runtime: Runtime, precision: str, rounds: int) -> lis
             continue
         lacking = [name for name in (*variant.runs, *variant.hand) if name in found.reasons]
         if lacking:
-            rows.append(_missing(case, variant.name, found.reasons[lacking[0]]))
+            rows.append(timing.missing(case, variant.name, found.reasons[lacking[0]]))
             continue
         rows.append(_line(case, variant, times, _target(variant, runtime.name, precision)))
         if found.masked & variant.runs.keys():
@@ -151,10 +151,6 @@ def _target(variant: Variant, runtime: str, precision: str) -> tuple[str, str]:
     return "", ""
 
 
-def _missing(case: str, variant: str, why: str) -> timing.Row:
-    return timing.Row(case, variant, None, None, note=f"not measured: {why}")
-
-
 def _why_not(group: Group, runtime: Runtime, precision: str, asked: argparse.Namespace) -> str:
     """Why a group is not measured in a runtime; empty: it is."""
     if runtime.name in asked.without.split(","):
@@ -184,9 +180,10 @@ def rows(asked: argparse.Namespace) -> list[timing.Row]:
         for runtime in map(registry.get, registry.names()):
             for precision in runtime.precisions:
                 why = _why_not(group, runtime, precision, asked)
-                print(f"{group.name}, {runtime.name}, {precision} {why}", flush=True)
+                case = f"{group.name}, {runtime.name}, {precision}"
+                print(case, why, flush=True)
                 if why:
-                    found.append(_missing(f"{group.name}, {runtime.name}, {precision}", "all", why))
+                    found.append(timing.missing(case, "all", why))
                     continue
                 with torch.inference_mode():
                     found += measured(group, runtime, precision, 3 if asked.quick else 25)

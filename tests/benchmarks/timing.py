@@ -28,7 +28,7 @@ from typing import Any
 import sections
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
-LEFT_OUT = "left out by --only"
+NOT_MEASURED, LEFT_OUT = "not measured: ", "left out by --only"
 Times = dict[str, list[float]]  # variant -> seconds, one a round
 
 
@@ -112,6 +112,11 @@ def parser(about: str | None, out: Path | None = None) -> argparse.ArgumentParse
 def add_only(parser: argparse.ArgumentParser) -> None:
     """Let a benchmark of runtimes be told which of them to measure."""
     parser.add_argument("--only", default="", help="RUNTIME/PRECISION, commas between; none: all")
+
+
+def missing(case: str, variant: str, why: str) -> Row:
+    """A line for what is not measured."""
+    return Row(case, variant, None, None, note=f"{NOT_MEASURED}{why}")
 
 
 def why_not(asked: argparse.Namespace, runtime: str, precision: str) -> str:
@@ -285,7 +290,7 @@ def report(
     print(f"\n{title}\n{text}")
     if asked.docs is not None:
         name = Path(sys.argv[0]).stem
-        left_out = {row.case for row in rows if row.note == f"not measured: {LEFT_OUT}"}
+        left_out = {row.case for row in rows if row.note == NOT_MEASURED + LEFT_OUT}
         sections.fill(asked.docs, name, sections.with_old(asked.docs, name, text, left_out))
     if asked.json is not None:
         write(

@@ -33,19 +33,33 @@ from gatecli.stages.predict import score
 from gatecli.training.examples import Examples
 from gatecli.training.options import TrainOptions
 
-__all__ = ["FROM_SCRATCH", "WARMED", "Run", "Trained", "in_epochs", "one_epoch", "plain"]
+__all__ = [
+    "ALONE",
+    "FROM_SCRATCH",
+    "STARTS",
+    "WARMED",
+    "Run",
+    "Trained",
+    "in_epochs",
+    "one_epoch",
+    "plain",
+]
 
-# how networks with gates are trained from random weights
-FROM_SCRATCH: Mapping[str, Any] = {
+# how networks are trained by themselves, before anything is attached
+ALONE: Mapping[str, Any] = {
     "lr": 0.1,
     "batch_size": 64,
     "weight_decay": 5e-4,
     "schedule": "step",
-    "bn_batches": 46,
-    "keep": "last",
 }
+# how networks with gates are trained from random weights
+FROM_SCRATCH: Mapping[str, Any] = {**ALONE, "bn_batches": 46, "keep": "last"}
 # A ResNet-56 learns nothing where it begins at a rate of .1: 12 % are right after 60 epochs.
 WARMED: Mapping[str, Any] = {"warmup": 0.1}
+STARTS: Mapping[str, Mapping[str, Any]] = {
+    "ResNet-20": {"epochs": 60, "train": ALONE},
+    "ResNet-56": {"epochs": 60, "train": {**ALONE, **WARMED}},
+}
 OTHER = 100  # so much higher is the seed of a network that must not be the one that it helps
 
 

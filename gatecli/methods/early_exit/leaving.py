@@ -23,7 +23,7 @@ NOBODY = 1e-6  # a share of images that is none, but for rounding
 def supervision(losses: Losses, end: Tensor, settings: EarlyExitSettings) -> Tensor | float:
     """The losses on all images, the exits' mean and the end's, each times its weight."""
     total: Tensor | float = 0.0
-    if settings.supervise and losses:
+    if settings.supervise:
         total = settings.supervise * torch.stack(list(losses.values())).mean()
     return total + settings.supervise_end * end if settings.supervise_end else total
 

@@ -15,7 +15,7 @@ from claims.claim import Claim, Column, Comparison, Paper, Variant
 from claims.differences import Above, AtEqual, Mean
 from claims.measures import on_folds, simple, with_thresholds
 from claims.problem import Problem
-from claims.training import WARMED, Run
+from claims.training import STARTS, Run
 from gatecli.network import Network
 
 __all__ = ["PAPER"]
@@ -24,11 +24,6 @@ EPOCHS = 60
 DROPS = (0.0, 0.5, 1.0, 2.0, 4.0)  # points of val given up
 DECAYS = (1e-4, 1e-3, 1e-2, 3e-2)
 RATES = {"hinge": 0.05, "cross-entropy": 0.5}
-FIRST = {"lr": 0.1, "batch_size": 64, "weight_decay": 5e-4, "schedule": "step"}
-STARTS = {
-    "ResNet-20": {"epochs": 60, "train": FIRST},
-    "ResNet-56": {"epochs": 60, "train": {**FIRST, **WARMED}},
-}
 TRAIN = {"batch_size": 256, "schedule": "cosine", "cache_features": True, "augment": "none"}
 NETWORKS = {"ResNet-20": "cifar:resnet20", "ResNet-56": "cifar:resnet56"}
 POINTS = tuple(f" at {drop:g}" for drop in DROPS)

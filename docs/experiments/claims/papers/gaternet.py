@@ -7,18 +7,13 @@ from typing import Any
 from claims.claim import Claim, Column, Comparison, Paper, Variant
 from claims.differences import Best, Less, Mean
 from claims.measures import simple
-from claims.training import WARMED, Run
+from claims.training import ALONE, STARTS, Run
 from gatecli.data import batches
 from gatecli.stages.analyse import Use, analyse
 
 __all__ = ["PAPER"]
 
 EPOCHS = 60
-ALONE = {"lr": 0.1, "batch_size": 64, "weight_decay": 5e-4, "schedule": "step"}
-STARTS: dict[str, dict[str, Any]] = {
-    "ResNet-20": {"epochs": 60, "train": ALONE},
-    "ResNet-56": {"epochs": 60, "train": {**ALONE, **WARMED}},
-}
 TRAIN = {**ALONE, "lr": 0.05, "keep": "last"}
 # Statistics are those of the network that evaluation runs: gates on in training are drawn.
 JOINT = {**TRAIN, "bn_batches": 46, "bn_gates": "decided"}
