@@ -72,8 +72,10 @@ $(FLOOR)/.test: pyproject.toml tests/floor.py
 # (no PAPER: all; MORE=--quick: one epoch of few images; hours otherwise, and it goes on where it was stopped)
 DATA ?= glyphs36.npz
 SEEDS ?= 0 1 2
+# Linux gives tensors of 32 MB and more back with each use, and asks for them again: half of the time of GateConnect
+KEPT = MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=8589934592
 claims: $(VENV)/.test
-	PYTHONPATH=docs/experiments $(BIN)/python -m claims --data $(DATA) --paper $(PAPER) --seeds $(SEEDS) $(MORE)
+	$(KEPT) PYTHONPATH=docs/experiments $(BIN)/python -m claims --data $(DATA) --paper $(PAPER) --seeds $(SEEDS) $(MORE)
 
 # All methods on one network, and docs/plane.md: make plane DATA=glyphs36.npz, then, on an idle machine, make plane DATA=glyphs36.npz MORE=--time
 plane: $(VENV)/.test

@@ -575,6 +575,15 @@ def test_prune_takes_the_calibrated_thresholds(here: Path) -> None:
     )
 
 
+def test_prune_says_that_a_typed_threshold_sets_the_calibrated_ones_aside(here: Path) -> None:
+    call("calibrate", "ind.safetensors", "--target-acc", 10, "--data", "npz:data.npz")
+    said = run("prune", "--threshold", 0.5, "--out", "typed.safetensors").err
+    assert "takes the place of what calibrate chose" in said
+    assert "takes the place" not in run("prune").err
+    plain = run("prune", "ind.safetensors", "--threshold", 0.3, "--out", "p.safetensors").err
+    assert "takes the place" not in plain  # nobody calibrated it
+
+
 def test_table_for_people(here: Path) -> None:
     done = run(
         "calibrate",

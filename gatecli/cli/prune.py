@@ -83,6 +83,7 @@ def prune(
     path = session.checkpoint(checkpoint)
     target = output_of(path, "pruned", output)
     network = session.open(path)
+    _say_set_aside(session, network, threshold)
     val = None
     if _asks_for_rates(network, data):
         val = Val(session, network, remembered(data), loading)
@@ -109,6 +110,19 @@ def prune(
     session.written(target)
     session.say("next: gatecli profile")
     return {**_json(result, scores, path, target), **facts(measured, before)}
+
+
+def _say_set_aside(session: Session, network: Network, threshold: float | None) -> None:
+    """Say which calibrated thresholds a typed one takes the place of."""
+    if threshold is None or all(step.op != "calibrate" for step in network.recipe.steps):
+        return
+    gates = network.site_gates.values()
+    count = sum(bool((gate.threshold != threshold).any()) for gate in gates)
+    if count:
+        session.say(
+            f"note: --threshold {threshold:g} takes the place of what calibrate chose for {count} gates;"
+            " leave it out to keep that"
+        )
 
 
 def _json(result: Any, scores: Scores | None, path: Path, target: Path) -> dict[str, Any]:
