@@ -120,8 +120,8 @@ def _say_set_aside(session: Session, network: Network, threshold: float | None) 
     count = sum(bool((gate.threshold != threshold).any()) for gate in gates)
     if count:
         session.say(
-            f"note: --threshold {threshold:g} takes the place of what calibrate chose for {count} gates;"
-            " leave it out to keep that"
+            f"note: --threshold {threshold:g} takes the place of what calibrate chose for {count}"
+            " gates; leave it out to keep that"
         )
 
 
