@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from gated_perceptrons import Apart, Maps, Normed, Packed
 from networks import EXPANSIONS, infer, lively, masked
 from test_contract import close, decide, run_macs
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import gatecli
 from gatecli.errors import ArchitectureError, SettingError
@@ -64,10 +64,14 @@ LIBRARIES: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "swin": (swin, 3),
     "convnext": (convnext, 3),
     "efficientnet": (efficientnet, 2),
+    "gated-apart": (Apart, 1),
+    "gated-packed": (Packed, 1),
+    "gated-maps": (Maps, 2),
     "mobilenet_v2": (functools.partial(torchvisions, "mobilenet_v2", width_mult=0.1), 16),
     "mobilenet_v3": (functools.partial(torchvisions, "mobilenet_v3_small", width_mult=0.2), 11),
 }
 SMALL: dict[str, Any] = {"embed_dim": 16, "depth": 2, "num_heads": 2, "img_size": 32}
+GATED: dict[str, Any] = SMALL | {"patch_size": 16, "embed_dim": 32}
 TIMM: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "timm-vit": (functools.partial(timms, "vit_tiny_patch16_224", **SMALL), 2),
     "timm-deit": (functools.partial(timms, "deit_tiny_patch16_224", **SMALL), 2),
@@ -91,6 +95,9 @@ TIMM: dict[str, tuple[Callable[[], nn.Module], int]] = {
         functools.partial(timms, "convnext_tiny", depths=(1, 1, 1, 1), dims=(8, 8, 12, 16)),
         4,
     ),
+    "timm-eva02": (functools.partial(timms, "eva02_tiny_patch14_224", **GATED), 2),
+    "timm-dinov2": (functools.partial(timms, "vit_giant_patch14_dinov2", **GATED), 2),
+    "timm-aimv2": (functools.partial(timms, "aimv2_large_patch14_224", **GATED), 2),
     "timm-efficientnet": (functools.partial(timms, "efficientnet_b0"), 15),
     "timm-mobilenet_v3": (functools.partial(timms, "mobilenetv3_small_050"), 11),
 }
@@ -294,23 +301,26 @@ def test_units_in_groups() -> None:
         expansions(granularity=7)
 
 
-class Gated(nn.Module):
-    """A product of two linear layers (SwiGLU)."""
+def test_a_gated_perceptrons_unit_leaves_both_layers() -> None:
+    how: dict[str, Any] = {"input_size": SIZE, "kinds": ["hidden"]}
+    for build, made in ((Apart, {"up": 8, "gate": 8}), (Packed, {"both": 16})):
+        network = gatecli.attach(build().eval(), "ind-perbatch", **how).network
+        (site,) = network.gated_by
+        decide(network, {site: [1, 0] * 8})
+        smaller = gatecli.prune(network).network
+        assert smaller.get_submodule("down").weight.shape == (8, 8)
+        for name, width in made.items():
+            assert smaller.get_submodule(name).weight.shape == (width, 8)
+        decide(network, {site: [0] * 16})
+        assert gatecli.prune(network).removed == [site]
+        decide(network, {site: [1] * 3 + [0] * 13})
+        rounded, x = gatecli.prune(network, round_to=8).network, images(2)
+        assert rounded.sites[site].units == 8
+        assert close(infer(rounded, x), infer(gatecli.prune(network).network, x))
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.patches = nn.Conv2d(3, 8, 4, 4)
-        self.gate, self.up, self.down = nn.Linear(8, 16), nn.Linear(8, 16), nn.Linear(16, 8)
-        self.fc = nn.Linear(8, 4)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.patches(x).flatten(2).transpose(1, 2)
-        x = x + self.down(F.silu(self.gate(x)) * self.up(x))
-        return self.fc(x.mean(1))
-
-
-def test_gated_perceptrons_are_no_sites() -> None:
-    how: dict[str, Any] = {"input_size": (8, 8), "kinds": ["hidden"]}
+def test_a_gated_perceptron_behind_which_units_are_normalised_is_refused() -> None:
+    how: dict[str, Any] = {"input_size": SIZE, "kinds": ["hidden"]}
     with pytest.raises((SettingError, ArchitectureError), match="hidden") as error:
-        gatecli.attach(Gated().eval(), "ind-perbatch", **how)
-    assert "gate.hidden" in str(error.value) and "gated MLP" in str(error.value)
+        gatecli.attach(Normed().eval(), "ind-perbatch", **how)
+    assert "gate.hidden" in str(error.value) and "a norm over all units" in str(error.value)

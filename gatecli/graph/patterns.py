@@ -22,13 +22,14 @@ __all__ = [
     "has_weights",
     "is_channelwise",
     "is_plain",
+    "is_product",
     "keeps_zero",
     "tail_of",
     "zero_stays_zero",
 ]
 
 QUOTIENTS = {operator.truediv, torch.div}
-PRODUCTS = {operator.mul, torch.mul, *QUOTIENTS}
+PRODUCTS = {operator.mul, torch.mul}
 CHANNELS, SIDE = 6, 4  # of the images on which unknown operations are tried
 CALLS = ("call_module", "call_function", "call_method")
 
@@ -115,21 +116,31 @@ def keeps_zero(root: nn.Module, node: fx.Node, source: fx.Node) -> bool:
     """
     if is_mask(node) or node.target is widen or node.target in DROPOUTS:
         return source is node.args[0]
-    if _is_product(node):
+    if _is_scaled(node):
         return True
     return is_channelwise(root, node) and zero_stays_zero(as_function(root, node))
 
 
-def _is_product(node: fx.Node) -> bool:
+def _is_scaled(node: fx.Node) -> bool:
     """Whether the node multiplies or divides one value by constants."""
     if node.op == "call_function":
-        named = node.target in PRODUCTS
+        named = node.target in PRODUCTS | QUOTIENTS
     else:
         named = node.op == "call_method" and node.target in ("mul", "div")
     sources = [source for source in node.all_input_nodes if source.op != "get_attr"]
     if not named or len(sources) != 1:
         return False
     return sources[0] is node.args[0] or node.target not in QUOTIENTS
+
+
+def is_product(node: fx.Node) -> bool:
+    """Whether the node multiplies two values of the graph."""
+    if node.op == "call_method":
+        named = node.target == "mul"
+    else:
+        named = node.op == "call_function" and node.target in PRODUCTS
+    sources = [arg for arg in node.args if isinstance(arg, fx.Node) and arg.op != "get_attr"]
+    return named and len(sources) == len(node.args) == 2 and not node.kwargs
 
 
 def tail_of(root: nn.Module, value: fx.Node) -> list[fx.Node]:

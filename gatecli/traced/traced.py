@@ -7,13 +7,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from gatecli.errors import InternalError
 from gatecli.traced.recipe import RULES
 from gatecli.traced.site import Site
 
-__all__ = ["NodeCost", "Shape", "Traced", "has_channels_last"]
+__all__ = ["NodeCost", "Shape", "Traced", "has_channels_last", "parts_of"]
 
 Shape = tuple[int, ...]
 TOKENS = 3  # dimensions of (N, L, C)
@@ -140,9 +141,22 @@ def has_channels_last(root: nn.Module, costs: Mapping[str, NodeCost], value: fx.
         if module is not None and next(module.parameters(), None) is not None:
             return False
         before, node = node, node.args[0] if node.args else None
-        if isinstance(node, fx.Node) and not _same_shape(costs, before, node):
+        whole = _cut_at_the_end(costs, node)
+        if whole is not None:
+            node = whole
+        elif isinstance(node, fx.Node) and not _same_shape(costs, before, node):
             return False
     return False
+
+
+def _cut_at_the_end(costs: Mapping[str, NodeCost], node: Any) -> fx.Node | None:
+    """What a node cuts in equal parts along its last dimension; None where it does not."""
+    whole = node.args[0] if isinstance(node, fx.Node) and node.args else None
+    if not isinstance(whole, fx.Node) or whole.name not in costs:
+        return None
+    count, dim = parts_of(whole)
+    last = len(costs[whole.name].shape or ()) - 1
+    return whole if count > 1 and dim in (-1, last) else None
 
 
 def _same_shape(costs: Mapping[str, NodeCost], one: fx.Node, other: fx.Node) -> bool:
@@ -150,3 +164,16 @@ def _same_shape(costs: Mapping[str, NodeCost], one: fx.Node, other: fx.Node) -> 
     if one.name not in costs or other.name not in costs:
         return True
     return costs[one.name].shape == costs[other.name].shape
+
+
+def parts_of(node: fx.Node) -> tuple[int, int]:
+    """In how many equal parts the only reader of a value cuts it, and along which dimension.
+
+    (1, 0) where it does nothing of the kind.
+    """
+    user = next(iter(node.users)) if len(node.users) == 1 else None
+    if user is None or user.target not in ("chunk", torch.chunk):
+        return 1, 0
+    told: Any = {"dim": 0, **dict(zip(("chunks", "dim"), user.args[1:], strict=False))}
+    told |= user.kwargs
+    return told["chunks"], told["dim"]

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from gatecli.errors import SettingError
 from gatecli.graph.ops import is_cat, module_of
-from gatecli.graph.patterns import calls, has_weights, keeps_zero
+from gatecli.graph.patterns import calls, has_weights, is_product, keeps_zero
 from gatecli.graph.prune_channels.constants import (
     Cut,
     after_norm,
@@ -21,7 +21,7 @@ from gatecli.graph.prune_channels.constants import (
 from gatecli.graph.prune_channels.entries import NORM, keep_entries
 from gatecli.graph.prune_channels.inputs import absorbs, check_reader, read_less
 from gatecli.graph.prune_channels.naming import is_own, reader
-from gatecli.graph.prune_channels.together import is_product, sum_of, trim_factor
+from gatecli.graph.prune_channels.together import sum_of, trim_factor
 from gatecli.traced.traced import NodeCost, has_channels_last
 
 __all__ = ["Gone", "fold", "foldable"]

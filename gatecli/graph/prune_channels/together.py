@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import fx, nn
 
 from gatecli.errors import SettingError
 from gatecli.graph.ops import is_add
-from gatecli.graph.patterns import tail_of
+from gatecli.graph.patterns import is_product, tail_of
 from gatecli.graph.prune_channels.constants import Cut
 from gatecli.graph.prune_channels.naming import reader
 from gatecli.graph.prune_channels.outputs import keep_outputs
 from gatecli.traced.traced import NodeCost
 
-__all__ = ["is_product", "sum_of", "trim_factor"]
-
-PRODUCTS = {operator.mul, torch.mul}
+__all__ = ["sum_of", "trim_factor"]
 
 
 def sum_of(node: fx.Node, cuts: Sequence[Cut]) -> Cut:
@@ -32,16 +28,6 @@ def sum_of(node: fx.Node, cuts: Sequence[Cut]) -> Cut:
     if not alike or not (is_add(node) or is_product(node)):
         raise SettingError(f"{reader(node)} reads it together with another")
     return first
-
-
-def is_product(node: fx.Node) -> bool:
-    """Whether the node multiplies two values of the graph."""
-    if node.op == "call_method":
-        named = node.target == "mul"
-    else:
-        named = node.op == "call_function" and node.target in PRODUCTS
-    sources = [arg for arg in node.args if isinstance(arg, fx.Node) and arg.op != "get_attr"]
-    return named and len(sources) == len(node.args) == 2 and not node.kwargs
 
 
 def trim_factor(

@@ -14,8 +14,9 @@ from torch import fx, nn
 from gatecli.graph import edit, prune_channels
 from gatecli.graph.ops import is_decision, is_mask, module_of, widen
 from gatecli.kinds.base import MASK, VALUE, Gone
+from gatecli.kinds.hidden.apart import is_depthwise, is_pointwise
 from gatecli.kinds.hidden.executor import APART, COLUMNS, ROWS, HiddenLayers, HiddenValue, steps_of
-from gatecli.kinds.hidden.find import Hidden, HiddenFinder, hidden_at, is_depthwise, refusals
+from gatecli.kinds.hidden.find import Hidden, HiddenFinder, hidden_at, refusals
 from gatecli.kinds.masked import UnitsKind, output_of, savings_by_unit
 from gatecli.lowering.context import Lowering
 from gatecli.traced.site import Saving, Site
@@ -161,6 +162,8 @@ def _hows(root: nn.Module, hidden: Hidden) -> dict[fx.Node, str]:
     for node in hidden.tail[1:]:
         if isinstance(module_of(root, node), nn.BatchNorm2d) or is_depthwise(root, node):
             hows[node] = APART
+        elif is_pointwise(root, node):
+            hows[node] = ROWS
     layers = _between(root, hidden)
     if layers:
         hows[layers[0]] = COLUMNS

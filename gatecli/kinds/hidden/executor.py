@@ -17,6 +17,7 @@ from gatecli.graph.ops import mask, module_of
 from gatecli.lowering.gather import take
 from gatecli.lowering.inplace import Executor
 from gatecli.lowering.region import Function, convolved, function_of
+from gatecli.traced.traced import parts_of
 
 __all__ = ["HiddenLayers", "HiddenValue", "Step", "steps_of"]
 
@@ -35,6 +36,7 @@ class Step:
         inputs: Names of the values that it reads.
         output: The name of its value.
         is_value: Whether that is what is masked.
+        parts: In how many equal parts that value is cut, a row of each for a unit.
     """
 
     how: str
@@ -43,6 +45,7 @@ class Step:
     inputs: tuple[str, ...]
     output: str
     is_value: bool = False
+    parts: int = 1
 
 
 def steps_of(
@@ -63,6 +66,7 @@ def steps_of(
             inputs=tuple(inputs),
             output=node.name,
             is_value=node is value,
+            parts=parts_of(node)[0],
         )
         steps.append(step)
     return steps
@@ -84,7 +88,7 @@ class HiddenLayers(Executor):
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
         """`x` (N, ...), `z` (N, units) -> what the last step gives, (N, ...)."""
-        width = self._layer(self.steps[0]).weight.shape[0]
+        width = self._width()
         z = z if z.shape[1] == width else z.repeat_interleave(width // z.shape[1], 1)
         if len(x) == 0:
             return self._run(x, None, None)
@@ -96,6 +100,11 @@ class HiddenLayers(Executor):
         if len(z) == 1 or (is_whole and bool(z.all())):
             return self._run(x, part, None)
         return self._run(x, part, z if is_whole else z.index_select(1, open_))
+
+    def _width(self) -> int:
+        """How many channels the value has."""
+        first = self.steps[0]
+        return len(self._layer(first).weight) // first.parts
 
     def _layer(self, step: Step) -> Any:
         return self.root.get_submodule(step.path)
@@ -109,7 +118,8 @@ class HiddenLayers(Executor):
             if step.run is not None:
                 result = step.run(self.root, *given)
             else:
-                result = _partial(self._layer(step), step.how, given[0], part)
+                rows = part if part is None else _in_parts(part, step.parts, self._width())
+                result = _partial(self._layer(step), step.how, given[0], rows)
             if step.is_value and z is not None:
                 result = mask(result, z, self.axis)
             values[step.output] = result
@@ -131,7 +141,7 @@ class HiddenValue(HiddenLayers):
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
         """`x` (N, ...), `z` (N, units) -> the value, zero where units are closed."""
-        width = self._layer(self.steps[0]).weight.shape[0]
+        width = self._width()
         z = z if z.shape[1] == width else z.repeat_interleave(width // z.shape[1], 1)
         open_ = z.amax(0).nonzero().reshape(-1) if len(x) else z.new_zeros(0, dtype=torch.long)
         if open_.numel() == width or len(x) == 0 or torch.is_grad_enabled():
@@ -143,6 +153,11 @@ class HiddenValue(HiddenLayers):
         shape = list(some.shape)
         shape[self.axis] = width
         return some.new_zeros(shape).index_copy_(self.axis, open_, some)
+
+
+def _in_parts(part: Tensor, count: int, width: int) -> Tensor:
+    """The outputs that are units, (k,), in each of `count` parts of `width`: (count * k,)."""
+    return part if count == 1 else torch.cat([part + number * width for number in range(count)])
 
 
 def _partial(layer: Any, how: str, x: Tensor, part: Tensor | None) -> Tensor:

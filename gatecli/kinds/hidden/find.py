@@ -1,10 +1,12 @@
 """Find hidden units on the traced graph: what is widened, and narrowed again.
 
-Two forms, in both of which a unit is a row of the first layer and a column of the last:
+Three forms, in all of which a unit is a row of the first layer and a column of the last:
 
     perceptron          linear layer -> what treats each unit apart -> linear layer, on tokens
                         (N, L, C) or on maps (N, H, W, C); or two 1x1 convolutions. ViT, Swin,
                         ConvNeXt
+    gated perceptron    the same behind the product of two such layers, or of two halves of one: a
+                        unit is a row of both (see gated.py). SwiGLU: DINOv2, EVA-02, AIMv2
     inverted residual   1x1 convolution -> a depthwise one -> squeeze-and-excitation, or none ->
                         1x1 convolution, each with its BatchNorm and activation. MobileNet,
                         EfficientNet
@@ -24,14 +26,14 @@ from torch import fx, nn
 
 from gatecli.graph import prune_channels
 from gatecli.graph.flow import constants
-from gatecli.graph.normalize import DROPOUTS
 from gatecli.graph.ops import is_decision, is_mask, module_of, widen
-from gatecli.graph.patterns import calls, is_channelwise, is_plain, keeps_zero
-from gatecli.graph.prune_channels.together import is_product
+from gatecli.graph.patterns import is_product, keeps_zero
+from gatecli.kinds.hidden.apart import is_depthwise, is_pointwise, works_apart
+from gatecli.kinds.hidden.gated import gated_tail
 from gatecli.traced.site import Site
 from gatecli.traced.traced import Traced
 
-__all__ = ["SUFFIX", "HiddenFinder", "Hidden", "hidden_at", "is_depthwise", "refusals"]
+__all__ = ["SUFFIX", "Hidden", "HiddenFinder", "hidden_at", "refusals"]
 
 SUFFIX = ".hidden"
 
@@ -64,7 +66,7 @@ class HiddenFinder:
         found, net = [], self.net
         fixed = constants(net.graph)  # as what makes a bias of positions: computed of no image
         for node in net.graph.nodes:
-            looks = node not in fixed and _is_pointwise(net.root, node)
+            looks = node not in fixed and is_pointwise(net.root, node)
             hidden = hidden_at(net, node) if looks else None
             if hidden is not None and _is_widened(net, hidden) and self._can_go(hidden):
                 found.append(self._site(hidden))
@@ -113,62 +115,26 @@ def hidden_at(net: Traced, first: fx.Node, value: fx.Node | None = None) -> Hidd
     if len(readers) > 1:
         between = _followed(net, _scaled(net, masked, readers))
         readers = _read_by(net, between[-1]) if between else []
-    if len(readers) != 1 or not _is_pointwise(net.root, readers[0]):
+    if len(readers) != 1 or not is_pointwise(net.root, readers[0]):
         return None
     return Hidden(tail=tail, between=between, last=readers[0])
 
 
 def _tail(net: Traced, first: fx.Node) -> list[fx.Node]:
-    """A layer and what follows it unit by unit, up to what others read.
+    """A layer, or a gated perceptron's two, and what follows unit by unit, up to what others read.
 
     What changes the shape belongs to it only where a depthwise convolution follows.
     """
-    linear = isinstance(module_of(net.root, first), nn.Linear)
-    tail = end = [first]
+    axis = -1 if isinstance(module_of(net.root, first), nn.Linear) else 1
+    tail = end = gated_tail(net, first, axis) or [first]
     while len(tail[-1].users) == 1:
         (node,) = tail[-1].users
-        if not _works_apart(net, node, tail[-1], -1 if linear else 1):
+        if not works_apart(net, node, tail[-1], axis):
             break
         tail = [*tail, node]
         if is_depthwise(net.root, node) or net.shape(node) == net.shape(end[-1]):
             end = tail
     return end
-
-
-def _works_apart(net: Traced, node: fx.Node, source: fx.Node, axis: int) -> bool:
-    """Whether a node treats each channel of what it reads, dimension `axis`, apart."""
-    module = module_of(net.root, node)
-    if (
-        module is not None
-        and calls(node.graph, node) > 1
-        and any(True for _ in module.parameters())
-    ):
-        return False
-    if node.target in DROPOUTS:  # it reads also whether the network is in training
-        return node.args[0] is source
-    if axis == 1 and (is_depthwise(net.root, node) or is_plain(module, nn.BatchNorm2d)):
-        return True
-    return is_channelwise(net.root, node, net.shape(source), axis)
-
-
-def is_depthwise(root: nn.Module, node: fx.Node) -> bool:
-    """Whether a node is a convolution of which each output reads one input, and back."""
-    conv = module_of(root, node)
-    if not isinstance(conv, nn.Conv2d) or not is_plain(conv, nn.Conv2d):
-        return False
-    return conv.groups == conv.in_channels == conv.out_channels > 1
-
-
-def _is_pointwise(root: nn.Module, node: fx.Node) -> bool:
-    """Whether a node is a linear layer or a 1x1 convolution, called once."""
-    module = module_of(root, node)
-    if module is None or calls(node.graph, node) > 1:
-        return False
-    if is_plain(module, nn.Linear):
-        return True
-    if not isinstance(module, nn.Conv2d) or not is_plain(module, nn.Conv2d):
-        return False
-    return module.groups == 1 and module.kernel_size == (1, 1) and module.padding in ((0, 0), 0)
 
 
 def _readers(net: Traced, value: fx.Node, *, gated: bool) -> tuple[list[fx.Node], fx.Node]:
@@ -247,17 +213,18 @@ def _is_widened(net: Traced, hidden: Hidden) -> bool:
 
 
 def refusals(net: Traced) -> dict[str, str]:
-    """Products of two linear layers, or of parts of one (SwiGLU), by their sites' names."""
-    found = {}
+    """Gated perceptrons whose units cannot go one by one, by their sites' names."""
+    found, taken = {}, {name for site in HiddenFinder(net, "").run() for name in site.tail}
     for node in net.graph.nodes:
-        if not is_product(node):
+        if not is_product(node) or node.name in taken:
             continue
         firsts = [_first_of(net, factor) for factor in node.all_input_nodes]
         for first in firsts if None not in firsts else ():
             assert first is not None
             found[f"{first.target}{SUFFIX}"] = (
                 "is one of two layers, or of two parts of one, whose product is taken (a gated MLP,"
-                " as SwiGLU): these are not gated"
+                " as SwiGLU), and what reads the product, as a norm over all units, cannot do"
+                " without one"
             )
     return found
 
