@@ -12,6 +12,7 @@ import torch
 from attentions import EACH, HEADS, NOT_PARTED, SIZE, WAYS, made, transformer, windows, windows_v2
 from counting import counted
 from networks import infer, masked, traced
+from test_contract import decide
 from torch import Tensor, nn
 
 import gatecli
@@ -148,6 +149,10 @@ def attached_to_images(name: str) -> Network:
 def test_heads_are_rounded_up_with_silent_ones() -> None:
     network, x = attached("Three"), images("Three")
     decisions = {site: [0, 1, 0] for site in network.gated_by}
+    said = network.copy()
+    decide(said, decisions)
+    assert gatecli.prune(said, round_to=2).padded == dict.fromkeys(decisions, 1)
+    assert gatecli.prune(said).padded == {}
     pruned = pruned_to(network, decisions, round_to=2)
     assert pruned.get_submodule("layers.0.q").out_features == 2 * EACH
     assert [site.units for site in pruned.sites.values() if site.kind == "head"] == [2, 2]

@@ -194,11 +194,13 @@ def prune_to(network: Network, decisions: Decisions) -> Pruned:
             if not network.site_gates[site].data_dependent
         },
     )
-    return gatecli.prune(
+    result = gatecli.prune(
         network,
         rates={site: [float(unit) for unit in units] for site, units in decisions.items()},
         static=0.5,
     )
+    assert not result.padded  # nothing has been rounded
+    return result
 
 
 def perturb(network: Network, by: float = 0.3) -> None:

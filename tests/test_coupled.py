@@ -140,7 +140,9 @@ def test_groups_and_multiples() -> None:
     network = coupled("cifar-projection", "ind-perbatch", 4).copy()
     assert {gate.units for gate in network.site_gates.values()} == {4}
     decide(network, {site: [1, 0, 0, 1] for site in network.gated_by})
-    smaller = gatecli.prune(network, round_to=12).network
+    result = gatecli.prune(network, round_to=12)
+    smaller = result.network
+    assert list(result.padded.values()) == [4, 8, 4]
     widths = [smaller.sites[site].units for site in network.gated_by]
     assert widths == [12, 24, 36]
     x = CASES["cifar-projection"].images(2)

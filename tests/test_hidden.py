@@ -219,8 +219,11 @@ def test_widths_are_rounded_with_units_that_say_nothing() -> None:
     network, x = expansions(), EXPANSIONS.images(3)
     decisions = {site: [1] * 3 + [0] * (g.units - 3) for site, g in network.site_gates.items()}
     decide(network, decisions)
-    smaller = gatecli.prune(network, round_to=8).network
+    result = gatecli.prune(network, round_to=8)
+    smaller = result.network
     assert {smaller.sites[site].units for site in decisions} == {8}
+    assert result.padded == dict.fromkeys(decisions, 5)
+    assert gatecli.prune(network).padded == {}
     with gatecli.force(network, decisions):
         assert close(infer(network, x), infer(smaller, x))
 

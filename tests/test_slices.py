@@ -240,6 +240,7 @@ def test_pruned_groups_are_gone_and_the_function_stays(
     )
     held = smaller.state_dict()
     kept = 4 if round_to == 1 else 8
+    assert result.padded.get("norm", 0) == kept - 4 and (result.padded or round_to == 1)
     assert held["norm.3.weight"].shape == (kept, 12, 3, 3) and held["norm.4.running_var"].shape == (
         kept,
     )

@@ -132,6 +132,7 @@ def _json(result: Any, scores: Scores | None, path: Path, target: Path) -> dict[
         "out": str(target),
         "arch": result.network.recipe.source.arch,
         "removed": [*result.removed, *thinned],
+        "padded": result.padded,
         "ungated": result.ungated,
         "freed": result.freed,
         "kept_dynamic": result.kept_dynamic,
@@ -191,7 +192,9 @@ def _report(session: Session, network: Network, result: Any, path: Path, target:
     smaller = result.network
     session.say(f"removed {len(result.removed)}: {', '.join(result.removed) or '-'}")
     for site, units in result.thinned.items():
-        session.say(f"removed {len(units)} units of {site}: {_few(units)}")
+        count = result.padded.get(site)
+        more = f"; {count} channels or heads of these stay, as zeros (--round-to)" if count else ""
+        session.say(f"removed {len(units)} units of {site}: {_few(units)}{more}")
     session.say(
         f"always on, gate removed {len(result.ungated)}: {', '.join(result.ungated) or '-'}"
     )

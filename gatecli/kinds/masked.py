@@ -51,11 +51,11 @@ class MaskedKind(Kind):
             # it stands for the value in its full width, until all is done
             net.costs[result.output.name] = net.costs[old.value]
         if not result.gone:
-            return Cut()
+            return Cut(padded=result.padded)
         if not how.wide:
-            return Cut(gone={result.output: result.gone})
+            return Cut(gone={result.output: result.gone}, padded=result.padded)
         wide = widen_again(net.graph, result, net.channel_axis(old.value))
-        return Cut(names={old.value: wide.name}, more=[wide.name])
+        return Cut(names={old.value: wide.name}, more=[wide.name], padded=result.padded)
 
     def kept(self, net: Traced, site: Site, channels: int) -> Site:
         """The site without a gate, of whose value so many channels are left."""

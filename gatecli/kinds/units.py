@@ -62,6 +62,7 @@ class Narrow:
         kept: Of the former channels those that are left.
         gone: Those that are not.
         width: How many there were.
+        padded: How many of `kept` give zeros.
     """
 
     site: Site
@@ -69,6 +70,7 @@ class Narrow:
     kept: list[int]
     gone: list[int]
     width: int
+    padded: int
 
 
 def channels_of(site: Site, width: int, units: Sequence[int]) -> list[int]:
@@ -120,7 +122,7 @@ def narrow(net: Traced, site: Site, decision: SiteDecision, round_to: int = 1) -
         now = [places.index(channel) for channel in channels_of(site, width, decision.dynamic)]
         site = narrow_gate(net, site, masks, decision.dynamic, now, len(places))
     gone = sorted(set(range(width)) - set(places))
-    return Narrow(site=site, output=output, kept=places, gone=gone, width=width)
+    return Narrow(site=site, output=output, kept=places, gone=gone, width=width, padded=len(silent))
 
 
 def _taken(graph: fx.Graph, value: fx.Node, channels: Sequence[int]) -> fx.Node:

@@ -8,7 +8,7 @@ from typing import Any
 from gatecli.errors import SettingError
 from gatecli.methods.base import Method
 from gatecli.network import Network, surgery
-from gatecli.network.surgery import Decisions
+from gatecli.network.surgery import Decided, Decisions
 
 __all__ = ["apply_decisions", "forget", "get", "names", "register"]
 
@@ -46,7 +46,7 @@ def apply_decisions(
     *,
     wide: Sequence[str] | None = None,
     round_to: int = 1,
-) -> list[str]:
+) -> Decided:
     """Decide sites for good, in place, and let the methods tidy up behind that.
 
     Args:
@@ -55,15 +55,12 @@ def apply_decisions(
         wide: The sites whose readers get zeros in the place of units that are gone, as a recipe
             records them; none: worked out.
         round_to: See gatecli.network.surgery.decide.
-
-    Returns:
-        The wide sites.
     """
     if wide is None:
-        wide = surgery.decide(network, decisions, round_to)
+        done = surgery.decide(network, decisions, round_to)
     else:
-        surgery.settle(network, decisions, wide, round_to)
+        done = surgery.settle(network, decisions, wide, round_to)
     for name in set(network.gated_by.values()):
         get(name).tidy(network)
     network.recount()
-    return list(wide)
+    return done

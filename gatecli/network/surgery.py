@@ -7,20 +7,21 @@ folded into it at once.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from torch import fx, nn
 
 from gatecli.errors import SettingError
 from gatecli.graph import prune_channels
 from gatecli.kinds import registry
-from gatecli.kinds.base import MASK, Keeping
+from gatecli.kinds.base import MASK, Cut, Keeping
 from gatecli.kinds.renaming import repair
 from gatecli.network.network import Network
 from gatecli.traced.site import Site, SiteDecision, renamed
 from gatecli.traced.traced import Traced
 
 __all__ = [
+    "Decided",
     "Decisions",
     "around",
     "decide",
@@ -111,7 +112,20 @@ def around(net: Traced, site: Site) -> Site | None:
 # --- deciding for good ---
 
 
-def decide(network: Network, decisions: Decisions, round_to: int = 1) -> list[str]:
+@dataclass(frozen=True, kw_only=True)
+class Decided:
+    """What has become of sites that are decided for good.
+
+    Attributes:
+        wide: The sites whose readers get zeros in the place of units that are gone.
+        padded: By site how many channels, or heads, stay although they are closed, giving zeros.
+    """
+
+    wide: list[str]
+    padded: dict[str, int]
+
+
+def decide(network: Network, decisions: Decisions, round_to: int = 1) -> Decided:
     """Decide sites for good, in place; sites that are left out stay as they are.
 
     Args:
@@ -119,46 +133,49 @@ def decide(network: Network, decisions: Decisions, round_to: int = 1) -> list[st
         decisions: What is decided, by site.
         round_to: Where a branch loses some of its filters, keep so many more, giving zeros, that
             their number is a multiple of this.
-
-    Returns:
-        The sites whose readers get zeros in the place of units that are gone.
     """
     wide = [site for site, each in decisions.items() if stays_wide(network.traced, site, each)]
-    settle(network, decisions, wide, round_to)
-    return wide
+    return settle(network, decisions, wide, round_to)
 
 
-def settle(network: Network, decisions: Decisions, wide: Sequence[str], round_to: int = 1) -> None:
+def settle(
+    network: Network, decisions: Decisions, wide: Sequence[str], round_to: int = 1
+) -> Decided:
     """Decide sites for good, in place, with the readers of `wide` ones keeping their width."""
     net = network.traced
     leave(net, decisions)
     removed = [site for site, each in decisions.items() if _goes(net, site, each)]
     gone: Gone = {}
+    padded: dict[str, int] = {}
     for site, decision in decisions.items():
         if site in net.sites and site not in removed:
             is_wide = site in wide or registry.of(net.sites[site]).always_wide
             how = Keeping(round_to=round_to, wide=is_wide, decisions=decisions)
-            gone |= _keep(net, site, decision, how)
+            cut = _keep(net, site, decision, how)
+            gone |= cut.gone
+            if cut.padded:
+                padded[site] = cut.padded
     _remove(net, removed, gone)
     network.recompile()
+    return Decided(wide=list(wide), padded=padded)
 
 
-def _keep(net: Traced, site: str, decision: SiteDecision, how: Keeping) -> Gone:
-    """Decide a site of which something stays; returns the channels that its readers shall lose."""
+def _keep(net: Traced, site: str, decision: SiteDecision, how: Keeping) -> Cut:
+    """Decide a site of which something stays."""
     place = net.sites[site]
     kind = registry.of(place)
     if kind.leaves:
-        return {}
+        return Cut()
     if not decision.dynamic and not decision.drop and not kind.linked:
         kind.ungate(net, site)
         net.gated_by.pop(site, None)
-        return {}
+        return Cut()
     cut = kind.keep(net, site, decision, how)
     if cut.names:
         _repair(net, site, place, cut.names, cut.more)
     if not decision.dynamic:
         net.gated_by.pop(site, None)
-    return cut.gone
+    return cut
 
 
 def leave(net: Traced, decisions: Decisions) -> None:

@@ -38,6 +38,7 @@ class Pruned:
     """The smaller network, and what was done to which site.
 
     `removed`: branches gone; `thinned`: sites that have lost some of their units -> which;
+    `padded`: those of them where `round_to` has left channels that give zeros -> how many;
     `ungated`: gates gone, all units always run; `freed`: units that always run, and are decided no
     more, of a site that stays dynamic;
     `kept_dynamic`: decided at run time as before; `stuck`: those of them that never run, but cannot
@@ -59,6 +60,7 @@ class Pruned:
     max_logit_change: float
     rates: dict[str, list[float]]
     macs_expected: float
+    padded: dict[str, int] = field(default_factory=dict)
 
 
 def prune(
@@ -116,13 +118,14 @@ def prune_by(
     smaller = network.copy().eval()
     for site in stuck:
         smaller.site_gates[site].threshold.fill_(1.0)  # P(on) is never above it
-    wide = methods.apply_decisions(smaller, able, round_to=round_to)
+    settled = methods.apply_decisions(smaller, able, round_to=round_to)
     if threshold is not None:
         _set_threshold(smaller, threshold, stuck)
     change = verify_logits(network, smaller, decisions)
     verify_decisions(network, smaller, decisions, threshold)
     left = _left_rates(smaller, decisions, rates or known_rates(network))
     result = _result(network, smaller, decisions, left, change)
+    result = replace(result, padded=settled.padded)
     settings = {
         "threshold": threshold,
         "collapse": how.collapse,
@@ -130,7 +133,7 @@ def prune_by(
         "round_to": round_to,
         "plan": {site: list(each.keep) for site, each in able.items()},
         "dynamic": {site: list(each.dynamic) for site, each in able.items() if each.dynamic},
-        "wide": wide,
+        "wide": settled.wide,
     }
     measured = {
         "params": smaller.params,

@@ -211,8 +211,9 @@ def keep_coupled(net: Traced, old: Site, decision: SiteDecision, how: Keeping) -
         net.sites[old.name] = replace(result.site, units=len(result.kept), places=())
     outputs = outputs_of(net, result.site)
     if not result.gone or not how.wide:
-        return Cut(gone=dict.fromkeys(outputs, result.gone) if result.gone else {})
+        gone = dict.fromkeys(outputs, result.gone) if result.gone else {}
+        return Cut(gone=gone, padded=result.padded)
     names: dict[str, str] = {}
     for output, value in zip(outputs, _values(net, old), strict=True):
         names[value.name] = widen_again(net.graph, replace(result, output=output)).name
-    return Cut(names=names, more=list(names.values()))
+    return Cut(names=names, more=list(names.values()), padded=result.padded)

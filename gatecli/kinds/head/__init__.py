@@ -77,7 +77,7 @@ class HeadKind(UnitsKind):
         if not decision.dynamic:
             remove_mask(net.graph, site)
             net.sites[site] = replace(place, units=len(kept.places), places=())
-            return Cut()
+            return Cut(padded=len(kept.silent))
         masked = mask_of(net.graph, site)
         assert masked is not None
         dynamic = channels_of(place, found.heads, decision.dynamic)
@@ -85,7 +85,7 @@ class HeadKind(UnitsKind):
         net.sites[site] = narrow_gate(net, place, [masked], decision.dynamic, now, len(kept.places))
         if found.parts > 1:
             repeat_decision(net, site, found.parts)
-        return Cut()
+        return Cut(padded=len(kept.silent))
 
     def remove(self, net: Traced, site: Site) -> dict[str, str]:
         value = net.find(site.value)
