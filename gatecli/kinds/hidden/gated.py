@@ -33,9 +33,11 @@ def gated_tail(net: Traced, first: fx.Node, axis: int) -> list[fx.Node]:
         The nodes; empty where it makes no factor, or is the second of two layers.
     """
     halves = _halves(net, first, axis)
-    starts = halves or [first, *_beside(net, first)]
-    one, *others = (_way(net, start, axis) for start in starts)
-    other = next((way for way in others if way and way[-1:] == one[-1:]), [])
+    one = _way(net, halves[0] if halves else first, axis)
+    if not one:
+        return []
+    others = (_way(net, start, axis) for start in halves[1:] or _beside(net, first))
+    other = next((way for way in others if way[-1:] == one[-1:]), [])
     if not other:
         return []
     inside = {*(first.users if halves else ()), first, *one, *other}
@@ -46,8 +48,10 @@ def gated_tail(net: Traced, first: fx.Node, axis: int) -> list[fx.Node]:
 def _halves(net: Traced, first: fx.Node, axis: int) -> list[fx.Node]:
     """The two halves of what a layer makes, where it is cut into these and nothing else."""
     count, dim = parts_of(first)
-    dims = len(net.shape(first))
-    if count != 2 or dim % dims != axis % dims or net.shape(first)[axis] % 2:
+    if count != 2:
+        return []
+    shape = net.shape(first)
+    if dim % len(shape) != axis % len(shape) or shape[axis] % 2:
         return []
     (chunk,) = first.users
     halves = sorted(chunk.users, key=lambda half: str(half.args[1:]))
