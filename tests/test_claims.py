@@ -280,6 +280,9 @@ def test_a_difference_is_said_with_its_error_and_seeds() -> None:
     text = comparison_line(comparison, judged(comparison, results), 3)
     assert text == "- a less b: +3.00 points, standard error 1.00, 2 of 3 seeds: **shown**"
     assert comparison_line(comparison, judged(comparison, {}), 3) == "- a less b: not run yet"
+    once = {"a": {0: {"f": 3.0}}, "b": {0: {"f": 1.0}}}
+    text = comparison_line(comparison, judged(comparison, once), 3)
+    assert text == "- a less b: +2.00 points, no standard error yet, 1 of 3 seeds: **not shown**"
 
 
 def test_a_verdict_on_few_runs_says_so() -> None:

@@ -56,7 +56,9 @@ def comparison_line(comparison: Comparison, found: Judged, seeds: int) -> str:
     if not found.seeds:
         return f"- {comparison.says}: {found.word} yet"
     count = f"{found.seeds} of {seeds} seeds"
+    # a figure that a run has once has none before a second seed
+    error = f"standard error {found.error:.2f}" if found.error else "no standard error yet"
     return (
-        f"- {comparison.says}: {found.mean:+.2f} {comparison.unit}, standard error"
-        f" {found.error:.2f}, {count}: **{found.word}**"
+        f"- {comparison.says}: {found.mean:+.2f} {comparison.unit}, {error}, {count}:"
+        f" **{found.word}**"
     )
