@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Apart", "Maps", "Normed", "Packed"]
+__all__ = ["Apart", "Cut", "Maps", "Normed", "Packed"]
 
 
 class Tokens(nn.Module):
@@ -49,6 +49,18 @@ class Packed(Tokens):
     def perceptron(self, x: Tensor) -> Tensor:
         gate, up = self.both(x).chunk(2, dim=-1)
         return self.down(torch.sigmoid(gate) * up)
+
+
+class Cut(Tokens):
+    """What reads the units is itself cut in halves, as what scales and shifts others is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 12), nn.Linear(12, 16)
+
+    def perceptron(self, x: Tensor) -> Tensor:
+        scale, shift = self.down(F.gelu(self.up(x))).chunk(2, -1)
+        return x * scale + shift
 
 
 class Maps(nn.Module):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from gated_perceptrons import Apart, Maps, Normed, Packed
+from gated_perceptrons import Apart, Cut, Maps, Normed, Packed
 from networks import EXPANSIONS, infer, lively, masked
 from test_contract import close, decide, run_macs
 from torch import Tensor, nn
@@ -67,6 +67,7 @@ LIBRARIES: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "gated-apart": (Apart, 1),
     "gated-packed": (Packed, 1),
     "gated-maps": (Maps, 2),
+    "cut-behind": (Cut, 1),
     "mobilenet_v2": (functools.partial(torchvisions, "mobilenet_v2", width_mult=0.1), 16),
     "mobilenet_v3": (functools.partial(torchvisions, "mobilenet_v3_small", width_mult=0.2), 11),
 }

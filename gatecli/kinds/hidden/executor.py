@@ -66,7 +66,7 @@ def steps_of(
             inputs=tuple(inputs),
             output=node.name,
             is_value=node is value,
-            parts=parts_of(node)[0],
+            parts=parts_of(node)[0] if how == ROWS else 1,
         )
         steps.append(step)
     return steps
