@@ -32,7 +32,8 @@ def keep_outputs(
         module = module_of(root, node)
         if not isinstance(module, MADE):
             continue
-        numbers, quiet = _outputs(node, module, kept, silent)
+        count = 1 if node is tail[-1] else parts_of(node)[0]  # cut behind the tail it stays whole
+        numbers, quiet = _outputs(count, module, kept, silent)
         index = torch.tensor(numbers)
         keep_entries(module, ("weight", "bias"), index, quiet)
         if isinstance(module, nn.Linear):
@@ -47,10 +48,9 @@ def keep_outputs(
 
 
 def _outputs(
-    node: fx.Node, module: Any, kept: Sequence[int], silent: Collection[int]
+    count: int, module: Any, kept: Sequence[int], silent: Collection[int]
 ) -> tuple[list[int], list[int]]:
-    """A layer's own outputs that are these channels, and which of them are to give zeros."""
-    count, _ = parts_of(node)
+    """A layer's outputs that are these channels of `count` parts, and which are to give zeros."""
     width = module.num_features if isinstance(module, nn.BatchNorm2d) else len(module.weight)
     numbers = [channel + part * (width // count) for part in range(count) for channel in kept]
     every = [*kept] * count
