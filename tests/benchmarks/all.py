@@ -21,6 +21,7 @@ BENCHMARKS = (
     "startup",
     "skipping",
     "training",
+    "memory",
     "exits",
     "calibration",
     "filters",
