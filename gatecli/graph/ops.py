@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from gatecli.graph.runs import Runs, are_few, sources_of
+from gatecli.graph.runs import Runs, sources_of
 
 __all__ = [
     "FRESH_LAYERS",
@@ -93,18 +93,20 @@ def widen(value: Tensor, runs: Runs, width: int, axis: int = 1) -> Tensor:
 
     Elsewhere there are zeros. Axis -1: (N, ..., k) -> (N, ..., width).
     """
+    if len(runs) == 1:
+        ((first, end),) = runs
+        return F.pad(value, _at(value, axis, first, width - end))
     if axis != 1:
         return widen(value.movedim(axis, 1), runs, width).movedim(1, axis)
-    if are_few(runs):
-        return add_at(
-            value.new_zeros(value.shape[0], width, *value.shape[2:]), value, runs, in_place=True
-        )
-    return take_channels(
-        torch.cat((value, torch.zeros_like(value[:, :1])), 1), sources_of(runs, width)
-    )
+    return take_channels(F.pad(value, _at(value, 1, 0, 1)), sources_of(runs, width))
 
 
 describe(widen, fresh=True)
+
+
+def _at(value: Tensor, axis: int, before: int, behind: int) -> list[int]:
+    """What F.pad, which counts dimensions from the last, is told to pad one of them."""
+    return [0, 0] * (-1 - axis if axis < 0 else value.ndim - 1 - axis) + [before, behind]
 
 
 def add_at(x: Tensor, value: Tensor, runs: Runs, *, in_place: bool = False) -> Tensor:

@@ -87,7 +87,7 @@ class Places:
         """The numbers, int64, on a device."""
         if device not in self.tables:
             # one made in inference mode could not take part in a later backward pass
-            with torch.inference_mode(mode=False):
+            with torch.inference_mode(False):  # noqa: FBT003 - Dynamo takes it by place
                 self.tables[device] = torch.tensor(self.channels, device=device)
         return self.tables[device]
 

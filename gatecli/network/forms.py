@@ -60,7 +60,8 @@ class Forms:
     @cached_property
     def skipping(self) -> Form:
         """What evaluation runs."""
-        return skipping(self.net)
+        form: Form = skipping(self.net)
+        return form
 
     def at_exits(self, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """What exits see of images, and the final logits; see Network.at_exits."""

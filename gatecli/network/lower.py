@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import fx
 
 from gatecli.graph.ops import decided_by, is_add, is_mask, module_of
@@ -25,8 +26,12 @@ __all__ = ["LOWERED", "lower", "lower_whole", "skipping", "stages_of"]
 Form = Callable[..., Any]  # (root, images) -> what the network returns
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def skipping(net: Traced) -> Form:
-    """What evaluation runs; a kind may cut it into stages."""
+    """What evaluation runs; a kind may cut it into stages.
+
+    torch.compile is to see what is made here, not how.
+    """
     graph = lower(net)
     return stages_of(graph) or compile_graph(graph)
 

@@ -1,0 +1,51 @@
+"""What has lost some of its filters and is added to what has all: no detour in any runtime."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from networks import CASES, infer
+from test_contract import decide
+
+import gatecli
+from gatecli.network import Network
+
+CASE = CASES["cifar-projection"]
+LEFT: dict[str, Callable[[int], bool]] = {
+    "one run": lambda unit: unit >= 3,
+    "many runs": lambda unit: unit % 2 == 0,
+}
+
+
+def pruned(runs: str) -> Network:
+    network = gatecli.attach(CASE.network(), "ind-perbatch", kinds=["filter"]).network
+    gates = network.site_gates
+    decide(network, {s: [int(LEFT[runs](unit)) for unit in range(gates[s].units)] for s in gates})
+    return gatecli.prune(network).network.eval()
+
+
+@pytest.mark.parametrize("runs", LEFT)
+def test_an_onnx_file_has_each_value_padded_and_put_in_place(runs: str, tmp_path: Path) -> None:
+    """Slices that are assigned to become a dozen nodes each, and take longer than what is saved."""
+    done = gatecli.export(pruned(runs), tmp_path / "pruned.onnx")
+    nodes = Counter(node.op_type for node in onnx.load(done.out).graph.node)
+    arithmetic = {"Conv", "Relu", "Add", "Pad", "Gather", "ReduceMean", "Reshape", "Gemm"}
+    assert nodes.keys() <= arithmetic and nodes["Pad"] > 0 and nodes["Gather"] <= nodes["Pad"]
+
+
+@pytest.mark.parametrize("runs", LEFT)
+def test_torch_compile_takes_it_as_it_takes_a_plain_network(runs: str) -> None:
+    """At the first call, when nothing has been lowered, and whole at the second."""
+    network, images = pruned(runs), CASE.images(2)
+    expected = infer(network.copy().eval(), images)
+    torch.compiler.reset()
+    with torch.inference_mode():
+        assert torch.equal(torch.compile(network, backend="eager")(images), expected)
+        torch.compiler.reset()
+        whole = torch.compile(network, backend="eager", fullgraph=True)
+        assert torch.equal(whole(images), expected)
