@@ -10,10 +10,11 @@ import onnx
 import pytest
 import torch
 from networks import CASES, infer
-from test_contract import decide
+from test_contract import decide, run_macs
 
 import gatecli
 from gatecli.network import Network
+from gatecli.network.costs import expected_macs
 
 CASE = CASES["cifar-projection"]
 LEFT: dict[str, Callable[[int], bool]] = {
@@ -49,3 +50,22 @@ def test_torch_compile_takes_it_as_it_takes_a_plain_network(runs: str) -> None:
         torch.compiler.reset()
         whole = torch.compile(network, backend="eager", fullgraph=True)
         assert torch.equal(whole(images), expected)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "oneblock"])
+def test_what_is_pruned_never_costs_more_than_what_skips(name: str) -> None:
+    """A convolution reads less of what an addition beside it reads in full."""
+    network = gatecli.attach(CASES[name].network(), "ind-perbatch", kinds=["filter"]).network
+    torch.manual_seed(0)
+    gates = network.site_gates
+    decisions = {site: torch.randint(2, (gates[site].units,)).tolist() for site in gates}
+    for units in decisions.values():
+        units[0] = 1
+    decide(network, decisions)
+    rates = {site: [float(unit) for unit in units] for site, units in decisions.items()}
+    images = CASES[name].images(1)
+    logits = infer(network.eval(), images)
+    result = gatecli.prune(network)
+    assert result.macs_expected <= expected_macs(network, rates) == run_macs(network, images)
+    assert run_macs(result.network, images) == result.macs_expected
+    assert torch.allclose(infer(result.network.eval(), images), logits, atol=1e-5)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["Runs", "are_few", "others", "runs_of", "sources_of"]
+__all__ = ["Runs", "are_few", "numbers_of", "others", "runs_of", "sources_of"]
 
 Runs = tuple[tuple[int, int], ...]  # channels as (first, one past the last) pairs
 
@@ -12,6 +12,11 @@ Runs = tuple[tuple[int, int], ...]  # channels as (first, one past the last) pai
 def are_few(runs: Runs) -> bool:
     """Whether slices are quicker than an index, to run and, as each is a node, to export."""
     return len(runs) <= 4
+
+
+def numbers_of(runs: Runs) -> list[int]:
+    """All channels of some runs: ((0, 2), (4, 5)) -> [0, 1, 4]."""
+    return [number for first, end in runs for number in range(first, end)]
 
 
 def others(count: int, channels: Sequence[int]) -> tuple[int, ...]:

@@ -38,12 +38,14 @@ class Cut:
         gone: Values of which channels are zero: who reads them is to lose these.
         names: Nodes that are gone -> what has taken their place.
         more: New nodes that compute what a site's branch did.
+        wide: Of these, values among zeros that convolutions can do without.
         padded: Channels, or heads, that stay although they are closed, and give zeros.
     """
 
     gone: Gone = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
     more: list[str] = field(default_factory=list)
+    wide: list[str] = field(default_factory=list)
     padded: int = 0
 
 

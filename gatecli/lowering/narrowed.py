@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from gatecli.graph.ops import add_at, never_negative, relu_after, widen
-from gatecli.graph.runs import Runs, are_few
+from gatecli.graph.runs import Runs, are_few, numbers_of
 from gatecli.lowering.context import Lowering
 from gatecli.lowering.gather import Places, add_channels
 from gatecli.lowering.inplace import WritingExecutor
@@ -23,11 +23,8 @@ class AddAt(WritingExecutor):
 
     def __init__(self, root: nn.Module, runs: Runs, *, rectify: bool, rectified: bool) -> None:
         super().__init__(root, rectify=rectify, rectified=rectified)
-        channels: list[int] = []
-        for first, end in runs:
-            channels += range(first, end)
         self.runs = runs
-        self.places = Places(channels)
+        self.places = Places(numbers_of(runs))
 
     def forward(self, value: Tensor, shortcut: Tensor, *others: Tensor) -> Tensor:
         """`value` (N, k, H, W), `shortcut` (N, C, H, W) -> the shape of the shortcut."""

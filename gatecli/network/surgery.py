@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from torch import fx, nn
 
@@ -31,6 +32,7 @@ __all__ = [
     "why_not_removable",
 ]
 
+RULES_OF_NARROW_READERS = 4
 Decisions = Mapping[str, SiteDecision]  # by site
 Gone = dict[fx.Node, list[int]]
 
@@ -147,17 +149,29 @@ def settle(
     removed = [site for site, each in decisions.items() if _goes(net, site, each)]
     gone: Gone = {}
     padded: dict[str, int] = {}
+    among_zeros: list[str] = []
     for site, decision in decisions.items():
         if site in net.sites and site not in removed:
             is_wide = site in wide or registry.of(net.sites[site]).always_wide
             how = Keeping(round_to=round_to, wide=is_wide, decisions=decisions)
             cut = _keep(net, site, decision, how)
             gone |= cut.gone
+            among_zeros += cut.wide
             if cut.padded:
                 padded[site] = cut.padded
     _remove(net, removed, gone)
+    if net.rules >= RULES_OF_NARROW_READERS:
+        _read_narrow(net, among_zeros)
     network.recompile()
     return Decided(wide=list(wide), padded=padded)
+
+
+def _read_narrow(net: Traced, among_zeros: Iterable[str]) -> None:
+    """Let convolutions read values without the zeros that others need."""
+    wide = [net.node(name) for name in among_zeros if net.has(name)]
+    gated = [net.sites[site] for site in net.gated_by]
+    apart = [site.branch for site in gated if MASK not in registry.of(site).offers]
+    prune_channels.read_narrow(net, wide, list(chain.from_iterable(apart)))
 
 
 def _keep(net: Traced, site: str, decision: SiteDecision, how: Keeping) -> Cut:

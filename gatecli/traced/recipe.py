@@ -33,9 +33,9 @@ __all__ = [
 
 # 1: a method's settings are numbers, words or null; 2: also true and false, lists and mappings
 FORMAT = 2
-# of finding and numbering sites; 1: exits as the first release places them; 2: attention as tracing
-# leaves it
-RULES = 3
+# of finding and numbering sites, and of deciding them; 1: exits as the first release places them;
+# 2: attention as tracing leaves it; 3: convolutions read zeros where an addition beside them does
+RULES = 4
 LATER = ("key", "prefix", "assumed", "softmax")  # of Source: older gatecli do not know them
 BROKEN = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
 

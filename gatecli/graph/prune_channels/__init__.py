@@ -10,12 +10,14 @@ Two ways, each for what comes before or after a value:
 
 A constant folds only where it is the same at every position: before a convolution that pads its
 input with zeros it is not, unless it is zero. A reader that cannot lose channels keeps its width:
-it reads zeros in their place (`gatecli.graph.ops.widen`).
+it reads zeros in their place (`gatecli.graph.ops.widen`); convolutions beside it lose them still
+(narrow_reads).
 """
 
 from gatecli.graph.prune_channels.entries import keep_entries, on_one_device
 from gatecli.graph.prune_channels.fold import fold, foldable
 from gatecli.graph.prune_channels.inputs import drop_inputs
+from gatecli.graph.prune_channels.narrow_reads import read_narrow
 from gatecli.graph.prune_channels.outputs import cut_norm, keep_outputs, stays_zero
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "foldable",
     "keep_entries",
     "keep_outputs",
+    "read_narrow",
     "on_one_device",
     "stays_zero",
 ]

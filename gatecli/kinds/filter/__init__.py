@@ -15,6 +15,7 @@ from gatecli.graph import additions, prune_channels
 from gatecli.graph.edit import mask_of
 from gatecli.graph.ops import is_add, never_negative, relu_after, widen
 from gatecli.graph.patterns import tail_of
+from gatecli.graph.runs import numbers_of
 from gatecli.graph.trace import remove_dead
 from gatecli.kinds.base import MASK, VALUE, Cut, Gone, Keeping, Kind
 from gatecli.kinds.filter import coupled
@@ -68,6 +69,10 @@ class FilterKind(UnitsKind):
         if site.name in net.gated_by:
             nodes += readers_of(net, site.name)
         return savings_by_unit(net, site, nodes)
+
+    def keep(self, net: Traced, site: str, decision: SiteDecision, how: Keeping) -> Cut:
+        cut = super().keep(net, site, decision, how)
+        return replace(cut, wide=cut.more)
 
     def why_not_removable(
         self, net: Traced, site: Site, replaced: dict[fx.Node, fx.Node]
@@ -187,10 +192,7 @@ def _widened(masked: fx.Node) -> tuple[fx.Node, list[int] | None]:
     if len(masked.users) != 1 or user.target is not widen:
         return masked, None
     runs: Any = user.args[1]
-    places: list[int] = []
-    for first, end in runs:
-        places += range(first, end)
-    return user, places
+    return user, numbers_of(runs)
 
 
 FILTER = FilterKind()
