@@ -31,8 +31,8 @@ def millions(count: int) -> str:
 
 
 def megabytes(count: int) -> str:
-    """Spell bytes in megabytes, of a million each."""
-    return f"{count / 1e6:.2f} MB"
+    """Spell bytes in megabytes, of a million each; nothing for none, where there is no file."""
+    return f"{count / 1e6:.2f} MB" if count else ""
 
 
 def percent(value: float | None) -> str:
