@@ -390,6 +390,13 @@ def ind_rounded() -> Made:
     yield "pruned", pruned(after, round_to=4)
 
 
+@golden("ind-filters")
+def ind_filters() -> Made:
+    """Convolutions that lose inputs which an addition beside them reads as zeros."""
+    after = tuned(attached(own("residual", width=4), "ind-perbatch", kinds=["filter"]))
+    yield "pruned", pruned(after)
+
+
 @golden("ind-stuck")
 def ind_stuck() -> Made:
     after = tuned(attached(own("padded_dense"), "ind-pergate"))
