@@ -1,5 +1,6 @@
 """How quick a network is in ONNX Runtime that has lost half of its filters, by what they are
-rounded to: closed at random, one image, one thread, CPU time.
+rounded to, and by whether those that share an addition go together: closed at random, one image,
+one thread, CPU time.
 
 PYTHONPATH=tests/benchmarks python docs/experiments/rounding.py
 """
@@ -26,25 +27,32 @@ CLOSED = -4.0  # a logit
 
 def main() -> None:
     timing.one_thread()
-    print("| network | rounded to | MACs | ms | of the source's |\n|---|---|---|---|---|")
-    for arch, size in SIZES.items():
-        torch.manual_seed(0)
-        model = build(arch, {}).eval()
-        network = gatecli.attach(
-            model, "ind-perbatch", kinds=["filter"], input_size=(size, size), arch=arch
-        ).network
-        close_half(network)
-        cut = {each: gatecli.prune(network, round_to=each).network for each in ROUND_TO}
-        x = torch.randn(1, 3, size, size)
-        calls = {"source": call(model, network, x)}
-        calls |= {str(each): call(cut[each], network, x) for each in ROUND_TO}
-        with torch.inference_mode():
-            times = timing.interleaved(calls, ROUNDS[arch], seconds=timing.process_seconds)
-        for each in ROUND_TO:
-            macs = cut[each].macs_dense / network.recipe.source.macs
-            ms = min(times[str(each)]) * 1e3
-            share = 1 / timing.ratio(times, "source", str(each))
-            print(f"| {arch} at {size} | {each} | {macs:.3f} | {ms:.3f} | {share:.2f} |")
+    print("| network | coupled | rounded to | MACs | ms | of the source's |")
+    print("|---|---|---|---|---|---|")
+    for arch in SIZES:
+        for coupled in ("no", "yes"):
+            report(arch, coupled)
+
+
+def report(arch: str, coupled: str) -> None:
+    """Print the rows of one network."""
+    size = SIZES[arch]
+    torch.manual_seed(0)
+    model = build(arch, {}).eval()
+    how: dict[str, Any] = {"input_size": (size, size), "arch": arch, "coupled": coupled}
+    network = gatecli.attach(model, "ind-perbatch", kinds=["filter"], **how).network
+    close_half(network)
+    cut = {each: gatecli.prune(network, round_to=each).network for each in ROUND_TO}
+    x = torch.randn(1, 3, size, size)
+    calls = {"source": call(model, network, x)}
+    calls |= {str(each): call(cut[each], network, x) for each in ROUND_TO}
+    with torch.inference_mode():
+        times = timing.interleaved(calls, ROUNDS[arch], seconds=timing.process_seconds)
+    for each in ROUND_TO:
+        macs = cut[each].macs_dense / network.recipe.source.macs
+        ms = min(times[str(each)]) * 1e3
+        share = 1 / timing.ratio(times, "source", str(each))
+        print(f"| {arch} at {size} | {coupled} | {each} | {macs:.3f} | {ms:.3f} | {share:.2f} |")
 
 
 def close_half(network: Network) -> None:
