@@ -83,6 +83,8 @@ def fastest(everyone: Sequence[Timed]) -> list[float]:
 
 
 def network_like(source: Network, model: nn.Module) -> Network:
-    """A plain module as a Network that sees its images as `source` does."""
+    """A module as a Network, a plain one as one that sees its images as `source` does."""
+    if isinstance(model, Network):
+        return model
     classes = source.recipe.source.num_classes
     return Network(model, Recipe(Source("", {}, num_classes=classes), source.input))
