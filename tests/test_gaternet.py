@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from counting import counted
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from networks import CASES, infer, lively, masked, traced, unit_macs
@@ -533,8 +534,8 @@ def test_exits_behind_gated_filters() -> None:
 # --- prune ---
 
 
-def test_behind_channels_that_are_gone_readers_look_at_all() -> None:
-    """A value that was widened with zeros again has its channels at other places."""
+def test_behind_channels_that_are_gone_readers_save_as_before() -> None:
+    """A value that an addition reads among zeros is read by a convolution without them."""
     network = gated("own", where="*")
     site = next(iter(network.gated_by))
     assert len(network.sites[site].savings) == 2  # itself, and what reads it
@@ -542,7 +543,12 @@ def test_behind_channels_that_are_gone_readers_look_at_all() -> None:
     rates[site] = [0.0, 0.0, 0.5, 1.0, 0.5, 0.0, 0.0, 0.5]
     pruned = gatecli.prune(network, rates=rates)
     assert pruned.max_logit_change <= 1e-5 and pruned.kept_dynamic == [site]
-    assert len(pruned.network.sites[site].savings) == 1
+    assert len(pruned.network.sites[site].savings) == 2
+    decided = {name: [1.0] * gate.units for name, gate in pruned.network.site_gates.items()}
+    decided[site] = [1.0, 0.0, 1.0]
+    with gatecli.force(pruned.network, decided), counted() as macs:
+        infer(pruned.network.eval(), CASES["own"].images(1))
+    assert macs.total == expected_macs(pruned.network, decided)
 
 
 SHARES = st.sampled_from([0.0, 0.0, 0.5, 1.0])
