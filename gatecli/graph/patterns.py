@@ -24,6 +24,7 @@ __all__ = [
     "is_plain",
     "is_product",
     "keeps_zero",
+    "reads_all_channels",
     "tail_of",
     "zero_stays_zero",
 ]
@@ -166,6 +167,11 @@ def _works_apart(root: nn.Module, node: fx.Node) -> bool:
     if node.target in DROPOUTS:  # it reads also whether the network is in training
         return node.all_input_nodes[0] is node.args[0]
     return is_plain(module_of(root, node), nn.BatchNorm2d) or is_channelwise(root, node)
+
+
+def reads_all_channels(root: nn.Module, node: fx.Node) -> bool:
+    """Whether a node is a convolution each of whose filters reads all channels, called once."""
+    return _is_whole_convolution(module_of(root, node)) and calls(node.graph, node) == 1
 
 
 def _is_whole_convolution(module: nn.Module | None) -> bool:

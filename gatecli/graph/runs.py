@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["Runs", "are_few", "numbers_of", "others", "runs_of", "sources_of"]
+__all__ = ["Runs", "are_few", "numbers_of", "others", "part_of", "runs_of", "sources_of"]
 
 Runs = tuple[tuple[int, int], ...]  # channels as (first, one past the last) pairs
 
 
 def are_few(runs: Runs) -> bool:
-    """Whether slices are quicker than an index, to run and, as each is a node, to export."""
+    """Whether slices are quicker than an index where PyTorch itself runs them."""
     return len(runs) <= 4
 
 
@@ -33,6 +33,15 @@ def runs_of(numbers: Sequence[int]) -> list[tuple[int, int]]:
         else:
             runs.append((number, number + 1))
     return runs
+
+
+def part_of(runs: Runs, numbers: Sequence[int]) -> Runs:
+    """Of the channels of some runs those of these numbers.
+
+    ((2, 4), (6, 7)) and [1, 2] -> ((3, 4), (6, 7)).
+    """
+    channels = numbers_of(runs)
+    return tuple(runs_of([channels[number] for number in numbers]))
 
 
 def sources_of(runs: Runs, width: int) -> tuple[int, ...]:

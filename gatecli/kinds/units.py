@@ -15,7 +15,7 @@ from gatecli.errors import SettingError
 from gatecli.graph import edit, prune_channels
 from gatecli.graph.ops import decided_by, module_of, spread, take_channels, widen
 from gatecli.graph.patterns import tail_of
-from gatecli.graph.runs import numbers_of, runs_of
+from gatecli.graph.runs import part_of
 from gatecli.graph.trace import remove_dead
 from gatecli.traced.site import Site, SiteDecision
 from gatecli.traced.traced import Traced
@@ -171,7 +171,5 @@ def widen_again(graph: fx.Graph, result: Narrow, axis: int = 1) -> fx.Node:
         return edit.insert_widen(graph, result.output, result.kept, result.width, axis)
     wide = users[0]  # it has lost some before
     args: Any = wide.args
-    before = numbers_of(args[1])
-    runs = tuple(runs_of([before[channel] for channel in result.kept]))
-    wide.args = (result.output, runs, args[2])
+    wide.args = (result.output, part_of(args[1], result.kept), args[2])
     return wide

@@ -27,7 +27,7 @@ __all__ = [
     "foldable",
     "keep_entries",
     "keep_outputs",
-    "read_narrow",
     "on_one_device",
+    "read_narrow",
     "stays_zero",
 ]

@@ -11,13 +11,13 @@ from dataclasses import replace
 from typing import cast
 
 import torch
-from torch import fx, nn
+from torch import fx
 from torch.fx.node import map_arg
 
 from gatecli.graph.ops import is_mask, module_of, widen
-from gatecli.graph.patterns import calls, is_plain, keeps_zero
+from gatecli.graph.patterns import keeps_zero, reads_all_channels
 from gatecli.graph.prune_channels.inputs import drop_inputs
-from gatecli.graph.runs import Runs, numbers_of, others, runs_of
+from gatecli.graph.runs import Runs, numbers_of, others, part_of
 from gatecli.graph.trace import remove_dead
 from gatecli.traced.traced import Traced
 
@@ -32,8 +32,9 @@ def read_narrow(net: Traced, wide: Sequence[fx.Node], apart: Sequence[str]) -> N
         wide: Values that `widen` has made, of maps.
         apart: The names of nodes that are to be left as they are.
     """
+    narrowing = _Narrowing(net, frozenset(apart))
     for node in wide:
-        _Narrowing(net, frozenset(apart)).at(node)
+        narrowing.at(node)
     remove_dead(net.graph)
 
 
@@ -92,9 +93,7 @@ class _Narrowing:
         return [{user for user in value.users if user.name in site.branch} for site in begun]
 
     def _is_able(self, node: fx.Node) -> bool:
-        conv = module_of(self.net.root, node)
-        whole = isinstance(conv, nn.Conv2d) and is_plain(conv, nn.Conv2d) and conv.groups == 1
-        return whole and node.name not in self.apart and calls(self.net.graph, node) == 1
+        return node.name not in self.apart and reads_all_channels(self.net.root, node)
 
     def _widen_behind(self, node: fx.Node, wide: fx.Node) -> None:
         """Let a node's work be done on what was widened; its name is the wide value's."""
@@ -137,5 +136,5 @@ def _parts(wide: fx.Node) -> tuple[fx.Node, list[int], int]:
 def _widen_once(outer: fx.Node, inner: fx.Node) -> None:
     """One value among zeros, where it was put among zeros twice."""
     narrow, few, _ = _parts(inner)
-    _, many, width = _parts(outer)
-    outer.args = (narrow, tuple(runs_of([many[channel] for channel in few])), width)
+    _, many, width = outer.args
+    outer.args = (narrow, part_of(cast("Runs", many), few), width)

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from torch import fx, nn
 
 from gatecli.graph.edit import mask_of, masks_of
-from gatecli.graph.ops import is_add, is_decision, module_of, widen
-from gatecli.graph.patterns import calls, is_plain, keeps_zero
+from gatecli.graph.ops import is_add, is_decision, widen
+from gatecli.graph.patterns import keeps_zero, reads_all_channels
 from gatecli.traced.traced import Traced
 
 __all__ = ["fed_by", "readers_of"]
@@ -44,7 +44,7 @@ def _convolutions(net: Traced, masks: Sequence[fx.Node]) -> Iterator[fx.Node]:
         found = [source for source in node.all_input_nodes if source in zeros]
         if not found:
             continue
-        if _looks_at_all(net.root, node):
+        if reads_all_channels(net.root, node):
             yield node
         elif _stays_zero(net.root, node, found):
             zeros.add(node)
@@ -60,13 +60,6 @@ def _stays_zero(root: nn.Module, node: fx.Node, found: Sequence[fx.Node]) -> boo
 def _is_same_width(root: nn.Module, node: fx.Node) -> bool:
     """Whether a node's channels are its source's, one for one: no decisions, nor among zeros."""
     return node.target is not widen and not is_decision(root, node)
-
-
-def _looks_at_all(root: nn.Module, node: fx.Node) -> bool:
-    """Whether a node is a convolution each of whose filters reads all channels."""
-    conv = module_of(root, node)
-    whole = isinstance(conv, nn.Conv2d) and is_plain(conv, nn.Conv2d) and conv.groups == 1
-    return whole and calls(node.graph, node) == 1
 
 
 def _insides(net: Traced, kind: str) -> set[str]:
