@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import random
 import shutil
@@ -169,7 +170,7 @@ def test_milliseconds_that_are_macs_are_priced_and_summed_up_as_these(name: str)
         assert seen == pytest.approx(slow_share(network, decisions), abs=1e-5)
 
 
-def test_a_dear_site_weighs_more_and_one_without_gain_nothing() -> None:
+def test_a_dear_site_weighs_more_and_closing_what_costs_is_charged() -> None:
     network = gatecli.attach(CASES["own"].network(), "ind-perbatch").network
     table = table_of(network, units_0=6.0, units_1=2.0, units_2_body=-0.5)
     share = PricedMilliseconds(network, list(network.site_gates), table)
@@ -177,10 +178,61 @@ def test_a_dear_site_weighs_more_and_one_without_gain_nothing() -> None:
     z["units.0"] = torch.zeros(1, 1)
     assert share.of_decisions(z).item() == pytest.approx(1 - 6 / 8)
     z["units.2.body"] = torch.zeros(1, 1)
-    assert share.of_decisions(z).item() == pytest.approx(1 - 6 / 8)
+    assert share.of_decisions(z).item() == pytest.approx(1 - (6 - 0.5) / 8)
     with pytest.raises(SettingError, match="gates that save milliseconds"):
         nothing = table_of(network, units_0=-1.0, units_1=0.0, units_2_body=0.0)
         PricedMilliseconds(network, list(network.site_gates), nothing)
+
+
+QUICK_WHOLE = [[0.0, -6.0], [0.25, 9.0], [0.5, 8.0], [0.75, 7.0], [1.0, 0.0]]
+NEVER_GONE = [[0.25, -4.0], [0.5, -5.0], [0.75, 1.0], [1.0, 0.0]]
+
+
+def bent(network: Network) -> LatencyTable:
+    """Filters by curves that do not go with their number, in turns; blocks as by MACs."""
+    table = table_of(network)
+    for number, site in enumerate(network.site_gates):
+        if site.endswith("filters"):
+            curve = (QUICK_WHOLE, NEVER_GONE)[number % 2]
+            table.sites[site] = SiteTimes(static=curve, dynamic=[])
+    return table
+
+
+def test_a_curve_that_is_not_straight_is_paid_as_it_is() -> None:
+    """In a loss as in a budget: the two are one sum, over the most that it can come to."""
+    network = gated()
+    table, sites = bent(network), list(network.site_gates)
+    price, share = Milliseconds(table), PricedMilliseconds(network, sites, table)
+    most = table.all_on_ms - price.least(network)
+    for seed in range(8):
+        decisions = drawn(network, 1, seed)
+        rates = {site: z[0].tolist() for site, z in decisions.items()}
+        ms = price.of(network, rates)
+        expected = 1 - (table.all_on_ms - ms) / most
+        assert share.of_decisions(decisions).item() == pytest.approx(expected, abs=1e-4)
+        assert share.of_rates(network, rates) == pytest.approx(expected, abs=1e-4)
+        assert ms >= price.least(network) - 1e-9
+
+
+@pytest.mark.parametrize("curve", [QUICK_WHOLE, NEVER_GONE])
+def test_units_feel_the_curve_where_they_are(curve: list[list[float]]) -> None:
+    network = gated()
+    site = next(name for name in network.site_gates if name.endswith("filters"))
+    table = table_of(network)
+    table.sites[site] = SiteTimes(static=curve, dynamic=[])
+    share = PricedMilliseconds(network, list(network.site_gates), table)
+    units = network.site_gates[site].units
+    most = table.all_on_ms - Milliseconds(table).least(network)
+    for left, right in itertools.pairwise(curve):
+        z = {name: torch.ones(1, gate.units) for name, gate in network.site_gates.items()}
+        z[site] = torch.full((1, units), (left[0] + right[0]) / 2, requires_grad=True)
+        share.of_decisions(z).backward()  # type: ignore[no-untyped-call]
+        slope = (right[1] - left[1]) / (right[0] - left[0])
+        assert z[site].grad is not None
+        assert torch.allclose(z[site].grad, torch.tensor(slope / units / most), rtol=1e-4)
+    effects = share.effects({name: gate.units for name, gate in network.site_gates.items()})
+    saves = -min(ms for _, ms in curve)
+    assert torch.allclose(effects[site], torch.tensor(saves / units / most), rtol=1e-4)
 
 
 # --- in the loss ---

@@ -138,7 +138,7 @@ def say_table(session: Session, table: LatencyTable) -> None:
     off = round(off, 1) + 0.0  # never -0
     session.say(
         f"milliseconds in {table.where}: {table.all_on_ms:.4g} with all units running and none"
-        f" gated; with every second site closed {table.estimated_ms:.4g} by the table,"
+        f" gated; with every second site closed or halved {table.estimated_ms:.4g} by the table,"
         f" {table.measured_ms:.4g} measured ({off:+.1f} %)"
     )
 

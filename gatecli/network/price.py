@@ -9,13 +9,13 @@ that can save more, what these have left: what lies in something closed counts o
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
 from gatecli.network.costs import Part, Rates, closed_at, expected_macs, total
 from gatecli.network.network import Network
-from gatecli.traced.latency import LatencyTable, SiteTimes, curve_at
+from gatecli.traced.latency import LatencyTable, SiteTimes, cheapest, curve_at
 from gatecli.traced.site import Saving
 from gatecli.traced.traced import Traced
 
@@ -44,10 +44,15 @@ class Price(ABC):
     def saving(self, network: Network, site: str, before: float, after: float) -> float:
         """What is saved if a site's mean rate changes so, and nothing else does."""
 
-    def least(self, network: Network) -> float:
-        """The cost with nothing running that a gate decides about."""
+    def least(self, network: Network, sites: Iterable[str] | None = None) -> float:
+        """The least cost that the gates at these sites may come to; None: all gates."""
         gates = network.site_gates
-        return self.of(network, {site: [0.0] * gate.units for site, gate in gates.items()})
+        named = gates if sites is None else sites
+        return self.of(network, {s: [self._cheapest(s)] * gates[s].units for s in named})
+
+    def _cheapest(self, site: str) -> float:
+        """The rate of its units at which a site costs least."""
+        return 0.0
 
     def said(self, cost: float) -> str:
         """A cost for people."""
@@ -95,6 +100,9 @@ class Milliseconds(Price):
             saved = whole - curve_at(curve, running(network, site, rates, busy))
             cost += whole - saved * total(left.get(site, ()), closed)
         return cost
+
+    def _cheapest(self, site: str) -> float:
+        return cheapest(times_of(self.table.sites[site])) if site in self.table.sites else 0.0
 
     def saving(self, network: Network, site: str, before: float, after: float) -> float:
         if site not in self.table.sites:

@@ -1,21 +1,24 @@
 """The share that gates let run of all the cost that they can save: a rate, with a price.
 
-    rate = 1 - mean over images of saved(z) / saved(0)
+    rate = 1 - mean over images of saved(z) / the most that can be saved
 
-MACs are saved by the formula of gatecli.network.costs. Milliseconds are a table's: each site saves
-the same for each of its units, of what those that save more have left of its nodes,
+MACs are saved by the formula of gatecli.network.costs. Milliseconds are a table's: what each site
+takes less with a share of its units than with all, of what those that save more have left of its
+nodes,
 
-    saved(z) = sum over sites s of ms_s closed_s sum over nodes n of s of w_sn left_n
+    saved(z) = sum over sites s of (ms_s(1) - ms_s(share that runs)) sum over nodes n of w_sn left_n
 
 where left_n is the product of 1 - share closed over these others, and w_sn is the node's share of
 the site's MACs. So what lies in something closed, and what two sites save of one node, counts once.
-Where no two sites save of one node both are sum c_i (1 - z_i), and the rate sum c_i z_i / sum c_i.
+Where no two sites save of one node, and milliseconds go with units, both are sum c_i (1 - z_i), and
+the rate sum c_i z_i / sum c_i.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import torch
@@ -25,7 +28,7 @@ from gatecli.errors import SettingError
 from gatecli.network.costs import Part, Rates, closed_at, parts_of, total
 from gatecli.network.network import Network
 from gatecli.network.price import overlaps, times_of
-from gatecli.traced.latency import LatencyTable, curve_at
+from gatecli.traced.latency import Curve, LatencyTable, cheapest, curve_at
 from gatecli.traced.site import Saving
 
 __all__ = ["PricedMacs", "PricedMilliseconds", "PricedRate"]
@@ -46,7 +49,7 @@ class PricedRate(ABC):
 
     def __init__(self, network: Network, sites: Sequence[str]) -> None:
         self.sites = frozenset(sites)
-        self._savable = float(self._saved(lambda site, saving: float(site in self.sites)))
+        self._savable = float(self._saved(self._most_closed))
         if self._savable <= 0:
             raise SettingError(
                 f"expected gates that save {self.unit}, but these {len(self.sites)} save none:"
@@ -54,6 +57,10 @@ class PricedRate(ABC):
             )
 
     unit: str
+
+    def _most_closed(self, site: str, saving: Saving) -> float:
+        """How much of what a site may save is closed where most is saved."""
+        return float(site in self.sites)
 
     @abstractmethod
     def _saved(self, closed: Closed) -> Any:
@@ -125,7 +132,8 @@ class PricedMilliseconds(PricedRate):
     """Of milliseconds, by a table.
 
     Static ones where prune decides for good, dynamic ones where gates look at images: what the
-    trained network is to run. A site whose times say that it saves less than nothing has no price.
+    trained network is to run. Where a part of a site takes more than all of it, closing that part
+    costs: what gatecli.network.price.Milliseconds says, with a gradient.
     """
 
     unit = "milliseconds"
@@ -134,15 +142,42 @@ class PricedMilliseconds(PricedRate):
         own = [site for site in table.sites if site in sites]
         self._left = overlaps(network.traced, own)
         self._first = {site: network.sites[site].savings[0] for site in self._left}
-        self._ms = {}
-        for site in self._left:
-            curve = times_of(table.sites[site])
-            self._ms[site] = max(0.0, curve_at(curve, 1.0) - curve_at(curve, 0.0))
+        self._curves = {site: times_of(table.sites[site]) for site in self._left}
         super().__init__(network, sites)
+
+    def effects(self, units: Mapping[str, int]) -> dict[str, Tensor]:
+        """As if milliseconds went with units: where a curve begins says little of where it ends."""
+        straight = copy(self)
+        straight._curves = {}
+        for site, curve in self._curves.items():
+            least = curve_at(curve, cheapest(curve))
+            straight._curves[site] = [[0.0, least], [1.0, curve_at(curve, 1.0)]]
+        return PricedRate.effects(straight, units)
+
+    def _most_closed(self, site: str, saving: Saving) -> float:
+        return 1 - cheapest(self._curves[site]) if site in self._curves else 0.0
 
     def _saved(self, closed: Closed) -> Any:
         result: Any = 0.0
         for site, left in self._left.items():
-            here = self._ms[site] * closed(site, self._first[site])
+            curve = self._curves[site]
+            running = 1 - torch.as_tensor(closed(site, self._first[site]))
+            here = curve_at(curve, 1.0) - _at(curve, running)
             result = result + here * total(left, closed)
         return result
+
+
+def _at(curve: Curve, share: Tensor) -> Tensor:
+    """Milliseconds at shares (N,) of running units, as `curve_at` says, with a gradient.
+
+    At a point it is that of closing more.
+    """
+    points: Tensor = torch.tensor(curve, dtype=share.dtype, device=share.device)
+    x, y = points[:, 0].contiguous(), points[:, 1]
+    if len(curve) == 1:
+        return y.expand_as(share)
+    right = torch.searchsorted(x, share.detach()).clamp(1, len(curve) - 1)
+    left = right - 1
+    width = (x[right] - x[left]).clamp(min=1e-9)
+    part = ((share - x[left]) / width).clamp(min=0.0)
+    return y[left] + (y[right] - y[left]) * part

@@ -4,8 +4,8 @@ For each site, in one interleaved run, networks that differ in this site alone: 
 it, whole and in part, and with and without its gate. Of sites that do the same work one is timed. A
 variant computes the same for every image,
 so its calls differ only by what else the machine does, which only adds to them: the fastest calls
-are compared. At the end every second site is closed, and the table's word for that compared with
-the clock's.
+are compared. At the end every second site is closed, or half of its units where each saves by
+itself, and the table's word for that compared with the clock's.
 """
 
 from __future__ import annotations
@@ -202,24 +202,28 @@ class _Bench:
 
     def _checked(self, table: LatencyTable) -> LatencyTable:
         """The table with what it says of every second site closed, and what the clock says."""
-        closed, network = self._half_closed()
+        running, network = self._half_closed()
         rates = {}
         for site in self.variants.sites:
             units = self.variants.network.sites[site].units
-            rates[site] = [0.0 if site in closed else 1.0] * units
+            left = running.get(site, units)
+            rates[site] = [1.0] * left + [0.0] * (units - left)
         measured = self._fastest([network])[2]
         estimated = Milliseconds(table).of(self.variants.network, rates)
         return replace(table, estimated_ms=estimated, measured_ms=measured)
 
-    def _half_closed(self) -> tuple[list[str], Network]:
-        """Every second site closed, at run time where any gate decides there."""
+    def _half_closed(self) -> tuple[dict[str, int], Network]:
+        """What runs of every second site, closed at run time where any gate decides there."""
+        sites = self.variants.dependent or self.variants.sites
+        running = {}
+        for site in sites[::2]:
+            in_part = len(counts_of(self.variants.network, site)) > 1
+            running[site] = self.variants.network.sites[site].units // 2 if in_part else 0
         if self.variants.dependent:
-            closed = self.variants.dependent[::2]
-            return closed, self.variants.dynamic(dict.fromkeys(closed, 0))
-        closed = self.variants.sites[::2]
-        network = self.variants.static(dict.fromkeys(closed, 0))
+            return running, self.variants.dynamic(running)
+        network = self.variants.static(running)
         if network is not None:
-            return closed, network
+            return running, network
         whole = self.variants.static({})
         assert whole is not None  # nothing was removed
-        return [], whole
+        return {}, whole

@@ -14,7 +14,7 @@ from gatecli.errors import CheckpointError
 from gatecli.traced.recipe import Recipe
 from gatecli.traced.strict import checked
 
-__all__ = ["OP", "LatencyTable", "SiteTimes", "curve_at", "recorded_table"]
+__all__ = ["OP", "LatencyTable", "SiteTimes", "cheapest", "curve_at", "recorded_table"]
 
 OP = "price"  # of the step that keeps a table
 CHANGES = ("attach", "prune")  # steps behind which a table is of another network
@@ -48,7 +48,8 @@ class LatencyTable:
         all_on_ms: A call with one image, all units running and none gated, nobody leaving early.
         shared_ms: What gates cost together, beyond what each costs by itself.
         sites: By name; a site that is not there saves nothing.
-        estimated_ms: With every second site closed, by this table.
+        estimated_ms: With every second site closed, or half of its units where each saves by
+            itself, by this table.
         measured_ms: The same, measured.
     """
 
@@ -81,6 +82,14 @@ def curve_at(curve: Curve, share: float) -> float:
             return _between(before, point, share)
         before = point
     return before[1]
+
+
+def cheapest(curve: Curve) -> float:
+    """The share of running units that takes least; of several the lowest.
+
+    It need not be the lowest of all: a runtime may have a quick way for whole layers alone.
+    """
+    return min(curve, key=lambda point: point[1])[0]
 
 
 def _between(left: Sequence[float], right: Sequence[float], share: float) -> float:

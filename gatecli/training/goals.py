@@ -172,7 +172,7 @@ class Price(TargetRate):
         self.cost = _cost(network, options)
         budget = options.max_gmacs if options.max_ms is None else options.max_ms
         self.limit = None if budget is None else budget * self.cost.scale
-        self.fixed = self._fixed()
+        self.fixed = self.cost.least(network, self.units)
         if self.limit is not None and self.limit < self.fixed:
             raise SettingError(
                 f"{self.cost.option} {budget:g} is out of reach: with all {len(self.units)}"
@@ -182,10 +182,6 @@ class Price(TargetRate):
         step = min(0.25, max(0.02, 1.6 / options.epochs))
         self.floor: float | None = None  # known when the training begins
         self.state = {"target": 1 - step, "step": step}
-
-    def _fixed(self) -> float:
-        """The cost with all gated branches off."""
-        return self.cost.of(self.network, {site: [0.0] * n for site, n in self.units.items()})
 
     def figures(self, scores: Scores) -> dict[str, float]:
         return {self.cost.key: self.cost.of(self.network, scores.rates, scores.busy)}
