@@ -45,14 +45,16 @@ def pruned_outside(run: Run, budget: Budget, options: TrainOptions) -> Network:
     model = _plain(run, budget.source)
     examples = Examples(budget.source, run.problem.data, options)
     pruner = _pruner(model, run.settings["importance"], budget.source.input.size)
+    share = 1.0  # of the source's cost, as last looked at
     for epoch in range(options.epochs):
         limit = 1 - (1 - budget.share) * (epoch + 1) / options.epochs
-        while budget.share_of(model) > limit and pruner.current_step < STEPS:
+        while share > limit and pruner.current_step < STEPS:
             for _ in range(AT_ONCE[budget.goal]):
                 if run.settings["importance"] == "taylor":
                     _gradients(model, examples, epoch)
                 pruner.step()
                 _tell(model)
+            share = budget.share_of(model)
         model.zero_grad()
         one_epoch(model, examples, _optimizer(model, options), options, epoch)
     return network_like(budget.source, model)
