@@ -103,6 +103,14 @@ def test_gates_close_blocks_and_what_is_left_is_trained(run: Run) -> None:
     assert found["macs"] == found["macs_dense"]
 
 
+def test_gates_that_cannot_come_down_so_far_come_down_as_far_as_they_can(run: Run) -> None:
+    attach = [{"method": "ind-perbatch", "kinds": ["block"]}]
+    found = made(run, way="gates", attach=attach, share=0.01)
+    without_blocks = found["macs_share"]
+    assert 0.01 < without_blocks < 0.1
+    assert found["macs"] == found["macs_dense"]
+
+
 def test_the_source_has_as_many_epochs_more_as_the_others(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,7 +46,8 @@ gives a standard error. A way is **ahead** where the mean difference is at least
 errors above 0 and no seed says the contrary, **behind** where the same holds of the opposite, \
 **a tie** where mean and two standard errors are within a point, and else it is **not decided**. A \
 way that takes more than its budget (by over .01 of the source's MACs, or .05 of its milliseconds, \
-which the clock does not tell apart) is not compared. Torch-Pruning and what is \
+which the clock does not tell apart) is not compared, be it that its gates cannot come down so \
+far. Torch-Pruning and what is \
 ours stand for what val chooses among their rows.
 """
 PROBLEM = """The problem: ten letters and digits that look alike ({classes}), {size}x{size} \

@@ -24,13 +24,16 @@ from gatecli import methods
 from gatecli.architectures.build import build
 from gatecli.kinds import registry as kinds
 from gatecli.network import Network
+from gatecli.network.price import Macs, Milliseconds, Price
 from gatecli.runtimes import registry as runtimes
-from gatecli.stages.price import How, price
+from gatecli.stages.price import How, known_table, price
+from gatecli.traced.latency import LatencyTable
 from gatecli.traced.recipe import Step
 
 __all__ = ["WAYS", "lacking", "make"]
 
 TRIES = 3  # to be within a budget
+ROUNDING = 1e-6  # of a cost
 
 
 def make(run: Run) -> dict[str, Any]:
@@ -87,21 +90,25 @@ def by_gates(run: Run, budget: Budget) -> Trained:
     """The source with gates that learn which of its units to close, and those units removed."""
     cut, rest = _phases(run)
     network = run.attached()
-    if budget.goal == "macs":
-        name, limit = "max_gmacs", budget.share * budget.whole_macs / 1e9
-    else:
-        table = _table(run, network)
-        network.recipe = network.recipe.with_step(table)
-        name, limit = "max_ms", budget.share * table.results["all_on_ms"]
+    costs: Price = Macs()
+    name, whole = "max_gmacs", budget.whole_macs / 1e9
+    if budget.goal == "ms":
+        network, table = _priced(run, network)
+        costs, name, whole = Milliseconds(table), "max_ms", table.all_on_ms
+    # what cannot come down so far comes down as far as it can
+    least = (1 + ROUNDING) * costs.least(network) / costs.scale
+    limit = max(least, budget.share * whole)
     options = replace(run.options(cut), **{name: limit})
     tuned = gatecli.finetune(network, run.problem.data, options).network
     for _ in range(TRIES):
         within = gatecli.calibrate(tuned, run.problem.data, **{name: limit})
         pruned = gatecli.prune(within.network).network
         over = budget.share_of(pruned) / budget.share
-        if over <= 1:
+        if over <= 1 or limit == least:
             break
-        limit /= over  # a table of milliseconds is not the clock, by which the others go
+        limit = max(
+            least, limit / over
+        )  # a table of milliseconds is not the clock, by which the others go
     return plain(pruned, run.problem, run.options(rest))
 
 
@@ -113,15 +120,18 @@ WAYS: dict[str, Callable[[Run, Budget], Trained]] = {
 }
 
 
-def _table(run: Run, network: Network) -> Step:
-    """What a network's units take in milliseconds, measured once for all runs in one way."""
+def _priced(run: Run, network: Network) -> tuple[Network, LatencyTable]:
+    """The network and what its units take, measured once for all runs in one way."""
     said = json.dumps([run.settings[name] for name in ("arch", "attach")], sort_keys=True)
     path = run.cache / f"{sha256(said.encode()).hexdigest()[:16]}.json"
     if not path.exists():
         run.cache.mkdir(parents=True, exist_ok=True)
         priced, _ = price(network, How(runtime=RUNTIME, repeats=REPEATS))
         path.write_text(json.dumps(asdict(priced.recipe.steps[-1])))
-    return Step(**json.loads(path.read_text()))
+    network.recipe = network.recipe.with_step(Step(**json.loads(path.read_text())))
+    table = known_table(network)
+    assert table is not None  # it is the recipe's last step
+    return network, table
 
 
 def _widest(run: Run, budget: Budget) -> float:
