@@ -22,6 +22,7 @@ from budget.cost import REPEATS, RUNTIME, Budget, macs_of, milliseconds_of
 from budget.outside import is_installed, pruned_outside
 from gatecli import methods
 from gatecli.architectures.build import build
+from gatecli.errors import SettingError
 from gatecli.kinds import registry as kinds
 from gatecli.network import Network
 from gatecli.network.price import Macs, Milliseconds, Price
@@ -100,15 +101,17 @@ def by_gates(run: Run, budget: Budget) -> Trained:
     limit = max(least, budget.share * whole)
     options = replace(run.options(cut), **{name: limit})
     tuned = gatecli.finetune(network, run.problem.data, options).network
+    pruned = gatecli.prune(tuned).network
     for _ in range(TRIES):
-        within = gatecli.calibrate(tuned, run.problem.data, **{name: limit})
+        try:
+            within = gatecli.calibrate(tuned, run.problem.data, **{name: limit})
+        except SettingError:
+            break  # no threshold comes down so far
         pruned = gatecli.prune(within.network).network
         over = budget.share_of(pruned) / budget.share
-        if over <= 1 or limit == least:
+        if over <= 1:
             break
-        limit = max(
-            least, limit / over
-        )  # a table of milliseconds is not the clock, by which the others go
+        limit /= over  # a table of milliseconds is not the clock, by which the others go
     return plain(pruned, run.problem, run.options(rest))
 
 
