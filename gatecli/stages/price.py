@@ -2,10 +2,11 @@
 
 For each site, in one interleaved run, networks that differ in this site alone: with it and without
 it, whole and in part, and with and without its gate. Of sites that do the same work one is timed. A
-variant computes the same for every image,
-so its calls differ only by what else the machine does, which only adds to them: the fastest calls
-are compared. At the end every second site is closed, or half of its units where each saves by
-itself, and the table's word for that compared with the clock's.
+variant computes the same for every image, so its calls differ only by what else the machine does,
+which only adds to them: the fastest calls are compared. Where units save one by one, sites of a
+kind are timed together too, and their curves corrected by it (gatecli.stages.price_jointly). At the
+end every second site is closed, or half of its units where each saves by itself, and the table's
+word for that compared with the clock's.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from gatecli.runtimes import registry
 from gatecli.runtimes.base import Order
 from gatecli.runtimes.machine import describe
 from gatecli.runtimes.rates import varied_images
+from gatecli.stages import price_jointly
 from gatecli.stages.same_work import first_of_form
 from gatecli.stages.timing import Timed, interleaved
 from gatecli.stages.variants import Variants, counts_of
@@ -128,7 +130,8 @@ def measure_table(network: Network, how: How, progress: Progress = silent) -> La
     forms = first_of_form(variants.network, variants.sites)
     timed = list(dict.fromkeys(forms.values()))
     told = f"timing {len(timed)} forms of {len(forms)} sites"
-    with progress.task(told, how.repeats * (len(timed) + 1)) as task:
+    kinds = price_jointly.alike(variants.network, variants.sites)
+    with progress.task(told, how.repeats * (len(timed) + len(kinds) + 1)) as task:
         return _Bench(variants, how, task.advance).table(forms)
 
 
@@ -162,7 +165,29 @@ class _Bench:
             shared_ms=min(self.dynamics) - all_on - gates,
             sites=sites,
         )
+        for alike in price_jointly.alike(self.variants.network, self.variants.sites):
+            table = self._jointly(table, alike)
         return self._checked(table)
+
+    def _jointly(self, table: LatencyTable, alike: Sequence[str]) -> LatencyTable:
+        """The table with what these sites take together."""
+        variants = self.variants
+        parts = price_jointly.parts_of_all(variants.network, alike)
+        gone = [(part, made) for part in parts if (made := variants.static(part)) is not None]
+        closed = []
+        if all(site in variants.dependent for site in alike):
+            closed = [(part, variants.dynamic(part)) for part in parts]
+        whole, gated, *rest = self._fastest([made for _, made in [*gone, *closed]])
+        fixed = {site: SiteTimes(static=t.static, dynamic=[]) for site, t in table.sites.items()}
+        static = replace(table, sites=fixed)
+        for (part, _), ms in zip(gone, rest, strict=False):
+            static = price_jointly.moved(static, variants.network, part, ms - whole)
+        for (part, _), ms in zip(closed, rest[len(gone) :], strict=True):
+            table = price_jointly.moved(table, variants.network, part, ms - gated)
+        sites = {}
+        for site, times in table.sites.items():
+            sites[site] = SiteTimes(static=static.sites[site].static, dynamic=times.dynamic)
+        return replace(table, sites=sites)
 
     def _timed(self, network: Network) -> Timed:
         order = Order(model=network, recipe=network.recipe, precision=self.how.precision)
@@ -203,11 +228,7 @@ class _Bench:
     def _checked(self, table: LatencyTable) -> LatencyTable:
         """The table with what it says of every second site closed, and what the clock says."""
         running, network = self._half_closed()
-        rates = {}
-        for site in self.variants.sites:
-            units = self.variants.network.sites[site].units
-            left = running.get(site, units)
-            rates[site] = [1.0] * left + [0.0] * (units - left)
+        rates = price_jointly.rates_of(self.variants.network, self.variants.sites, running)
         measured = self._fastest([network])[2]
         estimated = Milliseconds(table).of(self.variants.network, rates)
         return replace(table, estimated_ms=estimated, measured_ms=measured)
