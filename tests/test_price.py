@@ -25,12 +25,13 @@ from gatecli.network.price import Milliseconds, running
 from gatecli.runtimes import registry
 from gatecli.runtimes.base import Order, Prepared, Runtime
 from gatecli.stages import price as pricing
-from gatecli.stages import timing
+from gatecli.stages import price_jointly, timing
 from gatecli.stages.price import How, known_table
 from gatecli.stages.prune import How as Plan
 from gatecli.stages.prune import prune_by
 from gatecli.stages.prune_measured import BY_RATE, CHOSEN, DYNAMIC, prune_measured
 from gatecli.stages.same_work import first_of_form
+from gatecli.stages.variants import Variants
 from gatecli.traced.latency import LatencyTable, SiteTimes, curve_at
 
 CASE = CASES["own"]
@@ -46,6 +47,8 @@ class Paper(Runtime):
     precisions = ("fp32", "bf16")
     obeys = True
     gate_ms = 0.0
+    cut_ms = 0.0  # of a network that computes less than `whole` MACs
+    whole = 0
     skips = True
 
     def missing(self) -> str:
@@ -69,7 +72,8 @@ class Paper(Runtime):
         costs = meter.costs() if self.skips else torch.empty(0)
         macs = costs.mean().item() if len(costs) else network.macs_dense
         gates = [gate for gate in network.site_gates.values() if gate.data_dependent]
-        return START + MS_PER_MAC * macs + self.gate_ms * len(gates)
+        cut = self.cut_ms if macs < self.whole else 0.0
+        return START + MS_PER_MAC * macs + self.gate_ms * len(gates) + cut
 
 
 @pytest.fixture
@@ -137,6 +141,23 @@ def test_a_runtime_that_skips_nothing_gains_by_removal_alone(paper: Paper) -> No
     table = table_of(gated("aig-perbatch"))
     for times in table.sites.values():
         assert times.static[0][1] < 0 < times.dynamic[0][1] == pytest.approx(times.dynamic[1][1])
+
+
+@pytest.mark.parametrize("method", ["ind-perbatch", "aig-perbatch"])
+def test_what_many_sites_lose_once_is_not_charged_for_each(paper: Paper, method: str) -> None:
+    """The table's sum is the clock's word where as much of each runs, whatever each says alone."""
+    network = gated(method, kinds=["filter"])
+    gates = sum(gate_macs(network.traced, site) for site in network.site_gates)
+    paper.cut_ms, paper.whole = 0.02, network.macs_dense - gates
+    table, variants = table_of(network), Variants(network)
+    image = torch.zeros(1, network.input.channels, *network.input.size)
+    assert len(table.sites) > 2
+    for part in range(1, 4):
+        running = {site: network.sites[site].units * part // 4 for site in table.sites}
+        rates = price_jointly.rates_of(network, list(table.sites), running)
+        made = variants.dynamic(running) if variants.dependent else variants.static(running)
+        assert made is not None
+        assert Milliseconds(table).of(network, rates) == pytest.approx(paper.takes(made, image))
 
 
 def test_filters_are_timed_in_part(paper: Paper) -> None:
