@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from gatecli.stages import clock
+from gatecli.runtimes.base import Prepared
+from gatecli.stages import clock, timing
+from gatecli.stages.timing import Timed
 
 
 class Device:
@@ -93,3 +96,30 @@ def test_events_of_a_real_gpu() -> None:
     times = [clock.milliseconds(Busy(), x) for _ in range(3)]
     assert min(times) > cycles / 4e9 * 1e3  # no GPU's clock reaches 4 GHz
     assert clock.milliseconds(nn.Identity(), x) < min(times)
+
+
+@pytest.mark.parametrize(("ms", "calls"), [(timing.QUICK / 2, 2), (timing.QUICK * 2, 1)])
+def test_a_quick_network_is_called_once_more_before_it_counts(
+    monkeypatch: pytest.MonkeyPatch, ms: float, calls: int
+) -> None:
+    """So that it finds its weights in the caches, whatever was called before it."""
+    called: list[str] = []
+
+    def timed(name: str) -> Timed:
+        prepared = Prepared(
+            feed=lambda images: images,
+            call=lambda images: called.append(name),
+            logits=lambda found: found,
+        )
+        return Timed(prepared=prepared, images=torch.zeros(2, 1), rates={})
+
+    def took(call: Any, feed: Tensor) -> float:
+        call(feed)
+        called.append("counts")
+        return ms
+
+    monkeypatch.setattr(timing, "milliseconds", took)
+    times = timing.interleaved([timed("a"), timed("b")], 1, 4, lambda: None)
+    assert times == [[ms] * 4] * 2
+    turn = [*["a"] * calls, "counts", *["b"] * calls, "counts"]
+    assert called[-4 * len(turn) :] == turn * 4
