@@ -3,10 +3,10 @@
 For each site, in one interleaved run, networks that differ in this site alone: with it and without
 it, whole and in part, and with and without its gate. Of sites that do the same work one is timed. A
 variant computes the same for every image, so its calls differ only by what else the machine does,
-which only adds to them: the fastest calls are compared. Where units save one by one, sites of a
-kind are timed together too, and their curves corrected by it (gatecli.stages.price_jointly). At the
-end every second site is closed, or half of its units where each saves by itself, and the table's
-word for that compared with the clock's.
+which only adds to them: the fastest calls are compared. The sites of a kind are timed together too,
+and their curves corrected by it (gatecli.stages.price_jointly). At the end every second site is
+closed, or half of its units where each saves by itself, and the table's word for that compared with
+the clock's.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """What sites of a kind save together, with the same share of the units of each running.
 
-A runtime may gain only where several sites go, or lose once for all of them; and what one of them
-saves may be less than two copies of one network differ by. So each site's curve is moved, in
-proportion to the MACs that it saves, until their sum is what they take together.
+A runtime may gain only where several sites go, or lose once for all of them; and two copies of one
+network differ by as much as a site may save, which a sum over all sites has as often as there are
+sites. So each site's curve is moved, in proportion to the MACs that it saves, until their sum is
+what they take together.
 """
 
 from __future__ import annotations
@@ -24,11 +25,10 @@ ENOUGH = 2  # sites that can differ from their sum
 
 
 def alike(network: Network, sites: Sequence[str]) -> list[list[str]]:
-    """Sites by kind, of those whose units save one by one; several of each."""
+    """Sites by kind; several of each."""
     found: dict[str, list[str]] = {}
     for site in sites:
-        if len(counts_of(network, site)) > 1:
-            found.setdefault(network.sites[site].kind, []).append(site)
+        found.setdefault(network.sites[site].kind, []).append(site)
     return [each for each in found.values() if len(each) >= ENOUGH]
 
 
@@ -36,7 +36,10 @@ def parts_of_all(network: Network, sites: Sequence[str]) -> list[dict[str, int]]
     """The points at which curves are measured, for all of these sites at once."""
     found: list[dict[str, int]] = []
     for part in range(PARTS):
-        running = {site: network.sites[site].units * part // PARTS for site in sites}
+        running = {}
+        for site in sites:
+            in_part = len(counts_of(network, site)) > 1
+            running[site] = network.sites[site].units * part // PARTS if in_part else 0
         if running not in found:
             found.append(running)
     return found
