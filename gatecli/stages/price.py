@@ -27,7 +27,7 @@ from gatecli.runtimes.rates import varied_images
 from gatecli.stages import price_jointly
 from gatecli.stages.same_work import first_of_form
 from gatecli.stages.timing import Timed, interleaved
-from gatecli.stages.variants import Variants, counts_of
+from gatecli.stages.variants import PARTS, Variants, count_at, counts_of
 from gatecli.traced.latency import OP, Curve, LatencyTable, SiteTimes, recorded_table
 from gatecli.traced.recipe import Step
 
@@ -132,7 +132,7 @@ def measure_table(network: Network, how: How, progress: Progress = silent) -> La
     told = f"timing {len(timed)} forms of {len(forms)} sites"
     kinds = price_jointly.alike(variants.network, variants.sites)
     with progress.task(told, how.repeats * (len(timed) + len(kinds) + 1)) as task:
-        return _Bench(variants, how, task.advance).table(forms)
+        return _Bench(variants, how, task.advance).table(forms, kinds)
 
 
 class _Bench:
@@ -150,8 +150,8 @@ class _Bench:
         self.statics: list[float] = []  # the fastest call of each run
         self.dynamics: list[float] = []
 
-    def table(self, forms: Mapping[str, str]) -> LatencyTable:
-        """What each site takes: what the first of its form does."""
+    def table(self, forms: Mapping[str, str], kinds: Sequence[Sequence[str]]) -> LatencyTable:
+        """What each site takes: what the first of its form does, and what those of a kind do."""
         timed = {site: self._site(site) for site in dict.fromkeys(forms.values())}
         sites = {site: timed[first] for site, first in forms.items()}
         gates = sum(times.dynamic[-1][1] for times in sites.values() if times.dynamic)
@@ -165,8 +165,8 @@ class _Bench:
             shared_ms=min(self.dynamics) - all_on - gates,
             sites=sites,
         )
-        for alike in price_jointly.alike(self.variants.network, self.variants.sites):
-            table = self._jointly(table, alike)
+        for sites_of_kind in kinds:
+            table = self._jointly(table, sites_of_kind)
         return self._checked(table)
 
     def _jointly(self, table: LatencyTable, alike: Sequence[str]) -> LatencyTable:
@@ -236,15 +236,13 @@ class _Bench:
     def _half_closed(self) -> tuple[dict[str, int], Network]:
         """What runs of every second site, closed at run time where any gate decides there."""
         sites = self.variants.dependent or self.variants.sites
-        running = {}
-        for site in sites[::2]:
-            in_part = len(counts_of(self.variants.network, site)) > 1
-            running[site] = self.variants.network.sites[site].units // 2 if in_part else 0
+        network = self.variants.network
+        running = {site: count_at(network, site, PARTS // 2) for site in sites[::2]}
         if self.variants.dependent:
             return running, self.variants.dynamic(running)
-        network = self.variants.static(running)
-        if network is not None:
-            return running, network
+        cut = self.variants.static(running)
+        if cut is not None:
+            return running, cut
         whole = self.variants.static({})
         assert whole is not None  # nothing was removed
         return {}, whole

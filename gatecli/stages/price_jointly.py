@@ -14,9 +14,9 @@ from dataclasses import replace
 
 from gatecli.network import Network
 from gatecli.network.costs import Rates
-from gatecli.network.price import Milliseconds
-from gatecli.stages.variants import PARTS, counts_of
-from gatecli.traced.latency import Curve, LatencyTable, SiteTimes
+from gatecli.network.price import Milliseconds, times_of
+from gatecli.stages.variants import PARTS, count_at
+from gatecli.traced.latency import Curve, LatencyTable
 
 __all__ = ["Running", "alike", "moved", "parts_of_all", "rates_of"]
 
@@ -36,10 +36,7 @@ def parts_of_all(network: Network, sites: Sequence[str]) -> list[dict[str, int]]
     """The points at which curves are measured, for all of these sites at once."""
     found: list[dict[str, int]] = []
     for part in range(PARTS):
-        running = {}
-        for site in sites:
-            in_part = len(counts_of(network, site)) > 1
-            running[site] = network.sites[site].units * part // PARTS if in_part else 0
+        running = {site: count_at(network, site, part) for site in sites}
         if running not in found:
             found.append(running)
     return found
@@ -87,11 +84,9 @@ def _raised(
     sites = dict(table.sites)
     for site, ms in by.items():
         share = running[site] / network.sites[site].units
-        times = sites[site]
-        if times.dynamic:
-            sites[site] = replace(times, dynamic=_raised_at(times.dynamic, share, ms))
-        else:
-            sites[site] = SiteTimes(static=_raised_at(times.static, share, ms), dynamic=[])
+        which = "dynamic" if sites[site].dynamic else "static"
+        curve = _raised_at(times_of(sites[site]), share, ms)
+        sites[site] = replace(sites[site], **{which: curve})
     return replace(table, sites=sites)
 
 

@@ -47,7 +47,7 @@ def interleaved(
 
     In a round all get the same images, and decisions drawn from the same numbers. Quick ones are
     called once more before it counts: a small network's weights stay in a processor's caches while
-    nothing else is called, and where many are called in turn it takes half as long again.
+    nothing else is called, and where many are called in turn it takes far longer.
 
     Args:
         everyone: what is timed.

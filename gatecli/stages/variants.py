@@ -15,17 +15,21 @@ from gatecli.kinds import registry
 from gatecli.network import Network, surgery
 from gatecli.traced.site import SiteDecision
 
-__all__ = ["Variants", "counts_of"]
+__all__ = ["PARTS", "Variants", "count_at", "counts_of"]
 
 PARTS = 4  # points of a curve, besides none
 
 
 def counts_of(network: Network, site: str) -> list[int]:
     """How many of a site's units run at the points that are measured, all of them left out."""
+    return sorted({count_at(network, site, part) for part in range(PARTS)})
+
+
+def count_at(network: Network, site: str, part: int) -> int:
+    """How many of a site's units are `part` of PARTS; none where they save only together."""
     place = network.sites[site]
-    if not any(saving.per_unit for saving in place.savings):
-        return [0]
-    return sorted({place.units * part // PARTS for part in range(PARTS)})
+    in_part = any(saving.per_unit for saving in place.savings)
+    return place.units * part // PARTS if in_part else 0
 
 
 class Variants:

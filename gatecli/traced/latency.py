@@ -87,7 +87,7 @@ def curve_at(curve: Curve, share: float) -> float:
 def cheapest(curve: Curve) -> float:
     """The share of running units that takes least; of several the lowest.
 
-    It need not be the lowest of all: a runtime may have a quick way for whole layers alone.
+    It need not be 0: a runtime may have a quick way for whole layers alone.
     """
     return min(curve, key=lambda point: point[1])[0]
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, replace
-from hashlib import sha256
 from typing import Any
 
 from claims.measures import simple
@@ -125,10 +124,9 @@ WAYS: dict[str, Callable[[Run, Budget], Trained]] = {
 
 def _priced(run: Run, network: Network) -> tuple[Network, LatencyTable]:
     """The network and what its units take, measured once for all runs in one way."""
-    said = json.dumps([run.settings[name] for name in ("arch", "attach")], sort_keys=True)
-    path = run.cache / f"{sha256(said.encode()).hexdigest()[:16]}.json"
+    known = [run.settings[name] for name in ("arch", "attach")]
+    path = run.place([*known, dict(run.problem.about)], ".json")
     if not path.exists():
-        run.cache.mkdir(parents=True, exist_ok=True)
         priced, _ = price(network, How(runtime=RUNTIME, repeats=REPEATS))
         path.write_text(json.dumps(asdict(priced.recipe.steps[-1])))
     network.recipe = network.recipe.with_step(Step(**json.loads(path.read_text())))

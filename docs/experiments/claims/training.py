@@ -159,14 +159,18 @@ class Run:
         """A network trained by itself, from the cache where it is there."""
         quick = min(settings["epochs"], self.epochs)  # for a try, as short as the run
         run = replace(self, settings=settings, epochs=quick, seed=seed)
-        said = json.dumps([settings, quick, seed, dict(self.problem.about)], sort_keys=True)
-        path = self.cache / f"{sha256(said.encode()).hexdigest()[:16]}.pt"
+        path = self.place([settings, quick, seed, dict(self.problem.about)], ".pt")
         if not path.exists():
-            self.cache.mkdir(parents=True, exist_ok=True)
             torch.save(run.train().network.state_dict(), path)
         network = run.source()
         network.load_state_dict(torch.load(path, weights_only=True))
         return network.eval()
+
+    def place(self, said: Any, ending: str) -> Path:
+        """Where the cache keeps what these plain data describe; the folder is made."""
+        self.cache.mkdir(parents=True, exist_ok=True)
+        name = sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
+        return self.cache / f"{name}{ending}"
 
 
 def in_epochs(how: Mapping[str, Any], epochs: int) -> dict[str, Any]:
