@@ -75,7 +75,8 @@ def joined(device: torch.device) -> Iterator[None]:
     try:
         store, own, total = next(rendezvous("env://"))
         store = PrefixStore(_meeting(store, own, total), store)
-        dist.init_process_group(backend, store=store, rank=own, world_size=total)
+        with _stdout_as_stderr():
+            dist.init_process_group(backend, store=store, rank=own, world_size=total)
     except (RuntimeError, ValueError) as error:
         raise TrainingError(_unreachable(error)) from error
     _active = True
@@ -112,6 +113,18 @@ def _meeting(store: Store, own: int, total: int) -> str:
     name = str(store.get(f"answer to {me}").decode())
     store.set(f"{name} heard by {own}", "")
     return name
+
+
+@contextmanager
+def _stdout_as_stderr() -> Iterator[None]:
+    """Gloo of torch 2.10 greets on stdout, below Python; stdout belongs to --json."""
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _unreachable(error: BaseException) -> str:

@@ -29,6 +29,8 @@ from gatecli.traced.traced import NodeCost, Traced
 
 __all__ = ["Network"]
 
+FORMS = "_executable"  # no attribute: Dynamo of torch 2.10 takes one of that name for the other
+
 
 class Network(nn.Module):
     """A classifier (N, C, H, W) -> (N, classes), traced, with sites that can be gated and removed.
@@ -190,7 +192,7 @@ class Network(nn.Module):
         """Let go of what nothing calls any more, and of the graph's executable forms."""
         edit.drop_unused(self.root, self.graph)
         self._modules.pop(LOWERED, None)
-        self.__dict__["_forms"] = Forms(self.traced)
+        self.__dict__[FORMS] = Forms(self.traced)
         self.train(self.training)  # new modules follow the network's mode
 
     def recount(self) -> None:
@@ -202,7 +204,7 @@ class Network(nn.Module):
 
     @property
     def _forms(self) -> Forms:
-        forms: Forms = self.__dict__["_forms"]
+        forms: Forms = self.__dict__[FORMS]
         return forms
 
     @property
@@ -288,11 +290,11 @@ class Network(nn.Module):
         memo[id(self)] = twin
         lowered = self._modules.pop(LOWERED, None)
         try:
-            for key in self.__dict__.keys() - {"_forms"}:
+            for key in self.__dict__.keys() - {FORMS}:
                 twin.__dict__[key] = copy.deepcopy(self.__dict__[key], memo)
         finally:
             if lowered is not None:
                 self._modules[LOWERED] = lowered
-        twin.__dict__["_forms"] = Forms(twin.traced)
+        twin.__dict__[FORMS] = Forms(twin.traced)
         twin._share(twin.root)
         return twin
