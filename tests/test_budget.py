@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -230,6 +231,19 @@ def test_the_page_says_who_is_ahead(difference: float, word: str) -> None:
     assert (
         "| blocks | 0 of 3 | 99.00 | 0.1 (1 tried) | 0.520 | 0.600 | not run | - | - | - |" in text
     )
+
+
+@pytest.mark.parametrize(("seeds", "chosen"), [((0,), "filters"), ((0, 1), "blocks")])
+def test_val_chooses_a_way_by_its_mean_over_the_seeds(seeds: Sequence[int], chosen: str) -> None:
+    vals = {"filters": (61.0, 60.0, 60.0), "blocks": (60.0, 62.0, 50.0)}
+    lines = [line("from scratch, narrower, 0.5 of macs, lr 0.1", top1=[50.0] * 4, val_top1=60.0)]
+    for seed in seeds:
+        for name, val in vals.items():
+            known = {"top1": [60.0, 60.01] * 2, "val_top1": val[seed]}
+            lines.append(line(f"{name}, 0.5 of macs, lr 0.1", seed, **known))
+    lines.append(line("blocks, 0.5 of macs, lr 0.1", 2, top1=[60.0] * 4, val_top1=0.0))
+    against = "against a narrower network from scratch"
+    assert f"- At 0.5, {against}: **ahead** ({chosen}, less" in page(lines)
 
 
 def test_the_page_is_written_without_any_run() -> None:

@@ -48,7 +48,7 @@ errors above 0 and no seed says the contrary, **behind** where the same holds of
 way that takes more than its budget (by over .01 of the source's MACs, or .05 of its milliseconds, \
 which the clock does not tell apart) is not compared, be it that its gates cannot come down so \
 far. Torch-Pruning and what is \
-ours stand for what val chooses among their rows.
+ours stand for what val chooses among their rows, by its mean over the seeds that these all have.
 """
 PROBLEM = """The problem: ten letters and digits that look alike ({classes}), {size}x{size} \
 pixels, {train} images to train on, {test} to report on."""
@@ -127,18 +127,20 @@ Named = tuple[str, Outcome]
 
 
 def _best(ways: Sequence[Way], results: Results, share: float) -> Named | None:
-    """The way that val chooses, at the first seed that it has, of those within the budget."""
+    """The way that val chooses, over the seeds that all have, of those within the budget."""
     found = []
     for way in ways:
         each = outcome(results, point_of(way, share))
         if each.runs and each.mean(FIGURES[way.goal]) <= share + SLACK[way.goal]:
             found.append((way.label, each))
-    return max(found, key=_on_val) if found else None
+    common = set.intersection(*(set(each.runs) for _, each in found)) if found else set()
+    return max(found, key=lambda named: _on_val(named[1], common)) if found else None
 
 
-def _on_val(named: Named) -> float:
-    runs = named[1].runs
-    return numbers(runs[min(runs)], "val_top1")[0]
+def _on_val(found: Outcome, seeds: set[int]) -> float:
+    return statistics.fmean(
+        numbers(found.runs[seed], "val_top1")[0] for seed in seeds or found.runs
+    )
 
 
 def _sentence(ours: Named | None, theirs: Named | None) -> str:
