@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -110,6 +111,30 @@ def test_gates_that_cannot_come_down_so_far_come_down_as_far_as_they_can(run: Ru
     without_blocks = found["macs_share"]
     assert 0.01 < without_blocks < 0.1
     assert found["macs"] == found["macs_dense"]
+
+
+@pytest.mark.parametrize(
+    ("shares", "chosen", "limits"),
+    [((0.4,), 0, [4.0]), ((1.0, 0.5), 1, [4.0, 2.0]), ((0.8, 0.6, 0.7), 1, [4.0, 2.5, 25 / 12])],
+)
+def test_of_tries_by_the_clock_the_first_within_the_budget_counts_or_else_the_cheapest(
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    shares: Sequence[float],
+    chosen: int,
+    limits: Sequence[float],
+) -> None:
+    made: list[float] = []
+
+    def calibrate(tuned: Any, data: Any, max_ms: float) -> Any:
+        made.append(max_ms)
+        return SimpleNamespace(network=len(made) - 1)
+
+    monkeypatch.setattr(ways.gatecli, "calibrate", calibrate)
+    monkeypatch.setattr(ways.gatecli, "prune", lambda network: SimpleNamespace(network=network))
+    budget = SimpleNamespace(share=0.5, share_of=lambda network: shares[network])
+    assert ways._cut(-1, run, budget, ("max_ms", 4.0)) == chosen  # type: ignore[arg-type, comparison-overlap]
+    assert made == pytest.approx(limits)
 
 
 def test_the_source_has_as_many_epochs_more_as_the_others(
