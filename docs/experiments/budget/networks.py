@@ -1,5 +1,7 @@
 """The three networks at any width: `--arch budget.networks:NAME --arch-arg width=0.7`.
 
+The convolutional ones keep multiples of `round_to` channels.
+
 At width 1 `resnet20` is cifar:resnet20. The others are the papers' networks for images of 16x16:
 fewer strides, fewer and narrower layers.
 """
@@ -22,14 +24,14 @@ PATCH, HEADS, LAYERS = 4, 4, 6
 DIM, HIDDEN = 64, 192
 
 
-def resnet20(width: float = 1.0, num_classes: int = 10) -> nn.Module:
+def resnet20(width: float = 1.0, num_classes: int = 10, round_to: int = 1) -> nn.Module:
     """A CIFAR ResNet-20 with every layer narrower by the same share."""
-    return ResNet(20, [scaled(each, width) for each in WIDTHS], num_classes, se=False)
+    return ResNet(20, [scaled(each, width, round_to) for each in WIDTHS], num_classes, se=False)
 
 
-def mobilenet(width: float = 1.0, num_classes: int = 10) -> nn.Module:
+def mobilenet(width: float = 1.0, num_classes: int = 10, round_to: int = 1) -> nn.Module:
     """A MobileNetV2 of nine inverted residuals that halves its maps twice."""
-    return MobileNet(width, num_classes)
+    return MobileNet(width, num_classes, round_to)
 
 
 def vit(width: float = 1.0, num_classes: int = 10) -> VisionTransformer:
@@ -45,9 +47,9 @@ def vit(width: float = 1.0, num_classes: int = 10) -> VisionTransformer:
     )
 
 
-def scaled(count: int, width: float) -> int:
-    """So many units at a width."""
-    return max(1, round(count * width))
+def scaled(count: int, width: float, round_to: int = 1) -> int:
+    """So many units at a width, in multiples of `round_to`."""
+    return round_to * max(1, round(count * width / round_to))
 
 
 class MobileNet(nn.Module):
@@ -56,18 +58,20 @@ class MobileNet(nn.Module):
     Shape: (N, 3, H, W) -> (N, num_classes).
     """
 
-    def __init__(self, width: float, num_classes: int) -> None:
+    def __init__(self, width: float, num_classes: int, round_to: int) -> None:
         super().__init__()
-        channels = scaled(STEM, width)
+        channels = scaled(STEM, width, round_to)
         layers: list[nn.Module] = [_convolution(3, channels, 3)]
         for expansion, count, blocks, stride in INVERTED:
             for number in range(blocks):
                 first = stride if number == 0 else 1
-                layers.append(InvertedResidual(channels, scaled(count, width), first, expansion))
-                channels = scaled(count, width)
-        layers.append(_convolution(channels, scaled(HEAD, width), 1))
+                out = scaled(count, width, round_to)
+                layers.append(InvertedResidual(channels, out, first, expansion))
+                channels = out
+        last = scaled(HEAD, width, round_to)
+        layers.append(_convolution(channels, last, 1))
         self.features = nn.Sequential(*layers)
-        self.classifier = nn.Linear(scaled(HEAD, width), num_classes)
+        self.classifier = nn.Linear(last, num_classes)
         for part in self.modules():
             if isinstance(part, nn.Conv2d):
                 nn.init.kaiming_normal_(part.weight, mode="fan_out")

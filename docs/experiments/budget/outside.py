@@ -11,6 +11,7 @@ Reference: Fang et al. 2023, DepGraph: Towards Any Structural Pruning.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
 
@@ -44,7 +45,7 @@ def pruned_outside(run: Run, budget: Budget, options: TrainOptions) -> Network:
     """The source with channels removed and trained between the steps, for `options.epochs`."""
     model = _plain(run, budget.source)
     examples = Examples(budget.source, run.problem.data, options)
-    pruner = _pruner(model, run.settings["importance"], budget.source.input.size)
+    pruner = _pruner(model, run.settings, budget.source.input.size)
     share = 1.0  # of the source's cost, as last looked at
     for epoch in range(options.epochs):
         limit = 1 - (1 - budget.share) * (epoch + 1) / options.epochs
@@ -68,12 +69,13 @@ def _plain(run: Run, source: Network) -> nn.Module:
     return model
 
 
-def _pruner(model: nn.Module, importance: str, size: tuple[int, int]) -> Any:
+def _pruner(model: nn.Module, settings: Mapping[str, Any], size: tuple[int, int]) -> Any:
     import torch_pruning as tp
 
-    name = {"magnitude": "GroupMagnitudeImportance", "taylor": "GroupTaylorImportance"}[importance]
+    names = {"magnitude": "GroupMagnitudeImportance", "taylor": "GroupTaylorImportance"}
+    name = names[settings["importance"]]
     last = [part for part in model.modules() if isinstance(part, nn.Linear)][-1]
-    more: dict[str, Any] = {}
+    more = {"round_to": settings["round_to"]} if "round_to" in settings else {}
     if isinstance(model, VisionTransformer):  # as its own examples do it
         more["round_to"] = model.encoder.layers[0].num_heads
         more["unwrapped_parameters"] = [(model.class_token, 2), (model.encoder.pos_embedding, 2)]

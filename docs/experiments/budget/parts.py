@@ -17,6 +17,7 @@ SHARES = (0.5, 0.35)
 LRS = (0.1, 0.03, 0.01)  # the same for every way; val says which
 TUNING, CUT = 18, 12  # epochs behind the source's, and those of them in which it is cut
 TRAIN = {"batch_size": 64, "schedule": "cosine", "weight_decay": 5e-4}
+BLOCK = 16  # channels that ONNX Runtime computes at a time: as much for fewer, far more for others
 GATES: dict[str, Any] = {"method": "ind-perbatch"}
 SOURCE = "the source, as many epochs more"
 
@@ -45,11 +46,12 @@ def gates(label: str, kinds: Sequence[str], price: str = "", goal: str = "macs")
     return Way(label=label, settings=settings, goal=goal, ours=True)
 
 
-def others(goal: str) -> list[Way]:
-    """What gatecli is compared with."""
-    outside = {"way": "torch-pruning"}
+def others(goal: str, round_to: int = 0) -> list[Way]:
+    """What gatecli is compared with, with channels in multiples of `round_to`."""
+    more = {"round_to": round_to} if round_to else {}
+    outside = {"way": "torch-pruning", **more}
     return [
-        Way(label="from scratch, narrower", settings={"way": "scratch"}, goal=goal),
+        Way(label="from scratch, narrower", settings={"way": "scratch", **more}, goal=goal),
         Way(
             label="Torch-Pruning, magnitude",
             settings={**outside, "importance": "magnitude"},
@@ -66,7 +68,7 @@ CONVOLUTIONAL = [
     gates("blocks, priced by MACs", ["block"], "macs"),
     gates("filters, priced by MACs", ["filter"], "macs"),
     gates("blocks and filters, priced by MACs", ["block", "filter"], "macs"),
-    *others("ms"),
+    *others("ms", BLOCK),
     gates("blocks, priced by ms", ["block"], "ms", "ms"),
     gates("blocks and filters, priced by ms", ["block", "filter"], "ms", "ms"),
 ]

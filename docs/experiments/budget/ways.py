@@ -75,7 +75,7 @@ def as_it_is(run: Run, budget: Budget) -> Trained:
 
 def from_scratch(run: Run, budget: Budget) -> Trained:
     """A narrower network of the same price, from random weights, for all epochs in one."""
-    args = {"width": _widest(run, budget)}
+    args = _widest(run, budget)
     network = run.problem.network(run.settings["narrow"], run.seed, args)
     return plain(network, run.problem, run.options(run.epochs))
 
@@ -145,16 +145,17 @@ def _priced(run: Run, network: Network) -> tuple[Network, LatencyTable]:
     return network, table
 
 
-def _widest(run: Run, budget: Budget) -> float:
-    """The widest network within the budget, in hundredths of the source's width."""
-    args = {"num_classes": budget.source.num_classes}
+def _widest(run: Run, budget: Budget) -> dict[str, Any]:
+    """What builds the widest network within the budget, in hundredths of the source's width."""
+    args = {key: run.settings[key] for key in ("round_to",) if key in run.settings}
+    more = {**args, "num_classes": budget.source.num_classes}
     low, high = 1, 100
     while high - low > 1:
         middle = (low + high) // 2
-        narrow = build(run.settings["narrow"], {**args, "width": middle / 100})
+        narrow = build(run.settings["narrow"], {**more, "width": middle / 100})
         fits = budget.share_of(narrow) <= budget.share
         low, high = (middle, high) if fits else (low, middle)
-    return low / 100
+    return {**args, "width": low / 100}
 
 
 def _phases(run: Run) -> tuple[int, int]:
