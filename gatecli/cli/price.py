@@ -104,6 +104,7 @@ def price(
     if not session.json_:
         _print(session, table)
     say_table(session, table)
+    _say_grains(session, network, table)
     session.written(target)
     return {
         "checkpoint": str(path),
@@ -148,6 +149,17 @@ def table_facts(table: LatencyTable) -> dict[str, Any]:
     facts = table.facts()
     facts["error"] = table.estimated_ms / table.measured_ms - 1 if table.measured_ms else None
     return facts
+
+
+def _say_grains(session: Session, network: Network, table: LatencyTable) -> None:
+    """Say in which multiples calibrate will keep units."""
+    found = {(network.sites[site].kind, times.grain) for site, times in table.sites.items()}
+    for kind, grain in sorted(found):
+        if grain > 1:
+            session.say(
+                f"{table.runtime} is quicker with multiples of {grain} units of kind {kind}:"
+                " calibrate --max-ms keeps to them"
+            )
 
 
 def _print(session: Session, table: LatencyTable) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,12 +18,14 @@ from gatecli.cli.progress import Reporter
 from gatecli.cli.render import gmacs, millions
 from gatecli.cli.session import Session
 from gatecli.cli.workspace import output_of
+from gatecli.traced.latency import recorded_table
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from gatecli.network import Network
     from gatecli.stages.predict import Scores
+    from gatecli.stages.prune import Pruned
 
 __all__ = ["prune"]
 
@@ -105,6 +108,7 @@ def prune(
         result = pruning.with_scores(result, scores)
     write(result.network, target, reload=True)
     _report(session, network, result, path, target)
+    _say_grains(session, network, result, round_to)
     if measured is not None:
         say_measured(session, measured, before, scores)
     session.written(target)
@@ -122,6 +126,24 @@ def _say_set_aside(session: Session, network: Network, threshold: float | None) 
         session.say(
             f"note: --threshold {threshold:g} takes the place of what calibrate chose for {count}"
             " gates; leave it out to keep that"
+        )
+
+
+def _say_grains(session: Session, network: Network, result: Pruned, round_to: int) -> None:
+    """Say that what is left is slow where the network's table of milliseconds was measured."""
+    table = recorded_table(network.recipe)
+    if table is None:
+        return
+    grains = []
+    for site, gone in result.thinned.items():
+        grain = table.sites[site].grain if site in table.sites else 1
+        left = network.sites[site].units - len(gone)
+        if math.gcd(grain, round_to) < grain and left % grain:
+            grains.append(grain)
+    if grains:
+        session.say(
+            f"note: {len(grains)} sites have other numbers of units than {table.runtime} is quick"
+            f" with; calibrate --max-ms keeps to these, or prune --round-to {max(grains)}"
         )
 
 

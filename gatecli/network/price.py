@@ -8,6 +8,7 @@ that can save more, what these have left: what lies in something closed counts o
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -20,6 +21,8 @@ from gatecli.traced.site import Saving
 from gatecli.traced.traced import Traced
 
 __all__ = ["Macs", "Milliseconds", "Price", "overlaps", "running", "times_of"]
+
+ROUNDING = 1e-6  # of a unit
 
 
 class Price(ABC):
@@ -43,6 +46,10 @@ class Price(ABC):
     @abstractmethod
     def saving(self, network: Network, site: str, before: float, after: float) -> float:
         """What is saved if a site's mean rate changes so, and nothing else does."""
+
+    def grain(self, site: str) -> int:
+        """How many units of a site come at the price of one: they are best kept in multiples."""
+        return 1
 
     def least(self, network: Network, sites: Iterable[str] | None = None) -> float:
         """The least cost that the gates at these sites may come to; None: all gates."""
@@ -97,9 +104,22 @@ class Milliseconds(Price):
         for site, times in self.table.sites.items():
             curve = times_of(times)
             whole = curve_at(curve, 1.0)
-            saved = whole - curve_at(curve, running(network, site, rates, busy))
+            share = self._in_grains(network, site, running(network, site, rates, busy))
+            saved = whole - curve_at(curve, share)
             cost += whole - saved * total(left.get(site, ()), closed)
         return cost
+
+    def grain(self, site: str) -> int:
+        times = self.table.sites.get(site)
+        return 1 if times is None or times.dynamic else times.grain
+
+    def _in_grains(self, network: Network, site: str, share: float) -> float:
+        """A share of running units, as the next multiple of the site's grain."""
+        grain = self.grain(site)
+        if grain == 1 or site not in network.sites:
+            return share
+        units = network.sites[site].units
+        return min(1.0, math.ceil(share * units / grain - ROUNDING) * grain / units)
 
     def _cheapest(self, site: str) -> float:
         return cheapest(times_of(self.table.sites[site])) if site in self.table.sites else 0.0

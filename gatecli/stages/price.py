@@ -3,10 +3,11 @@
 For each site, in one interleaved run, networks that differ in this site alone: with it and without
 it, whole and in part, and with and without its gate. Of sites that do the same work one is timed. A
 variant computes the same for every image, so its calls differ only by what else the machine does,
-which only adds to them: the fastest calls are compared. The sites of a kind are timed together too,
-and their curves corrected by it (gatecli.stages.price_jointly). At the end every second site is
-closed, or half of its units where each saves by itself, and the table's word for that compared with
-the clock's.
+which only adds to them: the fastest calls are compared. Units that are decided for good are kept in
+multiples of what the runtime computes at a time (gatecli.stages.grains). The sites of a kind are
+timed together too, and their curves corrected by it (gatecli.stages.price_jointly). At the end
+every second site is closed, or half of its units where each saves by itself, and the table's word
+for that compared with the clock's.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ from gatecli.runtimes import registry
 from gatecli.runtimes.base import Order
 from gatecli.runtimes.machine import describe
 from gatecli.runtimes.rates import varied_images
-from gatecli.stages import price_jointly
+from gatecli.stages import grains, price_jointly
 from gatecli.stages.same_work import first_of_form
 from gatecli.stages.timing import Timed, interleaved
-from gatecli.stages.variants import PARTS, Variants, count_at, counts_of
+from gatecli.stages.variants import PARTS, Variants
 from gatecli.traced.latency import OP, Curve, LatencyTable, SiteTimes, recorded_table
 from gatecli.traced.recipe import Step
 
@@ -131,8 +132,13 @@ def measure_table(network: Network, how: How, progress: Progress = silent) -> La
     timed = list(dict.fromkeys(forms.values()))
     told = f"timing {len(timed)} forms of {len(forms)} sites"
     kinds = price_jointly.alike(variants.network, variants.sites)
-    with progress.task(told, how.repeats * (len(timed) + len(kinds) + 1)) as task:
-        return _Bench(variants, how, task.advance).table(forms, kinds)
+    grained = grains.alike(variants)
+    rounds = how.repeats * (len(grained) + len(timed) + len(kinds) + 1)
+    with progress.task(told, rounds) as task:
+        bench = _Bench(variants, how, task.advance)
+        for sites in grained:
+            bench.find_grain(sites)
+        return bench.table(forms, kinds)
 
 
 class _Bench:
@@ -149,6 +155,18 @@ class _Bench:
         self.dynamic = self._timed(variants.dynamic({}))
         self.statics: list[float] = []  # the fastest call of each run
         self.dynamics: list[float] = []
+
+    def find_grain(self, sites: Sequence[str]) -> None:
+        """Let the variants keep units in the multiples that this runtime likes at these sites."""
+        tried = grains.tried(self.variants.network, sites)
+        made = []
+        for _, running in tried:
+            network = self.variants.static(running)
+            assert network is not None  # some units of each run
+            made.append(network)
+        fastest = self._fastest(made)[2:]
+        grain = grains.best([each for each, _ in tried], fastest)
+        self.variants.grains.update(dict.fromkeys(sites, grain))
 
     def table(self, forms: Mapping[str, str], kinds: Sequence[Sequence[str]]) -> LatencyTable:
         """What each site takes: what the first of its form does, and what those of a kind do."""
@@ -172,13 +190,13 @@ class _Bench:
     def _jointly(self, table: LatencyTable, alike: Sequence[str]) -> LatencyTable:
         """The table with what these sites take together."""
         variants = self.variants
-        parts = price_jointly.parts_of_all(variants.network, alike)
+        parts = price_jointly.parts_of_all(variants, alike)
         gone = [(part, made) for part in parts if (made := variants.static(part)) is not None]
         closed = []
         if all(site in variants.dependent for site in alike):
             closed = [(part, variants.dynamic(part)) for part in parts]
         whole, gated, *rest = self._fastest([made for _, made in [*gone, *closed]])
-        fixed = {site: SiteTimes(static=t.static, dynamic=[]) for site, t in table.sites.items()}
+        fixed = {site: replace(times, dynamic=[]) for site, times in table.sites.items()}
         static = replace(table, sites=fixed)
         for (part, _), ms in zip(gone, rest, strict=False):
             static = price_jointly.moved(static, variants.network, part, ms - whole)
@@ -186,7 +204,7 @@ class _Bench:
             table = price_jointly.moved(table, variants.network, part, ms - gated)
         sites = {}
         for site, times in table.sites.items():
-            sites[site] = SiteTimes(static=static.sites[site].static, dynamic=times.dynamic)
+            sites[site] = replace(times, static=static.sites[site].static)
         return replace(table, sites=sites)
 
     def _timed(self, network: Network) -> Timed:
@@ -204,7 +222,7 @@ class _Bench:
         return fastest
 
     def _site(self, site: str) -> SiteTimes:
-        counts = counts_of(self.variants.network, site)
+        counts = self.variants.counts_of(site)
         units = self.variants.network.sites[site].units
         made = {count: self.variants.static({site: count}) for count in counts}
         removable = {count: each for count, each in made.items() if each is not None}
@@ -218,7 +236,7 @@ class _Bench:
             static.append([count / units, ms - whole])
         static.append([1.0, 0.0])
         if not dynamics:
-            return SiteTimes(static=static, dynamic=[])
+            return SiteTimes(static=static, dynamic=[], grain=self.variants.grains.get(site, 1))
         without, *closed = rest[len(removable) :]
         dynamic: Curve = []
         for count, ms in zip(counts, closed, strict=True):
@@ -236,8 +254,7 @@ class _Bench:
     def _half_closed(self) -> tuple[dict[str, int], Network]:
         """What runs of every second site, closed at run time where any gate decides there."""
         sites = self.variants.dependent or self.variants.sites
-        network = self.variants.network
-        running = {site: count_at(network, site, PARTS // 2) for site in sites[::2]}
+        running = {site: self.variants.count_at(site, PARTS // 2) for site in sites[::2]}
         if self.variants.dependent:
             return running, self.variants.dynamic(running)
         cut = self.variants.static(running)

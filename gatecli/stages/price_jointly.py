@@ -15,7 +15,7 @@ from dataclasses import replace
 from gatecli.network import Network
 from gatecli.network.costs import Rates
 from gatecli.network.price import Milliseconds, times_of
-from gatecli.stages.variants import PARTS, count_at
+from gatecli.stages.variants import PARTS, Variants
 from gatecli.traced.latency import Curve, LatencyTable
 
 __all__ = ["Running", "alike", "moved", "parts_of_all", "rates_of"]
@@ -32,12 +32,17 @@ def alike(network: Network, sites: Sequence[str]) -> list[list[str]]:
     return [each for each in found.values() if len(each) >= ENOUGH]
 
 
-def parts_of_all(network: Network, sites: Sequence[str]) -> list[dict[str, int]]:
-    """The points at which curves are measured, for all of these sites at once."""
+def parts_of_all(variants: Variants, sites: Sequence[str]) -> list[dict[str, int]]:
+    """The points at which curves are measured, for all of these sites at once.
+
+    Sites of which all units run there are left out.
+    """
     found: list[dict[str, int]] = []
     for part in range(PARTS):
-        running = {site: count_at(network, site, part) for site in sites}
-        if running not in found:
+        counts = {site: variants.count_at(site, part) for site in sites}
+        whole = variants.network.sites
+        running = {site: count for site, count in counts.items() if count < whole[site].units}
+        if running and running not in found:
             found.append(running)
     return found
 
@@ -84,9 +89,12 @@ def _raised(
     sites = dict(table.sites)
     for site, ms in by.items():
         share = running[site] / network.sites[site].units
-        which = "dynamic" if sites[site].dynamic else "static"
-        curve = _raised_at(times_of(sites[site]), share, ms)
-        sites[site] = replace(sites[site], **{which: curve})
+        times = sites[site]
+        curve = _raised_at(times_of(times), share, ms)
+        if times.dynamic:
+            sites[site] = replace(times, dynamic=curve)
+        else:
+            sites[site] = replace(times, static=curve)
     return replace(table, sites=sites)
 
 

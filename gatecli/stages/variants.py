@@ -10,26 +10,15 @@ import math
 from collections.abc import Mapping, Sequence
 
 from gatecli import methods
+from gatecli.errors import SettingError
 from gatecli.gates.exit import Exit
 from gatecli.kinds import registry
 from gatecli.network import Network, surgery
 from gatecli.traced.site import SiteDecision
 
-__all__ = ["PARTS", "Variants", "count_at", "counts_of"]
+__all__ = ["PARTS", "Variants"]
 
 PARTS = 4  # points of a curve, besides none
-
-
-def counts_of(network: Network, site: str) -> list[int]:
-    """How many of a site's units run at the points that are measured, all of them left out."""
-    return sorted({count_at(network, site, part) for part in range(PARTS)})
-
-
-def count_at(network: Network, site: str, part: int) -> int:
-    """How many of a site's units are `part` of PARTS; none where they save only together."""
-    place = network.sites[site]
-    in_part = any(saving.per_unit for saving in place.savings)
-    return place.units * part // PARTS if in_part else 0
 
 
 class Variants:
@@ -38,12 +27,14 @@ class Variants:
     Attributes:
         sites: Those that can be told apart, in the order in which they run.
         dependent: Those of them whose gates look at images.
+        grains: How many units run at a time, by site (gatecli.stages.grains); of others one.
     """
 
     def __init__(self, network: Network) -> None:
         self.network = network.copy().eval()
         self.sites: list[str] = []
         self.dependent: list[str] = []
+        self.grains: dict[str, int] = {}
         for site, gate in self.network.site_gates.items():
             gate.threshold.fill_(math.inf if isinstance(gate, Exit) else 0.0)
             kind = registry.of(self.network.sites[site])
@@ -53,10 +44,30 @@ class Variants:
             if gate.data_dependent:
                 self.dependent.append(site)
 
+    def in_part(self, site: str) -> bool:
+        """Whether a site's units save one by one."""
+        return any(saving.per_unit for saving in self.network.sites[site].savings)
+
+    def counts_of(self, site: str) -> list[int]:
+        """How many of a site's units run at the points that are measured, all of them left out."""
+        counts = {self.count_at(site, part) for part in range(PARTS)}
+        return sorted(counts - {self.network.sites[site].units})
+
+    def count_at(self, site: str, part: int) -> int:
+        """How many of a site's units are `part` of PARTS, in multiples of its grain.
+
+        None where they save only together.
+        """
+        units = self.network.sites[site].units
+        if not self.in_part(site):
+            return 0
+        grain = self.grains.get(site, 1)
+        return min(units, -(-(units * part // PARTS) // grain) * grain)
+
     def static(self, running: Mapping[str, int]) -> Network | None:
         """All decided: of these sites so many units stay, of the others all.
 
-        None where a site cannot be removed.
+        None where these sites cannot be removed.
         """
         return self._decided(self._all_gated(), running)
 
@@ -87,5 +98,10 @@ class Variants:
         if surgery.why_not_removable(self.network.traced, empty):
             return None
         made = self.network.copy().eval()
-        methods.apply_decisions(made, decisions)
+        try:
+            methods.apply_decisions(made, decisions)
+        except SettingError:
+            if not empty:
+                raise
+            return None  # each of them could go, but not all
         return made

@@ -30,10 +30,13 @@ class SiteTimes:
             share 0 where the site cannot be removed.
         dynamic: By the share of its units that its gate lets run, the gate included; empty for
             gates that do not look at images: prune and export decide these for good.
+        grain: How many units are computed at a time, where they are decided for good: so many
+            take as long as the next multiple, or longer.
     """
 
     static: Curve
     dynamic: Curve
+    grain: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,5 +131,7 @@ def _check_curves(table: LatencyTable) -> None:
             shares = [point[0] for point in curve if len(point) == 2]
             if len(shares) < len(curve) or shares != sorted(shares):
                 raise ValueError(f"curve of {name}")
+        if times.grain < 1:
+            raise ValueError(f"grain of {name}")
         if not times.static:
             raise ValueError(f"no times of {name}")

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from gatecli.calibration.gates.goal import Goal
+from gatecli.calibration.gates.grains import in_grains
 from gatecli.calibration.gates.points import Measure, Point
 from gatecli.calibration.gates.uniform import cuts, thin
 from gatecli.network.costs import mean_rate
@@ -49,20 +50,23 @@ def descend(measure: Measure, best: Point, goal: Goal, rounds: int = ROUNDS) -> 
             odds = measure.observe(best.thresholds)[1]
         moves = _moves(measure, best, odds)
         with measure.passes(f"gate by gate, round {number + 1}", len(moves)):
-            best = _try(measure, moves, best, goal)
+            best = _try(measure, odds, moves, best, goal)
         if best is before:
             break
     return best
 
 
-def _try(measure: Measure, moves: list[Move], best: Point, goal: Goal) -> Point:
+def _try(
+    measure: Measure, odds: dict[str, Tensor], moves: list[Move], best: Point, goal: Goal
+) -> Point:
     """Measure the moves in turn and keep those that save, one a site at most."""
     moved: set[str] = set()
     for move in moves:
         if move.site in moved:
             continue
         units = len(best.thresholds[move.site])
-        trial = measure({**best.thresholds, move.site: [move.tau] * units})
+        thresholds = {**best.thresholds, move.site: [move.tau] * units}
+        trial = measure(in_grains(measure, thresholds, odds))
         if goal.choose([best, trial]) is trial:
             best = trial
             moved.add(move.site)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from gatecli.calibration.gates.goal import Goal
+from gatecli.calibration.gates.grains import in_grains
 from gatecli.calibration.gates.points import Measure, Point, Thresholds, get_thresholds
 from gatecli.network import Network
 
@@ -142,8 +143,8 @@ class UniformSearch:
         self.network = measure.network
         present = get_thresholds(self.network)
         with measure.passes("all gates open", 1):
-            self.opened, seen = self._at(0.0)
-        self._gaps = self._spread(self.opened, seen, candidates)
+            self.opened, self._odds = measure.observe(alike(self.network, 0.0))
+        self._gaps = self._spread(self.opened, pooled(self._odds), candidates)
         with measure.passes("the present thresholds", 1):
             self.present = measure(present)
 
@@ -166,7 +167,8 @@ class UniformSearch:
 
     def _at(self, tau: float) -> tuple[Point, Tensor]:
         """What one threshold gives, and all log-odds that its pass saw, (n,)."""
-        point, odds = self.measure.observe(alike(self.network, tau))
+        thresholds = in_grains(self.measure, alike(self.network, tau), self._odds)
+        point, odds = self.measure.observe(thresholds)
         return point, pooled(odds)
 
     def _spread(self, start: Point, seen: Tensor, candidates: int) -> list[Gap]:
