@@ -267,7 +267,7 @@ def test_val_chooses_a_way_by_its_mean_over_the_seeds(seeds: Sequence[int], chos
             known = {"top1": [60.0, 60.01] * 2, "val_top1": val[seed]}
             lines.append(line(f"{name}, 0.5 of macs, lr 0.1", seed, **known))
     lines.append(line("blocks, 0.5 of macs, lr 0.1", 2, top1=[60.0] * 4, val_top1=0.0))
-    against = "against a narrower network from scratch"
+    against = "against a smaller network from scratch"
     assert f"- At 0.5, {against}: **ahead** ({chosen}, less" in page(lines)
 
 

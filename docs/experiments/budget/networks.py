@@ -14,7 +14,7 @@ from torchvision.models import VisionTransformer
 from torchvision.models.mobilenetv2 import InvertedResidual
 from torchvision.ops import Conv2dNormActivation
 
-__all__ = ["mobilenet", "resnet20", "vit"]
+__all__ = ["mobilenet", "resnet20", "shallow_vit", "vit"]
 
 STEM = 16
 HEAD = 192
@@ -34,12 +34,17 @@ def mobilenet(width: float = 1.0, num_classes: int = 10, round_to: int = 1) -> n
     return MobileNet(width, num_classes, round_to)
 
 
-def vit(width: float = 1.0, num_classes: int = 10) -> VisionTransformer:
+def shallow_vit(width: float = 1.0, num_classes: int = 10) -> VisionTransformer:
+    """`vit` with that share of its layers."""
+    return vit(1.0, num_classes, scaled(LAYERS, width))
+
+
+def vit(width: float = 1.0, num_classes: int = 10, layers: int = LAYERS) -> VisionTransformer:
     """torchvision's vision transformer: six layers of four heads, 16 patches of 4x4 pixels."""
     return VisionTransformer(
         image_size=16,
         patch_size=PATCH,
-        num_layers=LAYERS,
+        num_layers=layers,
         num_heads=HEADS,
         hidden_dim=HEADS * scaled(DIM // HEADS, width),
         mlp_dim=scaled(HIDDEN, width),

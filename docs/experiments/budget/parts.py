@@ -11,7 +11,7 @@ from claims.claim import Paper, Variant
 from budget.ways import make
 from gatecli.errors import SettingError
 
-__all__ = ["LRS", "PARTS", "SHARES", "SOURCE", "Way", "parts", "point_of", "ways_of"]
+__all__ = ["BLOCK", "LRS", "PARTS", "SHARES", "SOURCE", "Way", "parts", "point_of", "ways_of"]
 
 SHARES = (0.5, 0.35)
 LRS = (0.1, 0.03, 0.01)  # the same for every way; val says which
@@ -83,6 +83,11 @@ ATTENTION = [
     gates("heads and hidden units, priced by MACs", ["head", "hidden"], "macs"),
     gates("blocks, heads and hidden units, by MACs", ["block", "head", "hidden"], "macs"),
     *others("ms"),
+    Way(  # six layers take half of the time, however narrow they are
+        label="from scratch, fewer layers",
+        settings={"way": "scratch", "narrow": "budget.networks:shallow_vit"},
+        goal="ms",
+    ),
     gates("heads and hidden units, priced by ms", ["head", "hidden"], "ms", "ms"),
     gates("blocks, heads and hidden units, by ms", ["block", "head", "hidden"], "ms", "ms"),
 ]
