@@ -186,6 +186,7 @@ def test_a_dear_site_weighs_more_and_closing_what_costs_is_charged() -> None:
 
 QUICK_WHOLE = [[0.0, -6.0], [0.25, 9.0], [0.5, 8.0], [0.75, 7.0], [1.0, 0.0]]
 NEVER_GONE = [[0.25, -4.0], [0.5, -5.0], [0.75, 1.0], [1.0, 0.0]]
+ALWAYS_WHOLE = [[1.0, 0.0]]
 
 
 def bent(network: Network) -> LatencyTable:
@@ -193,7 +194,7 @@ def bent(network: Network) -> LatencyTable:
     table = table_of(network)
     for number, site in enumerate(network.site_gates):
         if site.endswith("filters"):
-            curve = (QUICK_WHOLE, NEVER_GONE)[number % 2]
+            curve = (QUICK_WHOLE, NEVER_GONE, ALWAYS_WHOLE)[number % 3]
             table.sites[site] = SiteTimes(static=curve, dynamic=[])
     return table
 

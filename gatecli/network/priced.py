@@ -175,7 +175,7 @@ def _at(curve: Curve, share: Tensor) -> Tensor:
     points: Tensor = torch.tensor(curve, dtype=share.dtype, device=share.device)
     x, y = points[:, 0].contiguous(), points[:, 1]
     if len(curve) == 1:
-        return y.expand_as(share)
+        return y[0].expand_as(share)
     right = torch.searchsorted(x, share.detach()).clamp(1, len(curve) - 1)
     left = right - 1
     width = (x[right] - x[left]).clamp(min=1e-9)
