@@ -11,13 +11,13 @@ from claims.claim import Paper, Variant
 from budget.ways import make
 from gatecli.errors import SettingError
 
-__all__ = ["BLOCK", "LRS", "PARTS", "SHARES", "SOURCE", "Way", "parts", "point_of", "ways_of"]
+__all__ = ["BLOCKS", "LRS", "PARTS", "SHARES", "SOURCE", "Way", "parts", "point_of", "ways_of"]
 
 SHARES = (0.5, 0.35)
 LRS = (0.1, 0.03, 0.01)  # the same for every way; val says which
 TUNING, CUT = 18, 12  # epochs behind the source's, and those of them in which it is cut
 TRAIN = {"batch_size": 64, "schedule": "cosine", "weight_decay": 5e-4}
-BLOCK = 16  # channels that ONNX Runtime computes at a time: as much for fewer, far more for others
+BLOCKS = (16, 8, 4)  # channels that ONNX Runtime is quick with multiples of
 GATES: dict[str, Any] = {"method": "ind-perbatch"}
 SOURCE = "the source, as many epochs more"
 
@@ -47,11 +47,17 @@ def gates(label: str, kinds: Sequence[str], price: str = "", goal: str = "macs")
 
 
 def others(goal: str, round_to: int = 0) -> list[Way]:
-    """What gatecli is compared with, with channels in multiples of `round_to`."""
-    more = {"round_to": round_to} if round_to else {}
-    outside = {"way": "torch-pruning", **more}
+    """What gatecli is compared with.
+
+    Args:
+        goal: Of what the budget is.
+        round_to: In multiples of what Torch-Pruning keeps channels; a narrower network is the one
+            of BLOCKS that has most MACs. 0: of one.
+    """
+    outside = {"way": "torch-pruning", **({"round_to": round_to} if round_to else {})}
+    scratch = {"way": "scratch", **({"round_to": list(BLOCKS)} if round_to else {})}
     return [
-        Way(label="from scratch, narrower", settings={"way": "scratch", **more}, goal=goal),
+        Way(label="from scratch, narrower", settings=scratch, goal=goal),
         Way(
             label="Torch-Pruning, magnitude",
             settings={**outside, "importance": "magnitude"},
@@ -61,19 +67,23 @@ def others(goal: str, round_to: int = 0) -> list[Way]:
     ]
 
 
-CONVOLUTIONAL = [
+BY_MACS = [
     *others("macs"),
     gates("blocks", ["block"]),
     gates("filters", ["filter"]),
     gates("blocks, priced by MACs", ["block"], "macs"),
     gates("filters, priced by MACs", ["filter"], "macs"),
     gates("blocks and filters, priced by MACs", ["block", "filter"], "macs"),
-    *others("ms", BLOCK),
+]
+BY_MS = [
     gates("blocks, priced by ms", ["block"], "ms", "ms"),
     gates("blocks and filters, priced by ms", ["block", "filter"], "ms", "ms"),
 ]
+PLAIN = [*BY_MACS, *others("ms", round_to=4), *BY_MS]  # with 16 its first stage could not shrink
 INVERTED = [
-    *CONVOLUTIONAL,
+    *BY_MACS,
+    *others("ms", round_to=16),
+    *BY_MS,
     gates("blocks and hidden units, priced by MACs", ["block", "hidden"], "macs"),
     gates("blocks and hidden units, priced by ms", ["block", "hidden"], "ms", "ms"),
 ]
@@ -121,7 +131,7 @@ SUBJECTS = {
         narrow="budget.networks:resnet20",
         epochs=40,
         lr=0.1,
-        ways=CONVOLUTIONAL,
+        ways=PLAIN,
     ),
     "mobilenet": Subject(
         title="MobileNetV2",

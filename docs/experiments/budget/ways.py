@@ -16,6 +16,7 @@ from typing import Any
 
 from claims.measures import simple
 from claims.training import Run, Trained, plain
+from torch import nn
 
 import gatecli
 from budget.cost import REPEATS, RUNTIME, Budget, macs_of, milliseconds_of
@@ -75,8 +76,7 @@ def as_it_is(run: Run, budget: Budget) -> Trained:
 
 def from_scratch(run: Run, budget: Budget) -> Trained:
     """A narrower network of the same price, from random weights, for all epochs in one."""
-    args = _widest(run, budget)
-    network = run.problem.network(run.settings["narrow"], run.seed, args)
+    network = run.problem.network(run.settings["narrow"], run.seed, _largest(run, budget))
     return plain(network, run.problem, run.options(run.epochs))
 
 
@@ -145,17 +145,29 @@ def _priced(run: Run, network: Network) -> tuple[Network, LatencyTable]:
     return network, table
 
 
-def _widest(run: Run, budget: Budget) -> dict[str, Any]:
-    """What builds the widest network within the budget, in hundredths of the source's width."""
-    args = {key: run.settings[key] for key in ("round_to",) if key in run.settings}
-    more = {**args, "num_classes": budget.source.num_classes}
-    low, high = 1, 100
+def _largest(run: Run, budget: Budget) -> dict[str, Any]:
+    """What builds the network with most MACs within the budget, or else the narrowest of all."""
+    ways = [{"round_to": each} for each in run.settings.get("round_to", ())] or [{}]
+    found = [args for each in ways if (args := _widest(run, budget, each))]
+    size = budget.source.input.size
+    narrowest = {**ways[-1], "width": 0.01}
+    return max(found, key=lambda args: macs_of(_narrow(run, budget, args), size), default=narrowest)
+
+
+def _widest(run: Run, budget: Budget, args: Mapping[str, int]) -> dict[str, Any]:
+    """The widest network within the budget, in hundredths of the source's width; {}: none."""
+    low, high = 0, 100
     while high - low > 1:
         middle = (low + high) // 2
-        narrow = build(run.settings["narrow"], {**more, "width": middle / 100})
-        fits = budget.share_of(narrow) <= budget.share
+        fits = (
+            budget.share_of(_narrow(run, budget, {**args, "width": middle / 100})) <= budget.share
+        )
         low, high = (middle, high) if fits else (low, middle)
-    return {**args, "width": low / 100}
+    return {**args, "width": low / 100} if low else {}
+
+
+def _narrow(run: Run, budget: Budget, args: Mapping[str, Any]) -> nn.Module:
+    return build(run.settings["narrow"], {**args, "num_classes": budget.source.num_classes})
 
 
 def _phases(run: Run) -> tuple[int, int]:
