@@ -16,8 +16,8 @@ from gatecli.stages.variants import Variants
 __all__ = ["GRAINS", "Tried", "alike", "best", "tried"]
 
 GRAINS = (1, 4, 8, 16)
-GAIN = 0.95  # of the time: what multiples have to take at most, to be asked for
-SAME = 1.05  # times as long is as long, by a clock
+GAIN = 0.95  # multiples that take more than this share of the time are not worth it
+SAME = 1.05  # what takes less than so many times as long takes as long, by a clock
 Tried = tuple[int, dict[str, int]]  # a grain, and how many units run there, by site
 
 
