@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from clockless import installed
 from commandline import SIDE, call, edit, run, save_npz, save_source
 from torch import Tensor, nn
 
@@ -18,9 +19,8 @@ import gatecli
 from gatecli.calibration.gates.grains import filled
 from gatecli.network import Network
 from gatecli.network.price import Milliseconds
-from gatecli.runtimes import registry
 from gatecli.runtimes.base import Order, Prepared, Runtime
-from gatecli.stages import grains, timing
+from gatecli.stages import grains
 from gatecli.stages.price import How, price
 from gatecli.traced.latency import LatencyTable
 
@@ -79,8 +79,7 @@ class Blocks(Runtime):
 @pytest.fixture
 def blocks(monkeypatch: pytest.MonkeyPatch) -> Blocks:
     runtime = Blocks()
-    monkeypatch.setitem(registry._RUNTIMES, "blocks", runtime)
-    monkeypatch.setattr(timing, "milliseconds", lambda call, feed: call(feed))
+    installed(runtime, monkeypatch)
     return runtime
 
 

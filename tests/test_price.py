@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from clockless import installed
 from commandline import SIDE, call, contents, edit, refused, run, save_npz, save_source
 from networks import CASES
 from torch import Tensor, nn
@@ -22,10 +23,9 @@ from gatecli.gates.observe import observe
 from gatecli.network import Network
 from gatecli.network.costs import CostMeter, gate_macs
 from gatecli.network.price import Milliseconds, running
-from gatecli.runtimes import registry
 from gatecli.runtimes.base import Order, Prepared, Runtime
 from gatecli.stages import price as pricing
-from gatecli.stages import price_jointly, timing
+from gatecli.stages import price_jointly
 from gatecli.stages.price import How, known_table
 from gatecli.stages.prune import How as Plan
 from gatecli.stages.prune import prune_by
@@ -79,8 +79,7 @@ class Paper(Runtime):
 @pytest.fixture
 def paper(monkeypatch: pytest.MonkeyPatch) -> Paper:
     runtime = Paper()
-    monkeypatch.setitem(registry._RUNTIMES, "paper", runtime)
-    monkeypatch.setattr(timing, "milliseconds", lambda call, feed: call(feed))
+    installed(runtime, monkeypatch)
     return runtime
 
 

@@ -8,7 +8,6 @@ that can save more, what these have left: what lies in something closed counts o
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -16,13 +15,11 @@ from typing import ClassVar
 
 from gatecli.network.costs import Part, Rates, closed_at, expected_macs, total
 from gatecli.network.network import Network
-from gatecli.traced.latency import LatencyTable, SiteTimes, cheapest, curve_at
+from gatecli.traced.latency import LatencyTable, SiteTimes, cheapest, curve_at, in_grains
 from gatecli.traced.site import Saving
 from gatecli.traced.traced import Traced
 
 __all__ = ["Macs", "Milliseconds", "Price", "overlaps", "running", "times_of"]
-
-ROUNDING = 1e-6  # of a unit
 
 
 class Price(ABC):
@@ -119,7 +116,7 @@ class Milliseconds(Price):
         if grain == 1 or site not in network.sites:
             return share
         units = network.sites[site].units
-        return min(1.0, math.ceil(share * units / grain - ROUNDING) * grain / units)
+        return in_grains(share * units, grain, units) / units
 
     def _cheapest(self, site: str) -> float:
         return cheapest(times_of(self.table.sites[site])) if site in self.table.sites else 0.0

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gatecli.network import Network
-from gatecli.stages.variants import Variants
+from gatecli.stages.variants import Variants, by_kind
+from gatecli.traced.latency import in_grains
 
 __all__ = ["GRAINS", "Tried", "alike", "best", "tried"]
 
@@ -23,11 +24,9 @@ Tried = tuple[int, dict[str, int]]  # a grain, and how many units run there, by 
 
 def alike(variants: Variants) -> list[list[str]]:
     """Sites, by kind, of which some units may go for good and others stay, in several numbers."""
-    found: dict[str, list[str]] = {}
-    for site in variants.sites:
-        if site not in variants.dependent and variants.in_part(site):
-            found.setdefault(variants.network.sites[site].kind, []).append(site)
-    return [sites for sites in found.values() if len(tried(variants.network, sites)) > 1]
+    network, dependent = variants.network, variants.dependent
+    some = [site for site in variants.sites if site not in dependent and variants.in_part(site)]
+    return [sites for sites in by_kind(network, some) if len(tried(network, sites)) > 1]
 
 
 def tried(network: Network, sites: Sequence[str]) -> list[Tried]:
@@ -37,7 +36,7 @@ def tried(network: Network, sites: Sequence[str]) -> list[Tried]:
         running = {}
         for site in sites:
             units = network.sites[site].units
-            running[site] = min(units, _up(units // 2 + 1, grain))
+            running[site] = in_grains(units // 2 + 1, grain, units)
         if not found or running != found[-1][1]:
             found.append((grain, running))
     return found
@@ -56,7 +55,3 @@ def best(grains: Sequence[int], ms: Sequence[float]) -> int:
     if least > GAIN * ms[0]:
         return 1
     return max(grain for grain, each in zip(grains, ms, strict=True) if each <= SAME * least)
-
-
-def _up(count: int, grain: int) -> int:
-    return -(-count // grain) * grain

@@ -15,7 +15,7 @@ from dataclasses import replace
 from gatecli.network import Network
 from gatecli.network.costs import Rates
 from gatecli.network.price import Milliseconds, times_of
-from gatecli.stages.variants import PARTS, Variants
+from gatecli.stages.variants import PARTS, Variants, by_kind
 from gatecli.traced.latency import Curve, LatencyTable
 
 __all__ = ["Running", "alike", "moved", "parts_of_all", "rates_of"]
@@ -26,10 +26,7 @@ ENOUGH = 2  # sites that can differ from their sum
 
 def alike(network: Network, sites: Sequence[str]) -> list[list[str]]:
     """Sites by kind; several of each."""
-    found: dict[str, list[str]] = {}
-    for site in sites:
-        found.setdefault(network.sites[site].kind, []).append(site)
-    return [each for each in found.values() if len(each) >= ENOUGH]
+    return [each for each in by_kind(network, sites) if len(each) >= ENOUGH]
 
 
 def parts_of_all(variants: Variants, sites: Sequence[str]) -> list[dict[str, int]]:

@@ -7,18 +7,27 @@ decide, by thresholds that make them decide alike for all. Exits stay, and nobod
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from gatecli import methods
 from gatecli.errors import SettingError
 from gatecli.gates.exit import Exit
 from gatecli.kinds import registry
 from gatecli.network import Network, surgery
+from gatecli.traced.latency import in_grains
 from gatecli.traced.site import SiteDecision
 
-__all__ = ["PARTS", "Variants"]
+__all__ = ["PARTS", "Variants", "by_kind"]
 
 PARTS = 4  # points of a curve, besides none
+
+
+def by_kind(network: Network, sites: Iterable[str]) -> list[list[str]]:
+    """Sites, those of a kind together."""
+    found: dict[str, list[str]] = {}
+    for site in sites:
+        found.setdefault(network.sites[site].kind, []).append(site)
+    return list(found.values())
 
 
 class Variants:
@@ -61,8 +70,7 @@ class Variants:
         units = self.network.sites[site].units
         if not self.in_part(site):
             return 0
-        grain = self.grains.get(site, 1)
-        return min(units, -(-(units * part // PARTS) // grain) * grain)
+        return in_grains(units * part // PARTS, self.grains.get(site, 1), units)
 
     def static(self, running: Mapping[str, int]) -> Network | None:
         """All decided: of these sites so many units stay, of the others all.

@@ -6,6 +6,7 @@ images. Sites are taken to save independently of each other, which is checked wh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,9 +15,10 @@ from gatecli.errors import CheckpointError
 from gatecli.traced.recipe import Recipe
 from gatecli.traced.strict import checked
 
-__all__ = ["OP", "LatencyTable", "SiteTimes", "cheapest", "curve_at", "recorded_table"]
+__all__ = ["OP", "LatencyTable", "SiteTimes", "cheapest", "curve_at", "in_grains", "recorded_table"]
 
 OP = "price"  # of the step that keeps a table
+ROUNDING = 1e-6  # of a grain
 CHANGES = ("attach", "prune")  # steps behind which a table is of another network
 Curve = list[list[float]]  # [share of units that run, milliseconds], by rising share
 
@@ -85,6 +87,11 @@ def curve_at(curve: Curve, share: float) -> float:
             return _between(before, point, share)
         before = point
     return before[1]
+
+
+def in_grains(count: float, grain: int, units: int) -> int:
+    """So many running units, or their mean, as the next multiple of a grain: of `units` at most."""
+    return min(units, math.ceil(count / grain - ROUNDING) * grain)
 
 
 def cheapest(curve: Curve) -> float:
