@@ -35,7 +35,8 @@ scratch has the source's epochs and these in one. Learning rates are {LRS[0]:g},
 {LRS[2]:g} for every way, in both phases; val chooses for each way and share, at the first seed. \
 By milliseconds, Torch-Pruning keeps multiples of 4 channels in a ResNet-20 and of 16 in a \
 MobileNetV2, and what is narrower from scratch those of 4, 8 and 16 that let it have most MACs: \
-with other numbers {RUNTIME} is up to three times as slow. gatecli finds that by itself. \
+with other numbers {RUNTIME} is far slower ([measured](how-to/milliseconds.md#what-to-expect)). \
+gatecli finds that by itself. \
 Top-1 is on images that nothing was trained on and nothing chosen by.
 
 {{problem}}
